@@ -1,0 +1,257 @@
+"""The contract between API workers, the command line and the manager: messages and their framing.
+
+One unix stream socket in the run directory. Every message is a 4-byte big-endian length and msgpack. Workers keep
+one connection open (`gateway/leases.py`); the command line opens one per command (`call`). The manager's side is
+`manager/server.py`.
+
+A lease, in these messages: `Granted` gives one request the use of an instance. While a worker has requests in flight
+on an instance it may start more there without asking, until a `Drain` names it. When its last one ends it gives all
+its grants back with one `Release`, which says how many, so that a grant that is under way at that moment is not lost.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from llm_api_server.errors import ControlError
+from llm_api_server.types import EngineName, ModelState
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MessageT = TypeVar("MessageT")
+_LENGTH = struct.Struct(">I")
+
+
+class InstanceInfo(msgspec.Struct, frozen=True):
+    """What a worker must know to send requests to an instance.
+
+    `address` is `unix:/path` or an `http(s)://host[:port][/prefix]` URL; `embeddings_address` differs where an engine
+    answers embeddings on a listener of its own. `upstream_model` replaces `model` in the body when it is set.
+    `headers` are sent with every request (a remote's own key).
+    """
+
+    id: str
+    model: str
+    engine: EngineName
+    address: str
+    embeddings_address: str | None = None
+    upstream_model: str | None = None
+    headers: dict[str, str] = {}
+    context_length: int | None = None
+
+
+class ModelStatus(msgspec.Struct):
+    """One configured model as the manager sees it; what `/v1/models`, the admin API and the command line show.
+
+    Times are Unix seconds. `in_flight` counts requests inside the engine, `queued` those waiting for it.
+    """
+
+    id: str
+    state: ModelState
+    engine: EngineName
+    path: str
+    aliases: list[str] = []
+    context_length: int | None = None
+    vision: bool | None = None
+    error: str | None = None
+    retry_at: float | None = None
+    instance: str | None = None
+    pid: int | None = None
+    memory_bytes: int | None = None
+    in_flight: int = 0
+    queued: int = 0
+    preloaded: bool = False
+    last_used: float | None = None
+    loaded_at: float | None = None
+    load_seconds: float | None = None
+
+
+# ── worker or command line → manager ─────────────────────────────────────────────────────────────────────────────
+
+
+class Hello(msgspec.Struct, tag="hello"):
+    """First message of a worker. `in_flight`: its requests per instance id, so that a new manager counts them."""
+
+    pid: int
+    in_flight: dict[str, int] = {}
+
+
+class Acquire(msgspec.Struct, tag="acquire"):
+    """Ask for an instance of `model` (a configured name, aliases resolved). Answered by `Granted` or `Refused`."""
+
+    request: int
+    model: str
+
+
+class Cancel(msgspec.Struct, tag="cancel"):
+    """The request no longer waits. A `Granted` already under way is given back by the worker as usual."""
+
+    request: int
+
+
+class Release(msgspec.Struct, tag="release"):
+    instance: str
+    grants: int
+
+
+class Report(msgspec.Struct, tag="report"):
+    """Requests in flight per instance id, for display; sent at most a few times a second, only when changed."""
+
+    in_flight: dict[str, int]
+
+
+class ListModels(msgspec.Struct, tag="list_models"):
+    request: int
+
+
+class LoadModel(msgspec.Struct, tag="load_model"):
+    """Load and, when `wait`, answer once it is ready or failed; clears a `failed` state's back-off."""
+
+    request: int
+    model: str
+    wait: bool = True
+
+
+class UnloadModel(msgspec.Struct, tag="unload_model"):
+    """Drain, stop and, when `wait`, answer once it is stopped. Requests that wait for it are served after a reload."""
+
+    request: int
+    model: str
+    wait: bool = True
+
+
+class Shutdown(msgspec.Struct, tag="shutdown"):
+    """Stop everything; answered just before the manager exits, when no engine is left."""
+
+    request: int
+
+
+ToManager = Hello | Acquire | Cancel | Release | Report | ListModels | LoadModel | UnloadModel | Shutdown
+
+# ── manager → worker or command line ─────────────────────────────────────────────────────────────────────────────
+
+
+class Granted(msgspec.Struct, tag="granted"):
+    request: int
+    instance: InstanceInfo
+
+
+class Refused(msgspec.Struct, tag="refused"):
+    """Answer to an `Acquire` or a command. `code` is one of `errors.py`; `retry_after` in seconds."""
+
+    request: int
+    code: str
+    message: str
+    retry_after: float | None = None
+    should_retry: bool | None = None
+
+
+class Drain(msgspec.Struct, tag="drain"):
+    """Start nothing more on this instance; what is in flight may finish."""
+
+    instance: str
+
+
+class Models(msgspec.Struct, tag="models"):
+    """All models. Pushed (request 0) to workers on `Hello` and on every change; the answer to commands."""
+
+    models: list[ModelStatus]
+    request: int = 0
+
+
+ToClient = Granted | Refused | Drain | Models
+
+# ── framing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: ToManager | ToClient) -> bytes:
+    """One framed message."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameDecoder(Generic[MessageT]):
+    """Cuts a byte stream into messages of one type. Raises `ControlError` on a message that is too long or wrong."""
+
+    def __init__(self, message_type: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[MessageT] = msgspec.msgpack.Decoder(message_type)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[MessageT]:
+        self._buffer += data
+        messages: list[MessageT] = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_MESSAGE_BYTES:
+                raise ControlError(f"control message of {length} bytes is over the limit")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            try:
+                messages.append(self._decoder.decode(bytes(self._buffer[_LENGTH.size : end])))
+            except msgspec.ValidationError as error:
+                raise ControlError(f"unknown control message: {error}") from error
+            del self._buffer[:end]
+        return messages
+
+
+def to_manager_decoder() -> FrameDecoder[ToManager]:
+    return FrameDecoder(ToManager)
+
+
+def to_client_decoder() -> FrameDecoder[ToClient]:
+    return FrameDecoder(ToClient)
+
+
+# ── the run directory ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RunDir:
+    """Names in the run directory: mode 0700, one per configuration file, short enough for unix socket paths."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the manager for as long as it lives; engines' guards watch it."""
+        return self.path / "manager.lock"
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "manager.sock"
+
+    @property
+    def engines(self) -> Path:
+        """`ID.json` (record for adoption) and `ID.sock` per instance."""
+        return self.path / "engines"
+
+
+def call(
+    run_dir: RunDir, command: ListModels | LoadModel | UnloadModel | Shutdown, *, timeout: float | None
+) -> list[ModelStatus]:
+    """Send one command to a running manager and wait for its answer (for the command line and shutdown hooks).
+
+    Raises `ControlError` when no manager answers within `timeout` seconds or it refuses.
+    """
+    decoder = to_client_decoder()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        try:
+            connection.connect(str(run_dir.socket))
+            connection.sendall(encode(command))
+            while data := connection.recv(65536):
+                for message in decoder.feed(data):
+                    if isinstance(message, Models) and message.request == command.request:
+                        return message.models
+                    if isinstance(message, Refused):
+                        raise ControlError(message.message)
+        except OSError as error:
+            raise ControlError(f"no manager answers at {run_dir.socket}: {error}") from error
+    raise ControlError("the manager closed the connection without an answer")

@@ -1,0 +1,60 @@
+"""What the manager asks of an engine: which process to start for a model, when it is ready, why it failed.
+
+An adapter is pure where it can be (model entry -> arguments, environment, addresses). The code that runs inside an
+engine process imports the standard library and the engine, nothing of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from llm_api_server.config import Config, ModelConfig
+from llm_api_server.types import EngineName
+
+
+class ModelProblem(Exception):
+    """The model cannot be loaded; the message is for the client and says why, without paths of this machine."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the model's own files tell, read without loading it. None: not known."""
+
+    context_length: int | None = None
+    vision: bool | None = None
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A process to start, or none (`argv` empty) for an engine that already runs elsewhere."""
+
+    argv: list[str]
+    address: str
+    env: dict[str, str] = field(default_factory=dict)
+    embeddings_address: str | None = None
+    upstream_model: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One adapter; stateless, built once by the manager with the whole configuration."""
+
+    name: EngineName
+
+    def inspect(self, model: ModelConfig) -> ModelFacts:
+        """Read the model's files. Raises `ModelProblem` when they are missing, broken or unsupported."""
+
+    def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
+        """What to start so that `name` is served on the unix socket `socket`."""
+
+    async def wait_ready(self, plan: LaunchPlan) -> None:
+        """Wait until the instance answers, then warm it up. Raises nothing but `CancelledError` and `ModelProblem`."""
+
+    def explain_failure(self, log_tail: str, exit_code: int | None) -> str:
+        """The engine's real reason from the end of its output, in one or two sentences without paths."""
+
+
+class EngineFactory(Protocol):
+    def __call__(self, config: Config) -> Engine: ...

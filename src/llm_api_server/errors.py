@@ -1,0 +1,174 @@
+"""Every error a client can be answered with, as OpenAI's body, and the one function that renders it.
+
+    ServerError
+    ├── ConfigError                    the configuration cannot be used; all problems at once; exit code 2
+    ├── ControlError                   the manager cannot be reached or refused a command
+    └── ApiError                       has status, type, code, param, message
+        ├── InvalidRequest         400 invalid_request_error
+        │   ├── ContextLengthExceeded  code context_length_exceeded
+        │   └── NotSupported           code not_supported (this model cannot do that)
+        ├── InvalidKey             401 code invalid_api_key
+        ├── PermissionDenied       403 code permission_denied
+        ├── UnknownEndpoint        404 code unknown_url
+        ├── ModelNotFound          404 code model_not_found
+        ├── MethodNotAllowed       405 code method_not_allowed
+        ├── RequestTooLarge        413 code request_too_large
+        ├── EngineError            500 code engine_error
+        ├── ModelLoadFailed        503 code model_load_failed
+        ├── EngineUnavailable      503 code engine_unavailable
+        ├── ShuttingDown           503 code server_shutting_down
+        └── RequestTimeout         504 code timeout
+
+The `code` of an error is stable; its message may change.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class ServerError(Exception):
+    """Root of the tree."""
+
+
+class ConfigError(ServerError):
+    """`problems` are complete sentences for a person, one per problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ControlError(ServerError):
+    """The manager did not answer, or answered that it cannot."""
+
+
+class ApiError(ServerError):
+    """An error that is rendered to a client.
+
+    `retry_after` (seconds) becomes a `Retry-After` header, rounded up. `should_retry=False` becomes
+    `x-should-retry: false`, which the official SDKs honour: waiting does not help.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+
+
+class InvalidRequest(ApiError):
+    status, type = 400, "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class InvalidKey(ApiError):
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+
+class PermissionDenied(ApiError):
+    status, type, code = 403, "invalid_request_error", "permission_denied"
+
+
+class UnknownEndpoint(ApiError):
+    status, type, code = 404, "invalid_request_error", "unknown_url"
+
+
+class ModelNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "model_not_found"
+
+
+class MethodNotAllowed(ApiError):
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class RequestTooLarge(ApiError):
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class EngineError(ApiError):
+    status, code = 500, "engine_error"
+
+
+class NotSupported(InvalidRequest):
+    code = "not_supported"
+
+
+class ModelLoadFailed(ApiError):
+    status, type, code = 503, "service_unavailable_error", "model_load_failed"
+
+
+class EngineUnavailable(ApiError):
+    status, type, code = 503, "service_unavailable_error", "engine_unavailable"
+
+
+class ShuttingDown(ApiError):
+    status, type, code = 503, "service_unavailable_error", "server_shutting_down"
+
+
+class RequestTimeout(ApiError):
+    status, type, code = 504, "timeout_error", "timeout"
+
+
+def error_body(message: str, type_: str, code: str | None = None, param: str | None = None) -> bytes:
+    """OpenAI's error body (openai-openapi `Error`): all four fields, `code` and `param` a string or null."""
+    error: dict[str, Any] = {"message": message, "type": type_, "param": param, "code": code}
+    return msgspec.json.encode({"error": error})
+
+
+#: Anthropic's error types by status (docs.anthropic.com/en/api/errors); anything else is `api_error`.
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_error_body(status: int, message: str) -> bytes:
+    """The error body that `/v1/messages` clients parse."""
+    kind = _ANTHROPIC_TYPES.get(status, "api_error")
+    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
+
+
+def render(error: ApiError, *, anthropic: bool = False) -> bytes:
+    """The JSON body of `error`."""
+    if anthropic:
+        return anthropic_error_body(error.status, error.message)
+    return error_body(error.message, error.type, error.code, error.param)
+
+
+def error_from_code(code: str, message: str, **options: Any) -> ApiError:
+    """The error whose class carries `code`: how an error crosses from the manager to a worker."""
+    return _BY_CODE.get(code, EngineUnavailable)(message, **options)
+
+
+_BY_CODE: dict[str | None, type[ApiError]] = {
+    error.code: error
+    for error in (
+        ContextLengthExceeded, ModelNotFound, EngineError, NotSupported,
+        ModelLoadFailed, EngineUnavailable, ShuttingDown, RequestTimeout,
+    )
+}  # fmt: skip
