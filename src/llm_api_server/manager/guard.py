@@ -1,0 +1,119 @@
+"""Runs one engine as its child and leaves nothing of it behind. A script: standard library only, one small process.
+
+The manager starts it in a session of its own, one per instance, and signals only it. It ends the engine when it is
+told to (SIGTERM), ends what the engine leaves behind when that dies by itself (it is the subreaper of all
+descendants), and ends everything when no manager has held the lock for `--orphan-timeout` seconds. It survives the
+manager, so that the next one can adopt the engine. If it is killed itself, the kernel kills the engine.
+
+Usage: guard.py LOCK ORPHAN_TIMEOUT STOP_TIMEOUT -- COMMAND…       Exit code: the engine's, 128 + n for signal n.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_CHECK_INTERVAL = 2.0
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+#: struct flock: type, whence, start, length, pid.
+_FLOCK = struct.Struct("hhllixxxx")
+
+
+def main(arguments: list[str]) -> int:
+    lock, orphan_timeout, stop_timeout = Path(arguments[0]), float(arguments[1]), float(arguments[2])
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    child = _spawn(libc, arguments[arguments.index("--") + 1 :])
+    code = _watch(child, lock, orphan_timeout, stop_timeout)
+    _end_descendants()
+    return code
+
+
+def _spawn(libc: ctypes.CDLL, command: list[str]) -> int:
+    guard = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != guard:
+        os._exit(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(127)
+
+
+def _watch(child: int, lock: Path, orphan_timeout: float, stop_timeout: float) -> int:
+    """Wait for the engine to end, and end it when asked to or orphaned. Answers its exit code."""
+    managed_at = time.monotonic()
+    kill_at: float | None = None
+    while True:
+        info = signal.sigtimedwait(_SIGNALS, _CHECK_INTERVAL)
+        if (code := _reap(child)) is not None:
+            return code
+        now = time.monotonic()
+        if _is_locked(lock):
+            managed_at = now
+        is_told = info is not None and info.si_signo != signal.SIGCHLD
+        if kill_at is None and (is_told or now - managed_at > orphan_timeout):
+            _signal(child, signal.SIGTERM)
+            kill_at = now + stop_timeout
+        elif kill_at is not None and now >= kill_at:
+            _signal(child, signal.SIGKILL)
+
+
+def _reap(child: int) -> int | None:
+    """Collect all ended descendants; the exit code of `child` once it is among them."""
+    code = None
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            if pid == child:
+                code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code is not None and code < 0 else code
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether a manager lives. Asks for the lock's holder; taking the lock to test it could keep a manager out."""
+    try:
+        with lock.open("r+b") as file:
+            query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, query))[0]
+    except OSError:
+        return False
+    return bool(kind != fcntl.F_UNLCK)
+
+
+def _end_descendants() -> None:
+    """Kill what is left. Orphans of the engine become our children, so this ends when there is none."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for pid in _children():
+                _signal(pid, signal.SIGKILL)
+            os.waitpid(-1, 0)
+
+
+def _children() -> list[int]:
+    text = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+    return [int(pid) for pid in text.split()]
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

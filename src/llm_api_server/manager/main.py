@@ -1,0 +1,126 @@
+"""The manager process: `python -m llm_api_server.manager.main --config FILE`. API workers start it; one runs per
+run directory. It ends on SIGTERM, on a `Shutdown` command, or when no worker has been connected for a while.
+
+Start order: lock, adopt or end old engines, listen, preload. Stop is the reverse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvloop
+from loguru import logger
+
+from llm_api_server import control
+from llm_api_server.config import Config, load_config
+from llm_api_server.control import RunDir
+from llm_api_server.engines.select import engines_by_model
+from llm_api_server.errors import ConfigError
+from llm_api_server.log import setup_logging
+from llm_api_server.manager.manager import Manager
+from llm_api_server.manager.process import ORPHAN_TIMEOUT, LocalLauncher
+from llm_api_server.manager.server import Connection
+
+_FLOCK = struct.Struct("hhllixxxx")
+#: How long a second manager waits for a first one that is just ending.
+_LOCK_TIMEOUT = 60.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 after an orderly end or when another manager already serves, 2 for a bad configuration."""
+    parser = argparse.ArgumentParser(prog="llm-api-server-manager", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    try:
+        config = load_config(parser.parse_args(arguments).config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    run_dir = RunDir(config.ensure_run_dir())
+    with _locked(run_dir) as is_first:
+        if is_first:
+            setup_logging(config, "manager")
+            uvloop.run(_serve(config, run_dir))
+    return 0
+
+
+@contextlib.contextmanager
+def _locked(run_dir: RunDir) -> Iterator[bool]:
+    """Hold the manager's lock; False when another manager holds it and answers."""
+    with run_dir.lock.open("a+b") as file:
+        end = time.monotonic() + _LOCK_TIMEOUT
+        while not _try_lock(file.fileno()):
+            if _answers(run_dir) or time.monotonic() > end:
+                yield False
+                return
+            time.sleep(0.05)
+        yield True
+
+
+def _try_lock(descriptor: int) -> bool:
+    """An open-file-description lock (fcntl(2)): guards can ask for its holder without taking it."""
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _answers(run_dir: RunDir) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        return connection.connect_ex(str(run_dir.socket)) == 0
+
+
+async def _serve(config: Config, run_dir: RunDir) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    run_dir.engines.mkdir(mode=0o700, exist_ok=True)
+    manager = Manager(config, engines_by_model(config), LocalLauncher(run_dir), run_dir, config.log_dir)
+    leaving: list[tuple[Connection, int]] = []
+
+    def on_shutdown(client: Connection, request: int) -> None:
+        leaving.append((client, request))
+        stop.set()
+
+    run_dir.socket.unlink(missing_ok=True)
+    await manager.start()
+    server = await loop.create_unix_server(lambda: Connection(manager, on_shutdown), str(run_dir.socket))
+    logger.info("manager ready (pid {}), {} models configured", os.getpid(), len(config.models.available))
+    await _wait_for_end(manager, stop)
+    run_dir.socket.unlink(missing_ok=True)
+    server.close()
+    await manager.close()
+    for client, request in leaving:
+        client.send(control.Models(manager.statuses(), request))
+    logger.info("manager stopped")
+
+
+async def _wait_for_end(manager: Manager, stop: asyncio.Event) -> None:
+    """Until told to stop, or nobody has been there for `ORPHAN_TIMEOUT` seconds."""
+    alone_since = time.monotonic()
+    while not stop.is_set():
+        if manager.has_workers:
+            alone_since = time.monotonic()
+        elif time.monotonic() - alone_since > ORPHAN_TIMEOUT:
+            logger.info("no API worker for {:.0f} s: stopping", ORPHAN_TIMEOUT)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await stop.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

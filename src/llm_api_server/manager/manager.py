@@ -1,0 +1,509 @@
+"""Carries out what the scheduler decides: runs instances, answers workers and commands. One loop, the single writer.
+
+`server.py` calls the methods that take a `Client`; each instance has one task (`_run`) from its start to its end,
+and that task alone reports the end to the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+from uuid import uuid4
+
+from loguru import logger
+
+from llm_api_server.config import Config, ModelConfig
+from llm_api_server.control import (
+    Drain,
+    Granted,
+    InstanceInfo,
+    Models,
+    ModelStatus,
+    Refused,
+    RunDir,
+    ToClient,
+)
+from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem
+from llm_api_server.manager import scheduler as decide
+from llm_api_server.manager.process import STOP_TIMEOUT, Launcher, NoProcess, Process
+from llm_api_server.manager.records import Record, Records, fingerprint, tail
+from llm_api_server.types import EngineName, ModelState
+
+#: Seconds between two pushes of counters that changed; a change of state is pushed at once.
+_COUNTER_INTERVAL = 0.25
+
+
+class Client(Protocol):
+    """A connected worker or command line."""
+
+    is_worker: bool
+    #: Leases it holds per instance, and what it says is in flight there.
+    grants: dict[str, int]
+    in_flight: dict[str, int]
+
+    def send(self, message: ToClient) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Whom to answer when the scheduler grants, refuses or is done."""
+
+    client: Client
+    request: int
+    model: str
+
+
+@dataclass
+class _Running:
+    """One instance. `info` is set once its plan is made, `process` once it is started."""
+
+    id: str
+    model: str
+    started_at: float
+    process: Process | None = None
+    info: InstanceInfo | None = None
+    ready_at: float | None = None
+    load_seconds: float | None = None
+    memory_bytes: int | None = None
+    log: Path | None = None
+    log_offset: int = 0
+    is_stopping: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Manager:
+    """Built by `main.run` with everything it needs; `start` begins, `close` ends with no engine left."""
+
+    def __init__(
+        self,
+        config: Config,
+        engines: Mapping[str, tuple[Engine, ModelConfig]],
+        launcher: Launcher,
+        run_dir: RunDir,
+        log_dir: Path,
+    ) -> None:
+        """`engines` maps each configured model to its adapter and its entry with the path resolved."""
+        self._config = config
+        self._engines = engines
+        self._launcher = launcher
+        self._run_dir = run_dir
+        self._log_dir = log_dir
+        self._records = Records(run_dir.engines)
+        self._facts: dict[str, ModelFacts] = {}
+        self._running: dict[str, _Running] = {}
+        self._last_used: dict[str, float] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._waiter_ids = count(1)
+        self._clients: set[Client] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._push: asyncio.TimerHandle | None = None
+        self._pushed_states: list[tuple[str, ModelState, str | None]] = []
+        self._scheduler = _make_scheduler(config, engines)
+        self._inspection: asyncio.Task[None] | None = None
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Adopt what an earlier manager left, end what does not fit, begin to preload."""
+        for record in self._records.read_all():
+            await self._adopt_or_end(record)
+        self._inspection = asyncio.create_task(self._inspect_all())
+        self._carry_out(self._scheduler.preload(_now()))
+
+    async def close(self) -> None:
+        """Refuse who waits, stop every engine and wait until they are gone."""
+        if self._inspection is not None:
+            self._inspection.cancel()
+        self._carry_out(self._scheduler.shut_down())
+        tasks = [running.task for running in self._running.values() if running.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        for handle in (self._timer, self._push):
+            if handle is not None:
+                handle.cancel()
+
+    async def _adopt_or_end(self, record: Record) -> None:
+        process = self._launcher.adopt(record)
+        model = record.info.model
+        entry = self._engines.get(model)
+        is_wanted = entry is not None and record.fingerprint == fingerprint(self._config, entry[1])
+        if process is None:
+            self._records.remove(record.info.id)
+        elif is_wanted and record.load_seconds is not None and self._scheduler.models[model].instance is None:
+            running = _Running(record.info.id, model, record.started_at, process, record.info)
+            running.ready_at, running.load_seconds = time.time(), record.load_seconds
+            running.log = self._log_path(model)
+            running.log_offset = _size(running.log)
+            self._running[running.id] = running
+            self._scheduler.adopt(running.id, model, _now())
+            running.task = asyncio.create_task(self._run(running))
+            logger.info("adopted model {} (instance {}, pid {})", model, running.id, process.pid)
+        else:
+            logger.info("ending instance {} of {}, left by an earlier manager", record.info.id, model)
+            await _end(process)
+            self._records.remove(record.info.id)
+
+    async def _inspect_all(self) -> None:
+        """Read every model's files once, so that `/v1/models` can tell context and problems before any load."""
+        for name, (engine, entry) in self._engines.items():
+            try:
+                self._facts[name] = await asyncio.to_thread(engine.inspect, entry)
+            except ModelProblem as problem:
+                logger.warning("model {} cannot be loaded: {}", name, problem)
+                self._scheduler.mark_failed(name, str(problem), _now())
+        self._changed()
+
+    # ── what clients ask ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_workers(self) -> bool:
+        return any(client.is_worker for client in self._clients)
+
+    def connected(self, client: Client) -> None:
+        self._clients.add(client)
+
+    def hello(self, client: Client, in_flight: dict[str, int]) -> None:
+        """A worker is here. What it has in flight counts as one grant per instance, given back with its last one."""
+        client.is_worker = True
+        client.in_flight = in_flight
+        for instance in in_flight:
+            if instance in self._running:
+                client.grants[instance] = 1
+                self._scheduler.restore(instance, 1)
+        client.send(Models(self.statuses()))
+
+    def disconnected(self, client: Client) -> None:
+        """Its requests are gone with it: nobody waits, nothing is in flight."""
+        self._clients.discard(client)
+        for waiter, waiting in list(self._waiting.items()):
+            if waiting.client is client:
+                del self._waiting[waiter]
+                self._carry_out(self._scheduler.cancel(waiter, waiting.model, _now()))
+        for instance, grants in client.grants.items():
+            self._carry_out(self._scheduler.release(instance, grants, _now()))
+
+    def acquire(self, client: Client, request: int, model: str) -> None:
+        if waiter := self._add_waiter(client, request, model):
+            self._last_used[model] = time.time()
+            self._carry_out(self._scheduler.acquire(waiter, model, _now()))
+
+    def cancel(self, client: Client, request: int) -> None:
+        for waiter, waiting in self._waiting.items():
+            if waiting.client is client and waiting.request == request:
+                del self._waiting[waiter]
+                self._carry_out(self._scheduler.cancel(waiter, waiting.model, _now()))
+                return
+
+    def release(self, client: Client, instance: str, grants: int) -> None:
+        held = client.grants.get(instance, 0)
+        client.grants[instance] = held - min(held, grants)
+        if client.grants[instance] == 0:
+            del client.grants[instance]
+            client.in_flight.pop(instance, None)
+        if running := self._running.get(instance):
+            self._last_used[running.model] = time.time()
+        self._carry_out(self._scheduler.release(instance, min(held, grants), _now()))
+
+    def report(self, client: Client, in_flight: dict[str, int]) -> None:
+        client.in_flight = in_flight
+        self._changed()
+
+    def load(self, client: Client, request: int, model: str, *, wait: bool) -> None:
+        self._command(client, request, model, self._scheduler.load, wait=wait)
+
+    def unload(self, client: Client, request: int, model: str, *, wait: bool) -> None:
+        self._command(client, request, model, self._scheduler.unload, wait=wait)
+
+    async def list_models(self, client: Client, request: int) -> None:
+        """Answer with memory measured now (which takes milliseconds per process, so in a thread)."""
+        for running in list(self._running.values()):
+            if running.process is not None:
+                running.memory_bytes = await asyncio.to_thread(running.process.memory_bytes)
+        client.send(Models(self.statuses(), request))
+
+    def _command(self, client: Client, request: int, model: str, verb: _Verb, *, wait: bool) -> None:
+        if waiter := self._add_waiter(client, request, model):
+            if not wait:
+                del self._waiting[waiter]
+            self._carry_out(verb(waiter, model, _now()))
+            if not wait:
+                client.send(Models(self.statuses(), request))
+
+    def _add_waiter(self, client: Client, request: int, model: str) -> int | None:
+        if model not in self._scheduler.models:
+            client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
+            return None
+        waiter = next(self._waiter_ids)
+        self._waiting[waiter] = _Waiting(client, request, model)
+        return waiter
+
+    # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _carry_out(self, decisions: list[decide.Decision]) -> None:
+        for decision in decisions:
+            match decision:
+                case decide.Start(instance, model):
+                    running = self._running[instance] = _Running(instance, model, time.time())
+                    running.task = asyncio.create_task(self._run(running))
+                case decide.Drain(instance):
+                    for client in self._clients:
+                        if instance in client.grants:
+                            client.send(Drain(instance))
+                case decide.Stop(instance):
+                    self._stop(self._running[instance])
+                case decide.Grant(waiter, instance):
+                    self._grant(waiter, self._running[instance])
+                case decide.Done(waiter):
+                    if waiting := self._waiting.pop(waiter, None):
+                        waiting.client.send(Models(self.statuses(), waiting.request))
+                case decide.Refuse(waiter, code, message, retry_after):
+                    if waiting := self._waiting.pop(waiter, None):
+                        should_retry = False if code == "model_load_failed" else None
+                        waiting.client.send(Refused(waiting.request, code, message, retry_after, should_retry))
+        self._changed()
+        self._set_timer()
+
+    def _grant(self, waiter: int, running: _Running) -> None:
+        waiting = self._waiting.pop(waiter)
+        grants = waiting.client.grants
+        grants[running.id] = grants.get(running.id, 0) + 1
+        assert running.info is not None  # noqa: S101 - an instance is ready only after its plan was made
+        waiting.client.send(Granted(waiting.request, running.info))
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self._scheduler.next_tick(_now())
+        if at is not None:
+            self._timer = asyncio.get_running_loop().call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._carry_out(self._scheduler.tick(_now()))
+
+    # ── instances ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _stop(self, running: _Running) -> None:
+        running.is_stopping = True
+        if running.process is None:
+            if running.task is not None:
+                running.task.cancel()
+            return
+        running.process.terminate()
+        asyncio.get_running_loop().call_later(STOP_TIMEOUT + 5, running.process.kill)
+
+    async def _run(self, running: _Running) -> None:
+        """The life of one instance: load it, serve, and when it is over say so, whatever the way."""
+        reason = ""
+        try:
+            reason = await self._load_and_watch(running)
+        except ModelProblem as problem:
+            reason = str(problem)
+        except asyncio.CancelledError:
+            if not running.is_stopping:
+                raise
+        except Exception:
+            logger.exception("instance {} of {} failed inside the manager", running.id, running.model)
+            reason = "internal error in the manager; see its log"
+        if running.process is not None:
+            await _end(running.process)
+        self._records.remove(running.id)
+        del self._running[running.id]
+        for client in self._clients:
+            client.grants.pop(running.id, None)
+        if running.is_stopping:
+            logger.info("model {} unloaded", running.model)
+            self._carry_out(self._scheduler.on_stopped(running.id, _now()))
+        else:
+            logger.error("model {} failed: {}", running.model, reason)
+            self._carry_out(self._scheduler.on_exited(running.id, reason, _now()))
+
+    async def _load_and_watch(self, running: _Running) -> str:
+        """Answers why it ended. Raises `ModelProblem` when it never got ready."""
+        engine, entry = self._engines[running.model]
+        if running.ready_at is None:
+            timeout = self._config.models.load_timeout
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._load(running, engine, entry)
+            except TimeoutError:
+                raise ModelProblem(f"loading took longer than models.load_timeout ({timeout:g} s)") from None
+            if running.is_stopping:
+                return ""
+            self._carry_out(self._scheduler.on_ready(running.id, _now()))
+        assert running.process is not None  # noqa: S101 - `_load` set it
+        code = await running.process.wait()
+        return engine.explain_failure(tail(running.log, running.log_offset), code)
+
+    async def _load(self, running: _Running, engine: Engine, entry: ModelConfig) -> None:
+        """Start the process and wait until it is ready. Raises `ModelProblem` with the engine's reason."""
+        logger.info("loading model {} with {}", running.model, engine.name)
+        self._facts[running.model] = await asyncio.to_thread(engine.inspect, entry)
+        plan = engine.plan(running.model, entry, self._run_dir.engines / f"{running.id}.sock")
+        running.info = _info(running, engine.name, plan, self._facts[running.model])
+        if plan.argv:
+            running.log = self._log_path(running.model)
+            running.log_offset = _size(running.log)
+            try:
+                running.process = self._launcher.start(plan, running.log)
+            except OSError as error:
+                raise ModelProblem(f"the engine cannot be started: {error.strerror}") from error
+            self._record(running, entry)
+            await _ready_or_ended(running, engine, plan)
+        else:
+            running.process = NoProcess()
+        running.ready_at = time.time()
+        running.load_seconds = running.ready_at - running.started_at
+        if plan.argv:
+            self._record(running, entry)
+        logger.info("model {} ready after {:.1f} s", running.model, running.load_seconds)
+
+    def _record(self, running: _Running, entry: ModelConfig) -> None:
+        assert running.process is not None  # noqa: S101 - called after the start
+        assert running.info is not None  # noqa: S101 - likewise
+        self._records.write(
+            Record(
+                running.process.pid,
+                running.process.start_time,
+                fingerprint(self._config, entry),
+                running.info,
+                running.started_at,
+                running.load_seconds,
+            )
+        )
+
+    def _log_path(self, model: str) -> Path:
+        return self._log_dir / "engines" / f"{model.replace('/', '_')}.log"
+
+    # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def statuses(self) -> list[ModelStatus]:
+        return [self._status(name, entry, engine.name) for name, (engine, entry) in self._engines.items()]
+
+    def _status(self, name: str, entry: ModelConfig, engine: EngineName) -> ModelStatus:
+        model = self._scheduler.models[name]
+        facts = self._facts.get(name, ModelFacts())
+        failed = model.failure if model.state is ModelState.FAILED else None
+        running = self._running.get(model.instance.id) if model.instance else None
+        status = ModelStatus(
+            id=name,
+            state=model.state,
+            engine=engine,
+            path=self._config.models.available[name].path,
+            aliases=list(entry.aliases),
+            context_length=facts.context_length,
+            vision=facts.vision,
+            error=failed.reason if failed else None,
+            retry_at=time.time() + failed.retry_at - _now() if failed else None,
+            queued=sum(waiter.gets_grant for waiter in model.waiters.values()),
+            preloaded=model.preload,
+            last_used=self._last_used.get(name),
+        )
+        if running is not None:
+            status.instance = running.id
+            status.pid = running.process.pid or None if running.process else None
+            status.memory_bytes = running.memory_bytes
+            status.in_flight = self._in_flight(running.id)
+            status.loaded_at = running.ready_at
+            status.load_seconds = running.load_seconds
+        return status
+
+    def _in_flight(self, instance: str) -> int:
+        """What the workers report; a lease whose report is still to come counts as one."""
+        return sum(
+            max(client.in_flight.get(instance, 0), min(1, client.grants.get(instance, 0))) for client in self._clients
+        )
+
+    def _changed(self) -> None:
+        """Tell the workers: at once when a state changed, else a few times a second."""
+        states = [
+            (name, model.state, model.failure.reason if model.failure else None)
+            for name, model in self._scheduler.models.items()
+        ]
+        if states != self._pushed_states:
+            self._pushed_states = states
+            self._push_now()
+        elif self._push is None:
+            self._push = asyncio.get_running_loop().call_later(_COUNTER_INTERVAL, self._push_now)
+
+    def _push_now(self) -> None:
+        if self._push is not None:
+            self._push.cancel()
+            self._push = None
+        message = Models(self.statuses())
+        for client in self._clients:
+            if client.is_worker:
+                client.send(message)
+
+
+class _Verb(Protocol):
+    def __call__(self, waiter: int, name: str, now: float) -> list[decide.Decision]: ...
+
+
+def _make_scheduler(config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]]) -> decide.Scheduler:
+    policy = decide.Policy(config.models.max_loaded, config.models.min_loaded_time, config.models.max_wait_time)
+    models = []
+    for name, (engine, entry) in engines.items():
+        is_preloaded = name in config.models.preload
+        timeout = 0.0 if is_preloaded else config.models.unload_timeout
+        if entry.unload_timeout is not None:
+            timeout = entry.unload_timeout
+        models.append(decide.Model(name, timeout, is_preloaded, takes_place=engine.name != "remote"))
+    return decide.Scheduler(policy, models, lambda: uuid4().hex[:12])
+
+
+async def _ready_or_ended(running: _Running, engine: Engine, plan: LaunchPlan) -> None:
+    """Wait for the first of both. Raises `ModelProblem` when the process ended before it was ready."""
+    assert running.process is not None  # noqa: S101 - called after the start
+    ready = asyncio.create_task(engine.wait_ready(plan))
+    ended = asyncio.create_task(running.process.wait())
+    try:
+        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            raise ModelProblem(engine.explain_failure(tail(running.log, running.log_offset), ended.result()))
+        ready.result()
+    finally:
+        ready.cancel()
+        ended.cancel()
+
+
+async def _end(process: Process) -> None:
+    """Returns when the process is gone; asks first, then kills."""
+    process.terminate()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT + 5):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _info(running: _Running, engine: EngineName, plan: LaunchPlan, facts: ModelFacts) -> InstanceInfo:
+    return InstanceInfo(
+        id=running.id,
+        model=running.model,
+        engine=engine,
+        address=plan.address,
+        embeddings_address=plan.embeddings_address,
+        upstream_model=plan.upstream_model,
+        headers=plan.headers,
+        context_length=facts.context_length,
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _now() -> float:
+    """The loop's own clock: it does not jump, and timers use it."""
+    return asyncio.get_running_loop().time()

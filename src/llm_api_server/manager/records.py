@@ -1,0 +1,84 @@
+"""What an instance leaves on disk: the record by which the next manager finds it, and its log. Used by the manager."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from llm_api_server import __version__
+from llm_api_server.config import Config, ModelConfig
+from llm_api_server.control import InstanceInfo
+
+_TAIL_BYTES = 64 * 1024
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Enough to adopt an instance. `start_time` (clock ticks since boot) tells its process from a later one with the
+    same pid; `fingerprint` stands for the entry it was started from: after a change of that it is not adopted.
+    `load_seconds` is None until it is ready.
+    """
+
+    pid: int
+    start_time: int
+    fingerprint: str
+    info: InstanceInfo
+    started_at: float
+    load_seconds: float | None = None
+
+
+class Records:
+    """The folder `engines` of the run directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, record: Record) -> None:
+        """Replaces the record atomically. Mode 0600: a remote's headers may be in it."""
+        final = self._folder / f"{record.info.id}.json"
+        temporary = final.with_suffix(".tmp")
+        with open(temporary, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
+            file.write(msgspec.json.encode(record))
+        temporary.replace(final)
+
+    def read_all(self) -> list[Record]:
+        """All that can be read; what cannot is removed."""
+        records = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                records.append(msgspec.json.decode(path.read_bytes(), type=Record))
+            except (OSError, msgspec.DecodeError):
+                path.unlink(missing_ok=True)
+        return records
+
+    def remove(self, instance: str) -> None:
+        """Record and sockets; harmless when they are gone."""
+        with contextlib.suppress(OSError):
+            for path in self._folder.glob(f"{instance}*"):
+                path.unlink(missing_ok=True)
+
+
+def fingerprint(config: Config, model: ModelConfig) -> str:
+    """Changes with anything that an engine is started from."""
+    parts = (__version__, model.model_dump_json(), config.inference.model_dump_json(), config.engines.model_dump_json())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def tail(log: Path | None, offset: int) -> str:
+    """The end of what was logged since `offset`."""
+    if log is None:
+        return ""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(min(offset, end), end - _TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,77 @@
+"""The manager's end of the control socket: connections in, calls of `Manager` out. On the manager's one loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+from llm_api_server import control
+from llm_api_server.errors import ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_api_server.manager.manager import Manager
+
+
+class Connection(asyncio.Protocol):
+    """One worker or command line. Only our own user can connect: the run directory is 0700."""
+
+    def __init__(self, manager: Manager, on_shutdown: Callable[[Connection, int], None]) -> None:
+        self.is_worker = False
+        self.grants: dict[str, int] = {}
+        self.in_flight: dict[str, int] = {}
+        self._manager = manager
+        self._on_shutdown = on_shutdown
+        self._decoder = control.to_manager_decoder()
+        self._transport: asyncio.Transport | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream server makes no other
+        self._transport = transport
+        self._manager.connected(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._manager.disconnected(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                self._handle(message)
+        except ControlError as error:
+            logger.error("control connection closed: {}", error)
+            self.close()
+
+    def send(self, message: control.ToClient) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(control.encode(message))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _handle(self, message: control.ToManager) -> None:
+        match message:
+            case control.Acquire(request, model):
+                self._manager.acquire(self, request, model)
+            case control.Release(instance, grants):
+                self._manager.release(self, instance, grants)
+            case control.Report(in_flight):
+                self._manager.report(self, in_flight)
+            case control.Cancel(request):
+                self._manager.cancel(self, request)
+            case control.Hello(_, in_flight):
+                self._manager.hello(self, in_flight)
+            case control.LoadModel(request, model, wait):
+                self._manager.load(self, request, model, wait=wait)
+            case control.UnloadModel(request, model, wait):
+                self._manager.unload(self, request, model, wait=wait)
+            case control.ListModels(request):
+                task = asyncio.create_task(self._manager.list_models(self, request))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case control.Shutdown(request):
+                self._on_shutdown(self, request)

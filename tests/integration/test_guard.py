@@ -1,0 +1,148 @@
+"""The guard, with real processes: an engine ends when it should and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llm_api_server.manager import guard
+
+GUARD = Path(guard.__file__)
+OBEYS = "import signal; print('up', flush=True); signal.pause()"
+IGNORES = "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
+LEAVES_A_CHILD = (
+    "import os, signal, sys\n"
+    "if os.fork() == 0:\n"
+    "    os.setsid(); print(os.getpid(), flush=True)\n"
+    "    while True: signal.pause()\n"
+    "signal.pause()"
+)
+Spawn = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Iterator[Path]:
+    """A lock that is held, as by a manager that lives."""
+    path = tmp_path / "manager.lock"
+    with path.open("w+b") as file:
+        request = struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
+        yield path
+
+
+@pytest.fixture
+def spawn(lock: Path) -> Iterator[Spawn]:
+    guards: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *, lock: Path = lock, orphan_timeout: float = 60, stop_timeout: float = 60) -> object:
+        command = [sys.executable, "-I", "-S", str(GUARD), str(lock), str(orphan_timeout), str(stop_timeout)]
+        child = subprocess.Popen(
+            [*command, "--", sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        guards.append(child)
+        return child
+
+    yield start  # type: ignore[misc]
+    for child in guards:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def first_line(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def engine_of(child: subprocess.Popen[str]) -> int:
+    return int(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pid: int) -> None:
+    while is_alive(pid):
+        time.sleep(0.01)
+
+
+def test_exit_code_is_the_engines(spawn: Spawn) -> None:
+    assert spawn("raise SystemExit(7)").wait() == 7
+
+
+def test_death_by_signal_is_128_and_its_number(spawn: Spawn) -> None:
+    assert spawn("import os; os.kill(os.getpid(), 9)").wait() == 137
+
+
+def test_a_command_that_cannot_start_says_so(lock: Path) -> None:
+    command = [sys.executable, "-I", "-S", str(GUARD), str(lock), "60", "60", "--", "/does/not/exist"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 127
+    assert "cannot start /does/not/exist" in result.stderr
+
+
+def test_sigterm_reaches_the_engine(spawn: Spawn) -> None:
+    child = spawn(OBEYS)
+    assert first_line(child) == "up"
+    engine = engine_of(child)
+    child.terminate()
+    assert child.wait() == 128 + signal.SIGTERM
+    assert not is_alive(engine)
+
+
+def test_an_engine_that_ignores_sigterm_is_killed(spawn: Spawn) -> None:
+    child = spawn(IGNORES, stop_timeout=0.1)
+    assert first_line(child) == "up"
+    child.terminate()
+    assert child.wait() == 128 + signal.SIGKILL
+
+
+def test_what_a_dead_engine_leaves_behind_is_ended(spawn: Spawn) -> None:
+    child = spawn(LEAVES_A_CHILD)
+    left_behind = int(first_line(child))
+    os.kill(engine_of(child), signal.SIGKILL)
+    assert child.wait() == 128 + signal.SIGKILL
+    assert not is_alive(left_behind)
+
+
+def test_a_killed_guard_takes_the_engine_with_it(spawn: Spawn) -> None:
+    child = spawn(OBEYS)
+    assert first_line(child) == "up"
+    engine = engine_of(child)
+    child.kill()
+    child.wait()
+    wait_until_gone(engine)
+
+
+def test_orphans_end_when_no_manager_holds_the_lock(spawn: Spawn, tmp_path: Path) -> None:
+    free = tmp_path / "free.lock"
+    free.touch()
+    child = spawn(OBEYS, lock=free, orphan_timeout=0.1)
+    assert child.wait() == 128 + signal.SIGTERM
+
+
+def test_engines_live_as_long_as_the_lock_is_held(spawn: Spawn) -> None:
+    child = spawn(OBEYS, orphan_timeout=0.1)
+    assert first_line(child) == "up"
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(timeout=5)
