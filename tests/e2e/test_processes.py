@@ -1,0 +1,180 @@
+"""Every way to start it: one manager, one engine process per model, no process or socket left, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.running import BIN, COMMANDS, KEY, Server, running, wait_until
+
+MODEL = "SmolLM2-135M-Instruct"
+
+
+@pytest.fixture
+def config(smollm2_gguf: Path) -> dict[str, Any]:
+    return {
+        "models": {
+            "default": MODEL,
+            "preload": [MODEL],
+            "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 512}},
+        }
+    }
+
+
+def chat(server: Server, tokens: int = 2) -> httpx.Response:
+    with server.client() as client:
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens}
+        return client.post("/v1/chat/completions", json=body)
+
+
+def workers(server: Server) -> list[psutil.Process]:
+    """The processes that accept connections on the port."""
+    listening = psutil.CONN_LISTEN
+    found = []
+    for process in server.processes():
+        connections = process.net_connections("tcp")
+        if any(c.status == listening and c.laddr.port == server.port for c in connections):
+            found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("number", [1, 2])
+def test_each_way_to_start_serves_and_ends_clean(
+    tmp_path: Path, config: dict[str, Any], command: str, number: int
+) -> None:
+    config["server"] = {"workers": number}
+    with running(tmp_path, config, command=command) as server:
+        assert chat(server).status_code == 200
+        assert len(server.engines()) == 1
+        assert server.manager().is_running()
+        assert list((server.run_dir / "engines").iterdir()) != []
+    assert not server.run_dir.exists() or list((server.run_dir / "engines").iterdir()) == []
+    assert not (server.run_dir / "manager.sock").exists()
+    with running(tmp_path, config, command=command) as again:
+        assert chat(again).status_code == 200
+
+
+def test_a_gunicorn_worker_killed_with_9_unloads_nothing(tmp_path: Path, config: dict[str, Any]) -> None:
+    config["server"] = {"workers": 2}
+    with running(tmp_path, config, command="gunicorn") as server:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        (engine,) = server.engines()
+        manager = server.manager()
+        assert server.process is not None
+        master = psutil.Process(server.process.pid)
+        # A worker may have started the manager and so be its parent.
+        before = {p.pid for p in master.children() if "manager.main" not in " ".join(p.cmdline())}
+        assert len(before) == 2
+        for victim in before:
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda victim=victim: not psutil.pid_exists(victim))
+            wait_until(lambda: _answers(server))
+        assert server.manager().pid == manager.pid
+        assert [process.pid for process in server.engines()] == [engine.pid]
+        assert server.models()[MODEL]["state"] == "ready"
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return chat(server).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_streams_survive_the_managers_death_and_the_next_one_adopts(tmp_path: Path, config: dict[str, Any]) -> None:
+    with running(tmp_path, config) as server:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        (engine,) = server.engines()
+        old = server.manager()
+        body = {"prompt": "Once", "max_tokens": 400, "stream": True, "ignore_eos": True}
+        with server.client() as client, client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            old.kill()
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
+        wait_until(lambda: chat(server).status_code == 200)
+        assert server.manager().pid != old.pid
+        assert [process.pid for process in server.engines()] == [engine.pid]
+
+
+def test_killed_altogether_it_starts_again(tmp_path: Path, config: dict[str, Any]) -> None:
+    server = Server(tmp_path, config)
+    try:
+        server.start()
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        server.kill_all()
+    finally:
+        server.kill_all()
+    with running(tmp_path, config) as again:
+        assert chat(again).status_code == 200
+        assert len(again.engines()) == 1
+
+
+def test_sigterm_lets_a_stream_finish(tmp_path: Path, config: dict[str, Any]) -> None:
+    with running(tmp_path, config) as server:
+        assert chat(server).status_code == 200
+        body = {"prompt": "Once", "max_tokens": 200, "stream": True, "ignore_eos": True}
+        with server.client() as client, client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            with ThreadPoolExecutor(1) as pool:
+                code = pool.submit(server.stop)
+                rest = [line for line in lines if line]
+                assert code.result() == 0
+        assert rest[-1] == "data: [DONE]"
+
+
+def test_a_bad_configuration_is_told_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("server:\n  prot: 1\nmodels:\n  default: nothing\n")
+    for command in COMMANDS.values():
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        output = result.stdout + result.stderr
+        assert result.returncode != 0
+        assert "prot" in output
+        assert "port" in output
+        assert "nothing" in output
+        assert "Traceback" not in output
+
+
+def test_a_busy_port_is_told_in_one_line(tmp_path: Path, config: dict[str, Any]) -> None:
+    with running(tmp_path, config) as server:
+        second = tmp_path / "second"
+        second.mkdir()
+        other = Server(second, {**config, "server": {"port": server.port}})
+        result = subprocess.run(COMMANDS["serve"], cwd=second, capture_output=True, text=True, timeout=60, check=False)
+        assert result.returncode == 1
+        assert str(server.port) in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        assert other.processes() == []
+
+
+def test_the_command_line_shows_and_moves_models(tmp_path: Path, config: dict[str, Any]) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "llm-api-server"), *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    with running(tmp_path, config) as server:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        (listed,) = json.loads(run("models", "list", "--json").stdout)
+        assert (listed["id"], listed["state"]) == (MODEL, "ready")
+        assert run("models", "unload", MODEL).returncode == 0
+        assert server.engines() == []
+        assert run("models", "load", MODEL).returncode == 0
+        assert len(server.engines()) == 1
+        unknown = run("models", "load", "nothing")
+        assert unknown.returncode == 1
+        assert "nothing" in unknown.stderr
+        assert KEY not in run("models", "list").stdout
+    assert run("models", "list").returncode == 3

@@ -1,0 +1,150 @@
+"""A real server for tests: the command a user would run, on a free port, in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+ROOT = Path(__file__).parent.parent
+KEY = "sk-test-0123456789abcdef"
+RESTRICTED_KEY = "sk-restricted-0123456789"
+KEYS = [
+    {"key": KEY, "name": "all", "permissions": ["all"]},
+    {"key": RESTRICTED_KEY, "name": "restricted", "permissions": ["chat"]},
+]
+BIN = Path(sys.executable).parent
+
+#: How a user may start it, each from the folder that holds config.yaml.
+COMMANDS = {
+    "serve": [str(BIN / "llm-api-server"), "serve"],
+    "main": [sys.executable, str(ROOT / "main.py")],
+    "gunicorn": [str(BIN / "gunicorn"), "main:app", "-c", str(ROOT / "gunicorn.conf.py"), "--pythonpath", str(ROOT)],
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """One start of the server. `config` is merged over a minimal one with two keys."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], *, command: str = "serve") -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.run_dir = folder / "run"
+        self._command = COMMANDS[command]
+        server = {"port": self.port, "run_dir": str(self.run_dir), **config.get("server", {})}
+        auth = {"api_keys": KEYS, **config.get("auth", {})}
+        text = yaml.safe_dump({**config, "server": server, "auth": auth}, allow_unicode=True)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.folder / "output.txt").open("ab") as output:
+            self.process = subprocess.Popen(
+                self._command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+        while not self._is_ready():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.output()}")
+            time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> int:
+        """SIGTERM, as systemd would; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def output(self) -> str:
+        return (self.folder / "output.txt").read_text(errors="replace")
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that works in this server's name: all mention its folder or descend from it."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                is_ours = any(str(self.folder) in word for word in process.cmdline())
+                if process.status() != psutil.STATUS_ZOMBIE and (is_ours or process.cwd() == str(self.folder)):
+                    found.append(process)
+        return found
+
+    def engines(self) -> list[psutil.Process]:
+        """The engine processes, without their guards."""
+        return [p for p in self.processes() if "llama_cpp_server" in " ".join(p.cmdline()) and not _is_guard(p)]
+
+    def manager(self) -> psutil.Process:
+        (process,) = [p for p in self.processes() if "llm_api_server.manager.main" in p.cmdline()]
+        return process
+
+    def client(self, key: str = KEY, **options: Any) -> httpx.Client:
+        """Plain HTTP with a key."""
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, headers=headers, **{"timeout": 120, **options})
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """What the admin API says, by model."""
+        with self.client() as client:
+            answer = client.get("/admin/api/models").raise_for_status().json()
+        return {model["id"]: model for model in answer["data"]}
+
+    def kill_all(self) -> None:
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if self.process is not None:
+            self.process.wait()
+
+
+@contextmanager
+def running(folder: Path, config: dict[str, Any], *, command: str = "serve") -> Iterator[Server]:
+    """A server that is up; afterwards it has ended in order and nothing of it is left."""
+    server = Server(folder, config, command=command)
+    try:
+        server.start()
+        yield server
+        code = server.stop()
+        left = [" ".join(process.cmdline()) for process in server.processes()]
+        assert left == [], f"left over after exit {code}: {left}"
+        assert code == 0, server.output()
+    finally:
+        server.kill_all()
+
+
+def wait_until(condition: Any, *, timeout: float = 60) -> None:
+    """Poll; the limit only keeps a broken test from hanging."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"did not happen within {timeout} s: {condition}")
+        time.sleep(0.05)
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, **more}
+
+
+def _is_guard(process: psutil.Process) -> bool:
+    return any(word.endswith("guard.py") for word in process.cmdline())
