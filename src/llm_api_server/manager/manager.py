@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -18,20 +18,12 @@ from uuid import uuid4
 from loguru import logger
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import (
-    Drain,
-    Granted,
-    InstanceInfo,
-    Models,
-    ModelStatus,
-    Refused,
-    RunDir,
-    ToClient,
-)
-from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem
+from llm_api_server.control import Drain, Granted, Models, ModelStatus, Refused, RunDir, ToClient
+from llm_api_server.engines.base import Engine, ModelFacts, ModelProblem
 from llm_api_server.manager import scheduler as decide
-from llm_api_server.manager.process import STOP_TIMEOUT, Launcher, NoProcess, Process
-from llm_api_server.manager.records import Record, Records, fingerprint, tail
+from llm_api_server.manager.instance import Instance, Surroundings, end
+from llm_api_server.manager.process import Launcher
+from llm_api_server.manager.records import Record, Records, fingerprint
 from llm_api_server.types import EngineName, ModelState
 
 #: Seconds between two pushes of counters that changed; a change of state is pushed at once.
@@ -58,24 +50,6 @@ class _Waiting:
     model: str
 
 
-@dataclass
-class _Running:
-    """One instance. `info` is set once its plan is made, `process` once it is started."""
-
-    id: str
-    model: str
-    started_at: float
-    process: Process | None = None
-    info: InstanceInfo | None = None
-    ready_at: float | None = None
-    load_seconds: float | None = None
-    memory_bytes: int | None = None
-    log: Path | None = None
-    log_offset: int = 0
-    is_stopping: bool = False
-    task: asyncio.Task[None] | None = field(default=None, repr=False)
-
-
 class Manager:
     """Built by `main.run` with everything it needs; `start` begins, `close` ends with no engine left."""
 
@@ -90,12 +64,12 @@ class Manager:
         """`engines` maps each configured model to its adapter and its entry with the path resolved."""
         self._config = config
         self._engines = engines
-        self._launcher = launcher
-        self._run_dir = run_dir
-        self._log_dir = log_dir
         self._records = Records(run_dir.engines)
+        self._around = Surroundings(
+            launcher, self._records, run_dir.engines, log_dir / "engines", config.models.load_timeout
+        )
         self._facts: dict[str, ModelFacts] = {}
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Instance] = {}
         self._last_used: dict[str, float] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._waiter_ids = count(1)
@@ -103,7 +77,7 @@ class Manager:
         self._timer: asyncio.TimerHandle | None = None
         self._push: asyncio.TimerHandle | None = None
         self._pushed_states: list[tuple[str, ModelState, str | None]] = []
-        self._scheduler = _make_scheduler(config, engines)
+        self._scheduler = decide.Scheduler(_policy(config), _models(config, engines), lambda: uuid4().hex[:12])
         self._inspection: asyncio.Task[None] | None = None
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -128,25 +102,27 @@ class Manager:
                 handle.cancel()
 
     async def _adopt_or_end(self, record: Record) -> None:
-        process = self._launcher.adopt(record)
-        model = record.info.model
-        entry = self._engines.get(model)
-        is_wanted = entry is not None and record.fingerprint == fingerprint(self._config, entry[1])
+        process = self._around.launcher.adopt(record)
         if process is None:
             self._records.remove(record.info.id)
-        elif is_wanted and record.load_seconds is not None and self._scheduler.models[model].instance is None:
-            running = _Running(record.info.id, model, record.started_at, process, record.info)
-            running.ready_at, running.load_seconds = time.time(), record.load_seconds
-            running.log = self._log_path(model)
-            running.log_offset = _size(running.log)
-            self._running[running.id] = running
-            self._scheduler.adopt(running.id, model, _now())
-            running.task = asyncio.create_task(self._run(running))
-            logger.info("adopted model {} (instance {}, pid {})", model, running.id, process.pid)
+        elif self._is_wanted(record):
+            instance = self._new_instance(record.info.id, record.info.model)
+            instance.adopt(record, process)
+            self._scheduler.adopt(instance.id, instance.model, _now())
+            instance.task = asyncio.create_task(self._run(instance))
+            logger.info("adopted model {} (instance {}, pid {})", instance.model, instance.id, process.pid)
         else:
-            logger.info("ending instance {} of {}, left by an earlier manager", record.info.id, model)
-            await _end(process)
+            logger.info("ending instance {} of {}, left by an earlier manager", record.info.id, record.info.model)
+            await end(process)
             self._records.remove(record.info.id)
+
+    def _is_wanted(self, record: Record) -> bool:
+        """It is ready, its model's entry is unchanged, and no other instance of the model was adopted."""
+        model = record.info.model
+        if model not in self._engines or record.load_seconds is None:
+            return False
+        is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
+        return is_unchanged and self._scheduler.models[model].instance is None
 
     async def _inspect_all(self) -> None:
         """Read every model's files once, so that `/v1/models` can tell context and problems before any load."""
@@ -248,14 +224,14 @@ class Manager:
         for decision in decisions:
             match decision:
                 case decide.Start(instance, model):
-                    running = self._running[instance] = _Running(instance, model, time.time())
-                    running.task = asyncio.create_task(self._run(running))
+                    started = self._new_instance(instance, model)
+                    started.task = asyncio.create_task(self._run(started))
                 case decide.Drain(instance):
                     for client in self._clients:
                         if instance in client.grants:
                             client.send(Drain(instance))
                 case decide.Stop(instance):
-                    self._stop(self._running[instance])
+                    self._running[instance].stop()
                 case decide.Grant(waiter, instance):
                     self._grant(waiter, self._running[instance])
                 case decide.Done(waiter):
@@ -268,12 +244,12 @@ class Manager:
         self._changed()
         self._set_timer()
 
-    def _grant(self, waiter: int, running: _Running) -> None:
+    def _grant(self, waiter: int, instance: Instance) -> None:
         waiting = self._waiting.pop(waiter)
         grants = waiting.client.grants
-        grants[running.id] = grants.get(running.id, 0) + 1
-        assert running.info is not None  # noqa: S101 - an instance is ready only after its plan was made
-        waiting.client.send(Granted(waiting.request, running.info))
+        grants[instance.id] = grants.get(instance.id, 0) + 1
+        assert instance.info is not None, "an instance is ready only after its plan was made"
+        waiting.client.send(Granted(waiting.request, instance.info))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -289,97 +265,39 @@ class Manager:
 
     # ── instances ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _stop(self, running: _Running) -> None:
-        running.is_stopping = True
-        if running.process is None:
-            if running.task is not None:
-                running.task.cancel()
-            return
-        running.process.terminate()
-        asyncio.get_running_loop().call_later(STOP_TIMEOUT + 5, running.process.kill)
+    def _new_instance(self, instance_id: str, model: str) -> Instance:
+        engine, entry = self._engines[model]
+        instance = Instance(instance_id, model, engine, entry, fingerprint(self._config, entry), self._around)
+        self._running[instance_id] = instance
+        return instance
 
-    async def _run(self, running: _Running) -> None:
+    async def _run(self, instance: Instance) -> None:
         """The life of one instance: load it, serve, and when it is over say so, whatever the way."""
         reason = ""
         try:
-            reason = await self._load_and_watch(running)
+            if instance.ready_at is None:
+                await instance.load()
+                self._facts[instance.model] = instance.facts
+                self._carry_out(self._scheduler.on_ready(instance.id, _now()))
+            reason = await instance.ended()
         except ModelProblem as problem:
             reason = str(problem)
         except asyncio.CancelledError:
-            if not running.is_stopping:
+            if not instance.is_stopping:
                 raise
         except Exception:
-            logger.exception("instance {} of {} failed inside the manager", running.id, running.model)
+            logger.exception("instance {} of {} failed inside the manager", instance.id, instance.model)
             reason = "internal error in the manager; see its log"
-        if running.process is not None:
-            await _end(running.process)
-        self._records.remove(running.id)
-        del self._running[running.id]
+        await instance.clean_up()
+        del self._running[instance.id]
         for client in self._clients:
-            client.grants.pop(running.id, None)
-        if running.is_stopping:
-            logger.info("model {} unloaded", running.model)
-            self._carry_out(self._scheduler.on_stopped(running.id, _now()))
+            client.grants.pop(instance.id, None)
+        if instance.is_stopping:
+            logger.info("model {} unloaded", instance.model)
+            self._carry_out(self._scheduler.on_stopped(instance.id, _now()))
         else:
-            logger.error("model {} failed: {}", running.model, reason)
-            self._carry_out(self._scheduler.on_exited(running.id, reason, _now()))
-
-    async def _load_and_watch(self, running: _Running) -> str:
-        """Answers why it ended. Raises `ModelProblem` when it never got ready."""
-        engine, entry = self._engines[running.model]
-        if running.ready_at is None:
-            timeout = self._config.models.load_timeout
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._load(running, engine, entry)
-            except TimeoutError:
-                raise ModelProblem(f"loading took longer than models.load_timeout ({timeout:g} s)") from None
-            if running.is_stopping:
-                return ""
-            self._carry_out(self._scheduler.on_ready(running.id, _now()))
-        assert running.process is not None  # noqa: S101 - `_load` set it
-        code = await running.process.wait()
-        return engine.explain_failure(tail(running.log, running.log_offset), code)
-
-    async def _load(self, running: _Running, engine: Engine, entry: ModelConfig) -> None:
-        """Start the process and wait until it is ready. Raises `ModelProblem` with the engine's reason."""
-        logger.info("loading model {} with {}", running.model, engine.name)
-        self._facts[running.model] = await asyncio.to_thread(engine.inspect, entry)
-        plan = engine.plan(running.model, entry, self._run_dir.engines / f"{running.id}.sock")
-        running.info = _info(running, engine.name, plan, self._facts[running.model])
-        if plan.argv:
-            running.log = self._log_path(running.model)
-            running.log_offset = _size(running.log)
-            try:
-                running.process = self._launcher.start(plan, running.log)
-            except OSError as error:
-                raise ModelProblem(f"the engine cannot be started: {error.strerror}") from error
-            self._record(running, entry)
-            await _ready_or_ended(running, engine, plan)
-        else:
-            running.process = NoProcess()
-        running.ready_at = time.time()
-        running.load_seconds = running.ready_at - running.started_at
-        if plan.argv:
-            self._record(running, entry)
-        logger.info("model {} ready after {:.1f} s", running.model, running.load_seconds)
-
-    def _record(self, running: _Running, entry: ModelConfig) -> None:
-        assert running.process is not None  # noqa: S101 - called after the start
-        assert running.info is not None  # noqa: S101 - likewise
-        self._records.write(
-            Record(
-                running.process.pid,
-                running.process.start_time,
-                fingerprint(self._config, entry),
-                running.info,
-                running.started_at,
-                running.load_seconds,
-            )
-        )
-
-    def _log_path(self, model: str) -> Path:
-        return self._log_dir / "engines" / f"{model.replace('/', '_')}.log"
+            logger.error("model {} failed: {}", instance.model, reason)
+            self._carry_out(self._scheduler.on_exited(instance.id, reason, _now()))
 
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -446,8 +364,12 @@ class _Verb(Protocol):
     def __call__(self, waiter: int, name: str, now: float) -> list[decide.Decision]: ...
 
 
-def _make_scheduler(config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]]) -> decide.Scheduler:
-    policy = decide.Policy(config.models.max_loaded, config.models.min_loaded_time, config.models.max_wait_time)
+def _policy(config: Config) -> decide.Policy:
+    return decide.Policy(config.models.max_loaded, config.models.min_loaded_time, config.models.max_wait_time)
+
+
+def _models(config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]]) -> list[decide.Model]:
+    """What the scheduler must know of each model. A preloaded one stays unless its own entry says otherwise."""
     models = []
     for name, (engine, entry) in engines.items():
         is_preloaded = name in config.models.preload
@@ -455,53 +377,7 @@ def _make_scheduler(config: Config, engines: Mapping[str, tuple[Engine, ModelCon
         if entry.unload_timeout is not None:
             timeout = entry.unload_timeout
         models.append(decide.Model(name, timeout, is_preloaded, takes_place=engine.name != "remote"))
-    return decide.Scheduler(policy, models, lambda: uuid4().hex[:12])
-
-
-async def _ready_or_ended(running: _Running, engine: Engine, plan: LaunchPlan) -> None:
-    """Wait for the first of both. Raises `ModelProblem` when the process ended before it was ready."""
-    assert running.process is not None  # noqa: S101 - called after the start
-    ready = asyncio.create_task(engine.wait_ready(plan))
-    ended = asyncio.create_task(running.process.wait())
-    try:
-        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            raise ModelProblem(engine.explain_failure(tail(running.log, running.log_offset), ended.result()))
-        ready.result()
-    finally:
-        ready.cancel()
-        ended.cancel()
-
-
-async def _end(process: Process) -> None:
-    """Returns when the process is gone; asks first, then kills."""
-    process.terminate()
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT + 5):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-
-
-def _info(running: _Running, engine: EngineName, plan: LaunchPlan, facts: ModelFacts) -> InstanceInfo:
-    return InstanceInfo(
-        id=running.id,
-        model=running.model,
-        engine=engine,
-        address=plan.address,
-        embeddings_address=plan.embeddings_address,
-        upstream_model=plan.upstream_model,
-        headers=plan.headers,
-        context_length=facts.context_length,
-    )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    return models
 
 
 def _now() -> float:

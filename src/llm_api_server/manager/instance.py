@@ -1,0 +1,166 @@
+"""One engine process from its plan to its end: load, watch, stop, record. Used by the manager, on its one task each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from loguru import logger
+
+from llm_api_server.config import ModelConfig
+from llm_api_server.control import InstanceInfo
+from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem
+from llm_api_server.manager.process import STOP_TIMEOUT, Launcher, NoProcess, Process
+from llm_api_server.manager.records import Record, Records, tail
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all instances of a manager share. `log_dir` gets a file per model."""
+
+    launcher: Launcher
+    records: Records
+    sockets: Path
+    log_dir: Path
+    load_timeout: float
+
+    def log_of(self, model: str) -> Path:
+        return self.log_dir / f"{model.replace('/', '_')}.log"
+
+
+class Instance:
+    """`info` and `facts` are set by `load`, `process` too; an adopted instance has all but `facts` from the start."""
+
+    def __init__(
+        self, instance_id: str, model: str, engine: Engine, entry: ModelConfig, fingerprint: str, around: Surroundings
+    ) -> None:
+        self.id = instance_id
+        self.model = model
+        self.info: InstanceInfo | None = None
+        self.facts = ModelFacts()
+        self.process: Process | None = None
+        self.ready_at: float | None = None
+        self.load_seconds: float | None = None
+        self.memory_bytes: int | None = None
+        self.is_stopping = False
+        self.task: asyncio.Task[None] | None = None
+        self._engine = engine
+        self._entry = entry
+        self._fingerprint = fingerprint
+        self._around = around
+        self._started_at = time.time()
+        self._log = around.log_of(model)
+        self._log_offset = _size(self._log)
+
+    def adopt(self, record: Record, process: Process) -> None:
+        """Take over a process that an earlier manager got ready."""
+        self.info, self.process = record.info, process
+        self._started_at, self.load_seconds = record.started_at, record.load_seconds
+        self.ready_at = time.time()
+
+    async def load(self) -> None:
+        """Start the process and wait until it is ready. Raises `ModelProblem` with the engine's reason."""
+        timeout = self._around.load_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await self._load()
+        except TimeoutError:
+            raise ModelProblem(f"loading took longer than models.load_timeout ({timeout:g} s)") from None
+
+    async def ended(self) -> str:
+        """Wait until the process has ended; answers why."""
+        assert self.process is not None, "load or adopt comes first"
+        code = await self.process.wait()
+        return self._engine.explain_failure(tail(self._log, self._log_offset), code)
+
+    def stop(self) -> None:
+        """Ask the process to end; whoever runs `load` or `ended` gets to know."""
+        self.is_stopping = True
+        if self.process is not None:
+            self.process.terminate()
+            asyncio.get_running_loop().call_later(STOP_TIMEOUT + 5, self.process.kill)
+        elif self.task is not None:
+            self.task.cancel()
+
+    async def clean_up(self) -> None:
+        """Returns when the process is gone and nothing of it is left in the run directory."""
+        if self.process is not None:
+            await end(self.process)
+        self._around.records.remove(self.id)
+
+    async def _load(self) -> None:
+        logger.info("loading model {} with {}", self.model, self._engine.name)
+        self.facts = await asyncio.to_thread(self._engine.inspect, self._entry)
+        plan = self._engine.plan(self.model, self._entry, self._around.sockets / f"{self.id}.sock")
+        self.info = self._info_of(plan)
+        if plan.argv:
+            self._start(plan)
+            await self._wait_ready(plan)
+        else:
+            self.process = NoProcess()
+        self.ready_at = time.time()
+        self.load_seconds = self.ready_at - self._started_at
+        self._write_record()
+        logger.info("model {} ready after {:.1f} s", self.model, self.load_seconds)
+
+    def _info_of(self, plan: LaunchPlan) -> InstanceInfo:
+        return InstanceInfo(
+            id=self.id,
+            model=self.model,
+            engine=self._engine.name,
+            address=plan.address,
+            embeddings_address=plan.embeddings_address,
+            upstream_model=plan.upstream_model,
+            headers=plan.headers,
+            context_length=self.facts.context_length,
+        )
+
+    def _start(self, plan: LaunchPlan) -> None:
+        try:
+            self.process = self._around.launcher.start(plan, self._log)
+        except OSError as error:
+            raise ModelProblem(f"the engine cannot be started: {error.strerror}") from error
+        self._write_record()
+
+    async def _wait_ready(self, plan: LaunchPlan) -> None:
+        """Raises `ModelProblem` when the process ends before it is ready."""
+        assert self.process is not None, "started just before"
+        ready = asyncio.create_task(self._engine.wait_ready(plan))
+        ended = asyncio.create_task(self.process.wait())
+        try:
+            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise ModelProblem(self._engine.explain_failure(tail(self._log, self._log_offset), ended.result()))
+            ready.result()
+        finally:
+            ready.cancel()
+            ended.cancel()
+
+    def _write_record(self) -> None:
+        """Nothing to adopt where nothing was started."""
+        if self.process is None or self.info is None or not self.process.pid:
+            return
+        pid, start_time = self.process.pid, self.process.start_time
+        self._around.records.write(
+            Record(pid, start_time, self._fingerprint, self.info, self._started_at, self.load_seconds)
+        )
+
+
+async def end(process: Process) -> None:
+    """Returns when the process is gone; asks first, then kills."""
+    process.terminate()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT + 5):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
