@@ -29,16 +29,14 @@ _LENGTH = struct.Struct(">I")
 class InstanceInfo(msgspec.Struct, frozen=True):
     """What a worker must know to send requests to an instance.
 
-    `address` is `unix:/path` or an `http(s)://host[:port][/prefix]` URL; `embeddings_address` differs where an engine
-    answers embeddings on a listener of its own. `upstream_model` replaces `model` in the body when it is set.
-    `headers` are sent with every request (a remote's own key).
+    `address` is `unix:/path` or an `http(s)://host[:port][/prefix]` URL. `upstream_model` replaces `model` in the body
+    when it is set.    `headers` are sent with every request (a remote's own key).
     """
 
     id: str
     model: str
     engine: EngineName
     address: str
-    embeddings_address: str | None = None
     upstream_model: str | None = None
     headers: dict[str, str] = {}
     context_length: int | None = None

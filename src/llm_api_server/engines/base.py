@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.types import EngineName
@@ -27,15 +27,26 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Warmup:
+    """The request that an instance must answer before it counts as ready, so that no client pays for the first one."""
+
+    path: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
-    """A process to start, or none (`argv` empty) for an engine that already runs elsewhere."""
+    """A process to start, or none (`argv` empty) for an engine that already runs elsewhere.
+
+    `env` is added to a cleaned environment of the manager; `argv` holds no secret, because everybody can read it.
+    """
 
     argv: list[str]
     address: str
     env: dict[str, str] = field(default_factory=dict)
-    embeddings_address: str | None = None
     upstream_model: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    warmup: Warmup | None = None
 
 
 class Engine(Protocol):

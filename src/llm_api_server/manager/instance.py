@@ -111,7 +111,6 @@ class Instance:
             model=self.model,
             engine=self._engine.name,
             address=plan.address,
-            embeddings_address=plan.embeddings_address,
             upstream_model=plan.upstream_model,
             headers=plan.headers,
             context_length=self.facts.context_length,

@@ -1,0 +1,163 @@
+"""Reads a Hugging Face model folder without loading it: what config.json tells, and whether the weights are whole.
+
+Called by the vLLM adapter, in a thread. The messages name files, never folders.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_api_server.engines.base import ModelProblem
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+_LONGEST_HEADER = 256 * 1024 * 1024
+_VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "visual", "image_token_id", "image_token_index")
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "model_max_length")
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """`kv_values_per_token`: numbers that one token keeps in the cache over all layers, 0 when it cannot be told."""
+
+    model_type: str
+    architectures: tuple[str, ...]
+    context_length: int | None
+    is_embedding: bool
+    is_generative: bool
+    has_vision: bool
+    template: str | None
+    kv_values_per_token: int
+    weight_bytes: int
+
+
+def read_folder(folder: Path) -> FolderFacts:
+    """Raises `ModelProblem` when a file is missing, damaged or cut off."""
+    if not (folder / "config.json").exists() and (folder / "params.json").exists():
+        return _mistral_format(folder)
+    config = _read_json(folder, "config.json")
+    text = next((config[k] for k in ("text_config", "llm_config") if isinstance(config.get(k), dict)), config)
+    architectures = tuple(str(a) for a in config.get("architectures") or ())
+    is_sentence_model = (folder / "modules.json").exists() or (folder / "config_sentence_transformers.json").exists()
+    is_generative = any("CausalLM" in a or "ConditionalGeneration" in a or "LMHead" in a for a in architectures)
+    return FolderFacts(
+        model_type=str(config.get("model_type") or ""),
+        architectures=architectures,
+        context_length=_context_length(folder, config, text),
+        is_embedding=is_sentence_model or (bool(architectures) and all(_only_embeds(a) for a in architectures)),
+        is_generative=is_generative,
+        has_vision=any(key in config for key in _VISION_KEYS),
+        template=_chat_template(folder),
+        kv_values_per_token=_kv_values_per_token(text),
+        weight_bytes=_check_weights(folder),
+    )
+
+
+def _mistral_format(folder: Path) -> FolderFacts:
+    """Mistral's own layout: params.json, consolidated weights, tekken.json; the template is in its tokenizer."""
+    params = _read_json(folder, "params.json")
+    length = params.get("max_seq_len") or params.get("max_position_embeddings")
+    return FolderFacts(
+        model_type="mistral",
+        architectures=(),
+        context_length=length if isinstance(length, int) else None,
+        is_embedding=False,
+        is_generative=True,
+        has_vision="vision_encoder" in params,
+        template="",
+        kv_values_per_token=0,
+        weight_bytes=_check_weights(folder),
+    )
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_bytes())
+    except FileNotFoundError:
+        raise ModelProblem(f"the model's folder has no {name}; is the path right, and the download complete?") from None
+    except (ValueError, OSError) as error:
+        raise ModelProblem(f"the model's {name} cannot be read: {_brief(error)}") from None
+    if not isinstance(content, dict):
+        raise ModelProblem(f"the model's {name} is not a JSON object")
+    return content
+
+
+def _brief(error: Exception) -> str:
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
+
+
+def _only_embeds(architecture: str) -> bool:
+    """`BertModel`, `RobertaModel`, `…ForSequenceClassification`: there is no head that makes words."""
+    return architecture.endswith(("Model", "ForSequenceClassification", "ForTextEncoding", "ForMaskedLM"))
+
+
+def _context_length(folder: Path, config: dict[str, Any], text: dict[str, Any]) -> int | None:
+    lengths = [v for source in (text, config) for k in _LENGTH_KEYS if isinstance(v := source.get(k), int) and v > 0]
+    sentence = folder / "sentence_bert_config.json"
+    if sentence.exists():
+        longest = _read_json(folder, sentence.name).get("max_seq_length")
+        lengths = [min([longest, *lengths])] if isinstance(longest, int) and longest > 0 else lengths
+    return lengths[0] if lengths else None
+
+
+def _chat_template(folder: Path) -> str:
+    """The template's text, all of them when there are several; empty when there is none."""
+    file = folder / "chat_template.jinja"
+    try:
+        if file.exists():
+            return file.read_text("utf-8", "replace")
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            if (folder / name).exists() and (template := _read_json(folder, name).get("chat_template")):
+                return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
+    except OSError as error:
+        raise ModelProblem(f"the model's chat template cannot be read: {_brief(error)}") from None
+    return ""
+
+
+def _kv_values_per_token(text: dict[str, Any]) -> int:
+    def number(*names: str) -> int:
+        return next((v for n in names if isinstance(v := text.get(n), int) and v > 0), 0)
+
+    layers, heads = number("num_hidden_layers", "n_layer"), number("num_attention_heads", "n_head")
+    if text.get("kv_lora_rank"):  # latent attention keeps one compressed vector
+        return layers * (number("kv_lora_rank") + number("qk_rope_head_dim"))
+    head_dim = number("head_dim") or (number("hidden_size", "n_embd") // heads if heads else 0)
+    return layers * (number("num_key_value_heads") or heads) * head_dim * 2
+
+
+def _check_weights(folder: Path) -> int:
+    """Bytes of all weights. Raises `ModelProblem` when there are none, or a part is missing or cut off."""
+    for index in sorted(folder.glob("*.index.json")):
+        named = _read_json(folder, index.name).get("weight_map")
+        parts = set(named.values()) if isinstance(named, dict) else set()
+        missing = sorted(p for p in parts if not (folder / str(p)).exists())
+        if missing:
+            raise ModelProblem(f"{len(missing)} of {len(parts)} weight files are missing, {missing[0]} among them")
+    files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
+    if not files:
+        raise ModelProblem("the model's folder has no weights (*.safetensors or *.bin)")
+    for file in files:
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
+    return sum(file.stat().st_size for file in files)
+
+
+def _check_safetensors(file: Path) -> None:
+    """Compare the file's length with its header: 8 bytes of length, JSON with every tensor's offsets."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0  # noqa: PLR2004
+        if not 0 < length <= min(size, _LONGEST_HEADER):
+            raise ModelProblem(f"{file.name} is damaged or cut off after {size} bytes")
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            raise ModelProblem(f"{file.name} is damaged: its header cannot be read") from None
+    if size < expected:
+        raise ModelProblem(f"{file.name} is cut off: {size} of {expected} bytes; fetch it again")

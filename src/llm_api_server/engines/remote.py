@@ -1,0 +1,51 @@
+"""The adapter of an OpenAI-compatible server that already runs: no process, only an address, a key and a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from llm_api_server.config import ModelConfig
+from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem
+from llm_api_server.types import EngineName
+
+
+class RemoteEngine:
+    """Satisfies `base.Engine`. A remote that does not answer fails single requests, not the model."""
+
+    name: EngineName = "remote"
+
+    def inspect(self, model: ModelConfig) -> ModelFacts:
+        base_address(model.path)
+        return ModelFacts(context_length=model.max_tokens)
+
+    def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
+        del socket  # nothing of ours listens
+        headers = {"authorization": f"Bearer {model.api_key}"} if model.api_key else {}
+        return LaunchPlan(
+            argv=[],
+            address=base_address(model.path),
+            upstream_model=model.upstream_model or name,
+            headers=headers,
+        )
+
+    async def wait_ready(self, plan: LaunchPlan) -> None:
+        """A remote has no start to wait for."""
+
+    def explain_failure(self, log_tail: str, exit_code: int | None) -> str:
+        del log_tail, exit_code
+        return "the remote server cannot be reached"
+
+
+def base_address(url: str) -> str:
+    """The URL without its final `/v1`, which requests bring along. Raises `ModelProblem` on anything but http(s)."""
+    parts = urlsplit(url)
+    try:
+        is_usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or parts.query or parts.fragment:
+        raise ModelProblem("the model's path is not a usable URL; it looks like http://host:port/v1")
+    if parts.username or parts.password:
+        raise ModelProblem("the model's URL must not hold a password; use api_key")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"

@@ -1,0 +1,254 @@
+"""The vLLM adapter: from a model entry to the argument list that `vllm serve` would get, on GPUs or on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_api_server.config import Config, ModelConfig
+from llm_api_server.engines import explain, http
+from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Warmup
+from llm_api_server.engines.families import Clues, family_of, parsers_for
+from llm_api_server.engines.hf_folder import FolderFacts, read_folder
+from llm_api_server.engines.host import Host
+from llm_api_server.types import EngineName
+
+# Deprecated in favour of `vllm serve`, but the only one that starts on builds whose distribution is not called `vllm`.
+_MODULE = "vllm.entrypoints.openai.api_server"
+
+_DEFAULT_CPU_SEQUENCES = 4
+_LEAST_CONTEXT = 4096
+_BLOCK_TOKENS = 128  # of vLLM's cache on CPU; every sequence may leave one half empty
+_GIB = 1024**3
+_CACHE_VALUE_BYTES = 2
+#: Tokens per step on GPUs: a long prompt is through in few steps, and first tokens come early.
+_PREFILL_TOKENS = 8192
+
+#: Set by us; a second opinion in `engine_args` would leave the server unreachable or open.
+_RESERVED = frozenset(
+    {"model", "served_model_name", "uds", "host", "port", "api_key", "ssl_keyfile", "ssl_certfile", "root_path"}
+)
+
+_LOG_PREFIX = re.compile(
+    r"^(?:\([^)]*\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?", re.MULTILINE
+)
+_REASONS = [
+    (r"No module named '?vllm\b", "vLLM is not installed where engines.vllm.python points; run `make vllm`"),
+    (r"error: (unrecognized arguments: .*|argument .*)$", r"vLLM does not accept engine_args: \1"),
+    (r"(Model architectures \[.*?\] are not supported)", r"\1 by this version of vLLM"),
+    (r"(?:CUDA|HIP) out of memory.*?(Tried to allocate [^.]*)", explain.OUT_OF_MEMORY + r" on the device: \1"),
+    (r"((?:Available|Free) memory on (?:node|device).*?)(?: On the CPU backend,| Decrease GPU|$)", r"\1"),
+    (r"Value error, (.*?)(?: \[type=|$)", r"\1"),
+]
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception)): (.+)$", re.MULTILINE)
+#: Raised in one process because another has failed: never the reason.
+_WRAPPERS = ("Engine core initialization failed", "WorkerProc initialization failed", "Cancelled", "EngineCore")
+
+
+@dataclass(frozen=True)
+class _Sizing:
+    """None: left to vLLM."""
+
+    context: int | None
+    sequences: int | None
+    cache_bytes: int | None = None
+    memory_share: float | None = None
+
+
+class VllmEngine:
+    """Satisfies `base.Engine`."""
+
+    name: EngineName = "vllm"
+
+    def __init__(self, config: Config, host: Host) -> None:
+        self._config = config
+        self._host = host
+
+    def inspect(self, model: ModelConfig) -> ModelFacts:
+        facts = self._facts(model)
+        if facts is None:
+            return ModelFacts(self._sizing(model, facts).context)
+        return ModelFacts(self._sizing(model, facts).context, facts.has_vision and _task(model, facts) != "embed")
+
+    def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
+        facts = self._facts(model)
+        task = _task(model, facts)
+        options = self._options(model, facts, task) | _checked(model.engine_args)
+        fixed = {"model": model.path, "served_model_name": name, "uds": str(socket)}
+        python = self._config.vllm_python
+        return LaunchPlan(
+            argv=[python, "-m", _MODULE, *arguments(fixed | options)],
+            address=f"unix:{socket}",
+            env=self._env(python, is_local=facts is not None) | model.env,
+            warmup=self._warmup(name, task),
+        )
+
+    async def wait_ready(self, plan: LaunchPlan) -> None:
+        await http.wait_healthy(plan.address)
+        await http.warm_up(plan)
+
+    def explain_failure(self, log_tail: str, exit_code: int | None) -> str:
+        text = _LOG_PREFIX.sub("", log_tail)
+        if known := explain.first_match(_REASONS, text):
+            return known
+        causes = [m for m in _EXCEPTION.finditer(text) if not m[2].startswith(_WRAPPERS)]
+        if causes:
+            return explain.without_paths(f"vLLM: {causes[-1][2]}")
+        return explain.exit_reason("vLLM", exit_code)
+
+    def _facts(self, model: ModelConfig) -> FolderFacts | None:
+        """None for a hub id: nothing is known of it without the network."""
+        path = Path(model.path)
+        if not path.is_absolute():
+            return None
+        if not path.exists():
+            raise ModelProblem("the model's path does not exist; check models.available.NAME.path")
+        if path.is_file():
+            raise ModelProblem("the model's path is a file; vLLM needs the folder with config.json")
+        return read_folder(path)
+
+    def _sizing(self, model: ModelConfig, facts: FolderFacts | None) -> _Sizing:
+        inference = self._config.inference
+        own = facts.context_length if facts else None
+        lengths = [n for n in (model.max_tokens, inference.max_total_tokens) if n]
+        context = min([*lengths, *([own] if own else [])]) if lengths else None
+        if self._host.has_nvidia:
+            share = model.gpu_memory_utilization
+            return _Sizing(_integer(model, "max_model_len") or context or own, inference.max_batch_size, None, share)
+        return self._cpu_sizing(model, facts, context or own)
+
+    def _cpu_sizing(self, model: ModelConfig, facts: FolderFacts | None, context: int | None) -> _Sizing:
+        """An absolute cache: vLLM would else ask for nearly all memory of the machine, and refuse if it is in use."""
+        sequences = self._config.inference.max_batch_size or _DEFAULT_CPU_SEQUENCES
+        budget = self._host.memory_bytes // 4
+        token_bytes = facts.kv_values_per_token * _CACHE_VALUE_BYTES if facts else 0
+        if token_bytes and context and not (model.max_tokens or self._config.inference.max_total_tokens):
+            context = min(context, max(_LEAST_CONTEXT, budget // token_bytes - _BLOCK_TOKENS))
+        context = _integer(model, "max_model_len") or context
+        tokens = (context or _LEAST_CONTEXT) + _BLOCK_TOKENS
+        cache = max(min(tokens * sequences * token_bytes, budget), tokens * token_bytes) if token_bytes else _GIB
+        needed = (facts.weight_bytes if facts else _GIB) + cache + _GIB
+        share = min(0.9, max(0.05, round(needed / self._host.memory_bytes, 2)))
+        return _Sizing(context, sequences, cache, share)
+
+    def _options(self, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
+        sizing = self._sizing(model, facts)
+        options: dict[str, Any] = {
+            "max_model_len": self._passed_context(model, sizing, task),
+            "max_num_seqs": sizing.sequences if task == "generate" else self._config.inference.max_batch_size,
+            "tensor_parallel_size": model.tensor_parallel_size if model.tensor_parallel_size > 1 else None,
+            "quantization": model.quantization,
+            "gpu_memory_utilization": sizing.memory_share,
+            "trust_remote_code": model.trust_remote_code or None,
+            "disable_uvicorn_access_log": True,
+        }
+        if task == "generate":
+            options |= self._generation_options(model, facts)
+        else:
+            options |= {"runner": "pooling", "convert": "embed" if facts and facts.is_generative else None}
+        if not self._host.has_nvidia:
+            options |= self._cpu_options(sizing, task)
+        return options
+
+    def _passed_context(self, model: ModelConfig, sizing: _Sizing, task: str) -> int | None:
+        """Said only where it may differ from what vLLM finds by itself."""
+        is_configured = bool(model.max_tokens or self._config.inference.max_total_tokens)
+        is_sized = task == "generate" and not self._host.has_nvidia
+        return sizing.context if is_configured or is_sized else None
+
+    def _generation_options(self, model: ModelConfig, facts: FolderFacts | None) -> dict[str, Any]:
+        clues = _clues(model, facts)
+        parsers = parsers_for(family_of(model.type, clues), clues)
+        favours_first_token = self._config.inference.optimize_first_token
+        return {
+            "enable_prefix_caching": favours_first_token,
+            "max_num_batched_tokens": _PREFILL_TOKENS if favours_first_token and self._host.has_nvidia else None,
+            "enable_auto_tool_choice": True if parsers.tool else None,
+            "tool_call_parser": parsers.tool,
+            "reasoning_parser": parsers.reasoning,
+        }
+
+    def _cpu_options(self, sizing: _Sizing, task: str) -> dict[str, Any]:
+        """Eager: torch.compile would take two minutes at each start."""
+        return {
+            "kv_cache_memory_bytes": sizing.cache_bytes if task == "generate" else None,
+            "enforce_eager": True,
+            "compilation_config": {"custom_ops": ["none"]},
+        }
+
+    def _env(self, python: str, *, is_local: bool) -> dict[str, str]:
+        env = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "PYTHONSAFEPATH": "1",  # `-m` must not import from the folder the server was started in
+            # Kernels are built at run time with the `ninja` of vLLM's own environment.
+            "PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)]),
+        }
+        if is_local:
+            env["HF_HUB_OFFLINE"] = "1"
+        if not self._host.has_nvidia:
+            # Not bound to cores: several engines would all take the first ones.
+            env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self._host.cores)}
+        return env
+
+    def _warmup(self, name: str, task: str) -> Warmup | None:
+        if not self._config.inference.optimize_first_token or task == "rank":
+            return None
+        if task == "embed":
+            return Warmup("/v1/embeddings", {"model": name, "input": "Hello"})
+        return Warmup("/v1/completions", {"model": name, "prompt": "Hello", "max_tokens": 1})
+
+
+def arguments(options: Mapping[str, Any]) -> list[str]:
+    """`a_b: x` becomes `--a-b x`, true `--a-b`, false `--no-a-b`, a mapping or list of mappings JSON; null nothing."""
+    argv: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        match value:
+            case None:
+                continue
+            case True:
+                argv.append(flag)
+            case False:
+                argv.append("--no-" + flag[2:])
+            case dict():
+                argv += [flag, json.dumps(value, ensure_ascii=False)]
+            case list():
+                argv += [flag, *(json.dumps(v) if isinstance(v, dict) else str(v) for v in value)]
+            case _:
+                # One word, so that a value that begins with a dash is not taken for an option.
+                argv += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+    return argv
+
+
+def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
+    named = {name.lstrip("-").replace("-", "_"): value for name, value in engine_args.items()}
+    for name in named:
+        if name in _RESERVED:
+            raise ModelProblem(f"engine_args: {name} is set by the server and cannot be changed")
+    return named
+
+
+def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
+    """`generate`, `embed`, or `rank`: a classifier, which vLLM serves as `/rerank` and `/score`."""
+    if facts and any(a.endswith("ForSequenceClassification") for a in facts.architectures):
+        return "rank"
+    if model.task != "auto":
+        return model.task
+    return "embed" if facts and facts.is_embedding else "generate"
+
+
+def _clues(model: ModelConfig, facts: FolderFacts | None) -> Clues:
+    if facts is None:
+        return Clues(model.path.lower())
+    return Clues(Path(model.path).name.lower(), facts.model_type, facts.template)
+
+
+def _integer(model: ModelConfig, name: str) -> int | None:
+    value = model.engine_args.get(name, model.engine_args.get(name.replace("_", "-")))
+    return value if isinstance(value, int) and value > 0 else None

@@ -1,0 +1,238 @@
+"""Argument lists for vLLM on made-up machines, and the reasons found in its logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_api_server.config import Config, EnginesConfig, InferenceConfig, ModelConfig, VllmConfig
+from llm_api_server.engines.base import ModelProblem
+from llm_api_server.engines.host import Host
+from llm_api_server.engines.vllm import VllmEngine, arguments
+from tests.unit.engines.test_hf_folder import LLAMA, write_folder
+
+GIB = 1024**3
+CPU, GPU = Host(16 * GIB, 4, has_nvidia=False), Host(64 * GIB, 16, has_nvidia=True)
+
+
+def engine_on(host: Host, **inference: Any) -> VllmEngine:
+    engines = EnginesConfig(vllm=VllmConfig(python="/opt/vllm/python"))
+    return VllmEngine(Config(inference=InferenceConfig(**inference), engines=engines), host)
+
+
+def argv_of(engine: VllmEngine, model: ModelConfig) -> list[str]:
+    return engine.plan("name", model, Path("/run/e.sock")).argv
+
+
+def value_of(argv: list[str], flag: str) -> str | None:
+    return argv[argv.index(flag) + 1] if flag in argv else None
+
+
+def test_a_gpu_plan_has_the_flags_of_the_same_meaning() -> None:
+    model = ModelConfig(
+        path="org/model",
+        max_tokens=4096,
+        quantization="awq",
+        tensor_parallel_size=2,
+        gpu_memory_utilization=0.8,
+        trust_remote_code=True,
+    )
+    argv = argv_of(engine_on(GPU, max_batch_size=32), model)
+    assert argv[:3] == ["/opt/vllm/python", "-m", "vllm.entrypoints.openai.api_server"]
+    for flag, value in {
+        "--model": "org/model",
+        "--served-model-name": "name",
+        "--uds": "/run/e.sock",
+        "--max-model-len": "4096",
+        "--max-num-seqs": "32",
+        "--tensor-parallel-size": "2",
+        "--quantization": "awq",
+        "--gpu-memory-utilization": "0.8",
+        "--max-num-batched-tokens": "8192",
+    }.items():
+        assert value_of(argv, flag) == value
+    assert {"--trust-remote-code", "--enable-prefix-caching"} <= set(argv)
+    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--compilation-config"} & set(argv)
+
+
+def test_what_is_not_configured_is_left_to_vllm() -> None:
+    argv = argv_of(engine_on(GPU), ModelConfig(path="org/model"))
+    left = {"--max-model-len", "--max-num-seqs", "--quantization", "--gpu-memory-utilization", "--trust-remote-code"}
+    assert not left & set(argv)
+
+
+def test_a_cpu_plan_is_eager_with_an_absolute_cache(tmp_path: Path) -> None:
+    engine = engine_on(CPU, max_batch_size=8)
+    plan = engine.plan("name", ModelConfig(path=str(write_folder(tmp_path)), max_tokens=2048), Path("/run/e.sock"))
+    assert value_of(plan.argv, "--kv-cache-memory-bytes") == str((2048 + 128) * 8 * 30 * 3 * 64 * 2 * 2)
+    assert value_of(plan.argv, "--compilation-config") == '{"custom_ops": ["none"]}'
+    assert "--enforce-eager" in plan.argv
+    assert plan.env["OMP_NUM_THREADS"] == "4"
+
+
+def test_a_cpu_cache_is_bounded_but_holds_one_full_context(tmp_path: Path) -> None:
+    huge = LLAMA | {
+        "num_hidden_layers": 80,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 2**17,
+    }
+    model = ModelConfig(path=str(write_folder(tmp_path, huge)))
+    engine = engine_on(CPU)
+    context = engine.inspect(model).context_length
+    assert context is not None
+    argv = argv_of(engine, model)
+    assert value_of(argv, "--max-model-len") == str(context)
+    assert context * 80 * 8 * 128 * 4 <= int(value_of(argv, "--kv-cache-memory-bytes") or 0) <= 4 * GIB
+
+
+def test_local_folders_are_served_offline_and_hub_ids_are_not(tmp_path: Path) -> None:
+    engine = engine_on(GPU)
+    local = engine.plan("name", ModelConfig(path=str(write_folder(tmp_path))), Path("/run/e.sock"))
+    hub = engine.plan("name", ModelConfig(path="org/model", env={"HF_TOKEN": "t"}), Path("/run/e.sock"))
+    assert local.env["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in hub.env
+    assert hub.env["HF_TOKEN"] == "t"
+    assert local.env["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "expected"),
+    [
+        ({"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 512}, "auto", ["pooling"]),
+        (LLAMA, "embed", ["pooling", "embed"]),
+        (LLAMA, "auto", []),
+        (LLAMA | {"architectures": ["Qwen3ForSequenceClassification"]}, "auto", ["pooling"]),
+    ],
+)
+def test_embedding_models_run_pooling(tmp_path: Path, config: dict[str, Any], task: Any, expected: list[str]) -> None:
+    argv = argv_of(engine_on(CPU), ModelConfig(path=str(write_folder(tmp_path, config)), task=task))
+    assert [v for v in (value_of(argv, "--runner"), value_of(argv, "--convert")) if v] == expected
+    assert ("--enable-prefix-caching" in argv) is not bool(expected)
+    assert ("--kv-cache-memory-bytes" in argv) is not bool(expected)
+
+
+def test_warm_up_asks_for_what_the_model_does(tmp_path: Path) -> None:
+    folder = str(write_folder(tmp_path))
+    chat = engine_on(CPU).plan("name", ModelConfig(path=folder), Path("/run/e.sock")).warmup
+    embed = engine_on(CPU).plan("name", ModelConfig(path=folder, task="embed"), Path("/run/e.sock")).warmup
+    assert chat is not None
+    assert embed is not None
+    assert (chat.path, chat.body["model"]) == ("/v1/completions", "name")
+    assert embed.path == "/v1/embeddings"
+    engine = engine_on(CPU, optimize_first_token=False)
+    assert engine.plan("name", ModelConfig(path=folder), Path("/run/e.sock")).warmup is None
+
+
+def test_parsers_come_with_automatic_tool_choice(tmp_path: Path) -> None:
+    template = "{% if tools %}<tool_call>{% endif %}<think></think>"
+    folder = tmp_path / "Qwen3-8B"
+    folder.mkdir()
+    write_folder(folder, LLAMA | {"model_type": "qwen3"}, chat_template__jinja=template)
+    argv = argv_of(engine_on(CPU), ModelConfig(path=str(folder), type="qwen"))
+    assert value_of(argv, "--tool-call-parser") == "hermes"
+    assert value_of(argv, "--reasoning-parser") == "qwen3"
+    assert "--enable-auto-tool-choice" in argv
+
+
+def test_a_model_without_tools_gets_no_parsers(tmp_path: Path) -> None:
+    folder = str(write_folder(tmp_path, chat_template__jinja="{{ messages }}"))
+    argv = argv_of(engine_on(CPU), ModelConfig(path=folder))
+    assert not {"--tool-call-parser", "--reasoning-parser", "--enable-auto-tool-choice"} & set(argv)
+
+
+def test_engine_args_override_and_remove_ours() -> None:
+    args = {"max-num-seqs": 4, "enable_prefix_caching": False, "max_num_batched_tokens": None, "seed": 0}
+    argv = argv_of(engine_on(GPU, max_batch_size=32), ModelConfig(path="org/model", engine_args=args))
+    assert value_of(argv, "--max-num-seqs") == "4"
+    assert argv.count("--max-num-seqs") == 1
+    assert "--no-enable-prefix-caching" in argv
+    assert "--max-num-batched-tokens" not in argv
+    assert value_of(argv, "--seed") == "0"
+
+
+@pytest.mark.parametrize("name", ["uds", "host", "served-model-name", "--api-key"])
+def test_engine_args_cannot_move_the_server(name: str) -> None:
+    with pytest.raises(ModelProblem, match="is set by the server"):
+        argv_of(engine_on(GPU), ModelConfig(path="org/model", engine_args={name: "x"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"a_b": "x"}, ["--a-b", "x"]),
+        ({"a": True, "b": False, "c": None}, ["--a", "--no-b"]),
+        ({"a": {"k": [1]}}, ["--a", '{"k": [1]}']),
+        ({"a": ["x", 2]}, ["--a", "x", "2"]),
+        ({"a": -1}, ["--a=-1"]),
+    ],
+)
+def test_arguments(options: dict[str, Any], expected: list[str]) -> None:
+    assert arguments(options) == expected
+
+
+def test_context_and_sight_are_told_without_loading(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, LLAMA | {"vision_config": {}})
+    facts = engine_on(GPU, max_total_tokens=4096).inspect(ModelConfig(path=str(folder)))
+    assert (facts.context_length, facts.vision) == (4096, True)
+    hub = engine_on(GPU).inspect(ModelConfig(path="org/model"))
+    assert (hub.context_length, hub.vision) == (None, None)
+
+
+def test_a_missing_path_is_not_repeated_in_the_message(tmp_path: Path) -> None:
+    with pytest.raises(ModelProblem) as caught:
+        engine_on(GPU).inspect(ModelConfig(path=str(tmp_path / "none")))
+    assert str(caught.value) == "the model's path does not exist; check models.available.NAME.path"
+
+
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x")
+    with pytest.raises(ModelProblem, match="needs the folder"):
+        engine_on(GPU).inspect(ModelConfig(path=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("log", "exit_code", "reason"),
+    [
+        (
+            (
+                "(EngineCore pid=7) ERROR 11-22 15:48:00 [core.py:9] ValueError: No valid tokenizer in /srv/models/x\n"
+                "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.\n"
+            ),
+            1,
+            "vLLM: No valid tokenizer in x",
+        ),
+        (
+            "api_server.py: error: unrecognized arguments: --no-such-flag 3\n",
+            2,
+            "vLLM does not accept engine_args: unrecognized arguments: --no-such-flag 3",
+        ),
+        (
+            (
+                "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+                "  Value error, The checkpoint you are trying to load has model type `foo`. [type=value_error]\n"
+            ),
+            1,
+            "The checkpoint you are trying to load has model type `foo`.",
+        ),
+        (
+            (
+                "/opt/python: Error while finding module specification for 'vllm.entrypoints.openai.api_server' "
+                "(ModuleNotFoundError: No module named 'vllm')\n"
+            ),
+            1,
+            "vLLM is not installed where engines.vllm.python points; run `make vllm`",
+        ),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …\n",
+            1,
+            "not enough memory on the device: Tried to allocate 2",
+        ),
+        ("INFO 11-22 15:48:00 [x.py:1] all is well\n", 137, "vLLM was killed, most likely because"),
+    ],
+)
+def test_the_reason_is_found_in_the_log(log: str, exit_code: int, reason: str) -> None:
+    assert engine_on(GPU).explain_failure(log, exit_code).startswith(reason)
