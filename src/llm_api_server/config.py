@@ -1,17 +1,36 @@
-"""The only declaration of an option: one pydantic model per section of `config.yaml`, and how the file is read.
+"""The only declaration of an option: one pydantic model per section of `config.yaml`, and `load_config`.
 
-The field descriptions feed `config.example.yaml`, the JSON schema and the documentation. Reading collects every
-problem of a file, with its line, before it raises.
+The field descriptions feed `config.example.yaml`, the JSON schema and the documentation. Loading collects every
+problem of a file, with its line, before it raises: `config_file.py` reads, `config_checks.py` holds what is wrong
+between options. Nothing changes after loading.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import stat
+import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from llm_api_server import config_checks
+from llm_api_server.config_file import KeyPath, read_document
+from llm_api_server.errors import ConfigError
 from llm_api_server.types import EngineChoice, ModelType, Permission
+
+#: Names the configuration file. The command line sets it, and the overrides, for the processes it starts.
+CONFIG_VARIABLE = "LLM_API_SERVER_CONFIG"
+OVERRIDES: dict[str, KeyPath] = {
+    "LLM_API_SERVER_HOST": ("server", "host"),
+    "LLM_API_SERVER_PORT": ("server", "port"),
+    "LLM_API_SERVER_WORKERS": ("server", "workers"),
+}
+SHA256_PREFIX = "sha256:"
 
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -22,8 +41,25 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_means_default(cls, data: Any) -> Any:
+        """`workers:` with nothing behind it is as good as absent, unless null is a value of that option."""
+        if data is None:
+            return {}
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None or not cls._needs_value(key)}
+
+    @classmethod
+    def _needs_value(cls, key: str) -> bool:
+        field = cls.model_fields.get(key)
+        return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
+
 
 class ServerConfig(Section):
+    """Where the server listens and how long it waits."""
+
     host: str = Field("127.0.0.1", description="Listen address; 0.0.0.0 for all interfaces.")
     port: int = Field(8050, ge=0, le=65535, description="Listen port; 0 picks a free one.")
     workers: int = Field(1, ge=1, le=256, description="API worker processes. They share the loaded models.")
@@ -40,31 +76,59 @@ class ServerConfig(Section):
 
 
 class ApiKeyConfig(Section):
-    key: str = Field(min_length=8, description="The key, or `sha256:` and its hex digest, or ${ENV}.")
+    """One key."""
+
+    key: str = Field(min_length=8, repr=False, description="The key, or `sha256:` and its hex digest, or ${ENV}.")
     name: Name = Field(description="Shown in logs and accounts instead of the key.")
     permissions: list[Permission] = Field(["all"], description="What it may call.")
     models: list[str] = Field(["*"], description="Models it may use; shell patterns.")
 
+    @field_validator("key")
+    @classmethod
+    def _check_digest(cls, key: str) -> str:
+        if key.startswith(SHA256_PREFIX) and not re.fullmatch("[0-9a-fA-F]{64}", key.removeprefix(SHA256_PREFIX)):
+            raise ValueError("after sha256: there must be 64 hexadecimal digits; `llm-api-server keys new` prints them")
+        return key
+
+    @property
+    def is_hashed(self) -> bool:
+        return self.key.startswith(SHA256_PREFIX)
+
 
 class AuthConfig(Section):
+    """Who may use it."""
+
     enabled: bool = Field(True, description="Require a key.")
-    secret_key: str | None = Field(None, description="Signs short-lived tokens; at least 32 bytes, or ${ENV}.")
+    secret_key: str | None = Field(
+        None, repr=False, description="Signs short-lived tokens; at least 32 bytes, or ${ENV}."
+    )
     algorithm: Literal["HS256"] = Field("HS256", description="How tokens are signed.")
     tokens: bool | None = Field(
         None,
         description="POST /auth/token. Unset: on when secret_key is a real secret; true: refuse to start without one.",
     )
     token_timeout: Seconds = Field(3600, gt=0, le=86400 * 30, description="Longest life of a token, in seconds.")
-    api_keys: list[ApiKeyConfig] = Field([], description="Keys known from the start.")
+    api_keys: list[ApiKeyConfig] = Field(
+        [],
+        description="Keys known from the start.",
+        examples=[[{"key": "${LLM_API_KEY}", "name": "default", "permissions": ["all"], "models": ["*"]}]],
+    )
+
+    @property
+    def are_tokens_on(self) -> bool:
+        return self.tokens is not False and not config_checks.is_weak_secret(self.secret_key)
+
+
+Level = Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
 
 
 class LoggingConfig(Section):
-    level: Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"] = Field(
+    """Logs of gateway and manager; each engine's output is in a file of its own beside them."""
+
+    level: Annotated[Level, BeforeValidator(lambda word: word.upper() if isinstance(word, str) else word)] = Field(
         "INFO", description="Least severe level that is written."
     )
-    format: str = Field(
-        "{time:YYYY-MM-DD HH:mm:ss} | {level} | {message}", description="loguru format of a line."
-    )
+    format: str = Field("{time:YYYY-MM-DD HH:mm:ss} | {level} | {message}", description="loguru format of a line.")
     retention: str | int | None = Field("7 days", description="How long old files are kept.")
     rotation: str | int | None = Field("1 day", description="When a new file is begun.")
     path: str = Field("logs", description="Directory of the log files, relative to the configuration file.")
@@ -72,9 +136,11 @@ class LoggingConfig(Section):
 
 
 class ModelConfig(Section):
+    """One model."""
+
     path: str = Field(min_length=1, description="A .gguf file, a Hugging Face folder or hub id, or a URL.")
     type: ModelType = Field("auto", description="Model family: sets parsers and template defaults.")
-    engine: EngineChoice = Field("auto", description="auto: .gguf llama_cpp, folder or hub id vllm, URL remote.")
+    engine: EngineChoice = Field("auto", description="auto: by path: .gguf, folder or hub id, URL.")
     task: Literal["auto", "generate", "embed"] = Field("auto", description="What the model is loaded for.")
     aliases: list[Name] = Field([], description="Other names that clients may use.")
     max_tokens: int | None = Field(None, ge=16, description="Context length; default: the model's own.")
@@ -86,14 +152,18 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
     unload_timeout: Seconds | None = Field(None, description="Overrides models.unload_timeout; 0: never unload.")
     mmproj: str | None = Field(None, description="llama.cpp: file of the vision projector.")
-    api_key: str | None = Field(None, description="Remote: its key, as ${ENV}.")
+    api_key: str | None = Field(None, repr=False, description="Remote: its key, as ${ENV}.")
     upstream_model: str | None = Field(None, description="Remote: the model's name there.")
     engine_args: dict[str, Any] = Field({}, description="Further arguments, passed to the engine as they are.")
-    env: dict[str, str] = Field({}, description="Further environment variables of the engine.")
+    env: dict[str, str] = Field({}, repr=False, description="Further environment variables of the engine.")
 
 
 class ModelsConfig(Section):
-    default: str | None = Field(None, description="Model of requests that name none.")
+    """What can be loaded, and how many at once."""
+
+    default: str | None = Field(
+        None, description="Model of requests that name none.", examples=["SmolLM2-135M-Instruct"]
+    )
     preload: list[str] = Field([], description="Loaded at start and kept.")
     max_loaded: int = Field(1, ge=1, description="Most models loaded at once; the least recently used makes room.")
     unload_timeout: Seconds = Field(3600, description="Seconds without a request until a model is unloaded; 0: never.")
@@ -103,10 +173,16 @@ class ModelsConfig(Section):
         5, description="Seconds a request waits for a busy model to become idle before that one takes no new work."
     )
     models_dir: str = Field("models", description="Where relative paths start, relative to the configuration file.")
-    available: dict[Name, ModelConfig] = Field({}, description="The models, by name.")
+    available: dict[Name, ModelConfig] = Field(
+        {},
+        description="The models, by name.",
+        examples=[{"SmolLM2-135M-Instruct": {"path": "SmolLM2-135M-Instruct.Q4_1.gguf", "type": "llama"}}],
+    )
 
 
 class InferenceConfig(Section):
+    """Limits and defaults of every model."""
+
     max_total_tokens: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
     max_input_tokens: int | None = Field(None, ge=1, description="Most tokens of a prompt.")
     max_batch_size: int | None = Field(None, ge=1, description="Sequences decoded together.")
@@ -117,15 +193,21 @@ class InferenceConfig(Section):
 
 
 class VllmConfig(Section):
+    """vLLM."""
+
     python: str | None = Field(None, description="Interpreter that has vLLM; default: .venv-vllm, else this one.")
 
 
 class LlamaCppConfig(Section):
+    """llama.cpp."""
+
     python: str | None = Field(None, description="Interpreter that has xllamacpp; default: this one.")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: the physical cores.")
 
 
 class EnginesConfig(Section):
+    """The programs that run the models; each may live in an environment of its own."""
+
     vllm: VllmConfig = VllmConfig()
     llama_cpp: LlamaCppConfig = LlamaCppConfig()
 
@@ -140,3 +222,99 @@ class Config(Section):
     inference: InferenceConfig = InferenceConfig()
     engines: EnginesConfig = EnginesConfig()
     source: Path = Field(Path("config.yaml"), exclude=True, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.source.absolute().parent
+
+    @property
+    def models_dir(self) -> Path:
+        return self.folder / Path(self.models.models_dir).expanduser()
+
+    @property
+    def log_dir(self) -> Path:
+        return self.folder / Path(self.logging.path).expanduser()
+
+    def resolve_model_path(self, path: str) -> Path:
+        """Where a file or folder of a model is; URLs and hub ids are the caller's to tell apart."""
+        return self.models_dir / Path(path).expanduser()
+
+    @property
+    def vllm_python(self) -> str:
+        """`engines.vllm.python`, else what `make vllm` made beside the file or the project, else this interpreter."""
+        if self.engines.vllm.python:
+            return _interpreter(self.folder, self.engines.vllm.python)
+        for folder in (self.folder, Path(sys.prefix).parent, Path(__file__).parents[2]):
+            python = folder / ".venv-vllm" / "bin" / "python"
+            if python.exists():
+                return str(python)
+        return sys.executable
+
+    @property
+    def llama_cpp_python(self) -> str:
+        python = self.engines.llama_cpp.python
+        return _interpreter(self.folder, python) if python else sys.executable
+
+    @property
+    def run_dir(self) -> Path:
+        """Where sockets and process records are; the same for every process with the same configuration file."""
+        if self.server.run_dir:
+            return self.folder / Path(self.server.run_dir).expanduser()
+        name = hashlib.sha256(os.fsencode(self.source.absolute())).hexdigest()[:8]
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        if runtime and _is_ours(Path(runtime)):
+            return Path(runtime) / "llm-api-server" / name
+        return Path(tempfile.gettempdir()) / f"llm-api-server-{os.getuid()}" / name
+
+    def ensure_run_dir(self) -> Path:
+        """Make the run directory, for this user alone. Raises `ConfigError` where others could put files into it."""
+        path = self.run_dir
+        own = [path] if self.server.run_dir else [path.parent, path]
+        try:
+            for folder in own:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"The run directory {path} cannot be made: {error.strerror}. Set server.run_dir."
+            raise ConfigError([reason]) from error
+        for folder in own:
+            if not _is_ours(folder):
+                reason = f"The run directory {folder} is another user's, or others may write to it. Set server.run_dir."
+                raise ConfigError([reason])
+        return path
+
+
+def find_config(given: Path | None = None) -> Path:
+    """The file to read: the one given, else the environment's, else `config.yaml` in the current directory."""
+    return given or Path(os.environ.get(CONFIG_VARIABLE) or "config.yaml")
+
+
+def load_config(path: Path) -> Config:
+    """Read and check the file. Raises `ConfigError` with every problem at once."""
+    document = read_document(path)
+    for variable, key_path in OVERRIDES.items():
+        if value := os.environ.get(variable):
+            document.override(key_path, value, f"environment variable {variable}")
+    config = document.validate(Config).model_copy(update={"source": path.absolute()})
+    config_checks.check(config, document)
+    if document.problems:
+        raise ConfigError(document.problems)
+    return config
+
+
+def config_from_environment() -> Config:
+    """What `CONFIG_VARIABLE` names, else `config.yaml` here: for processes that get no arguments of ours."""
+    return load_config(find_config())
+
+
+def _interpreter(folder: Path, python: str) -> str:
+    """A bare name is searched for in PATH by whoever starts it."""
+    return str(folder / Path(python).expanduser()) if "/" in python else python
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `folder` is a real directory of this user that nobody else may write to."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022

@@ -13,6 +13,8 @@
         ├── ModelNotFound          404 code model_not_found
         ├── MethodNotAllowed       405 code method_not_allowed
         ├── RequestTooLarge        413 code request_too_large
+        ├── RateLimited            429 code rate_limit_exceeded
+        ├── InternalError          500 code internal_error (a fault of ours; details are in the log)
         ├── EngineError            500 code engine_error
         ├── ModelLoadFailed        503 code model_load_failed
         ├── EngineUnavailable      503 code engine_unavailable
@@ -101,6 +103,14 @@ class MethodNotAllowed(ApiError):
 
 class RequestTooLarge(ApiError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class RateLimited(ApiError):
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class InternalError(ApiError):
+    status, code = 500, "internal_error"
 
 
 class EngineError(ApiError):

@@ -119,11 +119,8 @@ class TestPythonSdk:
         stream = client.chat.completions.create(
             model=MODEL, messages=MESSAGES, temperature=0.7, max_tokens=30, stream=True
         )
-        texts = []
-        for chunk in stream:
-            if chunk.choices[0].delta.content is not None:
-                texts.append(chunk.choices[0].delta.content)
-        assert "".join(texts)
+        contents = [chunk.choices[0].delta.content for chunk in stream]
+        assert "".join(content for content in contents if content is not None)
 
     def test_usage_comes_with_a_stream_that_asks_for_it(self, client: OpenAI) -> None:
         stream = client.chat.completions.create(

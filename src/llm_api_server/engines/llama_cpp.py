@@ -202,6 +202,10 @@ class LlamaCppEngine:
         }
         if pooling := _pooling(sizing.task, facts):
             params["pooling_type"] = pooling
+        if sizing.task != "generate":
+            # Caches of their own make llama.cpp split inputs of unequal length over several steps, and it then pools
+            # over the last step alone: wrong embeddings, without an error.
+            params |= {"kv_unified": True, "kv_unified_per_slot": sizing.context}
         if model.mmproj:
             params["mmproj.path"] = model.mmproj
         return params

@@ -285,7 +285,7 @@ class Manager:
         except asyncio.CancelledError:
             if not instance.is_stopping:
                 raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - the edge of the instance's task; logged, and the model shows it
             logger.exception("instance {} of {} failed inside the manager", instance.id, instance.model)
             reason = "internal error in the manager; see its log"
         await instance.clean_up()

@@ -57,7 +57,7 @@ class LocalLauncher:
         guard = [sys.executable, "-I", "-S", str(_GUARD), str(self._run_dir.lock), str(ORPHAN_TIMEOUT)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_WITHHELD)} | plan.env
         with _open_log(log) as output:
-            child = subprocess.Popen(  # noqa: S603 - the command is the adapter's, from the configuration
+            child = subprocess.Popen(
                 [*guard, str(STOP_TIMEOUT), "--", *plan.argv],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

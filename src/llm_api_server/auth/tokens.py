@@ -1,0 +1,137 @@
+"""Short-lived tokens (JWT, RFC 7519) that stand for a key with the same or fewer rights. `/auth/token` issues them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import jwt
+import msgspec
+
+from llm_api_server.auth.keys import Key, KeyRing
+from llm_api_server.config import AuthConfig
+from llm_api_server.errors import InvalidKey, InvalidRequest
+from llm_api_server.types import PERMISSIONS, Permission
+
+ISSUER = AUDIENCE = "llm-api-server"
+_ALGORITHM = "HS256"
+_WILDCARDS = frozenset("*?[")
+
+
+class _Claims(msgspec.Struct):
+    sub: str
+    exp: int
+    permissions: list[Permission]
+    models: list[str]
+
+
+class TokenSigner:
+    """Issues and verifies tokens for the keys of `keys`. `now` tells Unix seconds."""
+
+    def __init__(
+        self, secret: str, max_lifetime: float, keys: KeyRing, *, now: Callable[[], float] = time.time
+    ) -> None:
+        self._secret = secret
+        self._max_lifetime = max_lifetime
+        self._keys = keys
+        self._now = now
+
+    def issue(
+        self,
+        key: Key,
+        permissions: Iterable[str] | None = None,
+        models: Iterable[str] | None = None,
+        expires_in: float | None = None,
+    ) -> tuple[str, int]:
+        """A token and the Unix time of its end. Without `permissions`, `models` or `expires_in`: as much as allowed.
+
+        Raises `InvalidRequest`, with `param`, when more is asked for than the key has.
+        """
+        claims = _Claims(
+            sub=key.key_id,
+            exp=int(self._now() + self._lifetime(expires_in)),
+            permissions=_narrow_permissions(key, permissions),
+            models=_narrow_models(key, models),
+        )
+        payload = {**msgspec.to_builtins(claims), "iss": ISSUER, "aud": AUDIENCE, "iat": int(self._now())}
+        return jwt.encode(payload, self._secret, algorithm=_ALGORITHM), claims.exp
+
+    def verify(self, token: str) -> Key:
+        """The key that `token` stands for, with what both it and the token may do. Raises `InvalidKey`."""
+        claims = self._claims(token)
+        if claims.exp <= self._now():
+            raise InvalidKey("This token has expired. Get a new one from /auth/token.")
+        key = self._keys.find_by_id(claims.sub)
+        if key is None:
+            raise InvalidKey("The key that this token was made from no longer exists.")
+        return replace(
+            key,
+            permissions=_common(key, claims.permissions),
+            models=tuple(pattern for pattern in claims.models if _covers(key, pattern)),
+        )
+
+    def _lifetime(self, expires_in: float | None) -> float:
+        if expires_in is None:
+            return self._max_lifetime
+        if not 1 <= expires_in <= self._max_lifetime:
+            raise InvalidRequest(
+                f"'expires_in' must be between 1 and {self._max_lifetime:g} seconds.", param="expires_in"
+            )
+        return expires_in
+
+    def _claims(self, token: str) -> _Claims:
+        # The time is checked by `verify`, against its own clock.
+        options: jwt.types.Options = {
+            "require": ["exp", "iat", "sub", "iss", "aud"],
+            "verify_exp": False,
+            "verify_iat": False,
+        }
+        try:
+            payload = jwt.decode(
+                token, self._secret, algorithms=[_ALGORITHM], audience=AUDIENCE, issuer=ISSUER, options=options
+            )
+            return msgspec.convert(payload, _Claims)
+        except (jwt.InvalidTokenError, msgspec.ValidationError, ValueError) as error:
+            raise InvalidKey("Incorrect token provided. Get a new one from /auth/token.") from error
+
+
+def token_signer(auth: AuthConfig, keys: KeyRing) -> TokenSigner | None:
+    """The signer of this configuration; None where tokens are off."""
+    if not auth.are_tokens_on or auth.secret_key is None:
+        return None
+    return TokenSigner(auth.secret_key, auth.token_timeout, keys)
+
+
+def _narrow_permissions(key: Key, asked: Iterable[str] | None) -> list[Permission]:
+    if asked is None:
+        return sorted(key.permissions)
+    wanted = sorted(set(asked))
+    if unknown := [name for name in wanted if name not in PERMISSIONS]:
+        raise InvalidRequest(
+            f"Unknown permission '{unknown[0][:64]}'; known are {', '.join(sorted(PERMISSIONS))}.", param="permissions"
+        )
+    granted = _common(key, msgspec.convert(wanted, list[Permission]))
+    if missing := [name for name in wanted if name not in granted]:
+        raise InvalidRequest(f"Your key does not have the permission '{missing[0]}'.", param="permissions")
+    return sorted(granted)
+
+
+def _common(key: Key, permissions: Iterable[Permission]) -> frozenset[Permission]:
+    return frozenset(permission for permission in permissions if key.may(permission))
+
+
+def _narrow_models(key: Key, asked: Iterable[str] | None) -> list[str]:
+    if asked is None:
+        return list(key.models)
+    wanted = list(dict.fromkeys(asked))
+    if missing := [pattern for pattern in wanted if not _covers(key, pattern)]:
+        raise InvalidRequest(f"Your key may not use the model '{missing[0][:256]}'.", param="models")
+    return wanted
+
+
+def _covers(key: Key, pattern: str) -> bool:
+    """Whether `key` may use every model that `pattern` matches: certain for its own patterns and for plain names."""
+    if pattern in key.models or "*" in key.models:
+        return True
+    return not _WILDCARDS & set(pattern) and key.may_use(pattern)

@@ -1,0 +1,234 @@
+"""The command `llm-api-server`: parse, call one function, print.
+
+Exit codes: 0 done; 1 it failed, the message says why; 2 the configuration or the command line is wrong; 3 no server
+is running. Commands import what they need when they run, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from llm_api_server.config import Config
+    from llm_api_server.control import ModelStatus
+
+EXIT_FAILED = 1
+EXIT_BAD_CONFIG = 2
+EXIT_NOT_RUNNING = 3
+
+app = typer.Typer(
+    name="llm-api-server",
+    help="One OpenAI-compatible endpoint for vLLM, llama.cpp and remote models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Texts about the configuration file.", no_args_is_help=True, rich_markup_mode=None)
+models_app = typer.Typer(help="Models of the running server.", no_args_is_help=True, rich_markup_mode=None)
+keys_app = typer.Typer(help="Keys.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration file; default: $LLM_API_SERVER_CONFIG, else ./config.yaml."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+NameArgument = Annotated[str, typer.Argument(help="A model's name or alias.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    app(arguments)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Instead of server.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Instead of server.port.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Instead of server.workers.")] = None,
+) -> None:
+    """Start the server and keep it running."""
+    import os
+
+    from llm_api_server.config import CONFIG_VARIABLE, find_config
+
+    # The environment carries the command line to the workers and the manager.
+    os.environ[CONFIG_VARIABLE] = str(find_config(config).absolute())
+    for variable, value in (("HOST", host), ("PORT", port), ("WORKERS", workers)):
+        if value is not None:
+            os.environ[f"LLM_API_SERVER_{variable}"] = str(value)
+    loaded = _load(None)
+    with _errors():
+        from llm_api_server.serving import serve as run
+
+        raise typer.Exit(run(loaded))
+
+
+@app.command()
+def stop(config: ConfigOption = None) -> None:
+    """Stop the running server: requests under way may finish."""
+    from llm_api_server.lifecycle import stop_server
+
+    loaded = _load(config)
+    with _errors():
+        if not stop_server(loaded):
+            _not_running(loaded)
+    typer.echo("Stopped.")
+
+
+@app.command("check-config")
+def check_config(config: ConfigOption = None) -> None:
+    """Tell everything that is wrong with the configuration file."""
+    from llm_api_server.config_checks import config_warnings
+
+    loaded = _load(config)
+    for warning in config_warnings(loaded):
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{loaded.source}: ok")
+
+
+@app.command()
+def init(
+    config: ConfigOption = None,
+    starter: Annotated[bool, typer.Option("--starter/--no-starter", help="Fetch a small model to start with.")] = True,
+) -> None:
+    """Write a first configuration file with a random key, and fetch a small model. Leaves existing files alone."""
+    from llm_api_server.config import find_config
+    from llm_api_server.first_run import write_first_config
+
+    path = find_config(config).absolute()
+    with _errors():
+        if write_first_config(path, with_starter=starter, progress=typer.echo):
+            typer.echo(f"Wrote {path}.")
+        else:
+            typer.echo(f"{path} is there already; left as it is.")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from llm_api_server import __version__
+
+    typer.echo(__version__)
+
+
+@config_app.command("example")
+def config_example() -> None:
+    """Print every option with its default, as YAML."""
+    from llm_api_server.config_example import example
+
+    typer.echo(example(), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration file, for editors."""
+    from llm_api_server.config_example import schema
+
+    typer.echo(schema(), nl=False)
+
+
+@keys_app.command("new")
+def keys_new() -> None:
+    """Print a random key and the line that admits it without holding it. Stores nothing."""
+    from llm_api_server.auth.keys import digest, new_key
+
+    key = new_key()
+    typer.echo(f"key:    {key}")
+    typer.echo(f'config: - {{key: "sha256:{digest(key)}", name: NAME, permissions: [all]}}')
+    typer.echo("The key is shown only here. Put the line into auth.api_keys and start the server again.", err=True)
+
+
+@models_app.command("list")
+def models_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show all models and their states."""
+    from llm_api_server import models_view
+
+    loaded = _load(config)
+    with _errors(loaded):
+        statuses = models_view.fetch(loaded)
+        typer.echo(models_view.as_json(statuses) if as_json else models_view.as_table(statuses))
+
+
+@models_app.command("show")
+def models_show(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show all there is to know about one model."""
+    from llm_api_server import models_view
+
+    loaded = _load(config)
+    with _errors(loaded):
+        status = models_view.find(models_view.fetch(loaded), name)
+        typer.echo(models_view.as_json(status) if as_json else models_view.as_lines(status))
+
+
+@models_app.command("load")
+def models_load(name: NameArgument, config: ConfigOption = None) -> None:
+    """Load a model and wait until it is ready."""
+    from llm_api_server import models_view
+
+    loaded = _load(config)
+    with _errors(loaded):
+        _print_outcome(models_view.load(loaded, name))
+
+
+@models_app.command("unload")
+def models_unload(name: NameArgument, config: ConfigOption = None) -> None:
+    """Let a model finish its requests, unload it, and wait until it is gone."""
+    from llm_api_server import models_view
+
+    loaded = _load(config)
+    with _errors(loaded):
+        _print_outcome(models_view.unload(loaded, name))
+
+
+def _print_outcome(status: ModelStatus) -> None:
+    typer.echo(f"{status.id}: {status.state}")
+
+
+def _load(path: Path | None) -> Config:
+    from llm_api_server.config import find_config, load_config
+    from llm_api_server.errors import ConfigError
+
+    try:
+        return load_config(find_config(path))
+    except ConfigError as error:
+        _fail(str(error), EXIT_BAD_CONFIG)
+
+
+@contextmanager
+def _errors(config: Config | None = None) -> Iterator[None]:
+    """Turn what can go wrong into a message and an exit code."""
+    from llm_api_server.errors import ConfigError, ControlError, ServerError
+    from llm_api_server.lifecycle import is_absent
+
+    try:
+        yield
+    except ConfigError as error:
+        _fail(str(error), EXIT_BAD_CONFIG)
+    except ControlError as error:
+        if config is not None and is_absent(error):
+            _not_running(config)
+        _fail(str(error), EXIT_FAILED)
+    except (ServerError, OSError) as error:
+        _fail(str(error), EXIT_FAILED)
+
+
+def _not_running(config: Config) -> NoReturn:
+    _fail(
+        f"No server is running with {config.source}. Start one with `llm-api-server serve`, or name its file with "
+        "--config.",
+        EXIT_NOT_RUNNING,
+    )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

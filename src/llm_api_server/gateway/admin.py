@@ -1,0 +1,87 @@
+"""`/admin/api/models`: what the models do and memory they hold, loading and unloading them. Needs `admin`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel
+
+from llm_api_server.control import ModelStatus
+from llm_api_server.errors import ModelNotFound, PermissionDenied
+from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.leases import Leases
+from llm_api_server.gateway.routes import KeyDependency
+from llm_api_server.types import EngineName, ModelState
+
+
+class AdminModel(BaseModel):
+    """One model as the manager sees it. Times are Unix seconds."""
+
+    id: str
+    state: ModelState
+    engine: EngineName
+    path: str
+    aliases: list[str]
+    context_length: int | None
+    vision: bool | None
+    error: str | None
+    retry_at: float | None
+    instance: str | None
+    pid: int | None
+    memory_bytes: int | None
+    in_flight: int
+    queued: int
+    preloaded: bool
+    last_used: float | None
+    loaded_at: float | None
+    load_seconds: float | None
+
+
+class AdminModelList(BaseModel):
+    data: list[AdminModel]
+
+
+def require_admin(key: KeyDependency) -> None:
+    if not key.may("admin"):
+        raise PermissionDenied("Your key has no permission for the admin API ('admin').")
+
+
+def admin_routes(catalog: Catalog, leases: Leases) -> APIRouter:
+    router = APIRouter(prefix="/admin/api", tags=["admin"], dependencies=[Depends(require_admin)])
+
+    @router.get("/models", summary="All configured models")
+    async def list_models() -> AdminModelList:
+        return AdminModelList(data=[_as_admin_model(model) for model in await leases.list_models()])
+
+    @router.post("/models/{model_id:path}/load", summary="Load a model")
+    async def load(model_id: str, key: KeyDependency, *, wait: Wait = True) -> AdminModel:
+        name = catalog.find(model_id, key)
+        return _pick(await leases.load(name, wait=wait), name)
+
+    @router.post("/models/{model_id:path}/unload", summary="Drain and unload a model")
+    async def unload(model_id: str, key: KeyDependency, *, wait: Wait = True) -> AdminModel:
+        name = catalog.find(model_id, key)
+        return _pick(await leases.unload(name, wait=wait), name)
+
+    @router.get("/models/{model_id:path}", summary="One model")
+    async def get_model(model_id: str, key: KeyDependency) -> AdminModel:
+        return _pick(await leases.list_models(), catalog.find(model_id, key))
+
+    return router
+
+
+Wait = Annotated[bool, "Answer when it is done; false: at once."]
+
+
+def _pick(models: list[ModelStatus], name: str) -> AdminModel:
+    for model in models:
+        if model.id == name:
+            return _as_admin_model(model)
+    raise ModelNotFound(f"The manager does not know the model '{name}'.", param="model")
+
+
+def _as_admin_model(status: ModelStatus) -> AdminModel:
+    content: dict[str, Any] = msgspec.to_builtins(status)
+    return AdminModel(**content)

@@ -1,0 +1,141 @@
+"""Builds the API worker's ASGI app: what it is made of, in what order, and its start and end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from importlib import resources
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llm_api_server.auth.keys import KeyRing
+from llm_api_server.auth.tokens import TokenSigner, token_signer
+from llm_api_server.config import Config, config_from_environment
+from llm_api_server.control import RunDir
+from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
+from llm_api_server.gateway import openapi
+from llm_api_server.gateway.admin import admin_routes
+from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.leases import Leases, ManagerProcess
+from llm_api_server.gateway.middleware import (
+    INTERNAL_ERROR,
+    AuthenticationMiddleware,
+    Dispatcher,
+    RequestIdMiddleware,
+    error_response,
+    method_not_allowed,
+)
+from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
+from llm_api_server.gateway.proxy import EngineProxy
+from llm_api_server.gateway.records import RequestRecord, record_of
+from llm_api_server.gateway.routes import PUBLIC_PATHS, model_routes, system_routes, token_routes
+from llm_api_server.gateway.upstream import UpstreamClient
+from llm_api_server.log import setup_logging
+
+_EXPOSED_HEADERS = ["x-request-id", "openai-processing-ms", "retry-after"]
+
+
+def create_app(config: Config | None = None) -> ASGIApp:
+    """The app for one worker. Without `config` the file that the environment names is read.
+
+    Raises `ConfigError`.
+    """
+    if config is None:
+        config = config_from_environment()
+    setup_logging(config, "gateway")
+    run_dir = RunDir(config.ensure_run_dir())
+    leases = Leases(run_dir, ManagerProcess(config.source, run_dir).ensure_started)
+    return build_app(config, leases, UpstreamClient())
+
+
+def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIApp:
+    """The layers, innermost first; a request passes them from the last to the first."""
+    keys = KeyRing(config.auth)
+    tokens = token_signer(config.auth, keys)
+    catalog = Catalog(config)
+    proxy = EngineProxy(config, catalog, leases, upstream)
+    app: ASGIApp = Dispatcher(
+        {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
+        _routes(catalog, leases, upstream, tokens),
+    )
+    app = AuthenticationMiddleware(app, keys=keys, tokens=tokens, public=PUBLIC_PATHS, enabled=config.auth.enabled)
+    if config.server.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=config.server.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    return RequestIdMiddleware(app)
+
+
+def _engine_app(proxy: EngineProxy, endpoint: Endpoint) -> ASGIApp:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await proxy.serve(endpoint, scope, receive, send)
+
+    return serve
+
+
+def _routes(catalog: Catalog, leases: Leases, upstream: UpstreamClient, tokens: TokenSigner | None) -> FastAPI:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await leases.start()
+        try:
+            yield
+        finally:
+            await leases.close()
+            upstream.close()
+
+    app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
+    app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
+    docs_page = resources.files(__package__).joinpath("docs.html").read_text()
+    app.include_router(system_routes(leases, docs_page))
+    app.include_router(model_routes(catalog, leases, int(time.time())))
+    app.include_router(token_routes(tokens))
+    app.include_router(admin_routes(catalog, leases))
+    app.add_exception_handler(ApiError, _on_error)
+    app.add_exception_handler(HTTPException, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_error)
+    app.add_exception_handler(Exception, _on_error)
+    return app
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """Every failure of a route in OpenAI's form. FastAPI raises unexpected ones again, for the log, after this."""
+    record = record_of(request.scope)
+    if isinstance(error, HTTPException) and error.status_code == 405 and record.method == "OPTIONS":  # noqa: PLR2004
+        return Response(status_code=204, headers=error.headers)
+    known = _as_api_error(error, request, record)
+    record.error = known.code or known.message
+    status, headers, body = error_response(known, request.url.path)
+    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+
+
+def _as_api_error(error: Exception, request: Request, record: RequestRecord) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _as_invalid_request(error)
+    if isinstance(error, HTTPException) and error.status_code == 404:  # noqa: PLR2004
+        return UnknownEndpoint(f"Unknown request URL: {record.method} {request.url.path}. See /docs for what there is.")
+    if isinstance(error, HTTPException) and error.status_code == 405:  # noqa: PLR2004
+        return method_not_allowed(record.method, (error.headers or {}).get("Allow", ""), record)
+    if isinstance(error, HTTPException) and error.status_code < 500:  # noqa: PLR2004
+        return InvalidRequest(str(error.detail))
+    return InternalError(INTERNAL_ERROR)
+
+
+def _as_invalid_request(error: RequestValidationError) -> InvalidRequest:
+    """The first problem, with OpenAI's `param`."""
+    problem = error.errors()[0]
+    param = ".".join(str(part) for part in problem["loc"][1:]) or None
+    if problem["type"] == "json_invalid":
+        return InvalidRequest("We could not parse the JSON body of your request.")
+    return InvalidRequest(f"Invalid '{param}': {problem['msg']}." if param else f"{problem['msg']}.", param=param)

@@ -1,0 +1,141 @@
+"""Engines' errors as ours: integer codes, flat bodies, 500 for a client's fault, paths in messages. Pure.
+
+`proxy.py` calls `translate_error` for answers, `sse.py` for errors inside a stream.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from llm_api_server.errors import (
+    ApiError,
+    ContextLengthExceeded,
+    EngineError,
+    EngineUnavailable,
+    InvalidRequest,
+    NotSupported,
+    RateLimited,
+    RequestTimeout,
+    RequestTooLarge,
+)
+
+_MAX_MESSAGE_CHARS = 1000
+_CONTEXT = re.compile(
+    r"exceeds? the available context size|maximum context length|longer than the maximum model length"
+    r"|too large to process|max_model_len|maximum model length|context_length_exceeded",
+    re.IGNORECASE,
+)
+_UNSUPPORTED = re.compile(r"(?:is|are) not supported|does not support|not support(?:ed)? by", re.IGNORECASE)
+#: What llama.cpp says with status 500 although the request is at fault.
+_CLIENT_FAULT = re.compile(
+    r"^(?:Failed to parse (?:messages|tools|tool_choice|grammar|json schema|input)|'[\w.]+' is required"
+    r"|Missing '|Invalid |Unsupported |Cannot use |Either \"?json_schema|Expected )",
+    re.IGNORECASE,
+)
+_FIELD = re.compile(r"^Field '(?P<name>[\w.]+)'")  # llama.cpp's way to name the member that is wrong
+_PATH = re.compile(r"(?:(?<=[\s'\"(=:])|^)/(?:[\w.@+-]+/)+[\w.@+-]*")
+_INTERNAL = re.compile(r"Traceback|\bFile \"|\bat 0x[0-9a-f]+", re.IGNORECASE)
+
+
+class _Problem(msgspec.Struct):
+    message: str = ""
+    param: str | None = None
+    type: str = ""
+    retry_after: float | None = None
+
+
+def translate_error(status: int, body: bytes, *, retry_after: str | None = None) -> ApiError:
+    """The error to answer a client with when an engine answered `status` and `body`."""
+    problem = _read(body)
+    problem.retry_after = _seconds(retry_after)
+    message = _cleaned(problem.message)
+    if named := _FIELD.match(message):
+        problem.param = named["name"]
+    # A remote that refuses the server's own key must not look like a refusal of the client's.
+    if status in (401, 403, 402, 407):
+        return EngineError("The upstream refused the server's own key; tell the operator of this server.")
+    if status == 429:  # noqa: PLR2004
+        return RateLimited(message or "The upstream is busy.", retry_after=problem.retry_after)
+    if problem.type == "exceed_context_size_error" or (status in (400, 413, 422, 500) and _CONTEXT.search(message)):
+        return ContextLengthExceeded(message, param=problem.param)
+    if status in (404, 405, 501):
+        return _not_offered(status, message)
+    if status == 413:  # noqa: PLR2004
+        return RequestTooLarge(message or "The engine finds the request too large.")
+    if 400 <= status < 500:  # noqa: PLR2004
+        return InvalidRequest(message or "The engine refused the request.", param=problem.param)
+    return _server_fault(status, message, problem)
+
+
+def _server_fault(status: int, message: str, problem: _Problem) -> ApiError:
+    if _UNSUPPORTED.search(message):
+        return NotSupported(message, param=problem.param)
+    if _CLIENT_FAULT.search(message):
+        return InvalidRequest(message, param=problem.param)
+    if status == 503:  # noqa: PLR2004
+        return EngineUnavailable(message or "The engine is not ready.", retry_after=problem.retry_after or 1)
+    if status == 504:  # noqa: PLR2004
+        return RequestTimeout("The upstream did not answer in time.")
+    return EngineError(message or "The engine failed to answer.")
+
+
+def _not_offered(status: int, message: str) -> ApiError:
+    # vLLM answers 404 for a model or an adapter that it does not know, with a message of its own.
+    if status == 404 and re.search(r"model|adapter|response", message, re.IGNORECASE):  # noqa: PLR2004
+        return InvalidRequest(message)
+    if status == 501 and message:  # noqa: PLR2004
+        return NotSupported(f"This model does not offer that: {message}")
+    return NotSupported("This model's engine does not offer this endpoint.")
+
+
+def _read(body: bytes) -> _Problem:
+    """OpenAI's and llama.cpp's `error` object, vLLM's flat body, FastAPI's `detail`, or plain text."""
+    try:
+        content = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = body.decode(errors="replace").strip()
+        return _Problem("" if text.startswith("<") else text)
+    if not isinstance(content, dict):
+        return _Problem()
+    error = content.get("error", content)
+    if isinstance(error, str):
+        return _Problem(error)
+    if not isinstance(error, dict):
+        return _Problem()
+    param = error.get("param")
+    return _Problem(
+        message=_message(error),
+        param=param if isinstance(param, str) else None,
+        type=str(error.get("type") or ""),
+    )
+
+
+def _message(error: dict[str, Any]) -> str:
+    text = error.get("message", error.get("detail"))
+    if isinstance(text, list):
+        return "; ".join(_validation_line(item) for item in text[:5])
+    return text if isinstance(text, str) else ""
+
+
+def _validation_line(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    place = ".".join(str(part) for part in item.get("loc", ()) if part != "body")
+    return f"{place}: {item.get('msg', '')}" if place else str(item.get("msg", ""))
+
+
+def _cleaned(message: str) -> str:
+    """`message` fit for a client: no traceback, no path of this machine, not endless."""
+    if _INTERNAL.search(message):
+        return ""
+    return _PATH.sub("...", message)[:_MAX_MESSAGE_CHARS].strip()
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:
+        return None

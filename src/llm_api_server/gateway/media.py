@@ -1,0 +1,114 @@
+"""Pictures, sound and video inside request bodies: found anywhere an engine would look, and only as data. Pure.
+
+An engine that is given a URL fetches it from inside the server's network, so only `data:` URLs pass
+(CVE-2025-6242 is what happens otherwise). `openai.py` calls `find_media` before any engine sees the body.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from llm_api_server.errors import InvalidRequest
+
+MediaKind = Literal["image", "audio", "video", "file"]
+
+#: Members of a body that engines look for media in; a tool's schema or metadata may hold any URL.
+_SEARCHED = (
+    "messages", "input", "system", "documents", "query", "queries", "items", "text_1", "text_2", "data_1", "data_2",
+)  # fmt: skip
+_URL_KEYS: dict[str, MediaKind] = {
+    "image_url": "image",
+    "audio_url": "audio",
+    "video_url": "video",
+    "file_url": "file",
+}
+#: A body without any of these holds no media; `\u` because an escape may hide a key.
+_HINTS = (b'_url"', b'"source"', b'input_audio"', b"\\u")
+
+
+class Media(msgspec.Struct, frozen=True):
+    """One picture, sound or file and where it stands in the body."""
+
+    param: str
+    kind: MediaKind
+
+
+def find_media(body: bytes) -> list[Media]:
+    """Everything in `body` that is not text. Raises `InvalidRequest` for URLs and for data that is not what it says."""
+    if not any(hint in body for hint in _HINTS):
+        return []
+    content = msgspec.json.decode(body)
+    found: list[Media] = []
+    for key in _SEARCHED:
+        if key in content:
+            found.extend(_walk(content[key], key))
+    return found
+
+
+def _walk(value: Any, param: str) -> Iterator[Media]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{param}[{index}]")
+    elif isinstance(value, dict):
+        yield from _read_part(value, param)
+        for key, item in value.items():
+            if isinstance(item, dict | list):
+                yield from _walk(item, f"{param}.{key}")
+
+
+def _read_part(part: dict[str, Any], param: str) -> Iterator[Media]:
+    for key, kind in _URL_KEYS.items():
+        url = part.get(key)
+        if isinstance(url, dict):
+            url = url.get("url")
+            key = f"{key}.url"  # noqa: PLW2901 - names the place in the message
+        if isinstance(url, str):
+            _check_url(url, kind, f"{param}.{key}")
+            yield Media(f"{param}.{key}", kind)
+    source = part.get("source")
+    if isinstance(source, dict) and part.get("type") in ("image", "document"):
+        yield _read_anthropic_source(source, "image" if part["type"] == "image" else "file", f"{param}.source")
+    if isinstance(part.get("input_audio"), dict):
+        yield Media(f"{param}.input_audio", "audio")
+
+
+def _read_anthropic_source(source: dict[str, Any], kind: MediaKind, param: str) -> Media:
+    if isinstance(source.get("url"), str):
+        _check_url(source["url"], kind, f"{param}.url")
+    elif kind == "image" and isinstance(source.get("data"), str):
+        _check_image(source["data"], f"{param}.data")
+    return Media(param, kind)
+
+
+def _check_url(url: str, kind: MediaKind, param: str) -> None:
+    scheme, _, rest = url.partition(":")
+    if scheme.lower() != "data":
+        raise InvalidRequest(
+            f"Only data: URLs are accepted here, for example data:{kind}/...;base64,... "
+            "(this server fetches nothing from the network on a client's behalf).",
+            param=param,
+        )
+    header, comma, data = rest.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise InvalidRequest("The data: URL must carry base64, as in data:image/png;base64,...", param=param)
+    if kind == "image":
+        _check_image(data, param)
+
+
+def _check_image(data: str, param: str) -> None:
+    try:
+        content = binascii.a2b_base64(data, strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest("The image is not valid base64.", param=param) from error
+    if not _is_image(content):
+        raise InvalidRequest("The data is not a PNG, JPEG, GIF, WebP or BMP image.", param=param)
+
+
+def _is_image(content: bytes) -> bool:
+    if content.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM")):
+        return True
+    return content[:4] == b"RIFF" and content[8:12] == b"WEBP"

@@ -1,0 +1,199 @@
+"""The outer layers of the app as plain ASGI classes, one job each: request id and errors, authentication, methods.
+
+Their order is in `app.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loguru import logger
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llm_api_server.auth.keys import ANONYMOUS, Key, KeyRing
+from llm_api_server.auth.tokens import TokenSigner
+from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
+from llm_api_server.gateway.records import RequestRecord, attach, record_of
+
+MAX_REQUEST_ID_CHARS = 128
+_VISIBLE_ASCII = frozenset(range(0x21, 0x7F))
+INTERNAL_ERROR = "The server had an error while processing your request."
+
+
+class RequestIdMiddleware:
+    """Gives every request a record and an id, every answer `x-request-id`, and every error its body.
+
+    Outermost, so that nothing can answer without an id.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = RequestRecord(
+            request_id=_request_id(scope),
+            method=scope["method"],
+            path=scope["path"],
+            started_at=time.monotonic(),
+        )
+        attach(scope, record)
+        send_with_id = _SendWithId(send, record)
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ApiError as error:
+            record.error = error.code or error.message
+            await _send_unless_started(record, send_with_id, error_response(error, scope["path"]))
+        except Exception:  # noqa: BLE001 - the edge of a request: whatever went wrong must not leak
+            logger.exception("request {} failed", record.request_id)
+            record.error = InternalError.code
+            await _send_unless_started(
+                record, send_with_id, error_response(InternalError(INTERNAL_ERROR), scope["path"])
+            )
+        finally:
+            record.seconds = time.monotonic() - record.started_at
+            record.log()
+
+
+class _SendWithId:
+    """Adds the headers of every answer and notes its status."""
+
+    def __init__(self, send: Send, record: RequestRecord) -> None:
+        self._send = send
+        self._record = record
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            record = self._record
+            if record.status == 0:
+                record.status = message["status"]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", record.request_id.encode()),
+                *record.extra_headers,
+            ]
+        await self._send(message)
+
+
+class AuthenticationMiddleware:
+    """Deny by default: whatever is not in `public` needs a valid key or token."""
+
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyRing, tokens: TokenSigner | None, public: frozenset[str], enabled: bool
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._tokens = tokens
+        self._public = public
+        self._is_enabled = enabled
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self._public:
+            record = record_of(scope)
+            if self._is_enabled:
+                record.key, record.by_token = self._authenticate(scope)
+            else:
+                record.key = ANONYMOUS
+        await self._app(scope, receive, send)
+
+    def _authenticate(self, scope: Scope) -> tuple[Key, bool]:
+        """The key and whether it came as a token. Raises `InvalidKey`."""
+        secret = _secret(scope["headers"])
+        if not secret:
+            raise InvalidKey(
+                "You didn't provide an API key. Send it in the Authorization header: 'Authorization: Bearer YOUR_KEY'."
+            )
+        key = self._keys.find(secret)
+        if key is not None:
+            return key, False
+        if self._tokens is not None and secret.count(".") == 2:  # noqa: PLR2004 - a JWT has three parts
+            return self._tokens.verify(secret), True
+        raise InvalidKey("Incorrect API key provided.")
+
+
+class Dispatcher:
+    """Sends engine endpoints to the proxy by exact path and everything else to the routes."""
+
+    def __init__(self, engine_endpoints: Mapping[str, ASGIApp], routes: ASGIApp) -> None:
+        self._endpoints = engine_endpoints
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is None:
+            if scope["type"] == "http" and scope["method"] == "HEAD":
+                # A copy: the HTTP server looks at its own scope to leave out the body of an answer to HEAD.
+                scope = {**scope, "method": "GET"}
+            await self._routes(scope, receive, send)
+        elif scope["method"] == "POST":
+            await endpoint(scope, receive, send)
+        elif scope["method"] == "OPTIONS":
+            await send_response(send, (204, [(b"allow", b"POST, OPTIONS")], b""))
+        else:
+            raise method_not_allowed(scope["method"], "POST, OPTIONS", record_of(scope))
+
+
+Response = tuple[int, Sequence[tuple[bytes, bytes]], bytes]
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """Status, headers and body of `error`, in Anthropic's form under `/v1/messages`."""
+    headers = [(b"content-type", b"application/json")]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after))).encode()))
+    if error.should_retry is not None:
+        headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+    if error.status == 401:  # noqa: PLR2004
+        headers.append((b"www-authenticate", b'Bearer realm="llm-api-server"'))
+    return error.status, headers, render(error, anthropic=is_anthropic(path))
+
+
+def is_anthropic(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def method_not_allowed(method: str, allowed: str, record: RequestRecord) -> MethodNotAllowed:
+    """The error; the `Allow` header that must go with it (RFC 9110, 15.5.6) is put on the record."""
+    record.extra_headers.append((b"allow", allowed.encode()))
+    return MethodNotAllowed(f"{method} is not allowed here; use {allowed}.")
+
+
+async def send_response(send: Send, response: Response) -> None:
+    status, headers, body = response
+    length = [(b"content-length", str(len(body)).encode())] if body or status != 204 else []  # noqa: PLR2004
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_unless_started(record: RequestRecord, send: Send, response: Response) -> None:
+    if record.status == 0:
+        await send_response(send, response)
+
+
+def _request_id(scope: Mapping[str, Any]) -> str:
+    """The client's own id if it is short and visible ASCII, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            if 0 < len(value) <= MAX_REQUEST_ID_CHARS and _VISIBLE_ASCII.issuperset(value):
+                return bytes(value).decode("ascii")
+            break
+    return f"req_{uuid.uuid4().hex}"
+
+
+def _secret(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """`Authorization: Bearer KEY`, or `x-api-key` as Anthropic's clients send it."""
+    other = None
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, credentials = value.decode("latin-1").strip().partition(" ")
+            if scheme.lower() == "bearer" and credentials.strip():
+                return credentials.strip()
+        elif name == b"x-api-key":
+            other = value.decode("latin-1").strip()
+    return other

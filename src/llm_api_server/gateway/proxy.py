@@ -1,0 +1,414 @@
+"""The data path: one request to one engine and its answer back, raw ASGI, no framework.
+
+`EngineProxy` is the app behind every engine endpoint; an `_Exchange` lives as long as its request and runs in the
+request's task, with one more task that watches for the client to leave. Bytes are written as they are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from loguru import logger
+from starlette.types import Message, Receive, Scope, Send
+
+from llm_api_server.config import Config
+from llm_api_server.control import InstanceInfo
+from llm_api_server.errors import (
+    ApiError,
+    EngineError,
+    EngineUnavailable,
+    InvalidRequest,
+    NotSupported,
+    PermissionDenied,
+    RequestTimeout,
+    RequestTooLarge,
+    ShuttingDown,
+)
+from llm_api_server.gateway import openai
+from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.context import ContextLimits
+from llm_api_server.gateway.engine_errors import translate_error
+from llm_api_server.gateway.leases import Lease, Leases
+from llm_api_server.gateway.multipart import Form
+from llm_api_server.gateway.openai import Endpoint, RequestFacts
+from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord, record_of
+from llm_api_server.gateway.sse import BodyReader, StreamReader, error_event, waiting_comment
+from llm_api_server.gateway.upstream import BrokenResponse, NoResponse, Response, UpstreamClient
+
+#: A stream without a byte after this gets its head and a comment, so that proxies and clients don't time out ...
+FIRST_PING_DELAY = 2.0
+#: ... and another comment as often as this until its first byte.
+PING_INTERVAL = 10.0
+#: How long to wait before an instance that did not answer is asked for again: its end is about to be noticed.
+RETRY_DELAY = 0.1
+ATTEMPTS = 2
+#: How long a client that has stopped reading is waited for with the last event.
+FAREWELL_TIMEOUT = 1.0
+MAX_ERROR_BYTES = 64 * 1024
+_EVENT_STREAM = "text/event-stream"
+_JSON = "application/json"
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class _ClientGone(Exception):
+    """The client closed its connection."""
+
+
+class EngineProxy:
+    """What all requests of a worker share."""
+
+    def __init__(self, config: Config, catalog: Catalog, leases: Leases, upstream: UpstreamClient) -> None:
+        self.catalog = catalog
+        self.leases = leases
+        self.upstream = upstream
+        self.limits = ContextLimits(config.inference, upstream)
+        self.timeout = config.server.timeout
+        self.max_body_bytes = config.server.max_body_bytes
+        self.streaming_default = config.inference.streaming_default
+        self.first_ping_delay = FIRST_PING_DELAY
+        self.ping_interval = PING_INTERVAL
+
+    async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Raises `ApiError` only while nothing has been sent."""
+        record = record_of(scope)
+        key = record.key
+        if key is None or not key.may(endpoint.permission):
+            raise PermissionDenied(f"Your key has no permission for {endpoint.path} ('{endpoint.permission}').")
+        headers = _headers(scope)
+        if headers.get("content-encoding", "identity") != "identity":
+            raise InvalidRequest("Compressed request bodies are not accepted; send the body as it is.")
+        exchange = _Exchange(self, endpoint, record, headers, send)
+        try:
+            async with asyncio.timeout(self.timeout):
+                body = await _read_body(headers, receive, self.max_body_bytes)
+                exchange.read(body)
+                async with _watch(receive):
+                    await exchange.run()
+        except _ClientGone:
+            record.status = record.status or CLIENT_CLOSED_REQUEST
+            record.error = "client_closed_request"
+        except TimeoutError:
+            await exchange.fail(RequestTimeout(f"The request took longer than {self.timeout:g} seconds."))
+        except ApiError as error:
+            await exchange.fail(error)
+        except asyncio.CancelledError:  # the HTTP server's drain time is over
+            await exchange.fail(ShuttingDown("This server is shutting down."))
+        finally:
+            exchange.close()
+
+
+class _Exchange:
+    """One request on its way to an engine and back."""
+
+    def __init__(
+        self, proxy: EngineProxy, endpoint: Endpoint, record: RequestRecord, headers: dict[str, str], send: Send
+    ) -> None:
+        self._proxy = proxy
+        self._endpoint = endpoint
+        self._record = record
+        self._headers = headers
+        self._send = send
+        self._facts = RequestFacts(request=None, model=None)
+        self._form: Form | None = None
+        self._body = b""
+        self._model = ""
+        self._lease: Lease | None = None
+        self._response: Response | None = None
+        self._pings: _Pings | None = None
+        self._is_started = False
+        self._is_event_stream = False
+
+    def read(self, body: bytes) -> None:
+        """Everything about the request that can be wrong without an engine. Raises `ApiError`."""
+        by_default = self._proxy.streaming_default and _EVENT_STREAM in self._headers.get("accept", "")
+        if self._endpoint.request is None:
+            self._form = Form(self._headers.get("content-type", ""), body)
+            self._facts = self._form.read()
+        else:
+            self._facts = openai.read_request(self._endpoint, body, stream_by_default=by_default)
+        self._body = body
+        key = self._record.key
+        assert key is not None
+        self._model = self._proxy.catalog.find(self._facts.model, key)
+        self._record.model = self._model
+        self._record.stream = self._facts.stream
+        self._check_vision()
+
+    async def run(self) -> None:
+        """Lease, forward, relay. Raises `ApiError`."""
+        if self._facts.stream:
+            self._pings = _Pings(self._send_ping, self._proxy.first_ping_delay, self._proxy.ping_interval)
+        response = await self._forward()
+        if response.status >= 400:  # noqa: PLR2004
+            body = await self._read_error(response)
+            raise translate_error(response.status, body, retry_after=response.headers.get("retry-after"))
+        is_stream = response.headers.get("content-type", "").startswith(_EVENT_STREAM)
+        try:
+            if is_stream:
+                await self._relay_stream(response)
+            else:
+                await self._relay_body(response)
+        except BrokenResponse as error:
+            logger.warning("{}: instance {}: {}", self._record.request_id, self._instance.id, error)
+            raise EngineError("The engine stopped in the middle of its answer.") from error
+
+    async def fail(self, error: ApiError) -> None:
+        """Answer with `error`: as a response while nothing has been sent, else as the stream's last event."""
+        await self._stop_pings()
+        self.close()
+        if not self._is_started:
+            raise error
+        self._record.error = error.code or error.message
+        if self._is_event_stream:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_TIMEOUT):
+                    await self._send_body(error_event(self._endpoint.dialect, error))
+                    await self._send_body(b"", more=False)
+        # A JSON answer cannot be mended. Left without an end it makes the HTTP server close the connection, which
+        # tells the client that it is incomplete.
+
+    def close(self) -> None:
+        """Give back what the request holds, however it ended."""
+        if self._pings is not None:
+            self._pings.cancel()
+        if self._response is not None:
+            self._response.abort()
+        if self._lease is not None:
+            self._lease.release()
+
+    # ── to the engine ──
+
+    async def _forward(self) -> Response:
+        """The head of the engine's answer. An instance that gives none is asked for again, once."""
+        for attempt in range(ATTEMPTS):
+            lease = self._lease = await self._proxy.leases.acquire(self._model)
+            try:
+                response = self._response = await self._post(lease.instance)
+            except NoResponse as error:
+                logger.warning("{}: instance {}: {}", self._record.request_id, lease.instance.id, error)
+                lease.release(broken=True)
+                if attempt + 1 < ATTEMPTS:
+                    await asyncio.sleep(RETRY_DELAY)
+            except BrokenResponse as error:
+                logger.warning("{}: instance {}: {}", self._record.request_id, lease.instance.id, error)
+                raise EngineError("The engine's answer could not be understood.") from error
+            else:
+                return response
+        raise EngineUnavailable(f"The engine of '{self._model}' does not answer.", retry_after=1)
+
+    async def _post(self, instance: InstanceInfo) -> Response:
+        openai.check_supported(self._facts, instance.engine)
+        body = self._body_for(instance)
+        await self._proxy.limits.check(self._facts, instance, body)
+        return await self._proxy.upstream.post(
+            instance.address,
+            openai.upstream_path(self._endpoint, instance.engine),
+            body,
+            content_type=_JSON if self._form is None else self._headers["content-type"],
+            headers={"accept": self._headers.get("accept", "*/*"), **instance.headers, **self._api_headers(instance)},
+        )
+
+    def _api_headers(self, instance: InstanceInfo) -> dict[str, str]:
+        """Anthropic's version headers choose the form of an answer, so a remote gets the client's."""
+        if self._endpoint.dialect != "anthropic" or instance.engine != "remote":
+            return {}
+        return {name: self._headers[name] for name in ("anthropic-version", "anthropic-beta") if name in self._headers}
+
+    def _body_for(self, instance: InstanceInfo) -> bytes:
+        """The body as this instance must see it; the client's own where nothing has to change."""
+        facts = self._facts
+        name = instance.upstream_model or instance.model
+        if self._form is not None:
+            return self._form.with_fields({"model": name}) if facts.model != name else self._body
+        changes: dict[str, Any] = openai.tokenize_changes(facts, instance.engine)
+        if facts.model != name:
+            changes["model"] = name
+        if not facts.says_stream:
+            changes["stream"] = facts.stream
+        if self._asks_for_usage():
+            changes["stream_options"] = openai.ask_for_usage(self._body)
+        if instance.engine != "remote" and not self._proxy.catalog.knows_developer_role(instance.model):
+            changes.update(openai.developer_changes(facts, self._body))
+        return openai.rewrite(self._body, changes)
+
+    def _asks_for_usage(self) -> bool:
+        return self._facts.stream and self._endpoint.dialect == "openai" and not self._facts.wants_usage
+
+    def _check_vision(self) -> None:
+        status = self._proxy.leases.models.get(self._model)
+        if status is None or status.vision is not False:
+            return
+        for media in self._facts.media:
+            if media.kind == "image":
+                raise NotSupported(f"The model '{self._model}' cannot see images.", param=media.param)
+
+    @property
+    def _instance(self) -> InstanceInfo:
+        assert self._lease is not None
+        return self._lease.instance
+
+    async def _read_error(self, response: Response) -> bytes:
+        try:
+            return await response.read_all(MAX_ERROR_BYTES)
+        except BrokenResponse:
+            return b""
+
+    # ── to the client ──
+
+    async def _relay_stream(self, response: Response) -> None:
+        is_openai = self._endpoint.dialect == "openai"
+        reader = StreamReader(
+            self._endpoint.dialect,
+            hide_usage=self._asks_for_usage(),
+            add_usage=is_openai and self._facts.wants_usage,
+            is_chat=self._endpoint.permission == "chat",
+            choices=getattr(self._facts.request, "n", None) or 1,
+        )
+        try:
+            while data := await response.read():
+                out = reader.feed(data)
+                if out:
+                    await self._send_stream(out)
+                if reader.failed is not None:
+                    self._record.error = reader.failed.code or reader.failed.message
+                    break
+            await self._send_stream(reader.flush())
+            await self._send_body(b"", more=False)
+        finally:
+            self._record.usage = reader.usage
+
+    async def _relay_body(self, response: Response) -> None:
+        reader = BodyReader()
+        data = await response.read()
+        await self._stop_pings()
+        if self._is_started:  # pings have promised a stream
+            raise EngineError("The engine did not answer with a stream.")
+        headers = [(b"content-type", response.headers.get("content-type", _JSON).encode("latin-1"))]
+        if "content-length" in response.headers:
+            headers.append((b"content-length", response.headers["content-length"].encode("latin-1")))
+        await self._send_head(response.status, headers)
+        while data:
+            reader.feed(data)
+            await self._send_body(data)
+            data = await response.read()
+        self._record.usage = reader.usage
+        await self._send_body(b"", more=False)
+
+    async def _send_stream(self, data: bytes) -> None:
+        await self._stop_pings()
+        if not self._is_started:
+            await self._send_head(200, _STREAM_HEADERS)
+        if data:
+            await self._send_body(data)
+
+    async def _send_ping(self) -> None:
+        if not self._is_started:
+            await self._send_head(200, _STREAM_HEADERS)
+        await self._send_body(waiting_comment(self._model))
+
+    async def _send_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        seconds = time.monotonic() - self._record.started_at
+        self._record.first_byte_seconds = seconds
+        timing = (b"openai-processing-ms", str(round(seconds * 1000)).encode())
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, timing]})
+        # Only now: a ping that is cancelled while it waits to write has not started the answer.
+        self._is_started = True
+        self._is_event_stream = headers is _STREAM_HEADERS
+
+    async def _send_body(self, data: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _stop_pings(self) -> None:
+        pings, self._pings = self._pings, None
+        if pings is not None:
+            await pings.stop()
+
+
+class _Pings:
+    """Comments on a stream that waits. A timer until the first one is due, a task only from then on."""
+
+    def __init__(self, ping: Callable[[], Awaitable[None]], delay: float, interval: float) -> None:
+        self._ping = ping
+        self._interval = interval
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(delay, self._start)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def stop(self) -> None:
+        """Returns when no ping is being written any more."""
+        self.cancel()
+        if self._task is not None:
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await self._task
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            await self._ping()
+            await asyncio.sleep(self._interval)
+
+
+@contextlib.asynccontextmanager
+async def _watch(receive: Receive) -> AsyncIterator[None]:
+    """Cancel the body of the `async with`, and raise `_ClientGone` in its place, when the client leaves."""
+    request = asyncio.current_task()
+    assert request is not None
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        request.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if is_gone and request.uncancel() == 0:
+            raise _ClientGone from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+async def _read_body(headers: dict[str, str], receive: Receive, limit: int) -> bytes:
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than the {limit} bytes that are allowed.")
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

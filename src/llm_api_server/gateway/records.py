@@ -1,0 +1,68 @@
+"""What is known of one request when it is over: filled in by the layers it passes, logged by the outermost."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loguru import logger
+
+from llm_api_server.auth.keys import Key
+from llm_api_server.gateway.sse import Usage
+
+#: Status of a request whose client left before the answer (nginx's word for it).
+CLIENT_CLOSED_REQUEST = 499
+_SCOPE_KEY = "llm_api_server.record"
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One per request, created with its id. `seconds` is the whole time; `status` what the client saw first."""
+
+    request_id: str
+    method: str
+    path: str
+    started_at: float
+    key: Key | None = None
+    by_token: bool = False
+    model: str | None = None
+    stream: bool = False
+    status: int = 0
+    error: str | None = None
+    usage: Usage | None = None
+    seconds: float = 0.0
+    first_byte_seconds: float | None = None
+    extra_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def log(self) -> None:
+        """One line per request; requests that never touch a model are written at DEBUG."""
+        parts = [
+            f"{self.method} {_printable(self.path)} {self.status}",
+            f"key={self.key.name if self.key else '-'}",
+        ]
+        if self.model is not None:
+            parts.append(f"model={_printable(self.model)}")
+        if self.usage is not None:
+            parts.append(f"prompt_tokens={self.usage.prompt_tokens} completion_tokens={self.usage.completion_tokens}")
+        if self.first_byte_seconds is not None:
+            parts.append(f"ttft={self.first_byte_seconds:.3f}s")
+        parts.append(f"seconds={self.seconds:.3f} id={self.request_id}")
+        if self.error is not None:
+            parts.append(f"error={_printable(self.error)}")
+        logger.log("INFO" if self.model is not None or self.error is not None else "DEBUG", "{}", " ".join(parts))
+
+
+def attach(scope: MutableMapping[str, Any], record: RequestRecord) -> None:
+    scope[_SCOPE_KEY] = record
+
+
+def record_of(scope: MutableMapping[str, Any]) -> RequestRecord:
+    """The record that the outermost middleware attached."""
+    record = scope[_SCOPE_KEY]
+    assert isinstance(record, RequestRecord)
+    return record
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:300])

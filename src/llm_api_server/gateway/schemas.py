@@ -1,0 +1,214 @@
+"""The part of each request body that the gateway reads, as typed structs. Pure.
+
+`openai.py` decodes with them and `openapi.py` describes the API from them. Fields that are not here pass through to
+the engine unread.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+Text = Annotated[str, Meta(min_length=1)]
+PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+NotNegativeInt = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Choices = Annotated[int, Meta(ge=1, le=128)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class ContentPart(msgspec.Struct):
+    """A piece of a message: text, a picture as a data URL, or whatever else the engine knows."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct):
+    role: Text
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(msgspec.Struct):
+    name: Text
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    type: str
+    function: Function | None = None
+
+
+class FunctionChoice(msgspec.Struct):
+    name: Text
+
+
+class ToolChoice(msgspec.Struct):
+    type: str
+    function: FunctionChoice | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct):
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: str
+    json_schema: JsonSchemaFormat | None = None
+
+
+class Request(msgspec.Struct):
+    """What every engine endpoint has: the model, by name or alias; absent means the default model."""
+
+    model: str | None = None
+
+
+class Sampling(Request):
+    """What the generating endpoints have in common."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+
+
+class ChatRequest(Sampling, kw_only=True):
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_tokens: PositiveInt | None = None
+    max_completion_tokens: PositiveInt | None = None
+    n: Choices | None = None
+    stop: str | list[str] | None = None
+    seed: Int64 | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+
+
+class CompletionRequest(Sampling, kw_only=True):
+    prompt: str | list[str | int | list[int]]
+    max_tokens: NotNegativeInt | None = None
+    n: Choices | None = None
+    best_of: Choices | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    stop: str | list[str] | None = None
+    seed: Int64 | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: TopLogprobs | bool | None = None
+    user: str | None = None
+
+
+class EmbeddingRequest(Request, kw_only=True):
+    """`messages` in place of `input` is vLLM's form for chat and picture embeddings."""
+
+    input: str | list[str | int | list[int]] | None = None
+    messages: list[Message] | None = None
+    encoding_format: str | None = None
+    dimensions: PositiveInt | None = None
+    user: str | None = None
+
+
+class ResponsesRequest(Sampling, kw_only=True):
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: PositiveInt | None = None
+    previous_response_id: str | None = None
+    background: bool | None = None
+    store: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+
+
+class AnthropicMessage(msgspec.Struct):
+    role: Text
+    content: str | list[ContentPart]
+
+
+class MessagesRequest(Request, kw_only=True):
+    """Anthropic's request (docs.anthropic.com/en/api/messages)."""
+
+    messages: Annotated[list[AnthropicMessage], Meta(min_length=1)]
+    max_tokens: PositiveInt
+    system: str | list[ContentPart] | None = None
+    stream: bool | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    stop_sequences: list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+
+
+class CountTokensRequest(Request, kw_only=True):
+    messages: Annotated[list[AnthropicMessage], Meta(min_length=1)]
+    system: str | list[ContentPart] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class RerankRequest(Request, kw_only=True):
+    query: str | dict[str, Any]
+    documents: Annotated[list[str | dict[str, Any]], Meta(min_length=1)] | dict[str, Any]
+    top_n: NotNegativeInt | None = None
+    return_documents: bool | None = None
+
+
+class ScoreRequest(Request, kw_only=True):
+    """vLLM's `/score` names its two sides in several ways; one of each pair is needed."""
+
+    text_1: str | list[Any] | dict[str, Any] | None = None
+    text_2: str | list[Any] | dict[str, Any] | None = None
+    queries: str | list[Any] | dict[str, Any] | None = None
+    documents: str | list[Any] | dict[str, Any] | None = None
+    items: str | list[Any] | dict[str, Any] | None = None
+    data_1: str | list[Any] | dict[str, Any] | None = None
+    data_2: str | list[Any] | dict[str, Any] | None = None
+
+
+class TokenizeRequest(Request, kw_only=True):
+    """`prompt` and `content` mean the same: vLLM's and llama.cpp's name for the text."""
+
+    prompt: str | None = None
+    content: str | None = None
+    messages: list[Message] | None = None
+
+
+class DetokenizeRequest(Request, kw_only=True):
+    tokens: list[NotNegativeInt]
+
+
+class AudioForm(msgspec.Struct, kw_only=True):
+    """The fields of a multipart form that are read."""
+
+    file: bytes
+    model: str | None = None
+    language: str | None = None
+    prompt: str | None = None
+    response_format: str | None = None
+    temperature: float | None = None
+    stream: bool | None = None

@@ -1,0 +1,306 @@
+"""What is read of answers on their way through: usage, the end, errors inside a stream. Pure; called by `proxy.py`.
+
+Ordinary reads cost a few substring checks. An event is parsed only when it may carry one of those three.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from typing import Any
+
+import msgspec
+
+from llm_api_server.errors import ApiError, anthropic_error_body, render
+from llm_api_server.gateway.engine_errors import translate_error
+from llm_api_server.gateway.openai import Dialect
+
+DONE = b"data: [DONE]\n\n"
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+_OVERLAP_BYTES = 1024
+_USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+
+
+class Usage(msgspec.Struct):
+    """Tokens of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _UsageObject(msgspec.Struct):
+    """OpenAI's chat, OpenAI's Responses and Anthropic's shape in one."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+class _WithUsage(msgspec.Struct):
+    usage: _UsageObject | None = None
+
+
+class _Delta(msgspec.Struct):
+    role: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+    delta: _Delta | None = None
+
+
+class _Event(msgspec.Struct):
+    id: str | None = None
+    object: str | None = None
+    created: int | None = None
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _UsageObject | None = None
+    message: _WithUsage | str | None = None
+    response: _WithUsage | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class StreamReader:
+    """Reads one event stream while it is relayed, and decides what of it the client gets to see.
+
+    `feed` returns whole events only, so that what is hidden or translated never shows in part. After `failed` nothing
+    more is to be sent. With `hide_usage` the usage chunk that the gateway asked for is left out; with `add_usage` one
+    is made from the usage that the engine put into its last chunks. With `is_chat` the first chunk of each choice has
+    the role: llama.cpp leaves it out when the first token is not a whole character.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        *,
+        hide_usage: bool = False,
+        add_usage: bool = False,
+        is_chat: bool = False,
+        choices: int = 1,
+    ) -> None:
+        self._dialect = dialect
+        self._hide_usage = hide_usage
+        self._add_usage = add_usage
+        self._choices = choices
+        self._without_role = set(range(choices)) if is_chat else set()
+        self._tail = b""
+        self._last: _Event | None = None
+        self._prompt_tokens_of_choices = 0
+        self._saw_usage_chunk = False
+        self.usage: Usage | None = None
+        self.failed: ApiError | None = None
+        self.is_done = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes to send on, perhaps none."""
+        if self.failed is not None:
+            return b""
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        if not data.endswith((b"\n\n", b"\n\r\n")):
+            data = self._keep_tail(data)
+        if self._without_role or b'"usage"' in data or b'"error"' in data or b"[DONE]" in data or b": null\n" in data:
+            return b"".join(self._filter(data))
+        return data
+
+    def flush(self) -> bytes:
+        """What is left when the engine ends its answer without an empty line."""
+        tail, self._tail = self._tail, b""
+        return tail if self.failed is None else b""
+
+    def _keep_tail(self, data: bytes) -> bytes:
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, 0)
+        end = end if end > 2 else 0  # noqa: PLR2004 - rfind's -1 plus the length of the mark means: not found
+        self._tail = data[end:]
+        if len(self._tail) > MAX_EVENT_BYTES:
+            self._tail = b""
+            self.failed = translate_error(500, b"")
+        return data[:end]
+
+    def _filter(self, data: bytes) -> Iterator[bytes]:
+        start = 0
+        for end in _EVENT_END.finditer(data):
+            kept = self._read_event(data[start : end.end()])
+            start = end.end()
+            if kept:
+                yield kept
+            if self.failed is not None:
+                return
+
+    def _read_event(self, event: bytes) -> bytes:
+        payload = _payload(event)
+        if payload == b"[DONE]":
+            self.is_done = True
+            return self._usage_chunk() + event
+        if payload == b"null":  # llama.cpp opens a stream of several prompts with it; SDKs fall over it
+            return b""
+        try:
+            content = msgspec.json.decode(payload, type=_Event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return event
+        if bytes(content.error) != b"null":
+            self.failed = translate_error(_status(content.error), payload)
+            return error_event(self._dialect, self.failed)
+        if self._without_role and content.choices:
+            event = self._with_role(content.choices, payload, event)
+        return self._read_usage(content, event)
+
+    def _with_role(self, choices: list[_Choice], payload: bytes, event: bytes) -> bytes:
+        first = {choice.index for choice in choices} & self._without_role
+        if not first:
+            return event
+        self._without_role -= first
+        if all(choice.delta and choice.delta.role for choice in choices if choice.index in first):
+            return event
+        chunk = msgspec.json.decode(payload, type=dict[str, Any])
+        for choice in chunk["choices"]:
+            if choice.get("index", 0) in first:
+                choice["delta"] = {"role": "assistant", **(choice.get("delta") or {})}
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+    def _read_usage(self, content: _Event, event: bytes) -> bytes:
+        if content.choices:
+            self._last = content
+        if isinstance(content.message, _WithUsage):
+            self._note(content.message.usage)
+        if content.response is not None:
+            self._note(content.response.usage)
+        if content.usage is None:
+            return event
+        if content.choices == []:
+            self._saw_usage_chunk = True
+            self.usage = None
+            self._note(content.usage)
+            return b"" if self._hide_usage else event
+        if content.choices is None:
+            self._note(content.usage)
+        elif any(choice.finish_reason for choice in content.choices):
+            self._add_choice(content.usage)
+        return event
+
+    def _note(self, seen: _UsageObject | None) -> None:
+        """Anthropic's streams tell the prompt first and the answer last: later numbers complete earlier ones."""
+        if seen is None:
+            return
+        now = _usage(seen)
+        before = self.usage or Usage()
+        self.usage = Usage(
+            prompt_tokens=now.prompt_tokens or before.prompt_tokens,
+            completion_tokens=now.completion_tokens or before.completion_tokens,
+            cached_tokens=now.cached_tokens or before.cached_tokens,
+        )
+
+    def _add_choice(self, seen: _UsageObject) -> None:
+        """llama.cpp's text completions tell the usage of each choice in its last chunk."""
+        now = _usage(seen)
+        before = self.usage or Usage()
+        self._prompt_tokens_of_choices += now.prompt_tokens
+        self.usage = Usage(
+            prompt_tokens=self._prompt_tokens_of_choices // self._choices or now.prompt_tokens,
+            completion_tokens=before.completion_tokens + now.completion_tokens,
+            cached_tokens=before.cached_tokens + now.cached_tokens,
+        )
+
+    def _usage_chunk(self) -> bytes:
+        if not self._add_usage or self._saw_usage_chunk or self.usage is None or self._last is None:
+            return b""
+        chunk: dict[str, Any] = {
+            "id": self._last.id,
+            "object": self._last.object,
+            "created": self._last.created,
+            "model": self._last.model,
+            "choices": [],
+            "usage": {
+                "prompt_tokens": self.usage.prompt_tokens,
+                "completion_tokens": self.usage.completion_tokens,
+                "total_tokens": self.usage.prompt_tokens + self.usage.completion_tokens,
+            },
+        }
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+class BodyReader:
+    """Finds `usage` in a JSON answer that is relayed in pieces, wherever in it the engine puts it."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self.usage: Usage | None = None
+
+    def feed(self, data: bytes) -> None:
+        window = self._tail + data
+        if b'"usage"' in window:
+            for match in _USAGE_OBJECT.finditer(window):
+                self.usage = _decode_usage(match[1]) or self.usage
+        self._tail = window[-_OVERLAP_BYTES:]
+
+
+def error_event(dialect: Dialect, error: ApiError) -> bytes:
+    """The event that ends a stream which failed after its first byte."""
+    if dialect == "anthropic":
+        return b"event: error\ndata: " + anthropic_error_body(error.status, error.message) + b"\n\n"
+    if dialect == "responses":
+        event = {
+            "type": "error",
+            "code": error.code or error.type,
+            "message": error.message,
+            "param": error.param,
+            "sequence_number": 0,
+        }
+        return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
+    return b"data: " + render(error) + b"\n\n"
+
+
+def waiting_comment(model: str) -> bytes:
+    """A comment line that clients skip and that keeps proxies from closing a silent connection."""
+    name = "".join(char if char.isprintable() else "?" for char in model)
+    return f": waiting for {name}\n\n".encode()
+
+
+def _payload(event: bytes) -> bytes:
+    lines = [line for line in event.splitlines() if line.startswith((b"data:", b"error:"))]
+    return b"\n".join(line.partition(b":")[2].strip() for line in lines)
+
+
+def _status(error: msgspec.Raw) -> int:
+    try:
+        code = msgspec.json.decode(error)["code"]
+    except (TypeError, KeyError):
+        return 500
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500  # noqa: PLR2004
+
+
+def _decode_usage(data: bytes) -> Usage | None:
+    try:
+        return _usage(msgspec.json.decode(data, type=_UsageObject))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _usage(seen: _UsageObject) -> Usage:
+    details = seen.prompt_tokens_details or seen.input_tokens_details
+    if seen.cache_read_input_tokens is not None or seen.cache_creation_input_tokens is not None:
+        # Anthropic counts cached tokens apart from `input_tokens`.
+        cached = seen.cache_read_input_tokens or 0
+        prompt = (seen.input_tokens or 0) + cached + (seen.cache_creation_input_tokens or 0)
+        return Usage(prompt, seen.output_tokens or 0, cached)
+    completion = seen.completion_tokens if seen.completion_tokens is not None else seen.output_tokens
+    prompt_tokens = seen.prompt_tokens if seen.prompt_tokens is not None else seen.input_tokens
+    if not prompt_tokens and seen.total_tokens:  # some engines give embeddings only a total
+        prompt_tokens = max(0, seen.total_tokens - (completion or 0))
+    return Usage(prompt_tokens or 0, completion or 0, (details.cached_tokens if details else None) or 0)

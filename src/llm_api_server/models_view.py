@@ -1,0 +1,100 @@
+"""Models as the command line shows them: asked of the running manager, printed as table, lines or JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from llm_api_server import control
+from llm_api_server.config import Config
+from llm_api_server.control import ListModels, LoadModel, ModelStatus, RunDir, UnloadModel
+from llm_api_server.errors import ControlError
+from llm_api_server.redaction import one_line
+from llm_api_server.types import ModelState
+
+_ANSWER_TIMEOUT = 10.0
+_MEBIBYTE = 1024 * 1024
+
+_COLUMNS: dict[str, Callable[[ModelStatus], str]] = {
+    "MODEL": lambda status: status.id,
+    "STATE": lambda status: str(status.state),
+    "ENGINE": lambda status: status.engine,
+    "PID": lambda status: _or_dash(status.pid),
+    "MEMORY": lambda status: _or_dash(status.memory_bytes and f"{status.memory_bytes / _MEBIBYTE:.0f} MiB"),
+    "IN FLIGHT": lambda status: str(status.in_flight),
+    "QUEUED": lambda status: str(status.queued),
+    "CONTEXT": lambda status: _or_dash(status.context_length),
+}
+
+
+def fetch(config: Config) -> list[ModelStatus]:
+    """All models. Raises `ControlError`."""
+    return control.call(RunDir(config.run_dir), ListModels(1), timeout=_ANSWER_TIMEOUT)
+
+
+def find(statuses: Sequence[ModelStatus], name: str) -> ModelStatus:
+    """The model with this name or alias. Raises `ControlError`."""
+    for status in statuses:
+        if name == status.id or name in status.aliases:
+            return status
+    names = ", ".join(status.id for status in statuses) or "none"
+    raise ControlError(f"There is no model '{name}'. Models: {names}.")
+
+
+def load(config: Config, name: str) -> ModelStatus:
+    """Load and wait. Raises `ControlError` with the engine's reason when the model fails."""
+    command = LoadModel(1, find(fetch(config), name).id)
+    # The queue before a load has no limit of its own; the manager ends the load itself.
+    status = find(control.call(RunDir(config.run_dir), command, timeout=None), name)
+    if status.state is ModelState.FAILED:
+        raise ControlError(f"{status.id} could not be loaded: {status.error or 'no reason given'}")
+    return status
+
+
+def unload(config: Config, name: str) -> ModelStatus:
+    """Unload and wait. Raises `ControlError`."""
+    command = UnloadModel(1, find(fetch(config), name).id)
+    return find(control.call(RunDir(config.run_dir), command, timeout=None), name)
+
+
+def as_json(models: ModelStatus | Sequence[ModelStatus]) -> str:
+    return msgspec.json.format(msgspec.json.encode(models), indent=2).decode()
+
+
+def as_table(statuses: Sequence[ModelStatus]) -> str:
+    """One line per model; below, why models have failed."""
+    if not statuses:
+        return "No models are configured: add one to models.available."
+    rows = [list(_COLUMNS), *([show(status) for show in _COLUMNS.values()] for status in statuses)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    reasons = [f"{status.id}: {_reason(status)}" for status in statuses if status.error]
+    return "\n".join([*lines, *([""] if reasons else []), *reasons])
+
+
+def as_lines(status: ModelStatus) -> str:
+    """Every field that has a value, one per line."""
+    fields = {
+        **msgspec.to_builtins(status),
+        "last_used": _clock(status.last_used),
+        "loaded_at": _clock(status.loaded_at),
+    }
+    fields |= {"error": _reason(status) if status.error else None, "retry_at": _clock(status.retry_at)}
+    shown = {name: value for name, value in fields.items() if value is not None and value != []}
+    width = max(len(name) for name in shown)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in shown.items())
+
+
+def _reason(status: ModelStatus) -> str:
+    again = "" if status.retry_at is None else f" (next try {_clock(status.retry_at)})"
+    return f"{one_line(status.error or '')}{again}"
+
+
+def _clock(seconds: float | None) -> str | None:
+    return None if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _or_dash(value: object) -> str:
+    return str(value) if value else "-"

@@ -1,0 +1,176 @@
+"""`llm-api-server serve`: runs the API workers with uvicorn until told to stop, then stops the manager."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import shlex
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+import uvicorn
+from loguru import logger
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from llm_api_server import __version__
+from llm_api_server.auth.keys import KeyRing
+from llm_api_server.config import ApiKeyConfig, Config
+from llm_api_server.config_checks import config_warnings, is_loopback
+from llm_api_server.config_file import read_document
+from llm_api_server.errors import ControlError
+from llm_api_server.lifecycle import BACKLOG, EXIT_FAILED, KEEP_ALIVE_TIMEOUT, ServerLock, listen, stop_manager
+from llm_api_server.log import setup_logging
+
+APP = "llm_api_server.gateway.app:create_app"
+#: A worker that answers its parent no sooner is replaced. A first import on a busy machine takes some seconds.
+_WORKER_TIMEOUT = 60
+_START_TIMEOUT = 120.0
+
+
+def serve(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises `CannotServe` before anything has been started."""
+    ServerLock(config.ensure_run_dir()).acquire()
+    listener = listen(config.server.host, config.server.port)
+    setup_logging(config, "gateway")
+    for warning in config_warnings(config):
+        logger.warning("{}", warning)
+    port = int(listener.getsockname()[1])
+    Banner(config, port, _print).start()
+    try:
+        return _run(_uvicorn_config(config), listener)
+    finally:
+        _stop(config)
+
+
+class Banner(threading.Thread):
+    """Waits until the server answers, then hands the lines for its user to `show`, once."""
+
+    def __init__(self, config: Config, port: int, show: Callable[[str], None]) -> None:
+        super().__init__(name="banner", daemon=True)
+        self._config = config
+        self._port = port
+        self._show = show
+
+    def run(self) -> None:
+        host = _reachable(self._config.server.host)
+        connection = http.client.HTTPConnection(host, self._port, timeout=_START_TIMEOUT)
+        try:
+            connection.request("GET", "/livez")
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return  # it ended before it served; its log says why
+        finally:
+            connection.close()
+        self._show(banner(self._config, self._port))
+
+
+def banner(config: Config, port: int) -> str:
+    """Address, and, where only this machine can connect, a key of the file and a request to try."""
+    host = config.server.host
+    url = f"http://{_in_url(_reachable(host))}:{port}"
+    workers = "" if config.server.workers == 1 else f", {config.server.workers} workers"
+    lines = [f"LLM API Server {__version__} is ready: {url}/v1 (documentation: {url}/docs{workers})"]
+    if not is_loopback(host):
+        return "\n".join(lines)
+    entry = _key_to_show(config)
+    if entry is not None:
+        lines.append(f"Key: {entry.key}")
+    if request := _request_to_try(config, entry):
+        path, body = request
+        key = ["-H", f"Authorization: Bearer {entry.key}"] if entry else []
+        command = ["curl", f"{url}{path}", "-H", "Content-Type: application/json", *key, "-d", json.dumps(body)]
+        lines += ["Try it:", f"  {shlex.join(command)}"]
+    return "\n".join(lines)
+
+
+def _key_to_show(config: Config) -> ApiKeyConfig | None:
+    """The first key that stands in the file itself: what came from the environment is not ours to print."""
+    if not config.auth.enabled:
+        return None
+    expanded = read_document(config.source).expanded
+    for index, entry in enumerate(config.auth.api_keys):
+        if not entry.is_hashed and ("auth", "api_keys", index, "key") not in expanded:
+            return entry
+    return None
+
+
+def _request_to_try(config: Config, entry: ApiKeyConfig | None) -> tuple[str, dict[str, object]] | None:
+    """A path and body that `entry` may send, or None."""
+    models = config.models
+    name = models.default or next(iter(models.available), None)
+    if name is None or (entry is None and config.auth.enabled):
+        return None
+    key = KeyRing(config.auth).find(entry.key) if entry else None
+    if key is not None and not (key.may("chat") and key.may_use(name)):
+        return None
+    if name in models.available and models.available[name].task == "embed":
+        return None
+    body = {"model": name, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 50}
+    return "/v1/chat/completions", body
+
+
+def _uvicorn_config(config: Config) -> uvicorn.Config:
+    return uvicorn.Config(
+        APP,
+        factory=True,
+        workers=config.server.workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_TIMEOUT,
+        timeout_graceful_shutdown=math.ceil(config.server.drain_timeout),
+        timeout_worker_healthcheck=_WORKER_TIMEOUT,
+    )
+
+
+def _run(settings: uvicorn.Config, listener: socket.socket) -> int:
+    if settings.workers > 1:
+        supervisor = Multiprocess(settings, sockets=[listener])
+        supervisor.run()
+        return EXIT_FAILED if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes) else 0
+    server = uvicorn.Server(settings)
+
+    def on_signal(*_: object) -> None:
+        # uvicorn raises a signal again when it has finished: it must not end this process before the manager.
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:  # uvicorn's way to say that the app did not start; the log has the reason
+        return EXIT_FAILED
+    return 0 if server.started else EXIT_FAILED
+
+
+def _stop(config: Config) -> None:
+    try:
+        stop_manager(config)
+    except ControlError as error:
+        logger.error("{}", error)
+    logger.info("stopped")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"\n{text}\n\n")
+    sys.stdout.flush()
+
+
+def _reachable(host: str) -> str:
+    """An address to connect to for one to listen on."""
+    bare = host.strip("[]")
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)  # noqa: S104 - not bound here
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,66 @@
+"""What every test gets: a clean environment, asyncio for asynchronous tests, and the real test models on demand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import models
+
+_OURS = ("LLM_API_SERVER_", "OPENAI_", "ANTHROPIC_", "VLLM_")
+_KEPT = {models.CACHE_VARIABLE}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches the server, its engines or the clients."""
+    for name in list(os.environ):
+        if name.startswith(_OURS) and name not in _KEPT:
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct for llama.cpp: a chat model with an 8,192-token context."""
+    return models.smollm2_gguf()
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """Gemma-3-270m (base, no chat tuning) for llama.cpp: a second, larger model."""
+    return models.gemma3_gguf()
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2 as a Hugging Face folder: an embedding model of 384 dimensions."""
+    return models.minilm_folder()
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2 as a Hugging Face folder for vLLM; made with `.venv-vllm`, so only for tests marked `vllm`."""
+    return models.smollm2_folder()
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The interpreter of `.venv-vllm`."""
+    return models.vllm_python()
+
+
+@pytest.fixture(scope="session")
+def node_openai() -> Path:
+    """A folder in which Node resolves the `openai` package: run scripts with it as the working directory."""
+    if shutil.which("npm") is None and "CI" not in os.environ:
+        pytest.skip("Node and npm are not installed")
+    return models.node_openai()

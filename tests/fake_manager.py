@@ -1,0 +1,98 @@
+"""A manager for gateway tests: speaks `control.py` on a real socket, does as the test says, and keeps what it heard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from llm_api_server import control
+from llm_api_server.control import InstanceInfo, ModelStatus, RunDir
+
+
+class FakeManager:
+    """Grants what `instances` holds for a model, unless `hold` is set; then the test calls `grant_all`."""
+
+    def __init__(self, run_dir: RunDir, models: list[ModelStatus], instances: dict[str, InstanceInfo]) -> None:
+        self.run_dir = run_dir
+        self.models = models
+        self.instances = instances
+        self.heard: list[control.ToManager] = []
+        self.hold = False
+        self.refusal: Callable[[int], control.Refused] | None = None
+        self._clients: set[_Client] = set()
+        self._waiting: list[tuple[_Client, control.Acquire]] = []
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self.run_dir.socket.unlink(missing_ok=True)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Client(self), str(self.run_dir.socket))
+
+    async def stop(self) -> None:
+        """Gone as after kill -9: the socket file stays, connections break."""
+        if self._server is not None:
+            self._server.close()
+        for client in list(self._clients):
+            client.transport.abort()
+        self._waiting.clear()
+        await asyncio.sleep(0)
+
+    def heard_of(self, kind: type[Any]) -> list[Any]:
+        return [message for message in self.heard if isinstance(message, kind)]
+
+    def drain(self, instance: str) -> None:
+        for client in self._clients:
+            client.send(control.Drain(instance))
+
+    def push_models(self) -> None:
+        for client in self._clients:
+            client.send(control.Models(self.models))
+
+    def grant_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for client, acquire in waiting:
+            client.send(control.Granted(acquire.request, self.instances[acquire.model]))
+
+    def on_message(self, client: _Client, message: control.ToManager) -> None:
+        self.heard.append(message)
+        match message:
+            case control.Hello():
+                client.send(control.Models(self.models))
+            case control.Acquire(request, model):
+                if self.refusal is not None:
+                    client.send(self.refusal(request))
+                else:
+                    self._waiting.append((client, message))
+                    if not self.hold and model in self.instances:
+                        self.grant_all()
+            case control.Cancel(request):
+                self._waiting = [(one, asked) for one, asked in self._waiting if asked.request != request]
+            case control.ListModels(request) | control.LoadModel(request) | control.UnloadModel(request):
+                if self.refusal is not None:
+                    client.send(self.refusal(request))
+                else:
+                    client.send(control.Models(self.models, request))
+
+
+class _Client(asyncio.Protocol):
+    transport: asyncio.Transport
+
+    def __init__(self, manager: FakeManager) -> None:
+        self._manager = manager
+        self._decoder = control.to_manager_decoder()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._manager._clients.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._manager._clients.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._decoder.feed(data):
+            self._manager.on_message(self, message)
+
+    def send(self, message: control.ToClient) -> None:
+        self.transport.write(control.encode(message))

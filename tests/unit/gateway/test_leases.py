@@ -1,0 +1,192 @@
+"""Leases in the order that messages can come in, against the fake manager on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from llm_api_server import control
+from llm_api_server.control import InstanceInfo, ModelStatus, RunDir
+from llm_api_server.errors import EngineUnavailable, ModelLoadFailed, ShuttingDown
+from llm_api_server.gateway import leases as module
+from llm_api_server.gateway.leases import Leases, ManagerProcess
+from llm_api_server.types import ModelState
+from tests.fake_manager import FakeManager
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def manager() -> AsyncIterator[FakeManager]:
+    with tempfile.TemporaryDirectory(prefix="gw-") as path:
+        info = InstanceInfo("m-1", "m", "llama_cpp", "unix:/x")
+        one = FakeManager(RunDir(Path(path)), [ModelStatus("m", ModelState.STOPPED, "llama_cpp", "m")], {"m": info})
+        await one.start()
+        yield one
+        await one.stop()
+
+
+@pytest.fixture
+async def leases(manager: FakeManager) -> AsyncIterator[Leases]:
+    one = Leases(manager.run_dir, lambda _: None)
+    await one.start()
+    await until(lambda: bool(one.models))
+    yield one
+    await one.close()
+
+
+async def test_second_lease_is_free_while_the_first_is_held(leases: Leases, manager: FakeManager) -> None:
+    first = await leases.acquire("m")
+    second = await leases.acquire("m")
+    first.release()
+    first.release()
+    assert manager.heard_of(control.Release) == []
+    second.release()
+    await until(lambda: bool(manager.heard_of(control.Release)))
+    assert len(manager.heard_of(control.Acquire)) == 1
+    assert manager.heard_of(control.Release) == [control.Release("m-1", 1)]
+
+
+async def test_every_waiter_gets_its_own_grant_and_all_go_back_together(leases: Leases, manager: FakeManager) -> None:
+    manager.hold = True
+    waiting = [asyncio.create_task(leases.acquire("m")) for _ in range(3)]
+    await until(lambda: len(manager.heard_of(control.Acquire)) == 3)
+    manager.grant_all()
+    for lease in await asyncio.gather(*waiting):
+        lease.release()
+    await until(lambda: bool(manager.heard_of(control.Release)))
+    assert manager.heard_of(control.Release) == [control.Release("m-1", 3)]
+
+
+async def test_grant_that_crosses_a_cancel_goes_back(leases: Leases, manager: FakeManager) -> None:
+    manager.hold = True
+    waiting = asyncio.create_task(leases.acquire("m"))
+    await until(lambda: bool(manager.heard_of(control.Acquire)))
+    manager.grant_all()
+    waiting.cancel()
+    await until(lambda: bool(manager.heard_of(control.Release)))
+    assert manager.heard_of(control.Release) == [control.Release("m-1", 1)]
+
+
+async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(leases: Leases, manager: FakeManager) -> None:
+    waiting = asyncio.create_task(leases.acquire("m"))
+    await asyncio.sleep(0)
+    leases.on_message(control.Granted(1, manager.instances["m"]))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await until(lambda: bool(manager.heard_of(control.Release)))
+
+
+async def test_drained_instance_is_not_used_again_until_it_is_granted_again(
+    leases: Leases, manager: FakeManager
+) -> None:
+    first = await leases.acquire("m")
+    leases.on_message(control.Drain("m-1"))
+    second = await leases.acquire("m")
+    third = await leases.acquire("m")
+    assert len(manager.heard_of(control.Acquire)) == 2
+    for lease in (first, second, third):
+        lease.release()
+    await until(lambda: bool(manager.heard_of(control.Release)))
+    assert manager.heard_of(control.Release) == [control.Release("m-1", 2)]
+
+
+async def test_broken_instance_is_asked_for_again(leases: Leases, manager: FakeManager) -> None:
+    first, second = await leases.acquire("m"), await leases.acquire("m")
+    first.release(broken=True)
+    third = await leases.acquire("m")
+    assert len(manager.heard_of(control.Acquire)) == 2
+    second.release()
+    third.release()
+
+
+async def test_refusal_is_raised_with_its_code(leases: Leases, manager: FakeManager) -> None:
+    manager.refusal = lambda request: control.Refused(request, "model_load_failed", "no room", 3, should_retry=False)
+    with pytest.raises(ModelLoadFailed) as caught:
+        await leases.acquire("m")
+    assert (caught.value.message, caught.value.retry_after, caught.value.should_retry) == ("no room", 3, False)
+    with pytest.raises(ModelLoadFailed):
+        await leases.load("m", wait=True)
+
+
+async def test_waiters_outlive_the_manager(leases: Leases, manager: FakeManager) -> None:
+    manager.hold = True
+    waiting = asyncio.create_task(leases.acquire("m"))
+    await until(lambda: bool(manager.heard_of(control.Acquire)))
+    await manager.stop()
+    await until(lambda: not leases.is_connected)
+    manager.hold = False
+    await manager.start()
+    (await waiting).release()
+    assert [acquire.request for acquire in manager.heard_of(control.Acquire)] == [1, 1]
+
+
+async def test_commands_fail_at_once_without_a_manager(leases: Leases, manager: FakeManager) -> None:
+    await manager.stop()
+    await until(lambda: not leases.is_connected)
+    with pytest.raises(EngineUnavailable):
+        await leases.list_models()
+
+
+async def test_waiters_are_refused_when_no_manager_comes(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.1)
+    await manager.stop()
+    asked: list[float] = []
+    one = Leases(manager.run_dir, asked.append)
+    await one.start()
+    with pytest.raises(EngineUnavailable):
+        await one.acquire("m")
+    assert asked
+    await one.close()
+
+
+async def test_closing_refuses_waiters_and_newcomers(manager: FakeManager) -> None:
+    one = Leases(manager.run_dir, lambda _: None)
+    manager.hold = True
+    await one.start()
+    waiting = asyncio.create_task(one.acquire("m"))
+    await until(lambda: bool(manager.heard_of(control.Acquire)))
+    await one.close()
+    for attempt in (waiting, one.acquire("m")):
+        with pytest.raises(ShuttingDown):
+            await attempt
+
+
+async def test_reports_name_what_is_in_flight(leases: Leases, manager: FakeManager) -> None:
+    first, second = await leases.acquire("m"), await leases.acquire("m")
+    await until(lambda: control.Report({"m-1": 2}) in manager.heard)
+    first.release()
+    second.release()
+    await until(lambda: control.Report({}) in manager.heard)
+
+
+def test_manager_process_is_started_once_and_again_when_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(f"#!{sys.executable}\nimport sys; open({str(tmp_path / 'ran')!r}, 'a').write('x'); sys.exit(3)\n")
+    fake.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    process = ManagerProcess(tmp_path / "config.yaml", RunDir(tmp_path))
+    process.ensure_started(100.0)
+    process.ensure_started(100.5)
+    running = process._process
+    assert running is not None
+    running.wait()
+    process.ensure_started(101.0)
+    assert process._process is None
+    process.ensure_started(103.0)
+    assert process._process is not None
+    process._process.wait()
+    assert (tmp_path / "ran").read_text() == "xx"
