@@ -126,8 +126,7 @@ def running(folder: Path, config: dict[str, Any], *, command: str = "serve") -> 
         server.start()
         yield server
         code = server.stop()
-        left = [" ".join(process.cmdline()) for process in server.processes()]
-        assert left == [], f"left over after exit {code}: {left}"
+        wait_until(lambda: server.processes() == [], timeout=10)
         assert code == 0, server.output()
     finally:
         server.kill_all()
