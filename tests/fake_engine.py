@@ -62,13 +62,14 @@ class Engine:
         left = asyncio.create_task(reader.read(1))
         working = asyncio.create_task(answer.run())
         await asyncio.wait({left, working}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            working.cancel()
+        is_left = not working.done() or isinstance(working.exception(), OSError)
+        for task in (left, working):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await task
+        if is_left:
             self.log("aborted")
             return False
-        left.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await left
         return working.result()
 
 

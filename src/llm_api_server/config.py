@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from llm_api_server import config_checks
 from llm_api_server.config_file import KeyPath, read_document
@@ -221,7 +222,7 @@ class Config(Section):
     models: ModelsConfig = ModelsConfig()
     inference: InferenceConfig = InferenceConfig()
     engines: EnginesConfig = EnginesConfig()
-    source: Path = Field(Path("config.yaml"), exclude=True, repr=False)
+    source: SkipJsonSchema[Path] = Field(Path("config.yaml"), exclude=True, repr=False)
 
     @property
     def folder(self) -> Path:

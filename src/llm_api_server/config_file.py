@@ -27,6 +27,7 @@ _VARIABLE = re.compile(
     r"\$(?P<escaped>\$\{)|\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}|\$\{(?P<wrong>[^}]*)\}?"
 )
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+_COLLECTION_TAGS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 _TEXT_TAG = "tag:yaml.org,2002:str"
 _MAX_PASSES = 10
 #: Stands for a required text; long enough for every one of them.
@@ -104,6 +105,10 @@ class ConfigDocument:
 
         A required value that is missing or unusable becomes a placeholder, so that what encloses it stays.
         """
+        for name, field in model.model_fields.items():
+            if field.exclude and isinstance(self.data, dict) and name in self.data:
+                self.note((name,), _unknown_key(model, (name,)))
+                self.dropped.append((name,))
         data = _without(self.data, self.dropped)
         for turn in range(_MAX_PASSES):
             try:
@@ -221,6 +226,9 @@ class _Reader:
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         if id(node) in self._open:
             self._document.reject(path, "refers to itself", _line(node))
+            return None
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTION_TAGS:
+            self._document.reject(path, f"not a value of the kind '{node.tag}'", _line(node))
             return None
         self._open.add(id(node))
         try:

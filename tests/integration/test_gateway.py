@@ -835,6 +835,23 @@ async def test_cors_is_off_unless_configured(gateway: Gateway, run_dir: RunDir, 
         assert "access-control-allow-origin" not in answer.headers
 
 
+async def test_token_stands_for_its_key_with_fewer_rights(run_dir: RunDir, engine_socket: Path) -> None:
+    config = make_config(run_dir)
+    auth = config.auth.model_copy(update={"secret_key": "0123456789abcdef" * 3, "tokens": True})
+    async with running(run_dir, engine_socket, config.model_copy(update={"auth": auth})) as gateway:
+        issued = await gateway.client.post("/auth/token", json={"permissions": ["chat"], "expires_in": 60})
+        assert (issued.status_code, issued.json()["token_type"]) == (200, "bearer")
+        assert 0 < issued.json()["expires_in"] <= 60
+        wider = await gateway.client.post("/auth/token", json={"permissions": ["everything"]})
+        assert (wider.status_code, wider.json()["error"]["param"]) == (400, "permissions")
+        wrong = await gateway.client.post("/auth/token", json={"expires_in": "soon"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "expires_in")
+        gateway.client.headers["authorization"] = f"Bearer {issued.json()['access_token']}"
+        assert (await gateway.chat()).status_code == 200
+        assert (await gateway.client.post("/v1/completions", json={"prompt": "x"})).status_code == 403
+        assert (await gateway.client.post("/auth/token")).status_code == 403
+
+
 async def test_tokens_that_are_off_say_so(gateway: Gateway) -> None:
     answer = await gateway.client.post("/auth/token")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_supported")

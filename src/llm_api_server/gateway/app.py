@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from importlib import resources
 
@@ -62,7 +61,7 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
     proxy = EngineProxy(config, catalog, leases, upstream)
     app: ASGIApp = Dispatcher(
         {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
-        _routes(catalog, leases, upstream, tokens),
+        _routes(config, catalog, leases, upstream, tokens),
     )
     app = AuthenticationMiddleware(app, keys=keys, tokens=tokens, public=PUBLIC_PATHS, enabled=config.auth.enabled)
     if config.server.cors_origins:
@@ -83,7 +82,17 @@ def _engine_app(proxy: EngineProxy, endpoint: Endpoint) -> ASGIApp:
     return serve
 
 
-def _routes(catalog: Catalog, leases: Leases, upstream: UpstreamClient, tokens: TokenSigner | None) -> FastAPI:
+def _changed_at(config: Config) -> int:
+    """`created` of all models: when the configuration was written, so that all workers say the same."""
+    try:
+        return int(config.source.stat().st_mtime)
+    except OSError:
+        return 0
+
+
+def _routes(
+    config: Config, catalog: Catalog, leases: Leases, upstream: UpstreamClient, tokens: TokenSigner | None
+) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await leases.start()
@@ -97,7 +106,7 @@ def _routes(catalog: Catalog, leases: Leases, upstream: UpstreamClient, tokens: 
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     docs_page = resources.files(__package__).joinpath("docs.html").read_text()
     app.include_router(system_routes(leases, docs_page))
-    app.include_router(model_routes(catalog, leases, int(time.time())))
+    app.include_router(model_routes(catalog, leases, _changed_at(config)))
     app.include_router(token_routes(tokens))
     app.include_router(admin_routes(catalog, leases))
     app.add_exception_handler(ApiError, _on_error)

@@ -34,11 +34,10 @@ class Form:
         self._delimiter = b"--" + (boundary[1] or boundary[2]).encode("latin-1")
         self._parts = {part.name: part for part in self._find_parts()}
 
-    def read(self, *, stream_by_default: bool = False) -> RequestFacts:
+    def read(self) -> RequestFacts:
         if "file" not in self._parts:
             raise InvalidRequest("Missing required parameter: 'file'.", param="file")
-        said = self._text("stream")
-        stream = stream_by_default if said is None else said.lower() in ("true", "1")
+        stream = (self._text("stream") or "").lower() in ("true", "1")
         return RequestFacts(request=None, model=self._text("model") or None, stream=stream)
 
     def with_fields(self, changes: dict[str, str]) -> bytes:

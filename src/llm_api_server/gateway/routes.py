@@ -107,12 +107,12 @@ def system_routes(leases: Leases, docs_page: str) -> APIRouter:
     return router
 
 
-def model_routes(catalog: Catalog, leases: Leases, started_at: int) -> APIRouter:
+def model_routes(catalog: Catalog, leases: Leases, created: int) -> APIRouter:
     """`/v1/models`: every model the key may use, loaded or not. Any valid key may look."""
     router = APIRouter(tags=["models"])
 
     def describe(name: str) -> Model:
-        return _describe(name, leases.models.get(name), started_at)
+        return _describe(name, leases.models.get(name), created)
 
     @router.get("/v1/models", summary="List the models that the key may use")
     async def list_models(key: KeyDependency) -> ModelList:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
-from typing import Any
 
 import msgspec
 
@@ -16,7 +15,6 @@ from llm_api_server.errors import ApiError, anthropic_error_body, render
 from llm_api_server.gateway.engine_errors import translate_error
 from llm_api_server.gateway.openai import Dialect
 
-DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _OVERLAP_BYTES = 1024
 _USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
@@ -104,7 +102,6 @@ class StreamReader:
         self._saw_usage_chunk = False
         self.usage: Usage | None = None
         self.failed: ApiError | None = None
-        self.is_done = False
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to send on, perhaps none."""
@@ -146,7 +143,6 @@ class StreamReader:
     def _read_event(self, event: bytes) -> bytes:
         payload = _payload(event)
         if payload == b"[DONE]":
-            self.is_done = True
             return self._usage_chunk() + event
         if payload == b"null":  # llama.cpp opens a stream of several prompts with it; SDKs fall over it
             return b""

@@ -181,12 +181,14 @@ def test_manager_process_is_started_once_and_again_when_it_ended(
     process = ManagerProcess(tmp_path / "config.yaml", RunDir(tmp_path))
     process.ensure_started(100.0)
     process.ensure_started(100.5)
-    running = process._process
-    assert running is not None
-    running.wait()
+    wait_for(process)
     process.ensure_started(101.0)
-    assert process._process is None
+    assert (tmp_path / "ran").read_text() == "x"
     process.ensure_started(103.0)
+    wait_for(process)
+    assert (tmp_path / "ran").read_text() == "xx"
+
+
+def wait_for(process: ManagerProcess) -> None:
     assert process._process is not None
     process._process.wait()
-    assert (tmp_path / "ran").read_text() == "xx"

@@ -1,0 +1,25 @@
+"""gunicorn's settings, taken from config.yaml (or $LLM_API_SERVER_CONFIG): `gunicorn main:app -c gunicorn.conf.py`."""
+
+from typing import Any
+
+from llm_api_server import lifecycle
+
+_config = lifecycle.config_for_gunicorn()
+
+bind = lifecycle.bind_address(_config)
+workers = _config.server.workers
+worker_class = "uvicorn_worker.UvicornWorker"
+keepalive = lifecycle.KEEP_ALIVE_TIMEOUT
+graceful_timeout = int(_config.server.drain_timeout) + 5
+# How long a worker's event loop may be stuck. How long a request may take is server.timeout.
+timeout = 60
+control_socket = str(_config.run_dir / "gunicorn.ctl")
+logconfig_dict = lifecycle.gunicorn_logging()
+
+
+def on_starting(server: Any) -> None:
+    lifecycle.on_gunicorn_start(server, _config)
+
+
+def on_exit(server: Any) -> None:
+    lifecycle.on_gunicorn_exit(server, _config)

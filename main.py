@@ -1,0 +1,18 @@
+"""`python main.py` serves, as `llm-api-server serve` does; `main:app` is the ASGI app for gunicorn and uvicorn."""
+
+import sys
+
+from llm_api_server.config import config_from_environment
+from llm_api_server.errors import ConfigError
+
+if __name__ == "__main__":
+    from llm_api_server.cli import main
+
+    main(["serve", *sys.argv[1:]])
+elif __name__ != "__mp_main__":  # workers of `python main.py` read this file again
+    from llm_api_server.gateway.app import create_app
+
+    try:
+        app = create_app(config_from_environment())
+    except ConfigError as error:
+        sys.exit(str(error))
