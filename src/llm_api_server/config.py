@@ -148,7 +148,7 @@ class ModelConfig(Section):
     quantization: str | None = Field(None, description="vLLM's quantization method, when the files do not say.")
     tensor_parallel_size: int = Field(1, ge=1, description="Devices that share the model.")
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="Share of each device's memory; default: the engine's."
+        None, gt=0, le=1, description="Share of each GPU's memory; default: the engine's; without a GPU not used."
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
     unload_timeout: Seconds | None = Field(None, description="Overrides models.unload_timeout; 0: never unload.")
@@ -190,7 +190,9 @@ class InferenceConfig(Section):
     streaming_default: bool = Field(
         False, description="Stream when a request omits `stream` and accepts text/event-stream."
     )
-    optimize_first_token: bool = Field(True, description="Prefix cache, short prefill chunks and a warm-up.")
+    optimize_first_token: bool = Field(
+        True, description="Prefix cache, prefill favoured, and a warm-up before a model counts as ready."
+    )
 
 
 class VllmConfig(Section):

@@ -39,8 +39,7 @@ def setup_logging(config: Config, process: Process) -> None:
     shown: dict[str, Any] = {"level": options.level, "format": options.format, "backtrace": False, "diagnose": False}
     path = config.log_dir / f"{process}.log"
     reason = _add_file(path, config, shown)
-    # The manager's standard error is nobody's console, unless it was started by hand.
-    if reason is not None or (options.console and (process == "gateway" or sys.stderr.isatty())):
+    if reason is not None or options.console:
         logger.add(sys.stderr, **shown)
     if reason is not None:
         logger.warning("cannot write the log file {}: {}; logging to standard error", path, reason)

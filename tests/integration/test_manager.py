@@ -169,6 +169,17 @@ async def test_a_missing_file_is_known_before_any_request(world: World) -> None:
         assert "the file does not exist" in (await client.next()).message
 
 
+async def test_a_model_that_cannot_load_pushes_nobody_out(world: World) -> None:
+    async with world.manager(a=SERVES, b="missing") as manager:
+        client = connect(manager)
+        grant = await granted(manager, client, "a")
+        manager.release(client, grant.instance.id, 1)
+        manager.acquire(client, 2, "b")
+        refusal = await client.next()
+        assert (refusal.request, refusal.code) == (2, "model_load_failed")
+        assert state(manager, "a") is ModelState.READY
+
+
 async def test_a_load_that_hangs_is_ended_at_its_timeout(tmp_path: Path) -> None:
     async with World(tmp_path, load_timeout=0.3).manager(a=HANGS) as manager:
         client = connect(manager)

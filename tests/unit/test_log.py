@@ -13,7 +13,7 @@ import pytest
 from loguru import logger
 
 from llm_api_server.config import Config
-from llm_api_server.log import setup_logging
+from llm_api_server.log import Process, setup_logging
 from llm_api_server.log_file import SharedLogFile
 
 KEY = "team-key-without-the-usual-form"
@@ -154,13 +154,14 @@ def test_an_unwritable_directory_is_a_warning_on_the_console(
     assert "goes on" in shown
 
 
-def test_the_manager_leaves_the_console_alone(
-    tmp_path: Path, configure: Configure, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("process", ["gateway", "manager"])
+def test_gateway_and_manager_share_the_console(
+    tmp_path: Path, configure: Configure, capsys: pytest.CaptureFixture[str], process: Process
 ) -> None:
-    setup_logging(configure(console=True), "manager")
+    setup_logging(configure(console=True), process)
     logger.info("hello")
-    assert capsys.readouterr().err == ""
-    assert "hello" in written(tmp_path, "manager")
+    assert "hello" in capsys.readouterr().err
+    assert "hello" in written(tmp_path, process)
 
 
 def test_setting_up_again_replaces_what_was_set(tmp_path: Path, configure: Configure) -> None:

@@ -49,7 +49,7 @@ def create_app(config: Config | None = None) -> ASGIApp:
         config = config_from_environment()
     setup_logging(config, "gateway")
     run_dir = RunDir(config.ensure_run_dir())
-    leases = Leases(run_dir, ManagerProcess(config.source, run_dir).ensure_started)
+    leases = Leases(run_dir, ManagerProcess(config.source).ensure_started)
     return build_app(config, leases, UpstreamClient())
 
 

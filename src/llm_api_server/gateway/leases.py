@@ -64,9 +64,8 @@ class _Held:
 class ManagerProcess:
     """Starts the manager. The manager's own lock sees to it that only one serves."""
 
-    def __init__(self, config_path: Path, run_dir: RunDir) -> None:
+    def __init__(self, config_path: Path) -> None:
         self._argv = [sys.executable, "-m", "llm_api_server.manager.main", "--config", str(config_path)]
-        self._errors = run_dir.path / "manager.err"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = float("-inf")
 
@@ -75,10 +74,8 @@ class ManagerProcess:
         if self._is_running() or now - self._started_at < SPAWN_INTERVAL:
             return
         self._started_at = now
-        with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                self._argv, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
-            )
+        # Its output goes where ours goes: whoever watches the server sees models load.
+        self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, start_new_session=True)
         logger.info("started the manager (pid {})", self._process.pid)
 
     def _is_running(self) -> bool:
@@ -90,8 +87,7 @@ class ManagerProcess:
             return True
         self._process = None
         if code != 0:
-            reason = self._errors.read_text(errors="replace")[-2000:].strip()
-            logger.error("the manager ended with exit code {}: {}", code, reason)
+            logger.error("the manager ended with exit code {}; its own words are above or in manager.log", code)
         return False
 
 

@@ -26,6 +26,8 @@ from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
 from llm_api_server.types import EngineName, ModelState
 
+#: The request of those who do not wait for the end of a command.
+_NOBODY = 0
 #: Seconds between two pushes of counters that changed; a change of state is pushed at once.
 _COUNTER_INTERVAL = 0.25
 
@@ -73,6 +75,7 @@ class Manager:
         self._last_used: dict[str, float] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._waiter_ids = count(1)
+        self._checks: set[asyncio.Task[None]] = set()
         self._clients: set[Client] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._push: asyncio.TimerHandle | None = None
@@ -126,13 +129,22 @@ class Manager:
 
     async def _inspect_all(self) -> None:
         """Read every model's files once, so that `/v1/models` can tell context and problems before any load."""
-        for name, (engine, entry) in self._engines.items():
-            try:
-                self._facts[name] = await asyncio.to_thread(engine.inspect, entry)
-            except ModelProblem as problem:
+        for name in self._engines:
+            if (problem := await self._problem_of(name)) is not None:
                 logger.warning("model {} cannot be loaded: {}", name, problem)
-                self._scheduler.mark_failed(name, str(problem), _now())
+                self._scheduler.mark_failed(name, problem, _now())
         self._changed()
+
+    async def _problem_of(self, model: str) -> str | None:
+        """What its files tell against loading it, read now."""
+        engine, entry = self._engines[model]
+        try:
+            self._facts[model] = await asyncio.to_thread(engine.inspect, entry)
+        except ModelProblem as problem:
+            return str(problem)
+        except Exception:  # noqa: BLE001 - a load will run into it again and report it
+            logger.exception("the files of model {} could not be inspected", model)
+        return None
 
     # ── what clients ask ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -164,9 +176,8 @@ class Manager:
             self._carry_out(self._scheduler.release(instance, grants, _now()))
 
     def acquire(self, client: Client, request: int, model: str) -> None:
-        if waiter := self._add_waiter(client, request, model):
-            self._last_used[model] = time.time()
-            self._carry_out(self._scheduler.acquire(waiter, model, _now()))
+        self._last_used[model] = time.time()
+        self._ask(client, request, model, self._scheduler.acquire)
 
     def cancel(self, client: Client, request: int) -> None:
         for waiter, waiting in self._waiting.items():
@@ -190,10 +201,10 @@ class Manager:
         self._changed()
 
     def load(self, client: Client, request: int, model: str, *, wait: bool) -> None:
-        self._command(client, request, model, self._scheduler.load, wait=wait)
+        self._ask(client, request, model, self._scheduler.load, wait=wait)
 
     def unload(self, client: Client, request: int, model: str, *, wait: bool) -> None:
-        self._command(client, request, model, self._scheduler.unload, wait=wait)
+        self._ask(client, request, model, self._scheduler.unload, wait=wait)
 
     async def list_models(self, client: Client, request: int) -> None:
         """Answer with memory measured now (which takes milliseconds per process, so in a thread)."""
@@ -202,21 +213,40 @@ class Manager:
                 running.memory_bytes = await asyncio.to_thread(running.process.memory_bytes)
         client.send(Models(self.statuses(), request))
 
-    def _command(self, client: Client, request: int, model: str, verb: _Verb, *, wait: bool) -> None:
-        if waiter := self._add_waiter(client, request, model):
-            if not wait:
-                del self._waiting[waiter]
-            self._carry_out(verb(waiter, model, _now()))
-            if not wait:
-                client.send(Models(self.statuses(), request))
-
-    def _add_waiter(self, client: Client, request: int, model: str) -> int | None:
+    def _ask(self, client: Client, request: int, model: str, verb: _Verb, *, wait: bool = True) -> None:
         if model not in self._scheduler.models:
             client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
-            return None
+            return
         waiter = next(self._waiter_ids)
         self._waiting[waiter] = _Waiting(client, request, model)
-        return waiter
+        if self._scheduler.models[model].instance is not None:
+            self._begin(waiter, verb, wait=wait)
+        else:
+            task = asyncio.create_task(self._check_and_begin(waiter, model, verb, wait=wait))
+            self._checks.add(task)
+            task.add_done_callback(self._checks.discard)
+
+    async def _check_and_begin(self, waiter: int, model: str, verb: _Verb, *, wait: bool) -> None:
+        """A model that cannot be loaded is refused before another has to make room for it."""
+        problem = await self._problem_of(model)
+        if waiter not in self._waiting:
+            return  # it left meanwhile
+        if problem is None or self._scheduler.models[model].instance is not None:
+            self._begin(waiter, verb, wait=wait)
+            return
+        waiting = self._waiting.pop(waiter)
+        self._scheduler.mark_failed(model, problem, _now())
+        message = f"model {model!r} failed to load: {problem}"
+        waiting.client.send(Refused(waiting.request, "model_load_failed", message, should_retry=False))
+        self._changed()
+
+    def _begin(self, waiter: int, verb: _Verb, *, wait: bool) -> None:
+        waiting = self._waiting[waiter]
+        if not wait:
+            self._waiting[waiter] = _Waiting(waiting.client, _NOBODY, waiting.model)
+        self._carry_out(verb(waiter, waiting.model, _now()))
+        if not wait:
+            waiting.client.send(Models(self.statuses(), waiting.request))
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
 

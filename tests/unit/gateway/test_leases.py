@@ -178,7 +178,7 @@ def test_manager_process_is_started_once_and_again_when_it_ended(
     fake.write_text(f"#!{sys.executable}\nimport sys; open({str(tmp_path / 'ran')!r}, 'a').write('x'); sys.exit(3)\n")
     fake.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(fake))
-    process = ManagerProcess(tmp_path / "config.yaml", RunDir(tmp_path))
+    process = ManagerProcess(tmp_path / "config.yaml")
     process.ensure_started(100.0)
     process.ensure_started(100.5)
     wait_for(process)
