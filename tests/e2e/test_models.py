@@ -153,6 +153,8 @@ def test_a_client_that_leaves_a_stream_stops_the_engine(server: Server) -> None:
 
 
 def test_a_client_that_leaves_without_an_answer_stops_the_engine(server: Server) -> None:
+    with server.client() as client:
+        client.post(f"/admin/api/models/{SMOL}/load").raise_for_status()
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 480, "ignore_eos": True}
     with pytest.raises(httpx.ReadTimeout), server.client(timeout=1) as client:
         client.post("/v1/completions", json=body)
@@ -166,7 +168,7 @@ def in_flight(server: Server) -> int:
 
 def processing(server: Server) -> int:
     """Requests that the engine itself says it is working on (llama.cpp's metrics)."""
-    (socket,) = (server.run_dir / "engines").glob("*.sock")
+    socket = server.run_dir / "engines" / f"{server.models()[SMOL]['instance']}.sock"
     transport = httpx.HTTPTransport(uds=str(socket))
     with httpx.Client(transport=transport, base_url="http://engine") as engine:
         text = engine.get("/metrics").text
