@@ -146,7 +146,8 @@ def test_an_engine_that_is_killed_errors_its_streams_and_comes_back(server: Serv
 def test_a_client_that_leaves_a_stream_stops_the_engine(server: Server) -> None:
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 480, "stream": True, "ignore_eos": True}
     with server.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()
+        next(lines)
         wait_until(lambda: processing(server) == 1)
     wait_until(lambda: in_flight(server) == 0, timeout=10)
     wait_until(lambda: processing(server) == 0, timeout=10)
@@ -167,7 +168,10 @@ def in_flight(server: Server) -> int:
 
 
 def processing(server: Server) -> int:
-    """Requests that the engine itself says it is working on (llama.cpp's metrics)."""
+    """Requests that the engine itself says it is working on (llama.cpp's metrics).
+
+    Asked often, this keeps llama.cpp from noticing by itself that a plain request's client has left.
+    """
     socket = server.run_dir / "engines" / f"{server.models()[SMOL]['instance']}.sock"
     transport = httpx.HTTPTransport(uds=str(socket))
     with httpx.Client(transport=transport, base_url="http://engine") as engine:

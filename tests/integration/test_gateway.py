@@ -59,6 +59,10 @@ class Gateway:
         log = Path(f"{self.engine_socket}.log")
         return log.read_text().splitlines() if log.exists() else []
 
+    def use_vllm(self) -> None:
+        """Let the engine of `m` count as vLLM, whose plain requests stay plain."""
+        self.manager.instances["m"] = InstanceInfo("m-1", "m", "vllm", f"unix:{self.engine_socket}")
+
     def engine_bodies(self) -> list[dict[str, Any]]:
         return [json.loads(line.split(" ", 2)[2]) for line in self.engine_log() if line.startswith("/")]
 
@@ -242,6 +246,7 @@ async def test_large_json_answer_passes_whole(gateway: Gateway) -> None:
 
 
 async def test_alias_and_absent_model_reach_the_engine_under_its_own_name(gateway: Gateway) -> None:
+    gateway.use_vllm()
     for body in ({"model": "gpt-4o"}, {}):
         answer = await gateway.client.post(
             "/v1/chat/completions", json={**body, "messages": [{"role": "user", "content": "hello"}]}
@@ -250,7 +255,17 @@ async def test_alias_and_absent_model_reach_the_engine_under_its_own_name(gatewa
     assert [body["model"] for body in gateway.engine_bodies()] == ["m", "m"]
 
 
+async def test_a_plain_answer_of_llama_cpp_is_made_from_a_stream(gateway: Gateway) -> None:
+    """Only a stream's end stops llama.cpp at once when the client leaves."""
+    answer = await gateway.chat("hello")
+    assert gateway.engine_bodies()[-1]["stream"] is True
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["choices"][0]["message"]["content"]
+    assert answer.json()["usage"]["total_tokens"] == 12
+
+
 async def test_body_that_needs_no_change_is_forwarded_byte_for_byte(gateway: Gateway) -> None:
+    gateway.use_vllm()
     body = b'{ "model":"m",  "messages" : [{"role":"user","content":"\\u00e9 hello"}], "x-new": [1.50, {"a" :null}]}'
     answer = await gateway.client.post("/v1/chat/completions", content=body)
     assert answer.status_code == 200

@@ -29,6 +29,7 @@ from llm_api_server.errors import (
     ShuttingDown,
 )
 from llm_api_server.gateway import openai
+from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.context import ContextLimits
 from llm_api_server.gateway.engine_errors import translate_error
@@ -152,7 +153,9 @@ class _Exchange:
             raise translate_error(response.status, body, retry_after=response.headers.get("retry-after"))
         is_stream = response.headers.get("content-type", "").startswith(_EVENT_STREAM)
         try:
-            if is_stream:
+            if is_stream and not self._facts.stream:
+                await self._relay_assembled(response)
+            elif is_stream:
                 await self._relay_stream(response)
             else:
                 await self._relay_body(response)
@@ -231,16 +234,18 @@ class _Exchange:
         changes: dict[str, Any] = openai.tokenize_changes(facts, instance.engine)
         if facts.model != name:
             changes["model"] = name
-        if not facts.says_stream:
-            changes["stream"] = facts.stream
-        if self._asks_for_usage():
+        streams = facts.stream or self._is_assembled(instance)
+        if not facts.says_stream or streams != facts.stream:
+            changes["stream"] = streams
+        if streams and self._endpoint.dialect == "openai" and not facts.wants_usage:
             changes["stream_options"] = openai.ask_for_usage(self._body)
         if instance.engine != "remote" and not self._proxy.catalog.knows_developer_role(instance.model):
             changes.update(openai.developer_changes(facts, self._body))
         return openai.rewrite(self._body, changes)
 
-    def _asks_for_usage(self) -> bool:
-        return self._facts.stream and self._endpoint.dialect == "openai" and not self._facts.wants_usage
+    def _is_assembled(self, instance: InstanceInfo) -> bool:
+        """Whether a plain answer is made from a stream, so that the engine notices when the client leaves."""
+        return instance.engine == "llama_cpp" and self._endpoint.streams and not self._facts.stream
 
     def _check_vision(self) -> None:
         status = self._proxy.leases.models.get(self._model)
@@ -264,14 +269,7 @@ class _Exchange:
     # ── to the client ──
 
     async def _relay_stream(self, response: Response) -> None:
-        is_openai = self._endpoint.dialect == "openai"
-        reader = StreamReader(
-            self._endpoint.dialect,
-            hide_usage=self._asks_for_usage(),
-            add_usage=is_openai and self._facts.wants_usage,
-            is_chat=self._endpoint.permission == "chat",
-            choices=getattr(self._facts.request, "n", None) or 1,
-        )
+        reader = self._stream_reader(show_usage=self._facts.wants_usage)
         try:
             while data := await response.read():
                 out = reader.feed(data)
@@ -284,6 +282,31 @@ class _Exchange:
             await self._send_body(b"", more=False)
         finally:
             self._record.usage = reader.usage
+
+    async def _relay_assembled(self, response: Response) -> None:
+        """The engine streams, the client gets one JSON answer."""
+        reader = self._stream_reader(show_usage=True)
+        assembler = Assembler(self._endpoint.dialect)
+        try:
+            while data := await response.read():
+                assembler.feed(reader.feed(data))
+                if reader.failed is not None:
+                    raise reader.failed
+            assembler.feed(reader.flush())
+        finally:
+            self._record.usage = reader.usage
+        body = assembler.body()
+        length = (b"content-length", str(len(body)).encode())
+        await self._send_head(200, [(b"content-type", _JSON.encode()), length])
+        await self._send_body(body, more=False)
+
+    def _stream_reader(self, *, show_usage: bool) -> StreamReader:
+        return StreamReader(
+            self._endpoint.dialect,
+            show_usage=show_usage,
+            is_chat=self._endpoint.permission == "chat",
+            choices=getattr(self._facts.request, "n", None) or 1,
+        )
 
     async def _relay_body(self, response: Response) -> None:
         reader = BodyReader()

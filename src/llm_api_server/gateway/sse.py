@@ -77,29 +77,28 @@ class StreamReader:
     """Reads one event stream while it is relayed, and decides what of it the client gets to see.
 
     `feed` returns whole events only, so that what is hidden or translated never shows in part. After `failed` nothing
-    more is to be sent. With `hide_usage` the usage chunk that the gateway asked for is left out; with `add_usage` one
-    is made from the usage that the engine put into its last chunks. With `is_chat` the first chunk of each choice has
-    the role: llama.cpp leaves it out when the first token is not a whole character.
+    more is to be sent. OpenAI's usage chunk is held back to the end: with `show_usage` there is exactly one, though the
+    engine sent one per choice or put the usage into other chunks; else none, though the gateway asked for it. With
+    `is_chat` the first chunk of each choice has the role: llama.cpp leaves it out when the first token is not a whole
+    character.
     """
 
     def __init__(
         self,
         dialect: Dialect,
         *,
-        hide_usage: bool = False,
-        add_usage: bool = False,
+        show_usage: bool = False,
         is_chat: bool = False,
         choices: int = 1,
     ) -> None:
         self._dialect = dialect
-        self._hide_usage = hide_usage
-        self._add_usage = add_usage
+        self._show_usage = show_usage
         self._choices = choices
         self._without_role = set(range(choices)) if is_chat else set()
         self._tail = b""
         self._last: _Event | None = None
         self._prompt_tokens_of_choices = 0
-        self._saw_usage_chunk = False
+        self._usage_chunks: list[bytes] = []
         self.usage: Usage | None = None
         self.failed: ApiError | None = None
 
@@ -119,7 +118,7 @@ class StreamReader:
     def flush(self) -> bytes:
         """What is left when the engine ends its answer without an empty line."""
         tail, self._tail = self._tail, b""
-        return tail if self.failed is None else b""
+        return tail + self._usage_chunk() if self.failed is None else b""
 
     def _keep_tail(self, data: bytes) -> bytes:
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, 0)
@@ -180,10 +179,8 @@ class StreamReader:
         if content.usage is None:
             return event
         if content.choices == []:
-            self._saw_usage_chunk = True
-            self.usage = None
-            self._note(content.usage)
-            return b"" if self._hide_usage else event
+            self._add_usage_chunk(content.usage, event)
+            return b""
         if content.choices is None:
             self._note(content.usage)
         elif any(choice.finish_reason for choice in content.choices):
@@ -213,19 +210,37 @@ class StreamReader:
             cached_tokens=before.cached_tokens + now.cached_tokens,
         )
 
+    def _add_usage_chunk(self, seen: _UsageObject, event: bytes) -> None:
+        """llama.cpp sends one for each choice, all with the same prompt."""
+        now = _usage(seen)
+        before = self.usage if self._usage_chunks and self.usage is not None else Usage()
+        self._usage_chunks.append(event)
+        self.usage = Usage(
+            prompt_tokens=max(now.prompt_tokens, before.prompt_tokens),
+            completion_tokens=now.completion_tokens + before.completion_tokens,
+            cached_tokens=max(now.cached_tokens, before.cached_tokens),
+        )
+
     def _usage_chunk(self) -> bytes:
-        if not self._add_usage or self._saw_usage_chunk or self.usage is None or self._last is None:
+        """The one usage chunk, or nothing; the engine's own where it sent just one."""
+        held, self._usage_chunks = self._usage_chunks, []
+        if not self._show_usage or self.usage is None or (not held and self._last is None):
             return b""
+        self._show_usage = False
+        if len(held) == 1:
+            return held[0]
+        head = self._last or _Event()
         chunk: dict[str, Any] = {
-            "id": self._last.id,
-            "object": self._last.object,
-            "created": self._last.created,
-            "model": self._last.model,
+            "id": head.id,
+            "object": head.object,
+            "created": head.created,
+            "model": head.model,
             "choices": [],
             "usage": {
                 "prompt_tokens": self.usage.prompt_tokens,
                 "completion_tokens": self.usage.completion_tokens,
                 "total_tokens": self.usage.prompt_tokens + self.usage.completion_tokens,
+                "prompt_tokens_details": {"cached_tokens": self.usage.cached_tokens},
             },
         }
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
@@ -244,6 +259,13 @@ class BodyReader:
             for match in _USAGE_OBJECT.finditer(window):
                 self.usage = _decode_usage(match[1]) or self.usage
         self._tail = window[-_OVERLAP_BYTES:]
+
+
+def events(data: bytes) -> Iterator[bytes]:
+    """The payloads of the whole events in `data`."""
+    for event in _EVENT_END.split(data):
+        if payload := _payload(event):
+            yield payload
 
 
 def error_event(dialect: Dialect, error: ApiError) -> bytes:
