@@ -245,6 +245,16 @@ async def test_unload_during_a_load_ends_the_process(world: World) -> None:
         assert process_start_time(pid) is None
 
 
+async def test_unload_before_a_load_has_begun_frees_the_place(world: World) -> None:
+    async with world.manager(a=SERVES) as manager:
+        client = connect(manager)
+        # Both in one step of the loop: the task of the instance exists and has not run yet.
+        manager._carry_out(manager._scheduler.load(0, "a", asyncio.get_running_loop().time()))
+        manager.unload(client, 2, "a", wait=True)
+        assert isinstance(await client.next(), Models)
+        assert (await granted(manager, client, "a", 3)).instance.model == "a"
+
+
 async def test_the_next_manager_adopts_what_serves(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
