@@ -180,6 +180,13 @@ async def test_a_model_that_cannot_load_pushes_nobody_out(world: World) -> None:
         assert state(manager, "a") is ModelState.READY
 
 
+async def test_unloading_what_cannot_load_is_done_at_once(world: World) -> None:
+    async with world.manager(a="missing") as manager:
+        client = connect(manager)
+        manager.unload(client, 1, "a", wait=True)
+        assert isinstance(await client.next(), Models)
+
+
 async def test_a_load_that_hangs_is_ended_at_its_timeout(tmp_path: Path) -> None:
     async with World(tmp_path, load_timeout=0.3).manager(a=HANGS) as manager:
         client = connect(manager)
