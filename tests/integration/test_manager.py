@@ -278,6 +278,16 @@ async def test_the_next_manager_adopts_what_serves(world: World) -> None:
     assert process_start_time(pid) is None
 
 
+async def test_a_worker_that_comes_back_late_hears_that_its_instance_drains(world: World) -> None:
+    async with world.manager(a=SERVES) as manager:
+        early, late = connect(manager), connect(manager)
+        instance = (await granted(manager, early, "a")).instance.id
+        manager.unload(early, 2, "a", wait=True)
+        assert await early.next() == Drain(instance)
+        manager.hello(late, {instance: 1})
+        assert await late.next() == Drain(instance)
+
+
 async def test_an_engine_of_a_changed_entry_is_ended_not_adopted(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         await granted(manager, connect(manager), "a")

@@ -163,6 +163,8 @@ class Manager:
             if instance in self._running:
                 client.grants[instance] = 1
                 self._scheduler.restore(instance, 1)
+                if self._scheduler.is_draining(instance):
+                    client.send(Drain(instance))
         client.send(Models(self.statuses()))
 
     def disconnected(self, client: Client) -> None:
