@@ -373,8 +373,10 @@ class _Pings:
         """Returns when no ping is being written any more."""
         self.cancel()
         if self._task is not None:
+            # `await task` could not tell the end of the ping from a cancellation of the request itself.
+            await asyncio.wait({self._task})
             with contextlib.suppress(asyncio.CancelledError, OSError):
-                await self._task
+                self._task.result()
 
     def _start(self) -> None:
         self._task = asyncio.create_task(self._run())
