@@ -147,6 +147,8 @@ class Answer:
                     b'data: {"error":{"code":500,"message":"boom at /opt/x/y.cpp","type":"server_error"}}\n\n'
                 )
                 await self._send(b"data: [DONE]\n\n")
+            case "error-first":
+                await self._send(b'data: {"error":{"code":400,"message":"Grammar error: no","type":"x"}}\n\n')
             case "chunks":
                 await self._gated(number)
             case "flood":

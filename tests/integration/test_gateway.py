@@ -416,6 +416,12 @@ async def test_engine_that_dies_in_a_stream_ends_it_with_an_error_event(gateway:
     assert found[-1]["error"]["code"] == "engine_error"
 
 
+async def test_an_error_event_before_anything_else_is_a_response(gateway: Gateway) -> None:
+    """vLLM's way to refuse a schema in a stream."""
+    answer = await gateway.chat("error-first", stream=True)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "Grammar error: no")
+
+
 async def test_engines_error_event_is_translated_and_ends_the_stream(gateway: Gateway) -> None:
     text = (await gateway.chat("error-event", stream=True)).text
     error = events(text)[-1]["error"]

@@ -176,7 +176,7 @@ class _Exchange:
         if self._is_event_stream:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL_TIMEOUT):
-                    await self._send_body(error_event(self._endpoint.dialect, error))
+                    await self._send_body(self._error_event(error))
                     await self._send_body(b"", more=False)
         # A JSON answer cannot be mended. Left without an end it makes the HTTP server close the connection, which
         # tells the client that it is incomplete.
@@ -284,6 +284,8 @@ class _Exchange:
         try:
             while data := await response.read():
                 out = reader.feed(data)
+                if reader.failed is not None and not self._is_started and out == self._error_event(reader.failed):
+                    raise reader.failed  # vLLM's way to say that a schema is bad
                 if out:
                     await self._send_stream(out)
                 if reader.failed is not None:
@@ -310,6 +312,9 @@ class _Exchange:
         length = (b"content-length", str(len(body)).encode())
         await self._send_head(200, [(b"content-type", _JSON.encode()), length])
         await self._send_body(body, more=False)
+
+    def _error_event(self, error: ApiError) -> bytes:
+        return error_event(self._endpoint.dialect, error)
 
     def _stream_reader(self, *, show_usage: bool) -> StreamReader:
         choices = getattr(self._facts.request, "n", None) or 1
