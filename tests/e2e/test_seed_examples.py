@@ -38,8 +38,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iter
 
 
 @pytest.fixture
-def client(server: Server) -> OpenAI:
-    return OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0)
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0) as client:
+        yield client
 
 
 def curl(server: Server, path: str, body: dict[str, Any] | None = None, *options: str) -> str:

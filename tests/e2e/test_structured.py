@@ -77,8 +77,9 @@ def model(request: pytest.FixtureRequest, server: Server) -> str:
 
 
 @pytest.fixture
-def client(server: Server) -> OpenAI:
-    return OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0, timeout=500)
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0, timeout=500) as client:
+        yield client
 
 
 def check_weather(name: str | None, arguments: str | None) -> None:

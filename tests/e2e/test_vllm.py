@@ -63,8 +63,9 @@ def broken(folder: Path, good: Path) -> Path:
 
 
 @pytest.fixture
-def client(server: Server) -> OpenAI:
-    return OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0, timeout=500)
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0, timeout=500) as client:
+        yield client
 
 
 @pytest.mark.parametrize("model", [VLLM, LLAMA])
