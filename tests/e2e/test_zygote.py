@@ -120,7 +120,7 @@ def test_a_killed_core_fails_what_is_under_way_and_the_next_request_loads_anew(s
     complete(server).raise_for_status()
     before = below_guard(server)
     instance = server.models()[MODEL]["instance"]
-    (core,) = [p for p in before if "EngineCore" in " ".join([p.name(), *p.cmdline()])]
+    (core,) = [p for p in before[0].children() if "resource_tracker" not in " ".join(p.cmdline())]
     outcome: list[Any] = []
     request = threading.Thread(target=lambda: outcome.append(complete(server, tokens=900)))
     request.start()

@@ -56,10 +56,22 @@ _LATE_IMPORTS = [
     "torch._dynamo",
     "torch._inductor.config",
     "torch.distributed",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.model_executor.layers.quantization.compressed_tensors.utils",
+    "vllm.model_executor.layers.quantization.online",
+    "vllm.transformers_utils.chat_templates",
+    "vllm.v1.pool.flash_maxsim",
+    "compressed_tensors",
+    "llguidance",
+    "loguru",
+    "model_hosting_container_standards.sagemaker",
     "openai_harmony",
+    "prometheus_fastapi_instrumentator",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
     "uvloop",
     "xgrammar",
-    "llguidance",
 ]
 
 
@@ -123,8 +135,8 @@ def _serve(control: socket.socket, module: str) -> _Job | None:
 
 
 def _import_all(module: str) -> None:
-    for name in (module, *_LATE_IMPORTS, *_platform_modules()):
-        with contextlib.suppress(ImportError):
+    for name in (module, *_LATE_IMPORTS, *_platform_modules(), *_routers()):
+        with contextlib.suppress(Exception):  # only `module` must be there; a start may never need the others
             importlib.import_module(name)
     if module not in sys.modules:
         importlib.import_module(module)  # the one that must be there: raises why it is not
@@ -133,7 +145,18 @@ def _import_all(module: str) -> None:
 def _platform_modules() -> list[str]:
     """The worker of the device at hand."""
     kind = "cpu" if _is_cpu() else "gpu"
-    return [f"vllm.v1.worker.{kind}_worker", f"vllm.v1.worker.{kind}_model_runner"]
+    attention = ["vllm.v1.attention.backends.cpu_attn"] if _is_cpu() else []
+    return [f"vllm.v1.worker.{kind}_worker", f"vllm.v1.worker.{kind}_model_runner", *attention]
+
+
+def _routers() -> list[str]:
+    """Every endpoint's: the server imports them when it knows what the model can do."""
+    package = getattr(sys.modules.get("vllm"), "__file__", None)
+    if package is None:
+        return []
+    root = Path(package).parent
+    files = sorted((root / "entrypoints").rglob("api_router.py"))
+    return [".".join(["vllm", *file.relative_to(root).with_suffix("").parts]) for file in files]
 
 
 def _is_cpu() -> bool:
