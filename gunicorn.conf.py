@@ -8,7 +8,7 @@ _config = lifecycle.config_for_gunicorn()
 
 bind = lifecycle.bind_address(_config)
 workers = _config.server.workers
-worker_class = "uvicorn_worker.UvicornWorker"
+worker_class = "llm_api_server.gateway.gunicorn_worker.GunicornWorker"
 keepalive = lifecycle.KEEP_ALIVE_TIMEOUT
 graceful_timeout = int(_config.server.drain_timeout) + 5
 # How long a worker's event loop may be stuck. How long a request may take is server.timeout.

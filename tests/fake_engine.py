@@ -11,6 +11,7 @@ What it does is told by the request's text (`messages[-1].content` or `prompt`),
     die-mid          closes it after two pieces
     split            each event cut in two across packets
     error-event      two pieces, then llama.cpp's error event
+    error-first      an error event and nothing else
     status:N         that status with llama.cpp's error body
     close-after      a good answer, after which it closes the connection without having said so
     big:N            a JSON answer of N bytes
@@ -147,6 +148,8 @@ class Answer:
                     b'data: {"error":{"code":500,"message":"boom at /opt/x/y.cpp","type":"server_error"}}\n\n'
                 )
                 await self._send(b"data: [DONE]\n\n")
+            case "error-first":
+                await self._send(b'data: {"error":{"code":400,"message":"Grammar error: no","type":"x"}}\n\n')
             case "chunks":
                 await self._gated(number)
             case "flood":

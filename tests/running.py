@@ -76,7 +76,7 @@ class Server:
         """SIGTERM, as systemd would; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=180)
 
     def output(self) -> str:
         return (self.folder / "output.txt").read_text(errors="replace")

@@ -63,7 +63,8 @@ class ServerLock:
         except OSError:
             return None
         try:
-            return None if _try_lock(descriptor) else self._read_pid(descriptor)
+            # A server that starts at this moment has not written its pid: 0 would be the caller's own process group.
+            return None if _try_lock(descriptor) else self._read_pid(descriptor) or None
         finally:
             os.close(descriptor)
 

@@ -23,6 +23,7 @@ from llm_api_server.config import ApiKeyConfig, Config
 from llm_api_server.config_checks import config_warnings, is_loopback
 from llm_api_server.config_file import read_document
 from llm_api_server.errors import ControlError
+from llm_api_server.gateway.http_protocol import HttpProtocol
 from llm_api_server.lifecycle import BACKLOG, EXIT_FAILED, KEEP_ALIVE_TIMEOUT, ServerLock, listen, stop_manager
 from llm_api_server.log import setup_logging
 
@@ -120,7 +121,7 @@ def _uvicorn_config(config: Config) -> uvicorn.Config:
         factory=True,
         workers=config.server.workers,
         loop="uvloop",
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -123,6 +123,7 @@ def test_killed_altogether_it_starts_again(tmp_path: Path, config: dict[str, Any
 
 
 def test_sigterm_lets_a_stream_finish(tmp_path: Path, config: dict[str, Any]) -> None:
+    config["server"] = {"drain_timeout": 120}
     with running(tmp_path, config) as server:
         assert chat(server).status_code == 200
         body = {"prompt": "Once", "max_tokens": 200, "stream": True, "ignore_eos": True}

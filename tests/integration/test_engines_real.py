@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -119,6 +120,26 @@ async def test_llama_cpp_embeds_inputs_longer_than_its_default_batch(smollm2_ggu
         status, body = await running.post("/v1/embeddings", {"input": "word " * 700})
         assert status == 200
         assert body["usage"]["prompt_tokens"] > 512
+
+
+async def test_a_schema_that_makes_llama_cpp_run_wild_does_not_take_the_machine(
+    smollm2_gguf: Path, folder: Path
+) -> None:
+    """Nothing fits this schema, and llama.cpp allocates without end in search of it; its own limit stops it."""
+    async with started(folder, ModelConfig(path=str(smollm2_gguf), max_tokens=512)) as running:
+        await running.ready()
+        schema = {"allOf": [{"type": "integer"}, {"type": "string"}]}
+        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        messages = [{"role": "user", "content": "hi"}]
+        with contextlib.suppress(OSError, EOFError, ValueError):  # an answer of any kind, or none
+            await running.post("/v1/chat/completions", {"messages": messages, "response_format": wanted})
+        if running.process.poll() is not None:
+            assert "memory" in running.reason(running.process.returncode)
+            return
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
+        (peak,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+        assert int(peak) * 1024 < json.loads(running.plan.argv[-1])["memory_limit"]
+        assert (await running.post("/v1/completions", {"prompt": "x", "max_tokens": 1}))[0] == 200
 
 
 async def test_llama_cpp_starts_where_an_old_socket_lies(smollm2_gguf: Path, folder: Path) -> None:

@@ -32,6 +32,7 @@ from llm_api_server.config import (
 from llm_api_server.control import InstanceInfo, ModelStatus, RunDir
 from llm_api_server.gateway import app as gateway_app
 from llm_api_server.gateway import proxy as proxy_module
+from llm_api_server.gateway.http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.types import ModelState
@@ -154,7 +155,7 @@ async def running(run_dir: RunDir, engine_socket: Path, config: Config) -> Async
     listener = socket.create_server(("127.0.0.1", 0))
     app = gateway_app.build_app(config, leases, UpstreamClient())
     server = uvicorn.Server(
-        uvicorn.Config(app, http="httptools", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        uvicorn.Config(app, http=HttpProtocol, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     headers = {"authorization": f"Bearer {KEY}"}
@@ -192,6 +193,16 @@ def content_of(found: list[Any]) -> str:
 
 
 # ── answers ──
+
+
+async def test_an_endless_head_is_refused_and_a_long_one_is_not(gateway: Gateway) -> None:
+    assert (await gateway.client.get("/health", headers={"x-long": "a" * 100_000})).status_code == 200
+    reader, writer = await asyncio.open_connection(gateway.client.base_url.host, gateway.client.base_url.port)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /health HTTP/1.1\r\nx-endless: ")
+    assert b" 200 " in await reader.readline()
+    writer.write(b"a" * (MAX_HEAD_BYTES + 1))
+    assert b"The headers of your request are too long." in await reader.read()
+    writer.close()
 
 
 async def test_json_answer_passes_verbatim(gateway: Gateway) -> None:
@@ -403,6 +414,12 @@ async def test_engine_that_dies_in_a_stream_ends_it_with_an_error_event(gateway:
     assert content_of(found) == "Hello"
     assert set(found[-1]["error"]) == EVERY_FIELD
     assert found[-1]["error"]["code"] == "engine_error"
+
+
+async def test_an_error_event_before_anything_else_is_a_response(gateway: Gateway) -> None:
+    """vLLM's way to refuse a schema in a stream."""
+    answer = await gateway.chat("error-first", stream=True)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "Grammar error: no")
 
 
 async def test_engines_error_event_is_translated_and_ends_the_stream(gateway: Gateway) -> None:

@@ -181,6 +181,13 @@ async def test_a_model_that_cannot_load_pushes_nobody_out(world: World) -> None:
         assert state(manager, "a") is ModelState.READY
 
 
+async def test_unloading_what_cannot_load_is_done_at_once(world: World) -> None:
+    async with world.manager(a="missing") as manager:
+        client = connect(manager)
+        manager.unload(client, 1, "a", wait=True)
+        assert isinstance(await client.next(), Models)
+
+
 async def test_a_load_that_hangs_is_ended_at_its_timeout(tmp_path: Path) -> None:
     async with World(tmp_path, load_timeout=0.3).manager(a=HANGS) as manager:
         client = connect(manager)
@@ -246,6 +253,16 @@ async def test_unload_during_a_load_ends_the_process(world: World) -> None:
         assert process_start_time(pid) is None
 
 
+async def test_unload_before_a_load_has_begun_frees_the_place(world: World) -> None:
+    async with world.manager(a=SERVES) as manager:
+        client = connect(manager)
+        # Both in one step of the loop: the task of the instance exists and has not run yet.
+        manager._carry_out(manager._scheduler.load(0, "a", asyncio.get_running_loop().time()))
+        manager.unload(client, 2, "a", wait=True)
+        assert isinstance(await client.next(), Models)
+        assert (await granted(manager, client, "a", 3)).instance.model == "a"
+
+
 async def test_the_next_manager_adopts_what_serves(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
@@ -260,6 +277,16 @@ async def test_the_next_manager_adopts_what_serves(world: World) -> None:
         assert successor.statuses()[0].in_flight == 3
         assert (await granted(successor, again, "a")).instance.id == grant.instance.id
     assert process_start_time(pid) is None
+
+
+async def test_a_worker_that_comes_back_late_hears_that_its_instance_drains(world: World) -> None:
+    async with world.manager(a=SERVES) as manager:
+        early, late = connect(manager), connect(manager)
+        instance = (await granted(manager, early, "a")).instance.id
+        manager.unload(early, 2, "a", wait=True)
+        assert await early.next() == Drain(instance)
+        manager.hello(late, {instance: 1})
+        assert await late.next() == Drain(instance)
 
 
 async def test_an_engine_of_a_changed_entry_is_ended_not_adopted(world: World) -> None:

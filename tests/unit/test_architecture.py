@@ -16,7 +16,14 @@ FILES = sorted(SOURCE.rglob("*.py"))
 CHILD = SOURCE / "llm_api_server" / "engines" / "llama_cpp_server.py"
 
 #: No I/O, no clock, no tasks: time is an argument and effects leave through a Protocol.
-PURE = ("types.py", "errors.py", "manager/scheduler.py", "gateway/openai.py", "gateway/sse.py")
+PURE = (
+    "types.py",
+    "errors.py",
+    "manager/scheduler.py",
+    "gateway/openai.py",
+    "gateway/sse.py",
+    "gateway/forced_tools.py",
+)
 IMPURE_MODULES = {"asyncio", "os", "random", "signal", "socket", "subprocess", "tempfile", "threading", "time"}
 MAX_LINES = 500
 MAX_FUNCTION_LINES = 60

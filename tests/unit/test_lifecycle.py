@@ -61,6 +61,12 @@ def test_a_killed_server_holds_nothing(tmp_path: Path) -> None:
         assert ServerLock(tmp_path).holder() is None
 
 
+def test_a_server_that_has_not_told_its_pid_is_not_signalled(tmp_path: Path) -> None:
+    with holder(tmp_path):
+        (tmp_path / "server.lock").write_bytes(b"")
+        assert ServerLock(tmp_path).holder() is None
+
+
 def test_stop_ends_the_server_and_waits(tmp_path: Path) -> None:
     with holder(tmp_path) as server:
         assert stop_server(config(tmp_path))

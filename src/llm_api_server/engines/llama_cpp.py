@@ -25,6 +25,9 @@ _CONTEXT_STEP = 256  # llama.cpp rounds up to it
 _LEAST_BATCH, _MOST_BATCH = 512, 2048
 _POOLING_RANK = 4
 _MIB = 1024 * 1024
+_MOST_PROMPT_CACHE = 8192 * _MIB
+#: For compute buffers, outputs, pictures and the HTTP server, on top of what is known.
+_SLACK_BYTES = 4096 * _MIB
 
 #: Bytes of one value in the cache by its type, block scales included.
 _CACHE_BYTES = {"f32": 4.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32}
@@ -90,10 +93,10 @@ class LlamaCppEngine:
         sizing = self._sizing(model, facts)
         params = self._params(name, model, facts, sizing) | _checked(model.engine_args)
         params["hostnames"] = [str(socket)]
-        job = json.dumps({"params": params, "notes": list(sizing.notes)}, ensure_ascii=False)
+        job = {"params": params, "notes": list(sizing.notes), "memory_limit": self._memory_limit(model, facts, sizing)}
         return LaunchPlan(
             # -I: this folder's `http` and `select` must not hide the standard library's.
-            argv=[self._config.llama_cpp_python, "-I", str(_CHILD), job],
+            argv=[self._config.llama_cpp_python, "-I", str(_CHILD), json.dumps(job, ensure_ascii=False)],
             address=f"unix:{socket}",
             env=dict(model.env),
             warmup=self._warmup(sizing.task),
@@ -141,13 +144,29 @@ class LlamaCppEngine:
         """Refuse what can never fit: the system would give the memory away, and kill somebody when it is used."""
         if self._host.has_nvidia:
             return
-        tokens = _integer(model.engine_args, "n_ctx") or sizing.context * sizing.slots
-        cache = int(tokens * facts.kv_values_per_token * _cache_bytes(model.engine_args))
+        tokens = _cached_tokens(model, sizing)
+        cache = _cache_size(model, facts, sizing)
         if facts.file_bytes + cache > self._host.memory_bytes:
             raise ModelProblem(
                 f"{explain.OUT_OF_MEMORY}: {_gib(facts.file_bytes)} of weights and {_gib(cache)} of cache for {tokens} "
                 f"tokens, but the machine has {_gib(self._host.memory_bytes)}; lower max_tokens or use a smaller model"
             )
+
+    def _memory_limit(self, model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> int | None:
+        """Bytes that the process may allocate, generously: a request that makes llama.cpp run wild (some grammars do)
+        must end that process, not starve the machine. Weights may be there twice, as they are repacked.
+        """
+        if self._host.has_nvidia:
+            return None  # CUDA maps far more than it uses
+        files = facts.file_bytes + (Path(model.mmproj).stat().st_size if model.mmproj else 0)
+        needed = 2 * files + _cache_size(model, facts, sizing) + self._prompt_cache_bytes + _SLACK_BYTES
+        return min(needed, self._host.memory_bytes * 9 // 10)
+
+    @property
+    def _prompt_cache_bytes(self) -> int:
+        if not self._config.inference.optimize_first_token:
+            return 0
+        return min(_MOST_PROMPT_CACHE, self._host.memory_bytes // 16)
 
     def _context(self, model: ModelConfig, facts: GGUFFacts, fitting: int) -> tuple[int, list[str]]:
         """Tokens of one slot: as configured; else the model's own, as far as it fits in memory."""
@@ -196,7 +215,7 @@ class LlamaCppEngine:
             "embedding": sizing.task != "generate",
             "ctx_shift": False,
             "cache_prompt": keeps_prefixes,
-            "cache_ram_mib": min(8192, self._host.memory_bytes // 16 // _MIB) if keeps_prefixes else 0,
+            "cache_ram_mib": self._prompt_cache_bytes // _MIB,
             "endpoint_metrics": True,
             "endpoint_slots": False,
             "ui": False,
@@ -255,6 +274,15 @@ def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
 def _integer(engine_args: dict[str, Any], name: str) -> int | None:
     value = engine_args.get(name)
     return value if isinstance(value, int) and value > 0 else None
+
+
+def _cached_tokens(model: ModelConfig, sizing: Sizing) -> int:
+    return _integer(model.engine_args, "n_ctx") or sizing.context * sizing.slots
+
+
+def _cache_size(model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> int:
+    """Bytes of the cache of keys and values."""
+    return int(_cached_tokens(model, sizing) * facts.kv_values_per_token * _cache_bytes(model.engine_args))
 
 
 def _gib(size: int) -> str:

@@ -2,8 +2,8 @@
 
 Standard library and xllamacpp only; run as a script, isolated (`-I`), because this folder's modules share names with
 the standard library's. The one argument is JSON: `params`, fields of `CommonParams` by dotted name, enums by name;
-`notes`, lines for the log. SIGTERM ends it with code 0 (while it still loads: by the signal, as nothing can answer).
-A failure's last line is `llama.cpp: ` and the reason.
+`notes`, lines for the log; `memory_limit`, bytes it may allocate, or null. SIGTERM ends it with code 0 (while it still
+loads: by the signal, as nothing can answer). A failure's last line is `llama.cpp: ` and the reason.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import difflib
 import enum
 import json
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -30,6 +31,8 @@ def main() -> int:
     """Serve until a signal; returns only when that cannot be, with the exit code."""
     job = json.loads(sys.argv[1])
     _volunteer_for_the_kernel()
+    if job["memory_limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (job["memory_limit"], job["memory_limit"]))
     # The socket is for this user only, and llama.cpp cannot be told a mode.
     os.umask(0o177)
     try:

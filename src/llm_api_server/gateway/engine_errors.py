@@ -35,6 +35,9 @@ _CLIENT_FAULT = re.compile(
     r"|Missing '|Invalid |Unsupported |Cannot use |Either \"?json_schema|Expected )",
     re.IGNORECASE,
 )
+#: llama.cpp's introduction to what is wrong with a JSON schema, and all it says when a schema is too large for it.
+_PARSER_PREFIX = re.compile(r"^Unable to generate parser for this template\. Automatic parser generation failed: ")
+_TOO_LARGE_A_GRAMMAR = "Failed to initialize samplers: failed to parse grammar"
 _FIELD = re.compile(r"^Field '(?P<name>[\w.]+)'")  # llama.cpp's way to name the member that is wrong
 _PATH = re.compile(r"(?:(?<=[\s'\"(=:])|^)/(?:[\w.@+-]+/)+[\w.@+-]*")
 _INTERNAL = re.compile(r"Traceback|\bFile \"|\bat 0x[0-9a-f]+", re.IGNORECASE)
@@ -131,6 +134,9 @@ def _cleaned(message: str) -> str:
     """`message` fit for a client: no traceback, no path of this machine, not endless."""
     if _INTERNAL.search(message):
         return ""
+    if message == _TOO_LARGE_A_GRAMMAR:
+        return "The engine cannot hold this schema or grammar: it is circular, or it repeats something too often."
+    message = _PARSER_PREFIX.sub("", message)
     return _PATH.sub("...", message)[:_MAX_MESSAGE_CHARS].strip()
 
 

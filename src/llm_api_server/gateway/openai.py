@@ -17,6 +17,7 @@ import msgspec
 from llm_api_server.errors import InvalidRequest, NotSupported
 from llm_api_server.gateway import schemas
 from llm_api_server.gateway.media import Media, find_media
+from llm_api_server.gateway.schema_bounds import check_bounds
 from llm_api_server.types import EngineName, Permission
 
 #: How errors and streams look: OpenAI's chunks, OpenAI's Responses events, or Anthropic's events.
@@ -99,6 +100,7 @@ def read_request(endpoint: Endpoint, body: bytes, *, stream_by_default: bool = F
         body.decode()
         request = msgspec.json.decode(body, type=endpoint.request)
         media = find_media(body)
+        check_bounds(body)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -28,16 +28,18 @@ from llm_api_server.errors import (
     RequestTooLarge,
     ShuttingDown,
 )
-from llm_api_server.gateway import openai
+from llm_api_server.gateway import forced_tools, openai
 from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.context import ContextLimits
 from llm_api_server.gateway.engine_errors import translate_error
+from llm_api_server.gateway.forced_tools import ForcedCallStream
 from llm_api_server.gateway.leases import Lease, Leases
 from llm_api_server.gateway.multipart import Form
 from llm_api_server.gateway.openai import Endpoint, RequestFacts
 from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord, record_of
 from llm_api_server.gateway.sse import BodyReader, StreamReader, error_event, waiting_comment
+from llm_api_server.gateway.templates import Templates
 from llm_api_server.gateway.upstream import BrokenResponse, NoResponse, Response, UpstreamClient
 
 #: A stream without a byte after this gets its head and a comment, so that proxies and clients don't time out ...
@@ -71,6 +73,7 @@ class EngineProxy:
         self.leases = leases
         self.upstream = upstream
         self.limits = ContextLimits(config.inference, upstream)
+        self.templates = Templates(upstream)
         self.timeout = config.server.timeout
         self.max_body_bytes = config.server.max_body_bytes
         self.streaming_default = config.inference.streaming_default
@@ -173,7 +176,7 @@ class _Exchange:
         if self._is_event_stream:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL_TIMEOUT):
-                    await self._send_body(error_event(self._endpoint.dialect, error))
+                    await self._send_body(self._error_event(error))
                     await self._send_body(b"", more=False)
         # A JSON answer cannot be mended. Left without an end it makes the HTTP server close the connection, which
         # tells the client that it is incomplete.
@@ -210,6 +213,9 @@ class _Exchange:
     async def _post(self, instance: InstanceInfo) -> Response:
         openai.check_supported(self._facts, instance.engine)
         body = self._body_for(instance)
+        if self._is_forced(instance):
+            knows_tools = await self._proxy.templates.knows_tools(instance)
+            body = openai.rewrite(body, forced_tools.changes(self._facts, body, knows_tools=knows_tools))
         await self._proxy.limits.check(self._facts, instance, body)
         return await self._proxy.upstream.post(
             instance.address,
@@ -244,8 +250,13 @@ class _Exchange:
         return openai.rewrite(self._body, changes)
 
     def _is_assembled(self, instance: InstanceInfo) -> bool:
-        """Whether a plain answer is made from a stream, so that the engine notices when the client leaves."""
-        return instance.engine == "llama_cpp" and self._endpoint.streams and not self._facts.stream
+        """Whether a plain answer is made from a stream: so llama.cpp notices when the client leaves."""
+        may = self._endpoint.streams and not self._facts.stream
+        return may and (instance.engine == "llama_cpp" or self._is_forced(instance))
+
+    def _is_forced(self, instance: InstanceInfo) -> bool:
+        """Whether a tool call is demanded of an engine that would not hold itself to it."""
+        return instance.engine != "remote" and forced_tools.is_forced(self._facts)
 
     def _check_vision(self) -> None:
         status = self._proxy.leases.models.get(self._model)
@@ -273,6 +284,8 @@ class _Exchange:
         try:
             while data := await response.read():
                 out = reader.feed(data)
+                if reader.failed is not None and not self._is_started and out == self._error_event(reader.failed):
+                    raise reader.failed  # vLLM's way to say that a schema is bad
                 if out:
                     await self._send_stream(out)
                 if reader.failed is not None:
@@ -300,13 +313,15 @@ class _Exchange:
         await self._send_head(200, [(b"content-type", _JSON.encode()), length])
         await self._send_body(body, more=False)
 
+    def _error_event(self, error: ApiError) -> bytes:
+        return error_event(self._endpoint.dialect, error)
+
     def _stream_reader(self, *, show_usage: bool) -> StreamReader:
-        return StreamReader(
-            self._endpoint.dialect,
-            show_usage=show_usage,
-            is_chat=self._endpoint.permission == "chat",
-            choices=getattr(self._facts.request, "n", None) or 1,
-        )
+        choices = getattr(self._facts.request, "n", None) or 1
+        if self._is_forced(self._instance):
+            return ForcedCallStream(show_usage=show_usage, choices=choices)
+        is_chat = self._endpoint.permission == "chat"
+        return StreamReader(self._endpoint.dialect, show_usage=show_usage, is_chat=is_chat, choices=choices)
 
     async def _relay_body(self, response: Response) -> None:
         reader = BodyReader()
@@ -373,8 +388,10 @@ class _Pings:
         """Returns when no ping is being written any more."""
         self.cancel()
         if self._task is not None:
+            # `await task` could not tell the end of the ping from a cancellation of the request itself.
+            await asyncio.wait({self._task})
             with contextlib.suppress(asyncio.CancelledError, OSError):
-                await self._task
+                self._task.result()
 
     def _start(self) -> None:
         self._task = asyncio.create_task(self._run())

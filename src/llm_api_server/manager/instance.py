@@ -49,6 +49,7 @@ class Instance:
         self.load_seconds: float | None = None
         self.memory_bytes: int | None = None
         self.is_stopping = False
+        self._is_loading = False
         self.task: asyncio.Task[None] | None = None
         self._engine = engine
         self._entry = entry
@@ -68,6 +69,9 @@ class Instance:
 
     async def load(self) -> None:
         """Start the process and wait until it is ready. Raises `ModelProblem` with the engine's reason."""
+        if self.is_stopping:
+            raise ModelProblem("it was stopped before it began to load")
+        self._is_loading = True
         timeout = self._around.load_timeout
         try:
             async with asyncio.timeout(timeout):
@@ -87,7 +91,8 @@ class Instance:
         if self.process is not None:
             self.process.terminate()
             asyncio.get_running_loop().call_later(STOP_TIMEOUT + 5, self.process.kill)
-        elif self.task is not None:
+        elif self._is_loading and self.task is not None:
+            # Before its first step a cancelled task would end without a word to anybody; `load` sees to that case.
             self.task.cancel()
 
     async def clean_up(self) -> None:

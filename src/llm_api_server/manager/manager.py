@@ -163,6 +163,8 @@ class Manager:
             if instance in self._running:
                 client.grants[instance] = 1
                 self._scheduler.restore(instance, 1)
+                if self._scheduler.is_draining(instance):
+                    client.send(Drain(instance))
         client.send(Models(self.statuses()))
 
     def disconnected(self, client: Client) -> None:
@@ -219,7 +221,8 @@ class Manager:
             return
         waiter = next(self._waiter_ids)
         self._waiting[waiter] = _Waiting(client, request, model)
-        if self._scheduler.models[model].instance is not None:
+        is_unload = verb == self._scheduler.unload
+        if is_unload or self._scheduler.models[model].instance is not None:
             self._begin(waiter, verb, wait=wait)
         else:
             task = asyncio.create_task(self._check_and_begin(waiter, model, verb, wait=wait))

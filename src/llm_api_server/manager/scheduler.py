@@ -250,6 +250,10 @@ class Scheduler:
         if instance := self._instances.get(instance_id):
             instance.grants += grants
 
+    def is_draining(self, instance_id: str) -> bool:
+        instance = self._instances.get(instance_id)
+        return instance is not None and instance.state is ModelState.DRAINING
+
     def on_ready(self, instance_id: str, now: float) -> list[Decision]:
         """The instance answers: all who wait for its model are served. Ignored when it is being stopped."""
         instance = self._instances.get(instance_id)
