@@ -23,10 +23,10 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm check vllm lock bench-idle clean
+.PHONY: help install serve test test-vllm check vllm lock bench-idle bench-coldload clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(VENV)/.installed ## install the server into .venv
 
@@ -67,6 +67,10 @@ lock: $(TOOLS)/.installed ## compile the requirements*.lock files anew; UPGRADE=
 
 bench-idle: $(VENV)/.installed-dev ## measure the start and the memory of an idle server
 	$(BIN)/python bench/idle.py $(ARGS)
+
+bench-coldload: $(VENV)/.installed-dev $(VLLM)/.installed ## cold loads: vLLM alone, by exec, forked; ROUNDS=5
+	$(BIN)/python -m tests.models smollm2_gguf smollm2_folder
+	$(BIN)/python bench/coldload.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 clean: ## remove environments and caches; models, configuration and logs stay
 	rm -rf $(VENV) $(TOOLS) $(VLLM) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -66,6 +66,9 @@ class ModelStatus(msgspec.Struct):
     last_used: float | None = None
     loaded_at: float | None = None
     load_seconds: float | None = None
+    #: Of a load under way; and the seconds of each, in order, that are over.
+    phase: str | None = None
+    phases: dict[str, float] = {}
 
 
 # ── worker or command line → manager ─────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class ScriptEngine:
     """An adapter whose model path is the script to run; it is ready when it has made its socket file."""
 
     name: EngineName = "llama_cpp"
+    phase_marks: Sequence[tuple[str, str]] = ()
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
         if model.path == "missing":

@@ -6,6 +6,7 @@ engine process imports the standard library and the engine, nothing of ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,12 +48,16 @@ class LaunchPlan:
     upstream_model: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     warmup: Warmup | None = None
+    #: `argv` is `PYTHON -m MODULE ARGUMENTS…`, and a process that has imported MODULE may fork instead (`zygote.py`).
+    is_forkable: bool = False
 
 
 class Engine(Protocol):
     """One adapter; stateless, built once by the manager with the whole configuration."""
 
     name: EngineName
+    #: Phases of a start, in order, each with a pattern of the log line that ends it.
+    phase_marks: Sequence[tuple[str, str]]
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
         """Read the model's files. Raises `ModelProblem` when they are missing, broken or unsupported."""

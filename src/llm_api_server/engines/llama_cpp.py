@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class LlamaCppEngine:
     """Satisfies `base.Engine`. Remembers the headers it has read, by path, size and time of change."""
 
     name: EngineName = "llama_cpp"
+    phase_marks: Sequence[tuple[str, str]] = ()
 
     def __init__(self, config: Config, host: Host) -> None:
         self._config = config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ class RemoteEngine:
     """Satisfies `base.Engine`. A remote that does not answer fails single requests, not the model."""
 
     name: EngineName = "remote"
+    phase_marks: Sequence[tuple[str, str]] = ()
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
         base_address(model.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,14 @@ _REASONS = [
     (r"((?:Available|Free) memory on (?:node|device).*?)(?: On the CPU backend,| Decrease GPU|$)", r"\1"),
     (r"Value error, (.*?)(?: \[type=|$)", r"\1"),
 ]
+#: The last of `configuration` is where the worker begins, after its own imports where it does not fork.
+_PHASE_MARKS = (
+    ("imports", r"non-default args|vLLM API server version|\bversion \d"),
+    ("configuration", r"Starting to load model|Initializing model took"),
+    ("weights", r"Loading weights took|Model loading took"),
+    ("kv_cache", r"KV cache size|init engine"),
+    ("server", r"Application startup complete"),
+)
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception)): (.+)$", re.MULTILINE)
 #: Raised in one process because another has failed: never the reason.
 _WRAPPERS = ("Engine core initialization failed", "WorkerProc initialization failed", "Cancelled", "EngineCore")
@@ -64,6 +72,7 @@ class VllmEngine:
     """Satisfies `base.Engine`."""
 
     name: EngineName = "vllm"
+    phase_marks: Sequence[tuple[str, str]] = _PHASE_MARKS
 
     def __init__(self, config: Config, host: Host) -> None:
         self._config = config
@@ -86,6 +95,7 @@ class VllmEngine:
             address=f"unix:{socket}",
             env=self._env(python, is_local=facts is not None) | model.env,
             warmup=self._warmup(name, task),
+            is_forkable=self._config.engines.vllm.zygote,
         )
 
     async def wait_ready(self, plan: LaunchPlan) -> None:

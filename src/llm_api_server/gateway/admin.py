@@ -37,6 +37,8 @@ class AdminModel(BaseModel):
     last_used: float | None
     loaded_at: float | None
     load_seconds: float | None
+    phase: str | None
+    phases: dict[str, float]
 
 
 class AdminModelList(BaseModel):

@@ -6,6 +6,7 @@ descendants), and ends everything when no manager has held the lock for `--orpha
 manager, so that the next one can adopt the engine. If it is killed itself, the kernel kills the engine.
 
 Usage: guard.py LOCK ORPHAN_TIMEOUT STOP_TIMEOUT -- COMMAND…       Exit code: the engine's, 128 + n for signal n.
+       guard.py LOCK ORPHAN_TIMEOUT STOP_TIMEOUT --child PID       The engine is our child already (`zygote.py`).
 """
 
 import contextlib
@@ -31,7 +32,8 @@ def main(arguments: list[str]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    child = _spawn(libc, arguments[arguments.index("--") + 1 :])
+    is_forked = arguments[3] == "--child"
+    child = int(arguments[4]) if is_forked else _spawn(libc, arguments[arguments.index("--") + 1 :])
     code = _watch(child, lock, orphan_timeout, stop_timeout)
     _end_descendants()
     return code

@@ -12,8 +12,12 @@ from loguru import logger
 from llm_api_server.config import ModelConfig
 from llm_api_server.control import InstanceInfo
 from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem
+from llm_api_server.manager.phases import Phases, describe
 from llm_api_server.manager.process import STOP_TIMEOUT, Launcher, NoProcess, Process
-from llm_api_server.manager.records import Record, Records, tail
+from llm_api_server.manager.records import Record, Records, since, tail
+
+#: Seconds between two looks at the log of an engine that loads.
+_PHASE_INTERVAL = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class Instance:
         self._started_at = time.time()
         self._log = around.log_of(model)
         self._log_offset = _size(self._log)
+        self.phases = Phases(engine.phase_marks, self._started_at)
 
     def adopt(self, record: Record, process: Process) -> None:
         """Take over a process that an earlier manager got ready."""
         self.info, self.process = record.info, process
         self._started_at, self.load_seconds = record.started_at, record.load_seconds
         self.ready_at = time.time()
+        self.phases.seconds = dict(record.phases)
 
     async def load(self) -> None:
         """Start the process and wait until it is ready. Raises `ModelProblem` with the engine's reason."""
@@ -101,14 +107,15 @@ class Instance:
         plan = self._engine.plan(self.model, self._entry, self._around.sockets / f"{self.id}.sock")
         self.info = self._info_of(plan)
         if plan.argv:
-            self._start(plan)
+            await self._start(plan)
             await self._wait_ready(plan)
         else:
             self.process = NoProcess()
         self.ready_at = time.time()
         self.load_seconds = self.ready_at - self._started_at
+        self.phases.on_ready(self.ready_at)
         self._write_record()
-        logger.info("model {} ready after {:.1f} s", self.model, self.load_seconds)
+        logger.info("model {} ready after {:.1f} s ({})", self.model, self.load_seconds, describe(self.phases.seconds))
 
     def _info_of(self, plan: LaunchPlan) -> InstanceInfo:
         return InstanceInfo(
@@ -121,11 +128,12 @@ class Instance:
             context_length=self.facts.context_length,
         )
 
-    def _start(self, plan: LaunchPlan) -> None:
+    async def _start(self, plan: LaunchPlan) -> None:
         try:
-            self.process = self._around.launcher.start(plan, self._log)
+            self.process = await self._around.launcher.start(plan, self._log)
         except OSError as error:
             raise ModelProblem(f"the engine cannot be started: {error.strerror}") from error
+        self.phases.on_started(time.time())
         self._write_record()
 
     async def _wait_ready(self, plan: LaunchPlan) -> None:
@@ -133,6 +141,7 @@ class Instance:
         assert self.process is not None, "started just before"
         ready = asyncio.create_task(self._engine.wait_ready(plan))
         ended = asyncio.create_task(self.process.wait())
+        watch = asyncio.create_task(self._watch_phases())
         try:
             await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
@@ -141,6 +150,17 @@ class Instance:
         finally:
             ready.cancel()
             ended.cancel()
+            watch.cancel()
+
+    async def _watch_phases(self) -> None:
+        offset = self._log_offset
+        while True:
+            text, offset = since(self._log, offset)
+            phase = self.phases.current
+            self.phases.on_log(text, time.time())
+            if self.phases.current != phase:
+                logger.info("loading model {}: {}", self.model, self.phases.current.replace("_", " "))
+            await asyncio.sleep(_PHASE_INTERVAL)
 
     def _write_record(self) -> None:
         """Nothing to adopt where nothing was started."""
@@ -148,7 +168,9 @@ class Instance:
             return
         pid, start_time = self.process.pid, self.process.start_time
         self._around.records.write(
-            Record(pid, start_time, self._fingerprint, self.info, self._started_at, self.load_seconds)
+            Record(
+                pid, start_time, self._fingerprint, self.info, self._started_at, self.load_seconds, self.phases.seconds
+            )
         )
 
 

@@ -28,6 +28,7 @@ from llm_api_server.control import RunDir
 from llm_api_server.engines.select import engines_by_model
 from llm_api_server.errors import ConfigError
 from llm_api_server.log import setup_logging
+from llm_api_server.manager.forking import ForkingLauncher
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import ORPHAN_TIMEOUT, LocalLauncher
 from llm_api_server.manager.server import Connection
@@ -88,7 +89,8 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     run_dir.engines.mkdir(mode=0o700, exist_ok=True)
-    manager = Manager(config, engines_by_model(config), LocalLauncher(run_dir), run_dir, config.log_dir)
+    launcher = ForkingLauncher(LocalLauncher(run_dir), config.log_dir / "zygote.log")
+    manager = Manager(config, engines_by_model(config), launcher, run_dir, config.log_dir)
     leaving: list[tuple[Connection, int]] = []
 
     def on_shutdown(client: Connection, request: int) -> None:
@@ -103,6 +105,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     run_dir.socket.unlink(missing_ok=True)
     server.close()
     await manager.close()
+    await launcher.close()
     for client, request in leaving:
         client.send(control.Models(manager.statuses(), request))
     logger.info("manager stopped")

@@ -363,6 +363,8 @@ class Manager:
             status.in_flight = self._in_flight(running.id)
             status.loaded_at = running.ready_at
             status.load_seconds = running.load_seconds
+            status.phase = running.phases.current if running.ready_at is None else None
+            status.phases = dict(running.phases.seconds)
         return status
 
     def _in_flight(self, instance: str) -> int:

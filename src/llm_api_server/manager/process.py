@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +42,7 @@ class Process(Protocol):
 
 
 class Launcher(Protocol):
-    def start(self, plan: LaunchPlan, log: Path) -> Process: ...
+    async def start(self, plan: LaunchPlan, log: Path) -> Process: ...
     def adopt(self, record: Record) -> Process | None: ...
 
 
@@ -52,48 +52,63 @@ class LocalLauncher:
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
 
-    def start(self, plan: LaunchPlan, log: Path) -> Process:
+    async def start(self, plan: LaunchPlan, log: Path) -> Process:
         """Start `plan.argv`; its output is appended to `log`. Raises `OSError` when it cannot."""
-        guard = [sys.executable, "-I", "-S", str(_GUARD), str(self._run_dir.lock), str(ORPHAN_TIMEOUT)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(_WITHHELD)} | plan.env
-        with _open_log(log) as output:
-            child = subprocess.Popen(
-                [*guard, str(STOP_TIMEOUT), "--", *plan.argv],
+        with open_log(log) as output:
+            child = subprocess.Popen(  # noqa: ASYNC220 - milliseconds; nothing is waited for
+                [*self.guard_command(), "--", *plan.argv],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=engine_environment(plan),
                 start_new_session=True,
                 umask=0o077,
             )
-        return _GuardedProcess(child.pid, child)
+
+        async def collect() -> int:
+            return child.wait()
+
+        return GuardedProcess(child.pid, collect)
+
+    def guard_command(self) -> list[str]:
+        """Still to be told what to guard."""
+        timeouts = [str(ORPHAN_TIMEOUT), str(STOP_TIMEOUT)]
+        return [sys.executable, "-I", "-S", str(_GUARD), str(self._run_dir.lock), *timeouts]
 
     def adopt(self, record: Record) -> Process | None:
         """The process of `record` if it still runs."""
         if process_start_time(record.pid) != record.start_time:
             return None
         with contextlib.suppress(ProcessLookupError):
-            return _GuardedProcess(record.pid, None)
+            return GuardedProcess(record.pid, _no_exit_code)
         return None
 
 
-class _GuardedProcess:
-    """A guard and, below it, the engine. Holds a pidfd from the beginning: the pid cannot come to mean another."""
+class GuardedProcess:
+    """A guard and, below it, the engine. Holds a pidfd from the beginning: the pid cannot come to mean another.
 
-    def __init__(self, pid: int, child: subprocess.Popen[bytes] | None) -> None:
+    `collect` is awaited once, when the guard has ended, and answers its exit code.
+    """
+
+    def __init__(self, pid: int, collect: Callable[[], Awaitable[int | None]], pidfd: int | None = None) -> None:
         self.pid = pid
-        self._child = child
-        self._pidfd = os.pidfd_open(pid)
+        self._collect = collect
+        self._pidfd = os.pidfd_open(pid) if pidfd is None else pidfd
         self.start_time = process_start_time(pid) or 0
         self._ended = asyncio.Event()
         self._exit_code: int | None = None
+        self._has_ended = False
+        self._collection: asyncio.Task[None] | None = None
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
 
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        if self._child is not None:
-            self._exit_code = self._child.wait()
+        self._has_ended = True
+        self._collection = asyncio.create_task(self._finish())
+
+    async def _finish(self) -> None:
+        self._exit_code = await self._collect()
         self._ended.set()
 
     async def wait(self) -> int | None:
@@ -109,7 +124,7 @@ class _GuardedProcess:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if not self._ended.is_set():
+        if not self._has_ended:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
@@ -117,6 +132,15 @@ class _GuardedProcess:
         """Memory of the guard and all below it; pages shared with others count in proportion."""
         sizes = [size for pid in _tree(self.pid) if (size := _proportional_size(pid)) is not None]
         return sum(sizes) if sizes else None
+
+
+async def _no_exit_code() -> None:
+    """An adopted process is another's child."""
+
+
+def engine_environment(plan: LaunchPlan) -> dict[str, str]:
+    """The manager's own, cleaned, and what the plan adds."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)} | plan.env
 
 
 class NoProcess:
@@ -171,7 +195,7 @@ def _proportional_size(pid: int) -> int | None:
     return None
 
 
-def _open_log(log: Path) -> contextlib.AbstractContextManager[int]:
+def open_log(log: Path) -> contextlib.AbstractContextManager[int]:
     """The engine's log file to append to; nowhere when it cannot be written (a full disk must not stop a model)."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ class Record(msgspec.Struct, frozen=True):
     info: InstanceInfo
     started_at: float
     load_seconds: float | None = None
+    phases: dict[str, float] = {}
 
 
 class Records:
@@ -78,6 +79,17 @@ def tail(log: Path | None, offset: int) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def since(log: Path, offset: int) -> tuple[str, int]:
+    """What was logged since `offset`, and where that ends."""
+    try:
+        with log.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except OSError:
+        return "", offset
+    return data.decode(errors="replace"), offset + len(data)
 
 
 def _private(path: str, flags: int) -> int:
