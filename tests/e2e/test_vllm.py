@@ -124,6 +124,8 @@ def test_tokenize(server: Server) -> None:
 
 def test_a_client_that_leaves_stops_the_generation(server: Server) -> None:
     body = {"model": VLLM, "prompt": "Once", "max_tokens": 900, "ignore_eos": True}
+    with server.client(timeout=400) as http:
+        http.post(f"/admin/api/models/{VLLM}/load").raise_for_status()
     with pytest.raises(httpx.ReadTimeout), server.client(timeout=2) as http:
         http.post("/v1/completions", json=body)
     wait_until(lambda: server.models()[VLLM]["in_flight"] == 0, timeout=10)
