@@ -66,6 +66,8 @@ class ModelStatus(msgspec.Struct):
     last_used: float | None = None
     loaded_at: float | None = None
     load_seconds: float | None = None
+    #: Bytes it takes of each device's memory in the books.
+    devices: dict[str, int] = {}
     #: Of a load under way; and the seconds of each, in order, that are over.
     phase: str | None = None
     phases: dict[str, float] = {}

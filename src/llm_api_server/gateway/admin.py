@@ -31,6 +31,7 @@ class AdminModel(BaseModel):
     instance: str | None
     pid: int | None
     memory_bytes: int | None
+    devices: dict[str, int]
     in_flight: int
     queued: int
     preloaded: bool

@@ -12,6 +12,7 @@ import msgspec
 from llm_api_server import __version__
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.control import InstanceInfo
+from llm_api_server.engines.base import NOWHERE, Placement
 
 _TAIL_BYTES = 64 * 1024
 
@@ -29,6 +30,7 @@ class Record(msgspec.Struct, frozen=True):
     started_at: float
     load_seconds: float | None = None
     phases: dict[str, float] = {}
+    placement: Placement = NOWHERE
 
 
 class Records:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from llm_api_server.manager.scheduler import (
+from llm_api_server.manager.booking import (
     Decision,
     Done,
     Drain,
@@ -16,10 +16,10 @@ from llm_api_server.manager.scheduler import (
     Model,
     Policy,
     Refuse,
-    Scheduler,
     Start,
     Stop,
 )
+from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.types import ModelState
 
 NAMES = ("a", "b", "c")
@@ -335,9 +335,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         stop_waiters = {w for model in self.scheduler.models.values() for w in model.stop_waiters}
         assert queued | stop_waiters == self.waiting.keys() | self.commands.keys(), "a waiter was lost"
         for name, model in self.scheduler.models.items():
-            if model.instance is not None:
-                assert self.processes[model.instance.id] == name
-                assert model.instance.grants == self.grants.get(model.instance.id, 0)
+            if model.booking is not None:
+                assert self.processes[model.booking.id] == name
+                assert model.booking.grants == self.grants.get(model.booking.id, 0)
             if model.state is ModelState.READY:
                 assert not model.waiters, "somebody waits for a model that is ready"
 
