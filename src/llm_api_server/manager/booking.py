@@ -206,12 +206,13 @@ class Model:
     #: Since when the server itself wants it loaded (preload), or None.
     wanted_since: float | None = None
 
+    def waited_for_since(self) -> float | None:
+        """Since when a request or a command waits, or None."""
+        return min((waiter.since for waiter in self.waiters.values()), default=None)
+
     def wanted_at(self) -> float | None:
-        """Since when somebody waits for a load, or None."""
-        times = [waiter.since for waiter in self.waiters.values()]
-        if self.wanted_since is not None:
-            times.append(self.wanted_since)
-        return min(times, default=None)
+        """Since when somebody waits for a load, the server itself included, or None."""
+        return min((at for at in (self.waited_for_since(), self.wanted_since) if at is not None), default=None)
 
     @property
     def startable_at(self) -> float:

@@ -18,11 +18,12 @@ from uuid import uuid4
 from loguru import logger
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Drain, Granted, Models, ModelStatus, Refused, RunDir, ToClient
+from llm_api_server.control import Drain, Explained, Granted, Models, ModelStatus, Refused, RunDir, ToClient
 from llm_api_server.engines.base import Engine, ModelFacts, ModelProblem, Placement
 from llm_api_server.engines.sleep import SleepFailed, is_sleeping
 from llm_api_server.manager import booking as decide
 from llm_api_server.manager.devices import DeviceWatch, Inventory
+from llm_api_server.manager.explain import explain
 from llm_api_server.manager.instance import Instance, Surroundings, end
 from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
@@ -240,6 +241,18 @@ class Manager:
             if running.process is not None:
                 running.memory_bytes = await asyncio.to_thread(running.process.memory_bytes)
         client.send(Models(self.statuses(), request))
+
+    async def explain(self, client: Client, request: int, model: str) -> None:
+        """Answer whether it would fit, with its files and the devices looked at now."""
+        if model not in self._scheduler.models:
+            client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
+            return
+        problem = await self._problem_of(model)
+        if problem is not None:
+            client.send(Refused(request, "model_load_failed", f"model {model!r} cannot be loaded: {problem}"))
+            return
+        await self._observe()
+        client.send(Explained(request, explain(self._scheduler, model)))
 
     def _ask(self, client: Client, request: int, model: str, verb: _Verb, *, wait: bool = True) -> None:
         if model not in self._scheduler.models:

@@ -54,7 +54,7 @@ class Scheduler:
         self.policy = policy
         self.models = {model.name: model for model in models}
         self._new_id = new_id
-        self._devices = devices
+        self.devices = devices
         self.foreign: Mapping[str, int] = {}
         self._bookings: dict[str, Booking] = {}
         self._is_shut_down = False
@@ -64,7 +64,7 @@ class Scheduler:
     def know(self, name: str, facts: ModelFacts) -> None:
         """What the model's files tell now; counts from its next start."""
         model = self.models[name]
-        model.need = facts.need if self._devices else None
+        model.need = facts.need if self.devices else None
         model.asleep = facts.asleep
 
     def observe(self, foreign: Mapping[str, int]) -> None:
@@ -250,7 +250,7 @@ class Scheduler:
         times = ends + [model.startable_at for model in waiting]
         if any(model.startable_at <= now for model in waiting) or self.room().later.places < 0:
             times += [b.evictable_at for b in self._bookings.values() if b.state is ModelState.READY]
-            times += [since + self.policy.max_wait_time for m in waiting if (since := m.wanted_at()) is not None]
+            times += [since + self.policy.max_wait_time for m in waiting if (since := m.waited_for_since()) is not None]
         return min((at for at in times if at > now), default=None)
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -266,7 +266,7 @@ class Scheduler:
 
     def room(self) -> Room:
         """As it is now."""
-        return Room(self._empty(self.policy.max_loaded), self._bookings.values(), self.models)
+        return Room(self.empty(self.policy.max_loaded), self._bookings.values(), self.models)
 
     def candidates(self, model: Model, now: float, *, may_be_busy: bool) -> list[Booking]:
         """What may make room for `model`, the best to go first."""
@@ -320,7 +320,7 @@ class Scheduler:
         elif (placement := room.seats_later(model)) is not None:
             room.give(model, placement, at_once=False)
         elif model.waiters:  # a preload that nobody waits for must not push out what is in use
-            since = model.wanted_at()
+            since = model.waited_for_since()
             waits_for_long = since is not None and now - since >= self.policy.max_wait_time
             eviction = room.make(model, self.candidates(model, now, may_be_busy=waits_for_long))
             if eviction is not None:
@@ -333,9 +333,9 @@ class Scheduler:
         """Why it cannot be loaded even if all others went, and when to look again."""
         if model.need is None:
             return None
-        if (reason := why_never(model.need, self._devices)) is not None:
+        if (reason := why_never(model.need, self.devices)) is not None:
             return Failure(reason, now, 0)
-        if (reason := why_not_now(model.need, self._empty(1))) is not None:
+        if (reason := why_not_now(model.need, self.empty(1))) is not None:
             return Failure(reason, now + _FOREIGN_RETRY, 0)
         return None
 
@@ -347,8 +347,9 @@ class Scheduler:
             yield self._stop(model.booking)
         yield from _refuse_all(model, failure, now)
 
-    def _empty(self, places: int) -> Account:
-        return Account(self._devices, self.foreign, places)
+    def empty(self, places: int) -> Account:
+        """With nothing of ours on the devices."""
+        return Account(self.devices, self.foreign, places)
 
     def _start(self, model: Model, placement: Placement, now: float) -> Decision:
         """Start or wake it."""
@@ -396,7 +397,7 @@ class Scheduler:
         sleepers = [b for b in self._bookings.values() if b.state is ModelState.SLEEPING and b.sleep_level == 1]
         used = sum(b.asleep.weight_bytes for b in sleepers if b.asleep is not None)
         account = self.room().later
-        has_ram = all(account.free(device) >= weights for device in self._devices if device.id == RAM)
+        has_ram = all(account.free(device) >= weights for device in self.devices if device.id == RAM)
         return 1 if used + weights <= self.policy.sleep_bytes and has_ram else 2
 
     def _end_idleness(self, booking: Booking, level: int) -> Decision:
