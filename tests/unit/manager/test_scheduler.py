@@ -48,12 +48,6 @@ MACHINES: tuple[list[Device], ...] = (
     [*gpus(24, 24), ram(32)],
     [*gpus(24, 24, 48), ram(32)],
 )
-    [],
-    [*gpus(24), ram(32)],
-    [*gpus(24), ram(8)],
-    [*gpus(24, 24), ram(32)],
-    [*gpus(24, 24, 48), ram(32)],
-)
 
 
 def make(
