@@ -361,20 +361,26 @@ class Manager:
 
     async def _observe(self, leaving: str | None = None) -> Mapping[str, int]:
         """Tell the scheduler what other programs hold now."""
-        foreign = await self._devices.foreign(list(self._scheduler.bookings.values()), self._memory_of, leaving)
+        bookings = list(self._scheduler.bookings.values())
+        try:
+            foreign = await self._devices.foreign(bookings, self._memory_of, leaving)
+        except Exception:  # noqa: BLE001 - a driver that fails must not hold up requests
+            logger.exception("the devices cannot be looked at")
+            return self._scheduler.foreign
         if leaving is None:
             self._scheduler.observe(foreign)
         return foreign
 
     async def _see_free(self, instance: Instance) -> bool:
-        """Wait until what it gave up is seen free; what is not in time counts as other programs' from then on."""
+        """Wait until what it gave up is seen free. What a process that is gone leaves in use counts as others' then."""
         booking = self._scheduler.bookings.get(instance.id)
         if booking is None or not booking.placement.seats:
             return True
         foreign, is_free = await self._devices.see_free(
             booking, self._scheduler.foreign, lambda: self._observe(leaving=instance.id)
         )
-        self._scheduler.observe(foreign)
+        if is_free or booking.state is not ModelState.SLEEPING:
+            self._scheduler.observe(foreign)
         return is_free
 
     def _memory_of(self, instance: str) -> int | None:
