@@ -109,7 +109,7 @@ class VllmEngine:
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         facts = self._facts(model)
         task = _task(model, facts)
-        options = self._options(model, facts, task) | _checked(model.engine_args) | self._seating(facts, placement)
+        options = self._options(model, facts, task) | self._seating(facts, placement) | _checked(model.engine_args)
         fixed = {"model": model.path, "served_model_name": name, "uds": str(socket)}
         python = self._config.vllm_python
         return LaunchPlan(
