@@ -101,6 +101,7 @@ class VllmEngine:
         self._host = host
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
+        _check_env(model.env)
         facts = self._facts(model)
         sizing = self._sizing(model, facts)
         vision = None if facts is None else facts.has_vision and _task(model, facts) != "embed"
@@ -115,7 +116,7 @@ class VllmEngine:
         return LaunchPlan(
             argv=[python, "-m", _MODULE, *arguments(fixed | options)],
             address=f"unix:{socket}",
-            env=self._env(python, is_local=facts is not None) | _visible_devices(placement) | _checked_env(model.env),
+            env=self._env(python, is_local=facts is not None) | _visible_devices(placement) | model.env,
             warmup=self._warmup(name, task),
             is_forkable=self._config.engines.vllm.zygote,
         )
@@ -309,10 +310,9 @@ def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _checked_env(env: dict[str, str]) -> dict[str, str]:
+def _check_env(env: dict[str, str]) -> None:
     if "CUDA_VISIBLE_DEVICES" in env:
         raise ModelProblem("env: CUDA_VISIBLE_DEVICES is set by the server; name the devices with gpus: [0, 1]")
-    return env
 
 
 def _visible_devices(placement: Placement | None) -> dict[str, str]:

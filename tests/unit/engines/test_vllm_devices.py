@@ -112,4 +112,4 @@ def test_vllm_does_not_sleep_on_a_cpu(tmp_path: Path) -> None:
 def test_devices_are_not_chosen_by_environment() -> None:
     model = ModelConfig(path="org/model", env={"CUDA_VISIBLE_DEVICES": "1"})
     with pytest.raises(ModelProblem, match=r"gpus: \[0, 1\]"):
-        engine_on(GPU, model).plan("m0", model, SOCKET)
+        engine_on(GPU, model).inspect(model)
