@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from loguru import logger
+
 from llm_api_server.config import DevicesConfig
 from llm_api_server.engines.host import Host
-from llm_api_server.manager.booking import Booking
 from llm_api_server.manager.ledger import RAM, Device
+from llm_api_server.manager.scheduler import Scheduler
+from llm_api_server.types import ModelState
 
 #: Of RAM, what models may take when nothing is configured.
 _RAM_SHARE = 0.95
@@ -26,7 +29,6 @@ _RELEASE_INTERVAL = 0.1
 #: Bytes by which the use of a GPU may differ without meaning.
 _TOLERANCE = 512 * 1024**2
 
-Foreign = Mapping[str, int]
 #: The RAM that the processes of an instance really have, or None.
 Measured = Callable[[str], int | None]
 
@@ -56,39 +58,51 @@ class HostInventory:
 
 
 class DeviceWatch:
-    """What others hold of the devices, as seen whenever it is asked."""
+    """Tells the scheduler what other programs hold of the devices, whenever it is asked to look."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, scheduler: Scheduler, measured: Measured) -> None:
         self._inventory = inventory
-        self.devices = inventory.devices
+        self._scheduler = scheduler
+        self._measured = measured
 
-    async def foreign(self, bookings: Iterable[Booking], measured: Measured, leaving: str | None = None) -> Foreign:
+    async def observe(self) -> None:
+        self._scheduler.observe(await self._foreign())
+
+    async def see_free(self, instance: str) -> bool:
+        """Wait until the GPU memory that an instance gave up is no longer in use. What a process that is gone leaves in
+        use counts as others' from then on. The kernel frees RAM before it reports the end of a process.
+        """
+        booking = self._scheduler.bookings.get(instance)
+        if booking is None or not booking.placement.seats:
+            return True
+        gpus = [seat.device for seat in booking.placement.seats if seat.index is not None]
+        before = self._scheduler.foreign
+        end = asyncio.get_running_loop().time() + _RELEASE_TIMEOUT
+        while True:
+            now = await self._foreign(leaving=instance)
+            is_free = all(now.get(gpu, 0) <= before.get(gpu, 0) + _TOLERANCE for gpu in gpus)
+            if is_free or asyncio.get_running_loop().time() > end:
+                break
+            await asyncio.sleep(_RELEASE_INTERVAL)
+        if is_free or booking.state is not ModelState.SLEEPING:
+            self._scheduler.observe(now)
+        return is_free
+
+    async def _foreign(self, leaving: str | None = None) -> Mapping[str, int]:
         """What is in use less what is ours; of `leaving` only what it keeps is ours any more."""
-        used = await asyncio.to_thread(self._inventory.used)
+        try:
+            used = await asyncio.to_thread(self._inventory.used)
+        except Exception:  # noqa: BLE001 - a driver that fails must not hold up requests
+            logger.exception("the devices cannot be looked at")
+            return self._scheduler.foreign
         held: dict[str, int] = {}
-        for booking in bookings:
+        for booking in list(self._scheduler.bookings.values()):
             takes = dict(booking.will_take if booking.id == leaving else booking.takes)
-            if RAM in takes and (size := await asyncio.to_thread(measured, booking.id)) is not None:
+            if RAM in takes and (size := await asyncio.to_thread(self._measured, booking.id)) is not None:
                 takes[RAM] = size
             for device, size in takes.items():
                 held[device] = held.get(device, 0) + size
         return {device: max(0, size - held.get(device, 0)) for device, size in used.items()}
-
-    async def see_free(
-        self, booking: Booking, before: Foreign, look: Callable[[], Awaitable[Foreign]]
-    ) -> tuple[Foreign, bool]:
-        """Wait until the GPU memory that `booking` gave up is no longer in use; `look` sees it as others'. Answers the
-        last look, and whether it was free in time. The kernel frees RAM before it reports the end of a process.
-        """
-        gpus = [seat.device for seat in booking.placement.seats if seat.index is not None]
-        end = asyncio.get_running_loop().time() + _RELEASE_TIMEOUT
-        while True:
-            now = await look()
-            if all(now.get(gpu, 0) <= before.get(gpu, 0) + _TOLERANCE for gpu in gpus):
-                return now, True
-            if asyncio.get_running_loop().time() > end:
-                return now, False
-            await asyncio.sleep(_RELEASE_INTERVAL)
 
 
 def _gpus(wanted: Sequence[int] | None) -> Inventory:

@@ -88,9 +88,9 @@ class Manager:
         self._timer: asyncio.TimerHandle | None = None
         self._push: asyncio.TimerHandle | None = None
         self._pushed_states: list[tuple[str, ModelState, str | None]] = []
-        self._devices = DeviceWatch(inventory)
         policy, models = policy_of(config, inventory.devices), models_of(config, engines)
         self._scheduler = Scheduler(policy, models, lambda: uuid4().hex[:12], inventory.devices)
+        self._devices = DeviceWatch(inventory, self._scheduler, self._memory_of)
         self._inspection: asyncio.Task[None] | None = None
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -134,7 +134,9 @@ class Manager:
         if model not in self._engines or record.load_seconds is None:
             return False
         is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
-        has_devices = {seat.device for seat in record.placement.seats} <= {d.id for d in self._devices.devices}
+        has_devices = {seat.device for seat in record.placement.seats} <= {
+            device.id for device in self._scheduler.devices
+        }
         return is_unchanged and has_devices and self._scheduler.models[model].booking is None
 
     async def _sleeps(self, record: Record) -> bool:
@@ -153,7 +155,7 @@ class Manager:
         first = [name for name in self._config.models.preload if name in self._engines]
         for name in [*first, None, *(name for name in self._engines if name not in first)]:
             if name is None:
-                await self._observe()
+                await self._devices.observe()
                 self._carry_out(self._scheduler.preload(_now()))
                 continue
             if (problem := await self._problem_of(name)) is not None:
@@ -251,7 +253,7 @@ class Manager:
         if problem is not None:
             client.send(Refused(request, "model_load_failed", f"model {model!r} cannot be loaded: {problem}"))
             return
-        await self._observe()
+        await self._devices.observe()
         client.send(Explained(request, explain(self._scheduler, model)))
 
     def _ask(self, client: Client, request: int, model: str, verb: _Verb, *, wait: bool = True) -> None:
@@ -269,7 +271,7 @@ class Manager:
     async def _check_and_begin(self, waiter: int, model: str, verb: _Verb, *, wait: bool) -> None:
         """A model that cannot be loaded is refused before another has to make room for it."""
         problem = await self._problem_of(model)
-        await self._observe()
+        await self._devices.observe()
         if waiter not in self._waiting:
             return  # it left meanwhile
         if problem is None or self._scheduler.models[model].booking is not None:
@@ -348,7 +350,7 @@ class Manager:
             self._carry_out(self._scheduler.tick(_now()))
 
     async def _look_and_tick(self) -> None:
-        await self._observe()
+        await self._devices.observe()
         self._carry_out(self._scheduler.tick(_now()))
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
@@ -359,30 +361,6 @@ class Manager:
 
     # ── devices ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _observe(self, leaving: str | None = None) -> Mapping[str, int]:
-        """Tell the scheduler what other programs hold now."""
-        bookings = list(self._scheduler.bookings.values())
-        try:
-            foreign = await self._devices.foreign(bookings, self._memory_of, leaving)
-        except Exception:  # noqa: BLE001 - a driver that fails must not hold up requests
-            logger.exception("the devices cannot be looked at")
-            return self._scheduler.foreign
-        if leaving is None:
-            self._scheduler.observe(foreign)
-        return foreign
-
-    async def _see_free(self, instance: Instance) -> bool:
-        """Wait until what it gave up is seen free. What a process that is gone leaves in use counts as others' then."""
-        booking = self._scheduler.bookings.get(instance.id)
-        if booking is None or not booking.placement.seats:
-            return True
-        foreign, is_free = await self._devices.see_free(
-            booking, self._scheduler.foreign, lambda: self._observe(leaving=instance.id)
-        )
-        if is_free or booking.state is not ModelState.SLEEPING:
-            self._scheduler.observe(foreign)
-        return is_free
-
     def _memory_of(self, instance: str) -> int | None:
         running = self._running.get(instance)
         return running.process.memory_bytes() if running is not None and running.process is not None else None
@@ -391,7 +369,7 @@ class Manager:
         try:
             async with asyncio.timeout(_SLEEP_TIMEOUT):
                 await instance.sleep(level, from_level=from_level)
-            problem = None if await self._see_free(instance) else "its memory was not seen free"
+            problem = None if await self._devices.see_free(instance.id) else "its memory was not seen free"
         except (SleepFailed, TimeoutError) as error:
             problem = str(error) or "it took too long"
         if problem is None:
@@ -442,7 +420,7 @@ class Manager:
             reason = "internal error in the manager; see its log"
         self._scheduler.on_dying(instance.id)
         await instance.clean_up()
-        await self._see_free(instance)
+        await self._devices.see_free(instance.id)
         del self._running[instance.id]
         for client in self._clients:
             client.grants.pop(instance.id, None)
