@@ -90,19 +90,30 @@ class DeviceWatch:
 
     async def _foreign(self, leaving: str | None = None) -> Mapping[str, int]:
         """What is in use less what is ours; of `leaving` only what it keeps is ours any more."""
-        try:
-            used = await asyncio.to_thread(self._inventory.used)
-        except Exception:  # noqa: BLE001 - a driver that fails must not hold up requests
-            logger.exception("the devices cannot be looked at")
-            return self._scheduler.foreign
+        while True:
+            held = self._held(leaving)
+            try:
+                used = await asyncio.to_thread(self._used)
+            except Exception:  # noqa: BLE001 - a driver that fails must not hold up requests
+                logger.exception("the devices cannot be looked at")
+                return self._scheduler.foreign
+            if self._held(leaving) == held:  # else the books changed between the two looks
+                return {device: max(0, size - held.get(device, 0)) for device, size in used.items()}
+
+    def _held(self, leaving: str | None) -> dict[str, int]:
         held: dict[str, int] = {}
-        for booking in list(self._scheduler.bookings.values()):
-            takes = dict(booking.will_take if booking.id == leaving else booking.takes)
-            if RAM in takes and (size := await asyncio.to_thread(self._measured, booking.id)) is not None:
-                takes[RAM] = size
-            for device, size in takes.items():
+        for booking in self._scheduler.bookings.values():
+            for device, size in (booking.will_take if booking.id == leaving else booking.takes).items():
                 held[device] = held.get(device, 0) + size
-        return {device: max(0, size - held.get(device, 0)) for device, size in used.items()}
+        return held
+
+    def _used(self) -> Mapping[str, int]:
+        """As the machine says, but of RAM our instances use what the books have: they grow into it."""
+        used = dict(self._inventory.used())
+        for booking in list(self._scheduler.bookings.values()):
+            if RAM in booking.takes and (size := self._measured(booking.id)) is not None:
+                used[RAM] = max(0, used.get(RAM, 0) - size) + booking.takes[RAM]
+        return used
 
 
 def _gpus(wanted: Sequence[int] | None) -> Inventory:

@@ -92,12 +92,14 @@ class Instance:
     async def sleep(self, level: int, *, from_level: int) -> None:
         """Raises `SleepFailed`."""
         assert self.info is not None, "load or adopt comes first"
+        self._write_record(may_sleep=True)
         await sleep.fall_asleep(self.info.address, level, from_level=from_level)
 
     async def wake(self, level: int) -> None:
         """Raises `SleepFailed`."""
         assert self.info is not None, "load or adopt comes first"
         await sleep.wake_up(self.info.address, level)
+        self._write_record()
 
     async def ended(self) -> str:
         """Wait until the process has ended; answers why."""
@@ -182,7 +184,7 @@ class Instance:
                 logger.info("loading model {}: {}", self.model, self.phases.current.replace("_", " "))
             await asyncio.sleep(_PHASE_INTERVAL)
 
-    def _write_record(self) -> None:
+    def _write_record(self, *, may_sleep: bool = False) -> None:
         """Nothing to adopt where nothing was started."""
         if self.process is None or self.info is None or not self.process.pid:
             return
@@ -197,6 +199,7 @@ class Instance:
                 load_seconds=self.load_seconds,
                 phases=self.phases.seconds,
                 placement=self.placement,
+                may_sleep=may_sleep,
             )
         )
 

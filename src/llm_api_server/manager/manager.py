@@ -20,7 +20,7 @@ from loguru import logger
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.control import Drain, Explained, Granted, Models, ModelStatus, Refused, RunDir, ToClient
 from llm_api_server.engines.base import Engine, ModelFacts, ModelProblem, Placement
-from llm_api_server.engines.sleep import SleepFailed, is_sleeping
+from llm_api_server.engines.sleep import SleepFailed
 from llm_api_server.manager import booking as decide
 from llm_api_server.manager.devices import DeviceWatch, Inventory
 from llm_api_server.manager.explain import explain
@@ -117,7 +117,7 @@ class Manager:
         process = self._around.launcher.adopt(record)
         if process is None:
             self._records.remove(record.info.id)
-        elif self._is_wanted(record) and not await self._sleeps(record):
+        elif self._is_wanted(record):
             instance = self._new_instance(record.info.id, record.info.model, record.placement)
             instance.adopt(record, process)
             self._scheduler.adopt(instance.id, instance.model, _now(), record.placement)
@@ -129,24 +129,15 @@ class Manager:
             self._records.remove(record.info.id)
 
     def _is_wanted(self, record: Record) -> bool:
-        """It is ready, its model's entry is unchanged, and no other instance of the model was adopted."""
+        """It is ready and awake, its model's entry is unchanged, and no other instance of the model was adopted."""
         model = record.info.model
-        if model not in self._engines or record.load_seconds is None:
+        if model not in self._engines or record.load_seconds is None or record.may_sleep:
             return False
         is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
         has_devices = {seat.device for seat in record.placement.seats} <= {
             device.id for device in self._scheduler.devices
         }
         return is_unchanged and has_devices and self._scheduler.models[model].booking is None
-
-    async def _sleeps(self, record: Record) -> bool:
-        """How deep is not known, so it is not adopted."""
-        if not self._engines[record.info.model][1].sleep or record.info.engine != "vllm":
-            return False
-        try:
-            return await is_sleeping(record.info.address)
-        except SleepFailed:
-            return True
 
     async def _inspect_all(self) -> None:
         """Read every model's files once, so that `/v1/models` can tell context and problems before any load. Preloads
