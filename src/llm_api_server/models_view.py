@@ -82,6 +82,7 @@ def as_lines(status: ModelStatus) -> str:
         "loaded_at": _clock(status.loaded_at),
     }
     fields |= {"error": _reason(status) if status.error else None, "retry_at": _clock(status.retry_at)}
+    fields["tasks"] = ", ".join(status.tasks or ()) or None
     fields["phases"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in status.phases.items()) or None
     shown = {name: value for name, value in fields.items() if value is not None and value != []}
     width = max(len(name) for name in shown)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.types import EngineName
+from llm_api_server.types import EngineName, Task
 
 
 class ModelProblem(Exception):
@@ -21,10 +21,15 @@ class ModelProblem(Exception):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the model's own files tell, read without loading it. None: not known."""
+    """What the model's own files tell, read without loading it. None: not known.
+
+    `tasks` is what one process does, `twin_tasks` what a second one of the same weights does if started to embed.
+    """
 
     context_length: int | None = None
     vision: bool | None = None
+    tasks: tuple[Task, ...] | None = None
+    twin_tasks: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True)

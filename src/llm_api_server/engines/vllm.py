@@ -16,7 +16,7 @@ from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Wa
 from llm_api_server.engines.families import Clues, family_of, parsers_for
 from llm_api_server.engines.hf_folder import FolderFacts, read_folder
 from llm_api_server.engines.host import Host
-from llm_api_server.types import EngineName
+from llm_api_server.types import EngineName, Task
 
 # Deprecated in favour of `vllm serve`, but the only one that starts on builds whose distribution is not called `vllm`.
 _MODULE = "vllm.entrypoints.openai.api_server"
@@ -33,6 +33,10 @@ _PREFILL_TOKENS = 8192
 _RESERVED = frozenset(
     {"model", "served_model_name", "uds", "host", "port", "api_key", "ssl_keyfile", "ssl_certfile", "root_path"}
 )
+
+_EMBEDDING_TASKS: tuple[Task, ...] = ("embed", "rank", "score", "pool")
+_RANKING_TASKS: tuple[Task, ...] = ("rank", "score", "classify", "pool")
+_CLASSIFYING_TASKS: tuple[Task, ...] = ("classify", "pool")
 
 _LOG_PREFIX = re.compile(
     r"^(?:\([^)]*\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?", re.MULTILINE
@@ -80,9 +84,13 @@ class VllmEngine:
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
         facts = self._facts(model)
-        if facts is None:
-            return ModelFacts(self._sizing(model, facts).context)
-        return ModelFacts(self._sizing(model, facts).context, facts.has_vision and _task(model, facts) != "embed")
+        task = _task(model, facts)
+        return ModelFacts(
+            context_length=self._sizing(model, facts).context,
+            vision=facts.has_vision and task == "generate" if facts else None,
+            tasks=_tasks(task, facts),
+            twin_tasks=_EMBEDDING_TASKS if task == "generate" else (),
+        )
 
     def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
         facts = self._facts(model)
@@ -149,7 +157,7 @@ class VllmEngine:
     def _options(self, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
         sizing = self._sizing(model, facts)
         options: dict[str, Any] = {
-            "max_model_len": self._passed_context(model, sizing, task),
+            "max_model_len": self._passed_context(model, facts, sizing, task),
             "max_num_seqs": sizing.sequences if task == "generate" else self._config.inference.max_batch_size,
             "tensor_parallel_size": model.tensor_parallel_size if model.tensor_parallel_size > 1 else None,
             "quantization": model.quantization,
@@ -160,15 +168,17 @@ class VllmEngine:
         if task == "generate":
             options |= self._generation_options(model, facts)
         else:
-            options |= {"runner": "pooling", "convert": "embed" if facts and facts.is_generative else None}
+            convert = "classify" if task == "rank" else "embed"
+            options |= {"runner": "pooling", "convert": convert if facts and facts.is_generative else None}
         if not self._host.has_nvidia:
-            options |= self._cpu_options(sizing, task)
+            options |= self._cpu_options(sizing)
         return options
 
-    def _passed_context(self, model: ModelConfig, sizing: _Sizing, task: str) -> int | None:
+    def _passed_context(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing, task: str) -> int | None:
         """Said only where it may differ from what vLLM finds by itself."""
         is_configured = bool(model.max_tokens or self._config.inference.max_total_tokens)
-        is_sized = task == "generate" and not self._host.has_nvidia
+        is_reduced = facts is not None and sizing.context != facts.context_length
+        is_sized = not self._host.has_nvidia and (task == "generate" or is_reduced)
         return sizing.context if is_configured or is_sized else None
 
     def _generation_options(self, model: ModelConfig, facts: FolderFacts | None) -> dict[str, Any]:
@@ -183,10 +193,10 @@ class VllmEngine:
             "reasoning_parser": parsers.reasoning,
         }
 
-    def _cpu_options(self, sizing: _Sizing, task: str) -> dict[str, Any]:
+    def _cpu_options(self, sizing: _Sizing) -> dict[str, Any]:
         """Eager: torch.compile would take two minutes at each start."""
         return {
-            "kv_cache_memory_bytes": sizing.cache_bytes if task == "generate" else None,
+            "kv_cache_memory_bytes": sizing.cache_bytes,
             "enforce_eager": True,
             "compilation_config": {"custom_ops": ["none"]},
         }
@@ -245,12 +255,27 @@ def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
-    """`generate`, `embed`, or `rank`: a classifier, which vLLM serves as `/rerank` and `/score`."""
-    if facts and any(a.endswith("ForSequenceClassification") for a in facts.architectures):
+    """`generate`, `embed`, or `rank`: any classifier; one with a single label serves `/rerank` and `/score`."""
+    args = {name.lstrip("-").replace("-", "_"): value for name, value in model.engine_args.items()}
+    overrides = args.get("hf_overrides")
+    told = overrides.get("architectures") if isinstance(overrides, dict) else None
+    architectures = told if isinstance(told, list) else facts.architectures if facts else ()
+    if any(str(one).endswith("ForSequenceClassification") for one in architectures):
         return "rank"
     if model.task != "auto":
         return model.task
+    if args.get("runner") == "pooling":
+        return "rank" if args.get("convert") == "classify" else "embed"
     return "embed" if facts and facts.is_embedding else "generate"
+
+
+def _tasks(task: str, facts: FolderFacts | None) -> tuple[Task, ...]:
+    """What vLLM's server offers then. It ranks by a classifier of one label only, and by cosine with embeddings."""
+    if task == "generate":
+        return ("generate",)
+    if task == "embed":
+        return _EMBEDDING_TASKS
+    return _RANKING_TASKS if facts is None or facts.labels in {1, None} else _CLASSIFYING_TASKS
 
 
 def _clues(model: ModelConfig, facts: FolderFacts | None) -> Clues:

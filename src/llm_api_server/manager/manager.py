@@ -21,10 +21,11 @@ from llm_api_server.config import Config, ModelConfig
 from llm_api_server.control import Drain, Granted, Models, ModelStatus, Refused, RunDir, ToClient
 from llm_api_server.engines.base import Engine, ModelFacts, ModelProblem
 from llm_api_server.manager import scheduler as decide
-from llm_api_server.manager.instance import Instance, Surroundings, end
+from llm_api_server.manager.instance import Instance, Spec, Surroundings, end
 from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
-from llm_api_server.types import EngineName, ModelState
+from llm_api_server.manager.tasks import Twins, refusal
+from llm_api_server.types import ModelState, Task
 
 #: The request of those who do not wait for the end of a command.
 _NOBODY = 0
@@ -52,6 +53,15 @@ class _Waiting:
     model: str
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What a client asks for. `model` is a configured name, for a command also a twin's."""
+
+    request: int
+    model: str
+    task: Task | None = None
+
+
 class Manager:
     """Built by `main.run` with everything it needs; `start` begins, `close` ends with no engine left."""
 
@@ -65,7 +75,8 @@ class Manager:
     ) -> None:
         """`engines` maps each configured model to its adapter and its entry with the path resolved."""
         self._config = config
-        self._engines = engines
+        self._twins = Twins(engines)
+        self._engines = {**engines, **self._twins.entries}
         self._records = Records(run_dir.engines)
         self._around = Surroundings(
             launcher, self._records, run_dir.engines, log_dir / "engines", config.models.load_timeout
@@ -80,7 +91,7 @@ class Manager:
         self._timer: asyncio.TimerHandle | None = None
         self._push: asyncio.TimerHandle | None = None
         self._pushed_states: list[tuple[str, ModelState, str | None]] = []
-        self._scheduler = decide.Scheduler(_policy(config), _models(config, engines), lambda: uuid4().hex[:12])
+        self._scheduler = decide.Scheduler(_policy(config), _models(config, self._engines), lambda: uuid4().hex[:12])
         self._inspection: asyncio.Task[None] | None = None
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -109,19 +120,19 @@ class Manager:
         if process is None:
             self._records.remove(record.info.id)
         elif self._is_wanted(record):
-            instance = self._new_instance(record.info.id, record.info.model)
+            instance = self._new_instance(record.info.id, record.model)
             instance.adopt(record, process)
             self._scheduler.adopt(instance.id, instance.model, _now())
             instance.task = asyncio.create_task(self._run(instance))
             logger.info("adopted model {} (instance {}, pid {})", instance.model, instance.id, process.pid)
         else:
-            logger.info("ending instance {} of {}, left by an earlier manager", record.info.id, record.info.model)
+            logger.info("ending instance {} of {}, left by an earlier manager", record.info.id, record.model)
             await end(process)
             self._records.remove(record.info.id)
 
     def _is_wanted(self, record: Record) -> bool:
         """It is ready, its model's entry is unchanged, and no other instance of the model was adopted."""
-        model = record.info.model
+        model = record.model
         if model not in self._engines or record.load_seconds is None:
             return False
         is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
@@ -129,7 +140,7 @@ class Manager:
 
     async def _inspect_all(self) -> None:
         """Read every model's files once, so that `/v1/models` can tell context and problems before any load."""
-        for name in self._engines:
+        for name in self._config.models.available:
             if (problem := await self._problem_of(name)) is not None:
                 logger.warning("model {} cannot be loaded: {}", name, problem)
                 self._scheduler.mark_failed(name, problem, _now())
@@ -144,6 +155,7 @@ class Manager:
             return str(problem)
         except Exception:  # noqa: BLE001 - a load will run into it again and report it
             logger.exception("the files of model {} could not be inspected", model)
+            self._facts.setdefault(model, ModelFacts())
         return None
 
     # ── what clients ask ─────────────────────────────────────────────────────────────────────────────────────────
@@ -177,9 +189,10 @@ class Manager:
         for instance, grants in client.grants.items():
             self._carry_out(self._scheduler.release(instance, grants, _now()))
 
-    def acquire(self, client: Client, request: int, model: str) -> None:
+    def acquire(self, client: Client, request: int, model: str, task: Task | None = None) -> None:
+        """`task` decides whether the model itself or its twin is asked for; without one either will do."""
         self._last_used[model] = time.time()
-        self._ask(client, request, model, self._scheduler.acquire)
+        self._ask(client, _Question(request, model, task), self._scheduler.acquire)
 
     def cancel(self, client: Client, request: int) -> None:
         for waiter, waiting in self._waiting.items():
@@ -203,10 +216,16 @@ class Manager:
         self._changed()
 
     def load(self, client: Client, request: int, model: str, *, wait: bool) -> None:
-        self._ask(client, request, model, self._scheduler.load, wait=wait)
+        self._ask(client, _Question(request, model), self._scheduler.load, wait=wait)
 
     def unload(self, client: Client, request: int, model: str, *, wait: bool) -> None:
-        self._ask(client, request, model, self._scheduler.unload, wait=wait)
+        """The model and its twin; the answer comes when both are gone."""
+        if twin := self._twins.twin_of(model):
+            waiter = next(self._waiter_ids)
+            if wait and self._scheduler.models[twin].instance is not None:
+                self._waiting[waiter] = _Waiting(client, request, twin)
+            self._carry_out(self._scheduler.unload(waiter, twin, _now()))
+        self._ask(client, _Question(request, model), self._scheduler.unload, wait=wait)
 
     async def list_models(self, client: Client, request: int) -> None:
         """Answer with memory measured now (which takes milliseconds per process, so in a thread)."""
@@ -215,39 +234,59 @@ class Manager:
                 running.memory_bytes = await asyncio.to_thread(running.process.memory_bytes)
         client.send(Models(self.statuses(), request))
 
-    def _ask(self, client: Client, request: int, model: str, verb: _Verb, *, wait: bool = True) -> None:
+    def _ask(self, client: Client, question: _Question, verb: _Verb, *, wait: bool = True) -> None:
+        model = question.model
         if model not in self._scheduler.models:
-            client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
+            client.send(Refused(question.request, "model_not_found", f"model {model!r} is not configured"))
             return
         waiter = next(self._waiter_ids)
-        self._waiting[waiter] = _Waiting(client, request, model)
+        self._waiting[waiter] = _Waiting(client, question.request, model)
+        target = self._target(question, verb)
         is_unload = verb == self._scheduler.unload
-        if is_unload or self._scheduler.models[model].instance is not None:
-            self._begin(waiter, verb, wait=wait)
+        if target is not None and (is_unload or self._scheduler.models[target].instance is not None):
+            self._begin(waiter, target, verb, wait=wait)
         else:
-            task = asyncio.create_task(self._check_and_begin(waiter, model, verb, wait=wait))
+            task = asyncio.create_task(self._check_and_begin(waiter, question, verb, wait=wait))
             self._checks.add(task)
             task.add_done_callback(self._checks.discard)
 
-    async def _check_and_begin(self, waiter: int, model: str, verb: _Verb, *, wait: bool) -> None:
-        """A model that cannot be loaded is refused before another has to make room for it."""
+    def _target(self, question: _Question, verb: _Verb) -> str | None:
+        """What the scheduler is to be asked for: the model or its twin; None where nothing does it, as far as known."""
+        model = question.model
+        if verb != self._scheduler.acquire:
+            return model
+        if question.task is not None:
+            facts = self._facts.get(model)
+            return None if facts is None else self._twins.choose(model, question.task, facts)
+        twin = self._twins.twin_of(model)
+        is_twin_ready = twin is not None and self._scheduler.models[twin].state is ModelState.READY
+        return twin if is_twin_ready and self._scheduler.models[model].instance is None else model
+
+    async def _check_and_begin(self, waiter: int, question: _Question, verb: _Verb, *, wait: bool) -> None:
+        """What cannot be loaded, or would not help, is refused before another has to make room for it."""
+        model = question.model
         problem = await self._problem_of(model)
         if waiter not in self._waiting:
             return  # it left meanwhile
-        if problem is None or self._scheduler.models[model].instance is not None:
-            self._begin(waiter, verb, wait=wait)
+        target = self._target(question, verb)
+        if target is not None and (problem is None or self._scheduler.models[target].instance is not None):
+            self._begin(waiter, target, verb, wait=wait)
             return
         waiting = self._waiting.pop(waiter)
-        self._scheduler.mark_failed(model, problem, _now())
+        if problem is None and question.task is not None:
+            tasks = self._twins.all_tasks(model, self._facts[model]) or ()
+            message = refusal(model, question.task, tasks)
+            waiting.client.send(Refused(waiting.request, "not_supported", message, should_retry=False))
+            return
+        self._scheduler.mark_failed(model, str(problem), _now())
         message = f"model {model!r} failed to load: {problem}"
         waiting.client.send(Refused(waiting.request, "model_load_failed", message, should_retry=False))
         self._changed()
 
-    def _begin(self, waiter: int, verb: _Verb, *, wait: bool) -> None:
+    def _begin(self, waiter: int, target: str, verb: _Verb, *, wait: bool) -> None:
         waiting = self._waiting[waiter]
-        if not wait:
-            self._waiting[waiter] = _Waiting(waiting.client, _NOBODY, waiting.model)
-        self._carry_out(verb(waiter, waiting.model, _now()))
+        self._waiting[waiter] = _Waiting(waiting.client, waiting.request if wait else _NOBODY, target)
+        self._carry_out(verb(waiter, target, _now()))
         if not wait:
             waiting.client.send(Models(self.statuses(), waiting.request))
 
@@ -268,8 +307,7 @@ class Manager:
                 case decide.Grant(waiter, instance):
                     self._grant(waiter, self._running[instance])
                 case decide.Done(waiter):
-                    if waiting := self._waiting.pop(waiter, None):
-                        waiting.client.send(Models(self.statuses(), waiting.request))
+                    self._done(waiter)
                 case decide.Refuse(waiter, code, message, retry_after):
                     if waiting := self._waiting.pop(waiter, None):
                         should_retry = False if code == "model_load_failed" else None
@@ -283,6 +321,15 @@ class Manager:
         grants[instance.id] = grants.get(instance.id, 0) + 1
         assert instance.info is not None, "an instance is ready only after its plan was made"
         waiting.client.send(Granted(waiting.request, instance.info))
+
+    def _done(self, waiter: int) -> None:
+        """A command for a model and its twin is answered with the later of the two."""
+        waiting = self._waiting.pop(waiter, None)
+        if waiting is None:
+            return
+        others = [(one.client, one.request) for one in self._waiting.values()]
+        if (waiting.client, waiting.request) not in others:
+            waiting.client.send(Models(self.statuses(), waiting.request))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -300,7 +347,9 @@ class Manager:
 
     def _new_instance(self, instance_id: str, model: str) -> Instance:
         engine, entry = self._engines[model]
-        instance = Instance(instance_id, model, engine, entry, fingerprint(self._config, entry), self._around)
+        served_name = self._twins.model_of(model) or model
+        spec = Spec(engine, entry, served_name, fingerprint(self._config, entry))
+        instance = Instance(instance_id, model, spec, self._around)
         self._running[instance_id] = instance
         return instance
 
@@ -335,9 +384,16 @@ class Manager:
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def statuses(self) -> list[ModelStatus]:
-        return [self._status(name, entry, engine.name) for name, (engine, entry) in self._engines.items()]
+        """The configured models in their order, each followed by its twin while that is not stopped."""
+        names = []
+        for name in self._config.models.available:
+            names.append(name)
+            twin = self._twins.twin_of(name)
+            if twin is not None and self._scheduler.models[twin].state is not ModelState.STOPPED:
+                names.append(twin)
+        return [self._status(name, *self._engines[name]) for name in names]
 
-    def _status(self, name: str, entry: ModelConfig, engine: EngineName) -> ModelStatus:
+    def _status(self, name: str, engine: Engine, entry: ModelConfig) -> ModelStatus:
         model = self._scheduler.models[name]
         facts = self._facts.get(name, ModelFacts())
         failed = model.failure if model.state is ModelState.FAILED else None
@@ -345,11 +401,13 @@ class Manager:
         status = ModelStatus(
             id=name,
             state=model.state,
-            engine=engine,
-            path=self._config.models.available[name].path,
+            engine=engine.name,
+            path=self._config.models.available[self._twins.model_of(name) or name].path,
             aliases=list(entry.aliases),
             context_length=facts.context_length,
             vision=facts.vision,
+            tasks=self._twins.all_tasks(name, facts),
+            twin_of=self._twins.model_of(name),
             error=failed.reason if failed else None,
             retry_at=time.time() + failed.retry_at - _now() if failed else None,
             queued=sum(waiter.gets_grant for waiter in model.waiters.values()),
