@@ -132,7 +132,7 @@ class Leases:
         return self._is_closing
 
     async def acquire(self, model: str, task: Task | None = None) -> Lease:
-        """A lease on an instance of `model` that does `task`: at once where this worker already uses one, or when ready.
+        """A lease on an instance of `model` that does `task`: at once where this worker uses one, else when ready.
 
         Raises the manager's refusal as an `ApiError`.
         """
