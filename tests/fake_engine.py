@@ -116,7 +116,7 @@ class Answer:
             return await self._json({"content": " ".join(str(token) for token in self.request["tokens"])})
         if self.path == "/apply-template":
             return await self._json({"prompt": "a b c " + " ".join(m["content"] for m in self.request["messages"])})
-        words = self.request.get("content", self.request.get("prompt")).split()
+        words = str(self.request.get("content", self.request.get("prompt"))).split()
         if self.request.get("with_pieces"):
             pieces = [{"id": n, "piece": [0xC3] if word == "é" else word} for n, word in enumerate(words)]
             return await self._json({"tokens": pieces})
