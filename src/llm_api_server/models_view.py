@@ -55,8 +55,11 @@ def load(config: Config, name: str) -> ModelStatus:
 
 def unload(config: Config, name: str) -> ModelStatus:
     """Unload and wait. Raises `ControlError`."""
-    command = UnloadModel(1, find(fetch(config), name).id)
-    return find(control.call(RunDir(config.run_dir), command, timeout=None), name)
+    before = find(fetch(config), name)
+    after = control.call(RunDir(config.run_dir), UnloadModel(1, before.id), timeout=None)
+    if before.twin_of is not None and all(status.id != before.id for status in after):
+        return ModelStatus(before.id, ModelState.STOPPED, before.engine, before.path)  # stopped twins are not listed
+    return find(after, name)
 
 
 def as_json(models: ModelStatus | Sequence[ModelStatus]) -> str:

@@ -87,7 +87,7 @@ class VllmEngine:
         task = _task(model, facts)
         return ModelFacts(
             context_length=self._sizing(model, facts).context,
-            vision=facts.has_vision and task == "generate" if facts else None,
+            vision=facts.has_vision and task != "embed" if facts else None,
             tasks=_tasks(task, facts),
             twin_tasks=_EMBEDDING_TASKS if task == "generate" else (),
         )
