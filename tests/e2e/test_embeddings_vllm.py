@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import struct
-import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ COLD = {CHAT: "cold-chat", MINILM: "cold-minilm", RANKER: "cold-ranker", LLAMA: 
 
 @pytest.fixture(scope="module")
 def available(smollm2_folder: Path, minilm_folder: Path, ranker_folder: Path, smollm2_gguf: Path) -> dict[str, Any]:
-    used = {
+    used: dict[str, dict[str, Any]] = {
         CHAT: {"path": str(smollm2_folder), "type": "llama", "max_tokens": CONTEXT, "aliases": ["gpt-4o"]},
         MINILM: {"path": str(minilm_folder)},
         RANKER: {"path": str(ranker_folder)},
@@ -43,7 +43,7 @@ def available(smollm2_folder: Path, minilm_folder: Path, ranker_folder: Path, sm
 
 def config_for(available: dict[str, Any], python: Path, max_loaded: int) -> dict[str, Any]:
     return {
-        "server": {"timeout": 300},
+        "server": {"timeout": 500},
         "models": {"max_loaded": max_loaded, "min_loaded_time": 0, "available": available},
         "engines": {"vllm": {"python": str(python), "zygote": True}},
     }
@@ -66,7 +66,7 @@ def small_server(
 
 
 def client_of(server: Server) -> OpenAI:
-    return OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0, timeout=400)
+    return OpenAI(api_key=KEY, base_url=f"{server.url}/v1", max_retries=0, timeout=550)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def client(server: Server) -> Iterator[OpenAI]:
 
 
 def post(server: Server, path: str, **body: Any) -> Any:
-    with server.client(timeout=400) as client:
+    with server.client(timeout=550) as client:
         return client.post(path, json=body)
 
 
@@ -213,28 +213,23 @@ def test_a_killed_manager_takes_no_twin_with_it(server: Server, client: OpenAI) 
 
 def test_with_one_place_they_swap_and_nothing_is_lost(small_server: Server) -> None:
     """Requests of both kinds at once, and a stream that was there first."""
-    outcomes: list[Any] = []
-    with client_of(small_server) as client:
+    with client_of(small_server) as client, ThreadPoolExecutor() as pool:
         stream = client.completions.create(
             model=CHAT, prompt="Once", max_tokens=50, stream=True, extra_body={"ignore_eos": True}
         )
         chunks = iter(stream)
         next(chunks)
 
-        def embed() -> None:
-            outcomes.append(len(client.embeddings.create(model=CHAT, input="hello").data[0].embedding))
+        def embed() -> int:
+            return len(client.embeddings.create(model=CHAT, input="hello").data[0].embedding)
 
-        def chat() -> None:
+        def chat() -> str | None:
             answer = client.chat.completions.create(model=CHAT, messages=MESSAGES, max_tokens=2)
-            outcomes.append(answer.choices[0].finish_reason)
+            return answer.choices[0].finish_reason
 
-        threads = [threading.Thread(target=one) for one in (embed, chat, embed, embed)]
-        for thread in threads:
-            thread.start()
+        asked: list[Future[Any]] = [pool.submit(one) for one in (embed, chat, embed, embed)]
         assert sum(1 for _ in chunks) >= 49
-        for thread in threads:
-            thread.join()
-    assert sorted(map(str, outcomes)) == ["576", "576", "576", "length"]
+        assert [one.result() for one in asked] == [576, "length", 576, 576]
     loaded = [model for model in small_server.models().values() if model["state"] != "stopped"]
     assert len(loaded) <= 1
 

@@ -158,6 +158,24 @@ async def test_unload_is_answered_when_the_later_of_both_is_gone(tmp_path: Path,
         assert [one.state for one in (await client.next()).models] == [ModelState.STOPPED]
 
 
+async def test_unload_of_a_model_without_a_twin_waits_for_the_model(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        worker, client = connect(manager), connect(manager)
+        chat = await ask(manager, worker, "generate")
+        manager.unload(client, 1, "a", wait=True)
+        assert client.messages.empty()
+        give_back(manager, worker, chat)
+        assert [one.state for one in (await client.next()).models] == [ModelState.STOPPED]
+
+
+async def test_load_loads_the_model_also_when_its_twin_is_there(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        client = connect(manager)
+        await ask(manager, client, "embed")
+        manager.load(client, 2, "a", wait=True)
+        assert [one.state for one in (await client.next()).models] == [ModelState.READY] * 2
+
+
 def process_is_gone(manager: Manager, grant: Granted) -> bool:
     return grant.instance.id not in {status.instance for status in manager.statuses()}
 
@@ -176,6 +194,7 @@ async def test_a_twin_is_unloaded_when_idle_also_beside_a_preloaded_model(tmp_pa
     options = {"max_loaded": 2, "preload": ["a"], "unload_timeout": 0.2}
     async with TwinWorld(tmp_path, **options).manager(a=SERVES) as manager:
         client = connect(manager)
+        await until(lambda: state(manager, "a") is ModelState.READY)
         give_back(manager, client, await ask(manager, client, "embed"))
         assert not status_of(manager, TWIN).preloaded
         await until(lambda: names(manager) == ["a"])
