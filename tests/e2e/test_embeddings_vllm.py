@@ -150,6 +150,14 @@ def test_too_long_an_input(client: OpenAI, texts: Any) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("model", [CHAT, LLAMA])
+def test_an_input_may_fill_the_context(client: OpenAI, model: str) -> None:
+    answer = client.embeddings.create(model=model, input=" hello" * CONTEXT)
+    assert answer.usage.prompt_tokens == CONTEXT
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model=model, input=" hello" * (CONTEXT + 1))
+
+
 def test_a_long_input_that_fits_is_embedded_whole(client: OpenAI) -> None:
     begins = ["cats purr and sleep all day. " * 60, "stocks fall and banks close. " * 60]
     first, second = (client.embeddings.create(model=CHAT, input=text + "The end") for text in begins)

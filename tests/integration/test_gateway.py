@@ -795,6 +795,12 @@ async def test_methods_and_unknown_paths(gateway: Gateway) -> None:
 # ── tokens, and what a request needs of a model ──
 
 
+@pytest.mark.parametrize(("words", "status"), [(2000, 200), (2001, 400)])
+async def test_an_input_to_embed_may_fill_the_context(gateway: Gateway, words: int, status: int) -> None:
+    answer = await gateway.client.post("/v1/embeddings", json={"model": "m", "input": "x " * words})
+    assert answer.status_code == status
+
+
 async def test_llama_cpps_tokens_come_in_vllms_form(gateway: Gateway) -> None:
     for path in ("/tokenize", "/v1/tokenize"):
         for name in ("prompt", "content"):

@@ -168,8 +168,7 @@ class VllmEngine:
         if task == "generate":
             options |= self._generation_options(model, facts)
         else:
-            convert = "classify" if task == "rank" else "embed"
-            options |= {"runner": "pooling", "convert": convert if facts and facts.is_generative else None}
+            options |= {"runner": "pooling", "convert": _conversion(task, facts)}
         if not self._host.has_nvidia:
             options |= self._cpu_options(sizing)
         return options
@@ -267,6 +266,13 @@ def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
     if args.get("runner") == "pooling":
         return "rank" if args.get("convert") == "classify" else "embed"
     return "embed" if facts and facts.is_embedding else "generate"
+
+
+def _conversion(task: str, facts: FolderFacts | None) -> str | None:
+    """What vLLM must make of a model that was made for something else; of a hub id it finds out itself to embed."""
+    if task == "rank":
+        return "classify" if facts is None or facts.is_generative else None
+    return "embed" if facts and facts.is_generative else None
 
 
 def _tasks(task: str, facts: FolderFacts | None) -> tuple[Task, ...]:

@@ -17,7 +17,7 @@ _TAIL_BYTES = 64 * 1024
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Enough to adopt an instance. `model` is its name to the scheduler.
+    """Enough to adopt an instance. `model` is its name to the scheduler; without one (by an older version) it is ended.
 
     `start_time` (clock ticks since boot) tells its process from a later one with the same pid; `fingerprint` stands for
     the entry it was started from: after a change of that it is not adopted. `load_seconds` is None until it is ready.
@@ -26,11 +26,11 @@ class Record(msgspec.Struct, frozen=True):
     pid: int
     start_time: int
     fingerprint: str
-    model: str
     info: InstanceInfo
     started_at: float
     load_seconds: float | None = None
     phases: dict[str, float] = {}
+    model: str = ""
 
 
 class Records:

@@ -160,8 +160,9 @@ def test_what_a_model_can_be_asked_for(
 
 
 def test_a_chat_model_ranks_as_a_classifier(tmp_path: Path) -> None:
-    argv = argv_of(engine_on(CPU), ModelConfig(path=str(write_folder(tmp_path)), task="rank"))
-    assert (value_of(argv, "--runner"), value_of(argv, "--convert")) == ("pooling", "classify")
+    for path in (str(write_folder(tmp_path)), "org/model"):
+        argv = argv_of(engine_on(CPU), ModelConfig(path=path, task="rank"))
+        assert (value_of(argv, "--runner"), value_of(argv, "--convert")) == ("pooling", "classify")
 
 
 def test_warm_up_asks_for_what_the_model_does(tmp_path: Path) -> None:
