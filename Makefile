@@ -45,7 +45,7 @@ test: $(VENV)/.installed-dev ## run every test that needs neither a GPU nor vLLM
 	$(BIN)/python -m pytest $(ARGS)
 
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed ## run the tests on a real vLLM
-	$(BIN)/python -m tests.models smollm2_gguf smollm2_folder minilm_folder
+	$(BIN)/python -m tests.models smollm2_gguf smollm2_folder minilm_folder ranker_folder
 	$(BIN)/python -m pytest -m vllm $(ARGS)
 
 check: $(VENV)/.installed-dev ## format, lint, types, layers, generated files

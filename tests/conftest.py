@@ -68,6 +68,12 @@ def smollm2_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def ranker_folder() -> Path:
+    """A classifier of one label, which ranks, with a random head; made with `.venv-vllm`, for tests marked `vllm`."""
+    return models.ranker_folder()
+
+
+@pytest.fixture(scope="session")
 def vllm_python() -> Path:
     """The interpreter of `.venv-vllm`."""
     return models.vllm_python()

@@ -84,7 +84,7 @@ class Answer:
     async def run(self) -> bool:
         """False: close the connection."""
         word, _, number = self._text().partition(":")
-        if self.path in ("/tokenize", "/apply-template"):
+        if self.path in ("/tokenize", "/apply-template", "/detokenize"):
             return await self._tokenize()
         match word:
             case "silent":
@@ -111,10 +111,16 @@ class Answer:
         return prompt if isinstance(prompt, str) else "hello"
 
     async def _tokenize(self) -> bool:
-        """A token per word; a template adds three."""
+        """A token per word; a template adds three. `é` has pieces that are no text."""
+        if self.path == "/detokenize":
+            return await self._json({"content": " ".join(str(token) for token in self.request["tokens"])})
         if self.path == "/apply-template":
             return await self._json({"prompt": "a b c " + " ".join(m["content"] for m in self.request["messages"])})
-        return await self._json({"tokens": list(range(len(self.request["content"].split())))})
+        words = str(self.request.get("content", self.request.get("prompt"))).split()
+        if self.request.get("with_pieces"):
+            pieces = [{"id": n, "piece": [0xC3] if word == "é" else word} for n, word in enumerate(words)]
+            return await self._json({"tokens": pieces})
+        return await self._json({"tokens": list(range(len(words)))})
 
     def _answer(self) -> dict[str, Any]:
         message = {"role": "assistant", "content": "".join(PIECES)}

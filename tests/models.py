@@ -49,7 +49,14 @@ def minilm_folder() -> Path:
 
 def smollm2_folder() -> Path:
     source = smollm2_gguf()
-    return _ensure("SmolLM2-135M-Instruct", lambda target, _scratch: _convert(source, target))
+    return _ensure(
+        "SmolLM2-135M-Instruct", lambda target, _scratch: _run_vllm_script("convert_gguf.py", source, target)
+    )
+
+
+def ranker_folder() -> Path:
+    source = minilm_folder()
+    return _ensure("tiny-ranker", lambda target, _scratch: _run_vllm_script("make_ranker.py", source, target))
 
 
 def vllm_python() -> Path:
@@ -99,13 +106,11 @@ def _build_minilm(target: Path, scratch: Path) -> None:
     (scratch / prefix).rename(target)
 
 
-def _convert(source: Path, target: Path) -> None:
-    script = ROOT / "scripts" / "convert_gguf.py"
-    result = subprocess.run(
-        [str(vllm_python()), str(script), str(source), str(target)], capture_output=True, text=True, check=False
-    )
+def _run_vllm_script(name: str, source: Path, target: Path) -> None:
+    command = [str(vllm_python()), str(ROOT / "scripts" / name), str(source), str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise RuntimeError(f"the conversion failed:\n{result.stderr[-2000:]}")
+        raise RuntimeError(f"{name} failed:\n{result.stderr[-2000:]}")
 
 
 def _build_node(target: Path, _scratch: Path) -> None:
@@ -125,6 +130,7 @@ _ALL: dict[str, Callable[[], Path]] = {
     "gemma3_gguf": gemma3_gguf,
     "minilm_folder": minilm_folder,
     "smollm2_folder": smollm2_folder,
+    "ranker_folder": ranker_folder,
     "node_openai": node_openai,
 }
 

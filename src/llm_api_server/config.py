@@ -156,7 +156,9 @@ class ModelConfig(Section):
     path: str = Field(min_length=1, description="A .gguf file, a Hugging Face folder or hub id, or a URL.")
     type: ModelType = Field("auto", description="Model family: sets parsers and template defaults.")
     engine: EngineChoice = Field("auto", description="auto: by path: .gguf, folder or hub id, URL.")
-    task: Literal["auto", "generate", "embed"] = Field("auto", description="What the model is loaded for.")
+    task: Literal["auto", "generate", "embed", "rank"] = Field(
+        "auto", description="What the model is loaded for. auto: by its files; one that generates also embeds."
+    )
     aliases: list[Name] = Field([], description="Other names that clients may use.")
     max_tokens: int | None = Field(None, ge=16, description="Context length; default: the model's own.")
     quantization: str | None = Field(None, description="vLLM's quantization method, when the files do not say.")

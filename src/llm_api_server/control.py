@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from llm_api_server.errors import ControlError
-from llm_api_server.types import EngineName, ModelState
+from llm_api_server.types import EngineName, ModelState, Task
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MessageT = TypeVar("MessageT")
@@ -30,7 +30,8 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     """What a worker must know to send requests to an instance.
 
     `address` is `unix:/path` or an `http(s)://host[:port][/prefix]` URL. `upstream_model` replaces `model` in the body
-    when it is set.    `headers` are sent with every request (a remote's own key).
+    when it is set. `headers` are sent with every request (a remote's own key). `model` is the configured name, also
+    where the instance is that model's twin; `tasks` tells the two apart.
     """
 
     id: str
@@ -40,12 +41,18 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     upstream_model: str | None = None
     headers: dict[str, str] = {}
     context_length: int | None = None
+    tasks: tuple[Task, ...] | None = None
+
+    def does(self, task: Task | None) -> bool:
+        """Where nothing is known of it the engine itself must say no."""
+        return task is None or self.tasks is None or task in self.tasks
 
 
 class ModelStatus(msgspec.Struct):
     """One configured model as the manager sees it; what `/v1/models`, the admin API and the command line show.
 
-    Times are Unix seconds. `in_flight` counts requests inside the engine, `queued` those waiting for it.
+    Times are Unix seconds. `in_flight` counts requests inside the engine, `queued` those waiting for it. `tasks` is
+    what it can be asked for, be it through its twin. A twin has `twin_of` and is listed only while it is not stopped.
     """
 
     id: str
@@ -55,6 +62,8 @@ class ModelStatus(msgspec.Struct):
     aliases: list[str] = []
     context_length: int | None = None
     vision: bool | None = None
+    tasks: tuple[Task, ...] | None = None
+    twin_of: str | None = None
     error: str | None = None
     retry_at: float | None = None
     instance: str | None = None
@@ -113,10 +122,14 @@ class Hello(msgspec.Struct, tag="hello"):
 
 
 class Acquire(msgspec.Struct, tag="acquire"):
-    """Ask for an instance of `model` (a configured name, aliases resolved). Answered by `Granted` or `Refused`."""
+    """Ask for an instance of `model` (a configured name, aliases resolved) that does `task`; None: any will do.
+
+    Answered by `Granted` or `Refused`.
+    """
 
     request: int
     model: str
+    task: Task | None = None
 
 
 class Cancel(msgspec.Struct, tag="cancel"):

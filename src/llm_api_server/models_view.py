@@ -67,8 +67,11 @@ def load(config: Config, name: str) -> ModelStatus:
 
 def unload(config: Config, name: str) -> ModelStatus:
     """Unload and wait. Raises `ControlError`."""
-    command = UnloadModel(1, find(fetch(config), name).id)
-    return find(_models(control.call(RunDir(config.run_dir), command, timeout=None)), name)
+    before = find(fetch(config), name)
+    after = _models(control.call(RunDir(config.run_dir), UnloadModel(1, before.id), timeout=None))
+    if before.twin_of is not None and all(status.id != before.id for status in after):
+        return ModelStatus(before.id, ModelState.STOPPED, before.engine, before.path)  # stopped twins are not listed
+    return find(after, name)
 
 
 def explain(config: Config, name: str) -> Explanation:
@@ -128,6 +131,7 @@ def as_lines(status: ModelStatus) -> str:
     }
     fields |= {"error": _reason(status) if status.error else None, "retry_at": _clock(status.retry_at)}
     fields["devices"] = ", ".join(f"{device} {gib(size)}" for device, size in status.devices.items()) or None
+    fields["tasks"] = ", ".join(status.tasks or ()) or None
     fields["phases"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in status.phases.items()) or None
     shown = {name: value for name, value in fields.items() if value is not None and value != []}
     width = max(len(name) for name in shown)

@@ -21,6 +21,10 @@ class ModelState(StrEnum):
 EngineName = Literal["vllm", "llama_cpp", "remote"]
 EngineChoice = Literal["auto", "vllm", "llama_cpp", "remote"]
 
+#: What an endpoint needs of a model: to make text, to embed, to rank documents or score pairs of texts, to classify, or
+#: to give what its pooler gives.
+Task = Literal["generate", "embed", "rank", "score", "classify", "pool"]
+
 Permission = Literal[
     "all",
     "chat",

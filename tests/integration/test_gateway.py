@@ -711,6 +711,8 @@ WRONG: list[tuple[str, Any, int, str | None]] = [
     ("/v1/responses", {"input": "x", "previous_response_id": "resp_1"}, 400, "previous_response_id"),
     ("/v1/rerank", {"query": "x"}, 400, "documents"),
     ("/v1/score", {"text_1": "x"}, 400, "text_2"),
+    ("/pooling", {"input": []}, 400, "input"),
+    ("/classify", {}, 400, "input"),
     ("/tokenize", {}, 400, "prompt"),
     ("/detokenize", {"tokens": ["x"]}, 400, "tokens[0]"),
     ("/v1/audio/transcriptions", {"file": "x"}, 400, None),
@@ -788,6 +790,92 @@ async def test_methods_and_unknown_paths(gateway: Gateway) -> None:
     assert (await gateway.client.options("/v1/chat/completions")).headers["allow"] == "POST, OPTIONS"
     head = await gateway.client.head("/health")
     assert (head.status_code, head.content) == (200, b"")
+
+
+# ── tokens, and what a request needs of a model ──
+
+
+@pytest.mark.parametrize(("words", "status"), [(2000, 200), (2001, 400)])
+async def test_an_input_to_embed_may_fill_the_context(gateway: Gateway, words: int, status: int) -> None:
+    answer = await gateway.client.post("/v1/embeddings", json={"model": "m", "input": "x " * words})
+    assert answer.status_code == status
+
+
+async def test_llama_cpps_tokens_come_in_vllms_form(gateway: Gateway) -> None:
+    for path in ("/tokenize", "/v1/tokenize"):
+        for name in ("prompt", "content"):
+            answer = await gateway.client.post(path, json={"model": "gpt-4o", name: "one two"})
+            assert answer.json() == {"count": 2, "max_model_len": 2000, "tokens": [0, 1], "token_strs": None}
+    asked = gateway.engine_bodies()[0]
+    assert asked == {"content": "one two", "add_special": True, "parse_special": True, "with_pieces": False}
+    answer = await gateway.client.post("/detokenize", json={"model": "m", "tokens": [7, 8]})
+    assert answer.json() == {"prompt": "7 8"}
+
+
+async def test_token_strings_and_special_tokens_on_llama_cpp(gateway: Gateway) -> None:
+    body = {"model": "m", "prompt": "é two", "return_token_strs": True, "add_special_tokens": False}
+    answer = (await gateway.client.post("/tokenize", json=body)).json()
+    assert (answer["tokens"], answer["token_strs"]) == ([0, 1], ["\ufffd", "two"])
+    assert gateway.engine_bodies()[0]["add_special"] is False
+
+
+async def test_llama_cpp_splits_a_conversation_as_its_template_puts_it(gateway: Gateway) -> None:
+    messages = [{"role": "user", "content": "x y"}]
+    body = {"model": "gpt-4o", "messages": messages, "tools": [], "add_special_tokens": False}
+    answer = await gateway.client.post("/tokenize", json=body)
+    assert answer.json()["count"] == 5
+    rendered, split = gateway.engine_bodies()
+    assert rendered == {"model": "m", "messages": messages, "tools": [], "add_special_tokens": False}
+    assert (split["content"], split["add_special"]) == ("a b c x y", True)
+
+
+async def test_vllms_tokens_pass_as_they_are(gateway: Gateway) -> None:
+    gateway.use_vllm()
+    body = {"model": "m", "content": "one two", "add_special_tokens": False}
+    assert (await gateway.client.post("/v1/tokenize", json=body)).status_code == 200
+    assert gateway.engine_bodies() == [{"model": "m", "prompt": "one two", "add_special_tokens": False}]
+    assert gateway.engine_log()[0].startswith("/tokenize ")
+
+
+NEEDS = [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "generate"),
+    ("/v1/completions", {"prompt": "x"}, "generate"),
+    ("/v1/responses", {"input": "x"}, "generate"),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}, "generate"),
+    ("/v1/embeddings", {"input": "x"}, "embed"),
+    ("/rerank", {"query": "x", "documents": ["y"]}, "rank"),
+    ("/v1/rerank", {"query": "x", "documents": ["y"]}, "rank"),
+    ("/v2/rerank", {"query": "x", "documents": ["y"]}, "rank"),
+    ("/score", {"text_1": "x", "text_2": "y"}, "score"),
+    ("/v1/score", {"text_1": "x", "text_2": "y"}, "score"),
+    ("/classify", {"input": "x"}, "classify"),
+    ("/pooling", {"input": "x"}, "pool"),
+    ("/tokenize", {"prompt": "x"}, None),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "task"), NEEDS)
+async def test_the_manager_hears_what_a_request_needs(
+    gateway: Gateway, path: str, body: dict[str, Any], task: str | None
+) -> None:
+    gateway.manager.refusal = lambda request: control.Refused(request, "not_supported", "m does other things")
+    answer = await gateway.client.post(path, json={"model": "m", **body})
+    assert (answer.status_code, "m does other things" in answer.text) == (400, True)
+    assert [(one.model, one.task) for one in gateway.manager.heard_of(control.Acquire)] == [("m", task)]
+
+
+async def test_a_twin_is_no_model_of_its_own_to_clients(gateway: Gateway) -> None:
+    twin = "m (embeddings)"
+    gateway.manager.models[0].tasks = ("generate", "embed")
+    gateway.manager.models.append(ModelStatus(twin, ModelState.READY, "vllm", "m", tasks=("embed",), twin_of="m"))
+    gateway.manager.push_models()
+    await until(lambda: twin in gateway.leases.models)
+    listed = (await gateway.client.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in listed] == ["m", "org/blind", "org/gone"]
+    assert [model["tasks"] for model in listed] == [["generate", "embed"], None, None]
+    assert (await gateway.chat(model=twin)).status_code == 404
+    admin = {model["id"]: model for model in (await gateway.client.get("/admin/api/models")).json()["data"]}
+    assert (admin[twin]["twin_of"], admin["m"]["twin_of"]) == ("m", None)
 
 
 # ── the rest of the API ──

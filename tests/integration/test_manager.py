@@ -19,7 +19,7 @@ import pytest
 
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.control import Drain, Granted, Models, Refused, RunDir, ToClient
-from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Placement
+from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import LocalLauncher, process_start_time
 from llm_api_server.types import EngineName, ModelState
@@ -76,6 +76,8 @@ class Recorder:
 class World:
     """A manager and what it needs, on a run directory that outlives it."""
 
+    engine: Engine = ScriptEngine()
+
     def __init__(self, folder: Path, **models: Any) -> None:
         self.run_dir = RunDir(folder)
         self.run_dir.engines.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ class World:
     async def manager(self, **scripts: str) -> AsyncIterator[Manager]:
         available = {name: {"path": script} for name, script in scripts.items()}
         config = Config.model_validate({"models": {"available": available, "min_loaded_time": 0, **self.options}})
-        engine = ScriptEngine()
+        engine = self.engine
         engines = {name: (engine, entry) for name, entry in config.models.available.items()}
         with self.run_dir.lock.open("a+b") as lock:
             fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))

@@ -53,6 +53,7 @@ class TinyManager(threading.Thread):
         super().__init__(daemon=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         self.received: list[object] = []
+        self.twins: list[ModelStatus] = []
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
         self._socket.listen()
@@ -74,7 +75,8 @@ class TinyManager(threading.Thread):
         state = {LoadModel: ModelState.READY, UnloadModel: ModelState.STOPPED}.get(type(message), ModelState.STOPPED)
         good = ModelStatus("good", state, "llama_cpp", "a.gguf", aliases=["fine"], memory_bytes=300 * 1024 * 1024)
         bad = ModelStatus("bad", ModelState.FAILED, "llama_cpp", "b.gguf", error="no such\nfile", retry_at=0.0)
-        return Models([good, bad], request=message.request)
+        twins = [] if isinstance(message, UnloadModel) else self.twins
+        return Models([good, bad, *twins], request=message.request)
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -240,6 +242,15 @@ def test_models_are_loaded_and_unloaded(run: Run, manager: TinyManager) -> None:
         (LoadModel, "good"),
         (UnloadModel, "good"),
     ]
+
+
+def test_a_twin_is_listed_and_unloaded_by_its_name(run: Run, manager: TinyManager) -> None:
+    name = "good (embeddings)"
+    manager.twins = [ModelStatus(name, ModelState.READY, "vllm", "a", tasks=("embed", "rank"), twin_of="good")]
+    assert name in run("models", "list").stdout
+    assert re.search(r"^tasks +embed, rank$", run("models", "show", name).stdout, re.MULTILINE)
+    assert run("models", "unload", name).stdout == f"{name}: stopped\n"
+    assert UnloadModel(1, name) in manager.received
 
 
 def test_a_failed_load_is_an_error_with_its_reason(run: Run, manager: TinyManager) -> None:

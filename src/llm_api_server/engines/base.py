@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.types import EngineName
+from llm_api_server.types import EngineName, Task
 
 
 class ModelProblem(Exception):
@@ -80,10 +80,15 @@ NOWHERE = Placement(())
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the model's own files tell, read without loading it. None: not known; no `need`: it takes no memory here."""
+    """What the model's own files tell, read without loading it. None: not known; no `need`: it takes no memory here.
+
+    `tasks` is what one process does, `twin_tasks` what a second one of the same weights does if started to embed.
+    """
 
     context_length: int | None = None
     vision: bool | None = None
+    tasks: tuple[Task, ...] | None = None
+    twin_tasks: tuple[Task, ...] = ()
     need: Need | None = None
     #: Set when an instance can sleep.
     asleep: Asleep | None = None

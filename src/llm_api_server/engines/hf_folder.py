@@ -21,7 +21,10 @@ _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """`kv_values_per_token`: numbers that one token keeps in the cache over all layers, 0 when it cannot be told."""
+    """`kv_values_per_token`: numbers that one token keeps in the cache over all layers, 0 when it cannot be told.
+
+    `labels`: how many classes a classifier tells apart, None when it cannot be told.
+    """
 
     model_type: str
     architectures: tuple[str, ...]
@@ -32,6 +35,7 @@ class FolderFacts:
     template: str | None
     kv_values_per_token: int
     weight_bytes: int
+    labels: int | None = None
 
 
 def read_folder(folder: Path) -> FolderFacts:
@@ -53,6 +57,7 @@ def read_folder(folder: Path) -> FolderFacts:
         template=_chat_template(folder),
         kv_values_per_token=_kv_values_per_token(text),
         weight_bytes=_check_weights(folder),
+        labels=_labels(config),
     )
 
 
@@ -92,6 +97,13 @@ def _brief(error: Exception) -> str:
 def _only_embeds(architecture: str) -> bool:
     """`BertModel`, `RobertaModel`, `…ForSequenceClassification`: there is no head that makes words."""
     return architecture.endswith(("Model", "ForSequenceClassification", "ForTextEncoding", "ForMaskedLM"))
+
+
+def _labels(config: dict[str, Any]) -> int | None:
+    count, names = config.get("num_labels"), config.get("id2label")
+    if isinstance(names, dict) and names:
+        return len(names)
+    return count if isinstance(count, int) else None
 
 
 def _context_length(folder: Path, config: dict[str, Any], text: dict[str, Any]) -> int | None:

@@ -15,7 +15,14 @@ from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Ne
 from llm_api_server.engines.explain import gib
 from llm_api_server.engines.gguf import GGUFFacts, read_facts
 from llm_api_server.engines.host import Host
-from llm_api_server.types import EngineName
+from llm_api_server.types import EngineName, Task
+
+_TASKS: dict[str, tuple[Task, ...]] = {
+    "generate": ("generate",),
+    "both": ("generate", "embed"),
+    "embed": ("embed",),
+    "rerank": ("rank",),
+}
 
 _CHILD = Path(__file__).with_name("llama_cpp_server.py")
 
@@ -88,7 +95,7 @@ class LlamaCppEngine:
         facts = self._facts(Path(model.path))
         vision = bool(model.mmproj) and self._facts(Path(model.mmproj or "")).has_vision_encoder
         sizing = self._sizing(model, facts)
-        return ModelFacts(sizing.context, vision, self._need(model, facts, sizing))
+        return ModelFacts(sizing.context, vision, _TASKS[sizing.task], need=self._need(model, facts, sizing))
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         facts = self._facts(Path(model.path))
@@ -256,6 +263,8 @@ def _shared(batch: int, slots: int, task: str) -> int:
 
 def _task(model: ModelConfig, facts: GGUFFacts) -> str:
     """`generate`, `embed`, `rerank`, or `both`: a chat model that also embeds."""
+    if model.task == "rank":
+        return "rerank"
     wanted = str(model.engine_args.get("pooling_type", "")).lower()
     if wanted in {"rank", "llama_pooling_type_rank", str(_POOLING_RANK)} or facts.pooling_type == _POOLING_RANK:
         return "rerank"

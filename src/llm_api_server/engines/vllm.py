@@ -18,7 +18,7 @@ from llm_api_server.engines.explain import gib
 from llm_api_server.engines.families import Clues, family_of, parsers_for
 from llm_api_server.engines.hf_folder import FolderFacts, read_folder
 from llm_api_server.engines.host import Host
-from llm_api_server.types import EngineName
+from llm_api_server.types import EngineName, Task
 
 # Deprecated in favour of `vllm serve`, but the only one that starts on builds whose distribution is not called `vllm`.
 _MODULE = "vllm.entrypoints.openai.api_server"
@@ -54,6 +54,10 @@ _RESERVED = frozenset(
         "enable_sleep_mode",
     }
 )
+
+_EMBEDDING_TASKS: tuple[Task, ...] = ("embed", "rank", "score", "pool")
+_RANKING_TASKS: tuple[Task, ...] = ("rank", "score", "classify", "pool")
+_CLASSIFYING_TASKS: tuple[Task, ...] = ("classify", "pool")
 
 _LOG_PREFIX = re.compile(
     r"^(?:\([^)]*\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?", re.MULTILINE
@@ -103,9 +107,16 @@ class VllmEngine:
     def inspect(self, model: ModelConfig) -> ModelFacts:
         _check_env(model.env)
         facts = self._facts(model)
+        task = _task(model, facts)
         sizing = self._sizing(model, facts)
-        vision = None if facts is None else facts.has_vision and _task(model, facts) != "embed"
-        return ModelFacts(sizing.context, vision, self._need(model, facts, sizing), self._asleep(model, facts))
+        return ModelFacts(
+            context_length=sizing.context,
+            vision=facts.has_vision and task != "embed" if facts else None,
+            tasks=_tasks(task, facts),
+            twin_tasks=_EMBEDDING_TASKS if task == "generate" else (),
+            need=self._need(model, facts, sizing),
+            asleep=self._asleep(model, facts),
+        )
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         facts = self._facts(model)
@@ -209,7 +220,7 @@ class VllmEngine:
     def _options(self, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
         sizing = self._sizing(model, facts)
         options: dict[str, Any] = {
-            "max_model_len": self._passed_context(model, sizing, task),
+            "max_model_len": self._passed_context(model, facts, sizing, task),
             "max_num_seqs": sizing.sequences if task == "generate" else self._config.inference.max_batch_size,
             "tensor_parallel_size": model.tensor_parallel_size if model.tensor_parallel_size > 1 else None,
             "quantization": model.quantization,
@@ -219,18 +230,19 @@ class VllmEngine:
         }
         if task == "generate":
             options |= self._generation_options(model, facts)
+        else:
+            options |= {"runner": "pooling", "convert": _conversion(task, facts)}
         if self._asleep(model, facts) is not None:
             options["enable_sleep_mode"] = True
-        if task != "generate":
-            options |= {"runner": "pooling", "convert": "embed" if facts and facts.is_generative else None}
         if not self._host.has_nvidia:
-            options |= self._cpu_options(sizing, task)
+            options |= self._cpu_options(sizing)
         return options
 
-    def _passed_context(self, model: ModelConfig, sizing: _Sizing, task: str) -> int | None:
+    def _passed_context(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing, task: str) -> int | None:
         """Said only where it may differ from what vLLM finds by itself."""
         is_configured = bool(model.max_tokens or self._config.inference.max_total_tokens)
-        is_sized = task == "generate" and not self._host.has_nvidia
+        is_reduced = facts is not None and sizing.context != facts.context_length
+        is_sized = not self._host.has_nvidia and (task == "generate" or is_reduced)
         return sizing.context if is_configured or is_sized else None
 
     def _generation_options(self, model: ModelConfig, facts: FolderFacts | None) -> dict[str, Any]:
@@ -245,12 +257,12 @@ class VllmEngine:
             "reasoning_parser": parsers.reasoning,
         }
 
-    def _cpu_options(self, sizing: _Sizing, task: str) -> dict[str, Any]:
+    def _cpu_options(self, sizing: _Sizing) -> dict[str, Any]:
         """Eager: torch.compile would take two minutes at each start."""
         share = min(0.9, max(0.05, round(sizing.memory_bytes / self._host.memory_bytes, 2)))
         return {
             "gpu_memory_utilization": share,
-            "kv_cache_memory_bytes": sizing.cache_bytes if task == "generate" else None,
+            "kv_cache_memory_bytes": sizing.cache_bytes,
             "enforce_eager": True,
             "compilation_config": {"custom_ops": ["none"]},
         }
@@ -323,12 +335,34 @@ def _visible_devices(placement: Placement | None) -> dict[str, str]:
 
 
 def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
-    """`generate`, `embed`, or `rank`: a classifier, which vLLM serves as `/rerank` and `/score`."""
-    if facts and any(a.endswith("ForSequenceClassification") for a in facts.architectures):
+    """`generate`, `embed`, or `rank`: any classifier; one with a single label serves `/rerank` and `/score`."""
+    args = {name.lstrip("-").replace("-", "_"): value for name, value in model.engine_args.items()}
+    overrides = args.get("hf_overrides")
+    told = overrides.get("architectures") if isinstance(overrides, dict) else None
+    architectures = told if isinstance(told, list) else facts.architectures if facts else ()
+    if any(str(one).endswith("ForSequenceClassification") for one in architectures):
         return "rank"
     if model.task != "auto":
         return model.task
+    if args.get("runner") == "pooling":
+        return "rank" if args.get("convert") == "classify" else "embed"
     return "embed" if facts and facts.is_embedding else "generate"
+
+
+def _conversion(task: str, facts: FolderFacts | None) -> str | None:
+    """What vLLM must make of a model that was made for something else; of a hub id it finds out itself to embed."""
+    if task == "rank":
+        return "classify" if facts is None or facts.is_generative else None
+    return "embed" if facts and facts.is_generative else None
+
+
+def _tasks(task: str, facts: FolderFacts | None) -> tuple[Task, ...]:
+    """What vLLM's server offers then. It ranks by a classifier of one label only, and by cosine with embeddings."""
+    if task == "generate":
+        return ("generate",)
+    if task == "embed":
+        return _EMBEDDING_TASKS
+    return _RANKING_TASKS if facts is None or facts.labels in {1, None} else _CLASSIFYING_TASKS
 
 
 def _clues(model: ModelConfig, facts: FolderFacts | None) -> Clues:

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from llm_api_server.control import ModelStatus, Verdict
 from llm_api_server.errors import ModelNotFound, PermissionDenied
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.routes import KeyDependency
-from llm_api_server.types import EngineName, ModelState
+from llm_api_server.types import EngineName, ModelState, Task
 
 
 class AdminModel(BaseModel):
@@ -26,6 +26,8 @@ class AdminModel(BaseModel):
     aliases: list[str]
     context_length: int | None
     vision: bool | None
+    tasks: list[Task] | None = Field(description="What it can be asked for.")
+    twin_of: str | None = Field(description="Set for the second process of a model, which embeds; none while stopped.")
     error: str | None
     retry_at: float | None
     instance: str | None

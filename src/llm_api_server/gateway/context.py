@@ -34,7 +34,8 @@ class ContextLimits:
         limits = _smallest(self._max_input, total)
         if limits is None or instance.engine == "remote":
             return
-        wanted = facts.max_tokens or 0
+        # A full context leaves no room for the first token of an answer; embeddings need none.
+        wanted = 0 if isinstance(facts.request, schemas.EmbeddingRequest) else max(facts.max_tokens or 0, 1)
         if _fits(len(body), wanted, self._max_input, total):  # a token is at least one byte
             return
         if not facts.media:
@@ -105,8 +106,7 @@ def _smallest(*limits: int | None) -> int | None:
 def _fits(prompt_tokens: int, wanted: int, max_input: int | None, total: int | None) -> bool:
     if max_input is not None and prompt_tokens > max_input:
         return False
-    # A full context leaves no room for the first token of an answer.
-    return total is None or prompt_tokens + max(wanted, 1) <= total
+    return total is None or prompt_tokens + wanted <= total
 
 
 def _exceeded(

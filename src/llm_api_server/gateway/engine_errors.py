@@ -38,6 +38,8 @@ _CLIENT_FAULT = re.compile(
 #: llama.cpp's introduction to what is wrong with a JSON schema, and all it says when a schema is too large for it.
 _PARSER_PREFIX = re.compile(r"^Unable to generate parser for this template\. Automatic parser generation failed: ")
 _TOO_LARGE_A_GRAMMAR = "Failed to initialize samplers: failed to parse grammar"
+#: llama.cpp's `/detokenize` of an id beyond the vocabulary.
+_BEYOND_VOCABULARY = "vector::_M_range_check"
 _FIELD = re.compile(r"^Field '(?P<name>[\w.]+)'")  # llama.cpp's way to name the member that is wrong
 _PATH = re.compile(r"(?:(?<=[\s'\"(=:])|^)/(?:[\w.@+-]+/)+[\w.@+-]*")
 _INTERNAL = re.compile(r"Traceback|\bFile \"|\bat 0x[0-9a-f]+", re.IGNORECASE)
@@ -74,6 +76,8 @@ def translate_error(status: int, body: bytes, *, retry_after: str | None = None)
 
 
 def _server_fault(status: int, message: str, problem: _Problem) -> ApiError:
+    if message.startswith(_BEYOND_VOCABULARY):
+        return InvalidRequest("A token is not in the model's vocabulary.", param="tokens")
     if _UNSUPPORTED.search(message):
         return NotSupported(message, param=problem.param)
     if _CLIENT_FAULT.search(message):

@@ -21,6 +21,7 @@ from loguru import logger
 from llm_api_server import control
 from llm_api_server.control import Explained, Explanation, InstanceInfo, Models, ModelStatus, RunDir
 from llm_api_server.errors import ApiError, ControlError, EngineUnavailable, ShuttingDown, error_from_code
+from llm_api_server.types import Task
 
 CONNECT_RETRY_INTERVAL = 0.05
 #: How long waiting requests wait for a manager that does not answer.
@@ -59,6 +60,9 @@ class _Held:
         self.grants = 0
         self.in_flight = 0
         self.is_drained = False
+
+    def is_usable(self, model: str, task: Task | None) -> bool:
+        return self.info.model == model and self.info.does(task) and not self.is_drained
 
 
 class ManagerProcess:
@@ -99,7 +103,7 @@ class Leases:
         self._start_manager = start_manager
         self._held: dict[str, _Held] = {}
         self._requests = itertools.count(1)
-        self._waiting: dict[int, tuple[str, asyncio.Future[Lease]]] = {}
+        self._waiting: dict[int, tuple[control.Acquire, asyncio.Future[Lease]]] = {}
         self._commands: dict[int, asyncio.Future[Models | Explained]] = {}
         self._transport: asyncio.Transport | None = None
         self._report_timer: asyncio.TimerHandle | None = None
@@ -127,24 +131,24 @@ class Leases:
     def is_closing(self) -> bool:
         return self._is_closing
 
-    async def acquire(self, model: str) -> Lease:
-        """A lease on an instance of `model`, at once where this worker already uses one, else when it is ready.
+    async def acquire(self, model: str, task: Task | None = None) -> Lease:
+        """A lease on an instance of `model` that does `task`: at once where this worker uses one, else when ready.
 
         Raises the manager's refusal as an `ApiError`.
         """
         if self._is_closing:
             raise ShuttingDown("This server is shutting down.")
-        usable = [one for one in self._held.values() if one.info.model == model and not one.is_drained]
+        usable = [one for one in self._held.values() if one.is_usable(model, task)]
         if usable:
             return self._lease(min(usable, key=lambda one: one.in_flight))
-        request = next(self._requests)
+        question = control.Acquire(next(self._requests), model, task)
         answer: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiting[request] = (model, answer)
-        self._send(control.Acquire(request, model))
+        self._waiting[question.request] = (question, answer)
+        self._send(question)
         try:
             return await answer
         except asyncio.CancelledError:
-            self._give_up(request, answer)
+            self._give_up(question.request, answer)
             raise
 
     async def load(self, model: str, *, wait: bool) -> list[ModelStatus]:
@@ -304,8 +308,8 @@ class Leases:
         for held in self._held.values():
             held.grants = 1  # what the manager takes each instance of a Hello for
         self._send(control.Hello(os.getpid(), self._in_flight()))
-        for request, (model, _) in self._waiting.items():
-            self._send(control.Acquire(request, model))
+        for question, _ in self._waiting.values():
+            self._send(question)
 
     def _on_lost(self) -> None:
         self._transport = None

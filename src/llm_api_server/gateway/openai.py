@@ -18,7 +18,7 @@ from llm_api_server.errors import InvalidRequest, NotSupported
 from llm_api_server.gateway import schemas
 from llm_api_server.gateway.media import Media, find_media
 from llm_api_server.gateway.schema_bounds import check_bounds
-from llm_api_server.types import EngineName, Permission
+from llm_api_server.types import EngineName, Permission, Task
 
 #: How errors and streams look: OpenAI's chunks, OpenAI's Responses events, or Anthropic's events.
 Dialect = Literal["openai", "responses", "anthropic"]
@@ -29,10 +29,14 @@ _MAX_PATH_CHARS = 200
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One engine endpoint. `paths` tells where an engine has it under another path than the client's."""
+    """One engine endpoint. `task` is what it needs of a model; None: any model will do.
+
+    `paths` tells where an engine has it under another path than the client's.
+    """
 
     path: str
     permission: Permission
+    task: Task | None
     request: type[schemas.Request] | None
     summary: str
     dialect: Dialect = "openai"
@@ -48,33 +52,54 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
     {
         endpoint.path: endpoint
         for endpoint in (
-            Endpoint("/v1/chat/completions", "chat", schemas.ChatRequest, "Answer a conversation", streams=True),
-            Endpoint("/v1/completions", "completions", schemas.CompletionRequest, "Continue a text", streams=True),
-            Endpoint("/v1/embeddings", "embeddings", schemas.EmbeddingRequest, "Embed texts"),
             Endpoint(
-                "/v1/responses", "responses", schemas.ResponsesRequest, "OpenAI Responses", "responses", streams=True
+                "/v1/chat/completions", "chat", "generate", schemas.ChatRequest, "Answer a conversation", streams=True
             ),
             Endpoint(
-                "/v1/messages", "messages", schemas.MessagesRequest, "Anthropic Messages", "anthropic", streams=True
+                "/v1/completions", "completions", "generate", schemas.CompletionRequest, "Continue a text", streams=True
+            ),
+            Endpoint(
+                "/v1/responses",
+                "responses",
+                "generate",
+                schemas.ResponsesRequest,
+                "OpenAI Responses",
+                "responses",
+                streams=True,
+            ),
+            Endpoint(
+                "/v1/messages",
+                "messages",
+                "generate",
+                schemas.MessagesRequest,
+                "Anthropic Messages",
+                "anthropic",
+                streams=True,
             ),
             Endpoint(
                 "/v1/messages/count_tokens",
                 "messages",
+                "generate",
                 schemas.CountTokensRequest,
                 "Count the tokens of Anthropic messages",
                 "anthropic",
             ),
-            Endpoint("/v1/rerank", "rerank", schemas.RerankRequest, "Rank documents", paths=_RERANK),
-            Endpoint("/v2/rerank", "rerank", schemas.RerankRequest, "Rank documents", paths=_RERANK),
-            Endpoint("/rerank", "rerank", schemas.RerankRequest, "Rank documents", paths=_RERANK),
-            Endpoint("/v1/score", "rerank", schemas.ScoreRequest, "Score pairs of texts"),
-            Endpoint("/score", "rerank", schemas.ScoreRequest, "Score pairs of texts"),
-            Endpoint("/v1/tokenize", "tokenize", schemas.TokenizeRequest, "Text to tokens", paths=_TOKENIZE),
-            Endpoint("/tokenize", "tokenize", schemas.TokenizeRequest, "Text to tokens"),
-            Endpoint("/v1/detokenize", "tokenize", schemas.DetokenizeRequest, "Tokens to text", paths=_DETOKENIZE),
-            Endpoint("/detokenize", "tokenize", schemas.DetokenizeRequest, "Tokens to text"),
-            Endpoint("/v1/audio/transcriptions", "audio", None, "Transcribe speech", streams=True),
-            Endpoint("/v1/audio/translations", "audio", None, "Translate speech", streams=True),
+            Endpoint("/v1/embeddings", "embeddings", "embed", schemas.EmbeddingRequest, "Embed texts"),
+            Endpoint("/pooling", "embeddings", "pool", schemas.PoolingRequest, "What the model's pooler gives"),
+            Endpoint("/v1/rerank", "rerank", "rank", schemas.RerankRequest, "Rank documents", paths=_RERANK),
+            Endpoint("/v2/rerank", "rerank", "rank", schemas.RerankRequest, "Rank documents", paths=_RERANK),
+            Endpoint("/rerank", "rerank", "rank", schemas.RerankRequest, "Rank documents", paths=_RERANK),
+            Endpoint("/v1/score", "rerank", "score", schemas.ScoreRequest, "Score pairs of texts"),
+            Endpoint("/score", "rerank", "score", schemas.ScoreRequest, "Score pairs of texts"),
+            Endpoint("/classify", "rerank", "classify", schemas.ClassifyRequest, "Classify texts"),
+            Endpoint("/v1/tokenize", "tokenize", None, schemas.TokenizeRequest, "Text to tokens", paths=_TOKENIZE),
+            Endpoint("/tokenize", "tokenize", None, schemas.TokenizeRequest, "Text to tokens"),
+            Endpoint(
+                "/v1/detokenize", "tokenize", None, schemas.DetokenizeRequest, "Tokens to text", paths=_DETOKENIZE
+            ),
+            Endpoint("/detokenize", "tokenize", None, schemas.DetokenizeRequest, "Tokens to text"),
+            Endpoint("/v1/audio/transcriptions", "audio", "generate", None, "Transcribe speech", streams=True),
+            Endpoint("/v1/audio/translations", "audio", "generate", None, "Translate speech", streams=True),
         )
     }
 )
@@ -170,20 +195,15 @@ def check_supported(facts: RequestFacts, engine: EngineName) -> None:
         _refuse("suffix", "This model's engine cannot fill in before a suffix", when=bool(request.suffix))
         several = (request.best_of or 1) > (request.n or 1)
         _refuse("best_of", "This model's engine cannot choose the best of several", when=several)
-    elif isinstance(request, schemas.TokenizeRequest):
-        plain = "This model's engine splits plain text only; send 'prompt'"
-        _refuse("messages", plain, when=request.messages is not None)
 
 
 def tokenize_changes(facts: RequestFacts, engine: EngineName) -> dict[str, Any]:
     """`prompt` is vLLM's name for the text to split, `content` llama.cpp's: either is understood."""
     request = facts.request
-    if not isinstance(request, schemas.TokenizeRequest) or engine == "remote":
+    if not isinstance(request, schemas.TokenizeRequest) or engine != "vllm":
         return {}
-    ours, theirs = ("content", "prompt") if engine == "llama_cpp" else ("prompt", "content")
-    text = getattr(request, theirs)
-    if getattr(request, ours) is None and text is not None:
-        return {ours: text, theirs: msgspec.UNSET}
+    if request.prompt is None and request.content is not None:
+        return {"prompt": request.content, "content": msgspec.UNSET}
     return {}
 
 
@@ -246,6 +266,9 @@ def _check(request: schemas.Request) -> None:
         case schemas.TokenizeRequest():
             if request.prompt is None and request.content is None and request.messages is None:
                 raise _invalid("Missing required parameter: 'prompt'.", "prompt")
+        case schemas.PoolingRequest() | schemas.ClassifyRequest():
+            if not (request.input or request.messages or getattr(request, "data", None)):
+                raise _invalid("Missing required parameter: 'input'.", "input")
         case schemas.ScoreRequest():
             _check_score(request)
 

@@ -28,7 +28,7 @@ from llm_api_server.errors import (
     RequestTooLarge,
     ShuttingDown,
 )
-from llm_api_server.gateway import forced_tools, openai
+from llm_api_server.gateway import forced_tools, openai, tokens
 from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.context import ContextLimits
@@ -156,7 +156,10 @@ class _Exchange:
             raise translate_error(response.status, body, retry_after=response.headers.get("retry-after"))
         is_stream = response.headers.get("content-type", "").startswith(_EVENT_STREAM)
         try:
-            if is_stream and not self._facts.stream:
+            if tokens.is_translated(self._facts, self._instance):
+                body = await response.read_all(tokens.MAX_ANSWER_BYTES)
+                await self._send_json(tokens.answer(self._facts, self._instance, body))
+            elif is_stream and not self._facts.stream:
                 await self._relay_assembled(response)
             elif is_stream:
                 await self._relay_stream(response)
@@ -195,7 +198,7 @@ class _Exchange:
     async def _forward(self) -> Response:
         """The head of the engine's answer. An instance that gives none is asked for again, once."""
         for attempt in range(ATTEMPTS):
-            lease = self._lease = await self._proxy.leases.acquire(self._model)
+            lease = self._lease = await self._proxy.leases.acquire(self._model, self._endpoint.task)
             try:
                 response = self._response = await self._post(lease.instance)
             except NoResponse as error:
@@ -216,6 +219,8 @@ class _Exchange:
         if self._is_forced(instance):
             knows_tools = await self._proxy.templates.knows_tools(instance)
             body = openai.rewrite(body, forced_tools.changes(self._facts, body, knows_tools=knows_tools))
+        if tokens.is_translated(self._facts, instance):
+            body = await tokens.question(self._proxy.upstream, self._facts, instance, body)
         await self._proxy.limits.check(self._facts, instance, body)
         return await self._proxy.upstream.post(
             instance.address,
@@ -308,7 +313,9 @@ class _Exchange:
             assembler.feed(reader.flush())
         finally:
             self._record.usage = reader.usage
-        body = assembler.body()
+        await self._send_json(assembler.body())
+
+    async def _send_json(self, body: bytes) -> None:
         length = (b"content-length", str(len(body)).encode())
         await self._send_head(200, [(b"content-type", _JSON.encode()), length])
         await self._send_body(body, more=False)

@@ -17,7 +17,7 @@ from llm_api_server.errors import ModelNotFound, NotSupported, PermissionDenied
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.records import record_of
-from llm_api_server.types import ModelState
+from llm_api_server.types import ModelState, Task
 
 #: Answered without a key. Everything else is closed.
 PUBLIC_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/docs", "/openapi.json"})
@@ -46,6 +46,7 @@ class Model(BaseModel):
     context_length: int | None = None
     max_model_len: int | None = Field(None, description="vLLM's name for context_length.")
     vision: bool | None = None
+    tasks: list[Task] | None = Field(None, description="What it can be asked for; null: not known.")
     aliases: list[str] = []
     error: str | None = Field(None, description="Why the last load failed.")
 
@@ -162,6 +163,7 @@ def _describe(name: str, status: ModelStatus | None, created: int) -> Model:
         context_length=status.context_length,
         max_model_len=status.context_length,
         vision=status.vision,
+        tasks=list(status.tasks) if status.tasks is not None else None,
         aliases=status.aliases,
         error=status.error,
     )

@@ -134,6 +134,14 @@ class EmbeddingRequest(Request, kw_only=True):
     user: str | None = None
 
 
+class PoolingRequest(Request, kw_only=True):
+    """vLLM's `/pooling`; `data` is for its plugins."""
+
+    input: str | list[str | int | list[int]] | None = None
+    messages: list[Message] | None = None
+    data: Any = None
+
+
 class ResponsesRequest(Sampling, kw_only=True):
     input: str | list[dict[str, Any]]
     instructions: str | None = None
@@ -190,12 +198,21 @@ class ScoreRequest(Request, kw_only=True):
     data_2: str | list[Any] | dict[str, Any] | None = None
 
 
+class ClassifyRequest(Request, kw_only=True):
+    """vLLM's `/classify`."""
+
+    input: str | list[str | int | list[int]] | None = None
+    messages: list[Message] | None = None
+
+
 class TokenizeRequest(Request, kw_only=True):
     """`prompt` and `content` mean the same: vLLM's and llama.cpp's name for the text."""
 
     prompt: str | None = None
     content: str | None = None
     messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
 
 
 class DetokenizeRequest(Request, kw_only=True):

@@ -35,19 +35,21 @@ class Surroundings:
         return self.log_dir / f"{model.replace('/', '_')}.log"
 
 
+@dataclass(frozen=True)
+class Spec:
+    """What an instance is made from. `served_name` is the model's name to clients."""
+
+    engine: Engine
+    entry: ModelConfig
+    served_name: str
+    fingerprint: str
+
+
 class Instance:
     """`info` and `facts` are set by `load`, `process` too; an adopted instance has all but `facts` from the start."""
 
     def __init__(
-        self,
-        instance_id: str,
-        model: str,
-        engine: Engine,
-        entry: ModelConfig,
-        fingerprint: str,
-        around: Surroundings,
-        *,
-        placement: Placement = NOWHERE,
+        self, instance_id: str, model: str, spec: Spec, around: Surroundings, placement: Placement = NOWHERE
     ) -> None:
         self.id = instance_id
         self.model = model
@@ -61,14 +63,13 @@ class Instance:
         self._is_loading = False
         self.task: asyncio.Task[None] | None = None
         self.placement = placement
-        self._engine = engine
-        self._entry = entry
-        self._fingerprint = fingerprint
+        self._spec = spec
+        self._engine = spec.engine
         self._around = around
         self._started_at = time.time()
         self._log = around.log_of(model)
         self._log_offset = _size(self._log)
-        self.phases = Phases(engine.phase_marks, self._started_at)
+        self.phases = Phases(spec.engine.phase_marks, self._started_at)
 
     def adopt(self, record: Record, process: Process) -> None:
         """Take over a process that an earlier manager got ready."""
@@ -125,8 +126,9 @@ class Instance:
 
     async def _load(self) -> None:
         logger.info("loading model {} with {}", self.model, self._engine.name)
-        self.facts = await asyncio.to_thread(self._engine.inspect, self._entry)
-        plan = self._engine.plan(self.model, self._entry, self._around.sockets / f"{self.id}.sock", self.placement)
+        self.facts = await asyncio.to_thread(self._engine.inspect, self._spec.entry)
+        socket = self._around.sockets / f"{self.id}.sock"
+        plan = self._engine.plan(self._spec.served_name, self._spec.entry, socket, self.placement)
         self.info = self._info_of(plan)
         if plan.argv:
             await self._start(plan)
@@ -142,12 +144,13 @@ class Instance:
     def _info_of(self, plan: LaunchPlan) -> InstanceInfo:
         return InstanceInfo(
             id=self.id,
-            model=self.model,
+            model=self._spec.served_name,
             engine=self._engine.name,
             address=plan.address,
             upstream_model=plan.upstream_model,
             headers=plan.headers,
             context_length=self.facts.context_length,
+            tasks=self.facts.tasks,
         )
 
     async def _start(self, plan: LaunchPlan) -> None:
@@ -188,12 +191,12 @@ class Instance:
         """Nothing to adopt where nothing was started."""
         if self.process is None or self.info is None or not self.process.pid:
             return
-        pid, start_time = self.process.pid, self.process.start_time
         self._around.records.write(
             Record(
-                pid=pid,
-                start_time=start_time,
-                fingerprint=self._fingerprint,
+                pid=self.process.pid,
+                start_time=self.process.start_time,
+                fingerprint=self._spec.fingerprint,
+                model=self.model,
                 info=self.info,
                 started_at=self._started_at,
                 load_seconds=self.load_seconds,

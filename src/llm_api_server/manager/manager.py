@@ -19,24 +19,24 @@ from loguru import logger
 
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.control import Drain, Explained, Granted, Models, ModelStatus, Refused, RunDir, ToClient
-from llm_api_server.engines.base import Engine, ModelFacts, ModelProblem, Placement
-from llm_api_server.engines.sleep import SleepFailed
+from llm_api_server.engines.base import Engine, ModelProblem, Placement
 from llm_api_server.manager import booking as decide
 from llm_api_server.manager.devices import DeviceWatch, Inventory
 from llm_api_server.manager.explain import explain
-from llm_api_server.manager.instance import Instance, Surroundings, end
+from llm_api_server.manager.inspection import Inspection
+from llm_api_server.manager.instance import Instance, Spec, Surroundings, end
 from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
 from llm_api_server.manager.scheduler import Scheduler
+from llm_api_server.manager.sleeping import put_to_sleep, wake
 from llm_api_server.manager.status import models_of, policy_of, status_of
-from llm_api_server.types import ModelState
+from llm_api_server.manager.tasks import Twins, refusal
+from llm_api_server.types import ModelState, Task
 
 #: The request of those who do not wait for the end of a command.
 _NOBODY = 0
 #: Seconds between two pushes of counters that changed; a change of state is pushed at once.
 _COUNTER_INTERVAL = 0.25
-#: Seconds that falling asleep or waking may take.
-_SLEEP_TIMEOUT = 120.0
 
 
 class Client(Protocol):
@@ -59,6 +59,15 @@ class _Waiting:
     model: str
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What a client asks for. `model` is a configured name, for a command also a twin's."""
+
+    request: int
+    model: str
+    task: Task | None = None
+
+
 class Manager:
     """Built by `main.run` with everything it needs; `start` begins, `close` ends with no engine left."""
 
@@ -73,12 +82,12 @@ class Manager:
     ) -> None:
         """`engines` maps each configured model to its adapter and its entry with the path resolved."""
         self._config = config
-        self._engines = engines
+        self._twins = Twins(engines)
+        self._engines = {**engines, **self._twins.entries}
         self._records = Records(run_dir.engines)
         self._around = Surroundings(
             launcher, self._records, run_dir.engines, log_dir / "engines", config.models.load_timeout
         )
-        self._facts: dict[str, ModelFacts] = {}
         self._running: dict[str, Instance] = {}
         self._last_used: dict[str, float] = {}
         self._waiting: dict[int, _Waiting] = {}
@@ -88,8 +97,9 @@ class Manager:
         self._timer: asyncio.TimerHandle | None = None
         self._push: asyncio.TimerHandle | None = None
         self._pushed_states: list[tuple[str, ModelState, str | None]] = []
-        policy, models = policy_of(config, inventory.devices), models_of(config, engines)
+        policy, models = policy_of(config, inventory.devices), models_of(config, self._engines)
         self._scheduler = Scheduler(policy, models, lambda: uuid4().hex[:12], inventory.devices)
+        self._files = Inspection(self._engines, self._scheduler)
         self._devices = DeviceWatch(inventory, self._scheduler, self._memory_of)
         self._inspection: asyncio.Task[None] | None = None
 
@@ -118,19 +128,19 @@ class Manager:
         if process is None:
             self._records.remove(record.info.id)
         elif self._is_wanted(record):
-            instance = self._new_instance(record.info.id, record.info.model, record.placement)
+            instance = self._new_instance(record.info.id, record.model, record.placement)
             instance.adopt(record, process)
             self._scheduler.adopt(instance.id, instance.model, _now(), record.placement)
             instance.task = asyncio.create_task(self._run(instance))
             logger.info("adopted model {} (instance {}, pid {})", instance.model, instance.id, process.pid)
         else:
-            logger.info("ending instance {} of {}, left by an earlier manager", record.info.id, record.info.model)
+            logger.info("ending instance {} of {}, left by an earlier manager", record.info.id, record.model)
             await end(process)
             self._records.remove(record.info.id)
 
     def _is_wanted(self, record: Record) -> bool:
         """It is ready and awake, its model's entry is unchanged, and no other instance of the model was adopted."""
-        model = record.info.model
+        model = record.model
         if model not in self._engines or record.load_seconds is None or record.may_sleep:
             return False
         is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
@@ -140,31 +150,19 @@ class Manager:
         return is_unchanged and has_devices and self._scheduler.models[model].booking is None
 
     async def _inspect_all(self) -> None:
-        """Read every model's files once, so that `/v1/models` can tell context and problems before any load. Preloads
-        begin as soon as theirs are read.
-        """
-        first = [name for name in self._config.models.preload if name in self._engines]
-        for name in [*first, None, *(name for name in self._engines if name not in first)]:
-            if name is None:
-                await self._devices.observe()
-                self._carry_out(self._scheduler.preload(_now()))
-                continue
-            if (problem := await self._problem_of(name)) is not None:
+        """Read every model's files once: `/v1/models` tells context and problems before any load. Preloads come first."""
+        preloads = self._config.models.preload
+        await self._inspect(preloads)
+        await self._devices.observe()
+        self._carry_out(self._scheduler.preload(_now()))
+        await self._inspect([name for name in self._config.models.available if name not in preloads])
+
+    async def _inspect(self, models: list[str]) -> None:
+        for name in models:
+            if (problem := await self._files.problem_of(name)) is not None:
                 logger.warning("model {} cannot be loaded: {}", name, problem)
                 self._scheduler.mark_failed(name, problem, _now())
         self._changed()
-
-    async def _problem_of(self, model: str) -> str | None:
-        """What its files tell against loading it, read now."""
-        engine, entry = self._engines[model]
-        try:
-            facts = self._facts[model] = await asyncio.to_thread(engine.inspect, entry)
-            self._scheduler.know(model, facts)
-        except ModelProblem as problem:
-            return str(problem)
-        except Exception:  # noqa: BLE001 - a load will run into it again and report it
-            logger.exception("the files of model {} could not be inspected", model)
-        return None
 
     # ── what clients ask ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,9 +195,10 @@ class Manager:
         for instance, grants in client.grants.items():
             self._carry_out(self._scheduler.release(instance, grants, _now()))
 
-    def acquire(self, client: Client, request: int, model: str) -> None:
+    def acquire(self, client: Client, request: int, model: str, task: Task | None = None) -> None:
+        """`task` decides whether the model itself or its twin is asked for; without one either will do."""
         self._last_used[model] = time.time()
-        self._ask(client, request, model, self._scheduler.acquire)
+        self._ask(client, _Question(request, model, task), self._scheduler.acquire)
 
     def cancel(self, client: Client, request: int) -> None:
         for waiter, waiting in self._waiting.items():
@@ -223,10 +222,16 @@ class Manager:
         self._changed()
 
     def load(self, client: Client, request: int, model: str, *, wait: bool) -> None:
-        self._ask(client, request, model, self._scheduler.load, wait=wait)
+        self._ask(client, _Question(request, model), self._scheduler.load, wait=wait)
 
     def unload(self, client: Client, request: int, model: str, *, wait: bool) -> None:
-        self._ask(client, request, model, self._scheduler.unload, wait=wait)
+        """The model and its twin; the answer comes when both are gone."""
+        if twin := self._twins.twin_of(model):
+            waiter = next(self._waiter_ids)
+            if wait and self._scheduler.models[twin].booking is not None:
+                self._waiting[waiter] = _Waiting(client, request, twin)
+            self._carry_out(self._scheduler.unload(waiter, twin, _now()))
+        self._ask(client, _Question(request, model), self._scheduler.unload, wait=wait)
 
     async def list_models(self, client: Client, request: int) -> None:
         """Answer with memory measured now (which takes milliseconds per process, so in a thread)."""
@@ -240,45 +245,67 @@ class Manager:
         if model not in self._scheduler.models:
             client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
             return
-        problem = await self._problem_of(model)
+        problem = await self._files.problem_of(model)
         if problem is not None:
             client.send(Refused(request, "model_load_failed", f"model {model!r} cannot be loaded: {problem}"))
             return
         await self._devices.observe()
         client.send(Explained(request, explain(self._scheduler, model)))
 
-    def _ask(self, client: Client, request: int, model: str, verb: _Verb, *, wait: bool = True) -> None:
+    def _ask(self, client: Client, question: _Question, verb: _Verb, *, wait: bool = True) -> None:
+        model = question.model
         if model not in self._scheduler.models:
-            client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
+            client.send(Refused(question.request, "model_not_found", f"model {model!r} is not configured"))
             return
         waiter = next(self._waiter_ids)
-        self._waiting[waiter] = _Waiting(client, request, model)
+        self._waiting[waiter] = _Waiting(client, question.request, model)
+        target = self._target(question, verb)
         is_unload = verb == self._scheduler.unload
-        if is_unload or self._scheduler.models[model].booking is not None:
-            self._begin(waiter, verb, wait=wait)
+        if target is not None and (is_unload or self._scheduler.models[target].booking is not None):
+            self._begin(waiter, target, verb, wait=wait)
         else:
-            self._keep(self._check_and_begin(waiter, model, verb, wait=wait))
+            self._keep(self._check_and_begin(waiter, question, verb, wait=wait))
 
-    async def _check_and_begin(self, waiter: int, model: str, verb: _Verb, *, wait: bool) -> None:
-        """A model that cannot be loaded is refused before another has to make room for it."""
-        problem = await self._problem_of(model)
+    def _target(self, question: _Question, verb: _Verb) -> str | None:
+        """What the scheduler is to be asked for: the model or its twin; None where nothing does it, as far as known."""
+        model = question.model
+        if verb != self._scheduler.acquire:
+            return model
+        if question.task is not None:
+            facts = self._files.facts.get(model)
+            return None if facts is None else self._twins.choose(model, question.task, facts)
+        twin = self._twins.twin_of(model)
+        is_twin_ready = twin is not None and self._scheduler.models[twin].state is ModelState.READY
+        return twin if is_twin_ready and self._scheduler.models[model].booking is None else model
+
+    async def _check_and_begin(self, waiter: int, question: _Question, verb: _Verb, *, wait: bool) -> None:
+        """What cannot be loaded, or would not help, is refused before another has to make room for it."""
+        model = question.model
+        problem = await self._files.problem_of(model)
+        target = self._target(question, verb)
+        if target is not None and target != model:
+            problem = await self._files.problem_of(target)
         await self._devices.observe()
         if waiter not in self._waiting:
             return  # it left meanwhile
-        if problem is None or self._scheduler.models[model].booking is not None:
-            self._begin(waiter, verb, wait=wait)
+        if target is not None and (problem is None or self._scheduler.models[target].booking is not None):
+            self._begin(waiter, target, verb, wait=wait)
             return
         waiting = self._waiting.pop(waiter)
-        self._scheduler.mark_failed(model, problem, _now())
+        if problem is None and question.task is not None:
+            tasks = self._twins.all_tasks(model, self._files.of(model)) or ()
+            message = refusal(model, question.task, tasks)
+            waiting.client.send(Refused(waiting.request, "not_supported", message, should_retry=False))
+            return
+        self._scheduler.mark_failed(model, str(problem), _now())
         message = f"model {model!r} failed to load: {problem}"
         waiting.client.send(Refused(waiting.request, "model_load_failed", message, should_retry=False))
         self._changed()
 
-    def _begin(self, waiter: int, verb: _Verb, *, wait: bool) -> None:
+    def _begin(self, waiter: int, target: str, verb: _Verb, *, wait: bool) -> None:
         waiting = self._waiting[waiter]
-        if not wait:
-            self._waiting[waiter] = _Waiting(waiting.client, _NOBODY, waiting.model)
-        self._carry_out(verb(waiter, waiting.model, _now()))
+        self._waiting[waiter] = _Waiting(waiting.client, waiting.request if wait else _NOBODY, target)
+        self._carry_out(verb(waiter, target, _now()))
         if not wait:
             waiting.client.send(Models(self.statuses(), waiting.request))
 
@@ -290,8 +317,7 @@ class Manager:
                 case decide.Grant(waiter, instance):
                     self._grant(waiter, self._running[instance])
                 case decide.Done(waiter):
-                    if waiting := self._waiting.pop(waiter, None):
-                        waiting.client.send(Models(self.statuses(), waiting.request))
+                    self._done(waiter)
                 case decide.Refuse(waiter, code, message, retry_after):
                     if waiting := self._waiting.pop(waiter, None):
                         should_retry = False if code == "model_load_failed" else None
@@ -325,6 +351,15 @@ class Manager:
         assert instance.info is not None, "an instance is ready only after its plan was made"
         waiting.client.send(Granted(waiting.request, instance.info))
 
+    def _done(self, waiter: int) -> None:
+        """A command for a model and its twin is answered with the later of the two."""
+        waiting = self._waiting.pop(waiter, None)
+        if waiting is None:
+            return
+        others = [(one.client, one.request) for one in self._waiting.values()]
+        if (waiting.client, waiting.request) not in others:
+            waiting.client.send(Models(self.statuses(), waiting.request))
+
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -335,13 +370,11 @@ class Manager:
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self._scheduler.waiting():
-            self._keep(self._look_and_tick())
-        else:
-            self._carry_out(self._scheduler.tick(_now()))
+        self._keep(self._tick())
 
-    async def _look_and_tick(self) -> None:
-        await self._devices.observe()
+    async def _tick(self) -> None:
+        if self._scheduler.waiting():
+            await self._devices.observe()
         self._carry_out(self._scheduler.tick(_now()))
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
@@ -357,38 +390,21 @@ class Manager:
         return running.process.memory_bytes() if running is not None and running.process is not None else None
 
     async def _put_to_sleep(self, instance: Instance, level: int, from_level: int) -> None:
-        try:
-            async with asyncio.timeout(_SLEEP_TIMEOUT):
-                await instance.sleep(level, from_level=from_level)
-            problem = None if await self._devices.see_free(instance.id) else "its memory was not seen free"
-        except (SleepFailed, TimeoutError) as error:
-            problem = str(error) or "it took too long"
-        if problem is None:
-            logger.info("model {} sleeps (level {})", instance.model, level)
-            self._carry_out(self._scheduler.on_slept(instance.id, _now()))
-        else:
-            logger.warning("model {} does not sleep, so it is unloaded: {}", instance.model, problem)
-            self._carry_out(self._scheduler.on_sleep_failed(instance.id, _now()))
+        sleeps = await put_to_sleep(instance, level, from_level, self._devices)
+        event = self._scheduler.on_slept if sleeps else self._scheduler.on_sleep_failed
+        self._carry_out(event(instance.id, _now()))
 
     async def _wake(self, instance: Instance, level: int) -> None:
-        started = time.time()
-        try:
-            async with asyncio.timeout(_SLEEP_TIMEOUT):
-                await instance.wake(level)
-        except (SleepFailed, TimeoutError) as error:
-            logger.warning("model {} does not wake, so it is loaded anew: {}", instance.model, str(error) or "too slow")
-            self._carry_out(self._scheduler.on_sleep_failed(instance.id, _now()))
-            return
-        logger.info("model {} awake after {:.1f} s", instance.model, time.time() - started)
-        self._carry_out(self._scheduler.on_ready(instance.id, _now()))
+        event = self._scheduler.on_ready if await wake(instance, level) else self._scheduler.on_sleep_failed
+        self._carry_out(event(instance.id, _now()))
 
     # ── instances ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _new_instance(self, instance_id: str, model: str, placement: Placement) -> Instance:
         engine, entry = self._engines[model]
-        instance = Instance(
-            instance_id, model, engine, entry, fingerprint(self._config, entry), self._around, placement=placement
-        )
+        served_name = self._twins.model_of(model) or model
+        spec = Spec(engine, entry, served_name, fingerprint(self._config, entry))
+        instance = Instance(instance_id, model, spec, self._around, placement)
         self._running[instance_id] = instance
         return instance
 
@@ -398,7 +414,7 @@ class Manager:
         try:
             if instance.ready_at is None:
                 await instance.load()
-                self._facts[instance.model] = instance.facts
+                self._files.facts[instance.model] = instance.facts
                 self._carry_out(self._scheduler.on_ready(instance.id, _now()))
             reason = await instance.ended()
         except ModelProblem as problem:
@@ -425,14 +441,24 @@ class Manager:
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def statuses(self) -> list[ModelStatus]:
-        return [self._status(name) for name in self._engines]
+        """The configured models in their order, each followed by its twin while that is not stopped."""
+        names = []
+        for name in self._config.models.available:
+            names.append(name)
+            twin = self._twins.twin_of(name)
+            if twin is not None and self._scheduler.models[twin].state is not ModelState.STOPPED:
+                names.append(twin)
+        return [self._status(name) for name in names]
 
     def _status(self, name: str) -> ModelStatus:
         """The path as configured, not as resolved."""
-        model = self._scheduler.models[name]
+        model, facts = self._scheduler.models[name], self._files.of(name)
         running = self._running.get(model.booking.id) if model.booking else None
-        entry, engine = self._config.models.available[name], self._engines[name][0].name
-        status = status_of(model, entry, engine, self._facts.get(name, ModelFacts()), running, time.time() - _now())
+        engine, entry = self._engines[name]
+        status = status_of(model, entry, engine.name, facts, running, time.time() - _now())
+        status.twin_of = self._twins.model_of(name)
+        status.path = self._config.models.available[status.twin_of or name].path
+        status.tasks = self._twins.all_tasks(name, facts)
         status.last_used = self._last_used.get(name)
         if running is not None:
             status.in_flight = self._in_flight(running.id)

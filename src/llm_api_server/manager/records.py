@@ -18,9 +18,11 @@ _TAIL_BYTES = 64 * 1024
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Enough to adopt an instance. `start_time` (clock ticks since boot) tells its process from a later one with the
-    same pid; `fingerprint` stands for the entry it was started from: after a change of that it is not adopted, nor when
-    it may be asleep. `load_seconds` is None until it is ready.
+    """Enough to adopt an instance. `model` is its name to the scheduler; without one (by an older version) it is ended.
+
+    `start_time` (clock ticks since boot) tells its process from a later one with the same pid; `fingerprint` stands for
+    the entry it was started from: after a change of that it is not adopted, nor when it may be asleep.
+    `load_seconds` is None until it is ready.
     """
 
     pid: int
@@ -33,6 +35,7 @@ class Record(msgspec.Struct, frozen=True):
     placement: Placement = NOWHERE
     #: It was told to sleep; how deep it got is not known.
     may_sleep: bool = False
+    model: str = ""
 
 
 class Records:

@@ -60,8 +60,8 @@ class Connection(asyncio.Protocol):
 
     def _handle(self, message: control.ToManager) -> None:
         match message:
-            case control.Acquire(request, model):
-                self._manager.acquire(self, request, model)
+            case control.Acquire(request, model, needed):
+                self._manager.acquire(self, request, model, needed)
             case control.Release(instance, grants):
                 self._manager.release(self, instance, grants)
             case control.Report(in_flight):

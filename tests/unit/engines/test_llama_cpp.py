@@ -264,3 +264,16 @@ def test_a_file_that_changes_is_read_anew(small: str) -> None:
 )
 def test_the_reason_is_found_in_the_log(log: str, exit_code: int | None, reason: str) -> None:
     assert engine_with().explain_failure(log, exit_code).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("task", "tasks"),
+    [("auto", ("generate", "embed")), ("generate", ("generate",)), ("embed", ("embed",)), ("rank", ("rank",))],
+)
+def test_what_a_model_can_be_asked_for(small: str, task: Any, tasks: Any) -> None:
+    facts = engine_with().inspect(ModelConfig(path=small, task=task))
+    assert (facts.tasks, facts.twin_tasks) == (tasks, ())
+
+
+def test_task_rank_ranks(small: str) -> None:
+    assert params_of(engine_with(), ModelConfig(path=small, task="rank"))["pooling_type"] == "rank"

@@ -111,7 +111,58 @@ def test_embedding_models_run_pooling(tmp_path: Path, config: dict[str, Any], ta
     argv = argv_of(engine_on(CPU), ModelConfig(path=str(write_folder(tmp_path, config)), task=task))
     assert [v for v in (value_of(argv, "--runner"), value_of(argv, "--convert")) if v] == expected
     assert ("--enable-prefix-caching" in argv) is not bool(expected)
-    assert ("--kv-cache-memory-bytes" in argv) is not bool(expected)
+
+
+def test_a_cpu_twin_of_a_chat_model_has_the_same_bounded_cache(tmp_path: Path) -> None:
+    """Left to itself vLLM takes gigabytes for it."""
+    huge = LLAMA | {"num_hidden_layers": 80, "head_dim": 128, "max_position_embeddings": 2**17}
+    chat = ModelConfig(path=str(write_folder(tmp_path, huge)))
+    twin = chat.model_copy(update={"task": "embed"})
+    engine = engine_on(CPU)
+    for flag in ("--kv-cache-memory-bytes", "--max-model-len"):
+        value = value_of(argv_of(engine, twin), flag)
+        assert value is not None
+        assert value == value_of(argv_of(engine, chat), flag)
+    assert "--max-model-len" not in argv_of(engine_on(GPU), twin)
+
+
+QWEN_RANKER = {"hf_overrides": {"architectures": ["Qwen3ForSequenceClassification"]}}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "tasks", "twin_tasks"),
+    [
+        (LLAMA, {}, ("generate",), ("embed", "rank", "score", "pool")),
+        (LLAMA, {"task": "embed"}, ("embed", "rank", "score", "pool"), ()),
+        (LLAMA, {"task": "rank"}, ("rank", "score", "classify", "pool"), ()),
+        (LLAMA, {"engine_args": QWEN_RANKER}, ("rank", "score", "classify", "pool"), ()),
+        (LLAMA, {"engine_args": {"runner": "pooling"}}, ("embed", "rank", "score", "pool"), ()),
+        ({"architectures": ["BertModel"]}, {}, ("embed", "rank", "score", "pool"), ()),
+        (
+            {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+            {},
+            ("rank", "score", "classify", "pool"),
+            (),
+        ),
+        (
+            {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "good", "1": "bad"}},
+            {},
+            ("classify", "pool"),
+            (),
+        ),
+    ],
+)
+def test_what_a_model_can_be_asked_for(
+    tmp_path: Path, config: dict[str, Any], options: dict[str, Any], tasks: Any, twin_tasks: Any
+) -> None:
+    facts = engine_on(CPU).inspect(ModelConfig(path=str(write_folder(tmp_path, config)), **options))
+    assert (facts.tasks, facts.twin_tasks) == (tasks, twin_tasks)
+
+
+def test_a_chat_model_ranks_as_a_classifier(tmp_path: Path) -> None:
+    for path in (str(write_folder(tmp_path)), "org/model"):
+        argv = argv_of(engine_on(CPU), ModelConfig(path=path, task="rank"))
+        assert (value_of(argv, "--runner"), value_of(argv, "--convert")) == ("pooling", "classify")
 
 
 def test_warm_up_asks_for_what_the_model_does(tmp_path: Path) -> None:

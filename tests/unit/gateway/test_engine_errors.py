@@ -43,6 +43,7 @@ def llama(code: int, message: str) -> dict[str, Any]:
         (501, llama(501, "This server does not support reranking."), 400, "not_supported"),
         (500, llama(500, "Failed to parse tools: Missing tool function"), 400, None),
         (500, llama(500, "'messages' is required"), 400, None),
+        (500, llama(500, "vector::_M_range_check: __n (which is 99) >= this->size() (which is 9)"), 400, None),
         (404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}, 400, "not_supported"),
         (404, {"detail": "Not Found"}, 400, "not_supported"),
         (405, {"detail": "Method Not Allowed"}, 400, "not_supported"),

@@ -57,6 +57,20 @@ async def test_second_lease_is_free_while_the_first_is_held(leases: Leases, mana
     assert manager.heard_of(control.Release) == [control.Release("m-1", 1)]
 
 
+async def test_an_instance_is_reused_only_for_what_it_does(leases: Leases, manager: FakeManager) -> None:
+    manager.instances["m"] = InstanceInfo("m-1", "m", "vllm", "unix:/x", tasks=("generate",))
+    first = await leases.acquire("m", "generate")
+    manager.instances["m"] = InstanceInfo("m-2", "m", "vllm", "unix:/y", tasks=("embed",))
+    second = await leases.acquire("m", "embed")
+    assert (first.instance.id, second.instance.id) == ("m-1", "m-2")
+    assert [one.task for one in manager.heard_of(control.Acquire)] == ["generate", "embed"]
+    again = [await leases.acquire("m", "embed"), await leases.acquire("m", "generate"), await leases.acquire("m")]
+    assert [lease.instance.id for lease in again[:2]] == ["m-2", "m-1"]
+    assert len(manager.heard_of(control.Acquire)) == 2
+    for lease in (first, second, *again):
+        lease.release()
+
+
 async def test_every_waiter_gets_its_own_grant_and_all_go_back_together(leases: Leases, manager: FakeManager) -> None:
     manager.hold = True
     waiting = [asyncio.create_task(leases.acquire("m")) for _ in range(3)]
@@ -122,14 +136,14 @@ async def test_refusal_is_raised_with_its_code(leases: Leases, manager: FakeMana
 
 async def test_waiters_outlive_the_manager(leases: Leases, manager: FakeManager) -> None:
     manager.hold = True
-    waiting = asyncio.create_task(leases.acquire("m"))
+    waiting = asyncio.create_task(leases.acquire("m", "embed"))
     await until(lambda: bool(manager.heard_of(control.Acquire)))
     await manager.stop()
     await until(lambda: not leases.is_connected)
     manager.hold = False
     await manager.start()
     (await waiting).release()
-    assert [acquire.request for acquire in manager.heard_of(control.Acquire)] == [1, 1]
+    assert manager.heard_of(control.Acquire) == [control.Acquire(1, "m", "embed")] * 2
 
 
 async def test_commands_fail_at_once_without_a_manager(leases: Leases, manager: FakeManager) -> None:

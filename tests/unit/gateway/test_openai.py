@@ -129,9 +129,9 @@ def test_asking_for_usage_keeps_the_other_options() -> None:
 
 
 def test_tokenize_speaks_each_engines_dialect() -> None:
-    facts = read_request(ENDPOINTS["/tokenize"], b'{"prompt":"x"}')
-    assert openai.tokenize_changes(facts, "llama_cpp") == {"content": "x", "prompt": msgspec.UNSET}
-    assert openai.tokenize_changes(facts, "vllm") == {}
+    facts = read_request(ENDPOINTS["/tokenize"], b'{"content":"x"}')
+    assert openai.tokenize_changes(facts, "vllm") == {"prompt": "x", "content": msgspec.UNSET}
+    assert openai.tokenize_changes(facts, "remote") == {}
     assert openai.upstream_path(ENDPOINTS["/v1/tokenize"], "vllm") == "/tokenize"
     assert openai.upstream_path(ENDPOINTS["/v2/rerank"], "llama_cpp") == "/v1/rerank"
 

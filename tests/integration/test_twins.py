@@ -1,0 +1,294 @@
+"""A generating model and its embedding twin in the manager: real processes, an adapter whose engines are scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_api_server.config import ModelConfig
+from llm_api_server.control import Granted, Models, ModelStatus, Refused
+from llm_api_server.engines.base import LaunchPlan, ModelFacts, Placement
+from llm_api_server.manager.manager import Manager
+from llm_api_server.manager.process import process_start_time
+from llm_api_server.types import EngineName, ModelState, Task
+from tests.integration.test_manager import (
+    FAILS,
+    SERVES,
+    Recorder,
+    ScriptEngine,
+    World,
+    abandon,
+    connect,
+    pid_of,
+    state,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+TWIN = "a (embeddings)"
+
+
+class EitherEngine(ScriptEngine):
+    """Like vLLM: a process generates or embeds. `rank` in the path makes a ranking model of it."""
+
+    name: EngineName = "vllm"
+
+    def inspect(self, model: ModelConfig) -> ModelFacts:
+        super().inspect(model)
+        if "rank" in model.path:
+            return ModelFacts(tasks=("rank", "score"))
+        if model.task == "embed":
+            return ModelFacts(tasks=("embed",))
+        return ModelFacts(tasks=("generate",), twin_tasks=("embed",))
+
+    def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
+        plan = super().plan(name, model, socket)
+        plan.argv[2] = f"print('serves', {name!r}, 'to', {model.task!r}, flush=True)\n{plan.argv[2]}"
+        return plan
+
+
+class TwinWorld(World):
+    engine = EitherEngine()
+
+
+async def ask(manager: Manager, client: Recorder, task: Task | None, request: int = 1, model: str = "a") -> Granted:
+    manager.acquire(client, request, model, task)
+    message = await client.next()
+    assert isinstance(message, Granted), message
+    return message
+
+
+def give_back(manager: Manager, client: Recorder, grant: Granted) -> None:
+    manager.release(client, grant.instance.id, 1)
+
+
+def names(manager: Manager) -> list[str]:
+    return [status.id for status in manager.statuses()]
+
+
+def status_of(manager: Manager, name: str) -> ModelStatus:
+    return next(status for status in manager.statuses() if status.id == name)
+
+
+async def test_chat_and_embeddings_are_two_processes_of_one_name(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        client = connect(manager)
+        chat = await ask(manager, client, "generate", 1)
+        embeddings = await ask(manager, client, "embed", 2)
+        assert chat.instance.id != embeddings.instance.id
+        assert (chat.instance.model, embeddings.instance.model) == ("a", "a")
+        assert (chat.instance.tasks, embeddings.instance.tasks) == (("generate",), ("embed",))
+        assert names(manager) == ["a", TWIN]
+        assert pid_of(manager, "a") != pid_of(manager, TWIN)
+        logs = tmp_path / "logs" / "engines"
+        assert "serves a to auto" in (logs / "a.log").read_text()
+        assert "serves a to embed" in (logs / f"{TWIN}.log").read_text()
+
+
+async def test_a_twin_is_shown_only_while_it_is_not_stopped(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES, b=SERVES) as manager:
+        client = connect(manager)
+        assert names(manager) == ["a", "b"]
+        await ask(manager, client, "embed")
+        status = status_of(manager, TWIN)
+        assert (status.twin_of, status.tasks, status.state) == ("a", ("embed",), ModelState.READY)
+        assert status.aliases == []
+        assert status_of(manager, "a").tasks == ("generate", "embed")
+        assert status_of(manager, "a").state is ModelState.STOPPED
+        assert status_of(manager, "a").twin_of is None
+
+
+async def test_with_one_place_they_swap(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+        client = connect(manager)
+        for request, (task, here, gone) in enumerate([("generate", "a", TWIN), ("embed", TWIN, "a")] * 2, 1):
+            wanted: Any = task
+            grant = await ask(manager, client, wanted, request)
+            assert state(manager, here) is ModelState.READY
+            assert gone not in names(manager) or state(manager, gone) is ModelState.STOPPED
+            give_back(manager, client, grant)
+
+
+async def test_the_chat_that_is_under_way_ends_before_the_twin_takes_its_place(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+        client, other = connect(manager), connect(manager)
+        chat = await ask(manager, client, "generate")
+        manager.acquire(other, 1, "a", "embed")
+        await asyncio.sleep(0.05)
+        assert state(manager, "a") is ModelState.READY
+        assert other.messages.empty()
+        give_back(manager, client, chat)
+        assert (await other.next()).instance.tasks == ("embed",)
+
+
+async def test_load_loads_the_model_and_unload_unloads_both(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        client = connect(manager)
+        manager.load(client, 1, "a", wait=True)
+        await client.next()
+        assert names(manager) == ["a"]
+        give_back(manager, client, await ask(manager, client, "embed", 2))
+        pids = [pid_of(manager, "a"), pid_of(manager, TWIN)]
+        manager.unload(client, 3, "a", wait=True)
+        answer = await client.next()
+        assert isinstance(answer, Models)
+        assert answer.request == 3
+        assert [(one.id, one.state) for one in answer.models] == [("a", ModelState.STOPPED)]
+        assert [process_start_time(pid) for pid in pids] == [None, None]
+        assert client.messages.empty()
+
+
+@pytest.mark.parametrize("busy", ["generate", "embed"])
+async def test_unload_is_answered_when_the_later_of_both_is_gone(tmp_path: Path, busy: Task) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        worker, client = connect(manager), connect(manager)
+        held = await ask(manager, worker, busy)
+        idle = await ask(manager, worker, "embed" if busy == "generate" else "generate", 2)
+        give_back(manager, worker, idle)
+        manager.unload(client, 1, "a", wait=True)
+        await until(lambda: process_is_gone(manager, idle))
+        assert client.messages.empty()
+        give_back(manager, worker, held)
+        assert [one.state for one in (await client.next()).models] == [ModelState.STOPPED]
+
+
+async def test_unload_of_a_model_without_a_twin_waits_for_the_model(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        worker, client = connect(manager), connect(manager)
+        chat = await ask(manager, worker, "generate")
+        manager.unload(client, 1, "a", wait=True)
+        assert client.messages.empty()
+        give_back(manager, worker, chat)
+        assert [one.state for one in (await client.next()).models] == [ModelState.STOPPED]
+
+
+async def test_load_loads_the_model_also_when_its_twin_is_there(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        client = connect(manager)
+        await ask(manager, client, "embed")
+        manager.load(client, 2, "a", wait=True)
+        assert [one.state for one in (await client.next()).models] == [ModelState.READY] * 2
+
+
+def process_is_gone(manager: Manager, grant: Granted) -> bool:
+    return grant.instance.id not in {status.instance for status in manager.statuses()}
+
+
+async def test_unload_without_waiting_is_answered_once(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        client = connect(manager)
+        give_back(manager, client, await ask(manager, client, "embed"))
+        manager.unload(client, 2, "a", wait=False)
+        assert (await client.next()).request == 2
+        await until(lambda: names(manager) == ["a"])
+        assert client.messages.empty()
+
+
+async def test_a_twin_is_unloaded_when_idle_also_beside_a_preloaded_model(tmp_path: Path) -> None:
+    options = {"max_loaded": 2, "preload": ["a"], "unload_timeout": 0.2}
+    async with TwinWorld(tmp_path, **options).manager(a=SERVES) as manager:
+        client = connect(manager)
+        await until(lambda: state(manager, "a") is ModelState.READY)
+        give_back(manager, client, await ask(manager, client, "embed"))
+        assert not status_of(manager, TWIN).preloaded
+        await until(lambda: names(manager) == ["a"])
+        assert state(manager, "a") is ModelState.READY
+
+
+async def test_preload_loads_no_twin(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2, preload=["a"]).manager(a=SERVES) as manager:
+        await until(lambda: state(manager, "a") is ModelState.READY)
+        assert names(manager) == ["a"]
+
+
+async def test_the_next_manager_adopts_both(tmp_path: Path) -> None:
+    world = TwinWorld(tmp_path, max_loaded=2)
+    async with world.manager(a=SERVES) as manager:
+        client = connect(manager)
+        before = [await ask(manager, client, "generate"), await ask(manager, client, "embed", 2)]
+        await abandon(manager)
+    async with world.manager(a=SERVES) as successor:
+        assert names(successor) == ["a", TWIN]
+        again = connect(successor)
+        after = [await ask(successor, again, "generate"), await ask(successor, again, "embed", 2)]
+        assert [one.instance for one in after] == [one.instance for one in before]
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "advice"),
+    [
+        (SERVES + " # rank", "generate", "is a ranking model; it does not generate text. Use /v1/rerank or /v1/score."),
+        (SERVES + " # rank", "embed", "is a ranking model; it does not embed."),
+        (SERVES, "classify", "is a generating model; it does not classify."),
+    ],
+)
+async def test_what_no_process_does_is_refused_and_nobody_makes_room(
+    tmp_path: Path, path: str, task: Task, advice: str
+) -> None:
+    async with TwinWorld(tmp_path, max_loaded=1).manager(a=path, b=SERVES) as manager:
+        client = connect(manager)
+        give_back(manager, client, await ask(manager, client, "generate", model="b"))
+        manager.acquire(client, 2, "a", task)
+        refusal = await client.next()
+        assert isinstance(refusal, Refused)
+        assert refusal.code == "not_supported"
+        assert advice in refusal.message
+        assert state(manager, "b") is ModelState.READY
+        assert state(manager, "a") is ModelState.STOPPED
+
+
+async def test_the_wrong_task_is_refused_also_while_the_model_is_loaded(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path).manager(a=SERVES + " # rank") as manager:
+        client = connect(manager)
+        await ask(manager, client, "rank")
+        manager.acquire(client, 2, "a", "generate")
+        assert (await client.next()).code == "not_supported"
+
+
+async def test_what_needs_no_task_is_served_by_whichever_is_there(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+        client = connect(manager)
+        embeddings = await ask(manager, client, "embed")
+        assert (await ask(manager, client, None, 2)).instance.id == embeddings.instance.id
+    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+        assert (await ask(manager, connect(manager), None)).instance.tasks == ("generate",)
+
+
+async def test_a_twin_that_fails_leaves_its_model_alone(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        client = connect(manager)
+        chat = await ask(manager, client, "generate")
+        manager._engines[TWIN] = (EitherEngine(), ModelConfig(path=FAILS, task="embed"))
+        manager.acquire(client, 2, "a", "embed")
+        refusal = await client.next()
+        assert (refusal.code, f"model '{TWIN}' failed to load" in refusal.message) == ("model_load_failed", True)
+        assert status_of(manager, TWIN).error is not None
+        assert state(manager, "a") is ModelState.READY
+        give_back(manager, client, chat)
+
+
+async def test_a_killed_twin_is_started_anew(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+        client = connect(manager)
+        first = await ask(manager, client, "embed")
+        os.kill(pid_of(manager, TWIN), signal.SIGKILL)
+        await until(lambda: process_is_gone(manager, first))
+        assert (await ask(manager, client, "embed", 2)).instance.id != first.instance.id
+
+
+async def test_who_leaves_the_queue_of_a_twin_is_forgotten(tmp_path: Path) -> None:
+    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+        worker, client = connect(manager), connect(manager)
+        chat = await ask(manager, worker, "generate")
+        manager.acquire(client, 1, "a", "embed")
+        await until(lambda: manager._scheduler.models[TWIN].waiters != {})
+        manager.cancel(client, 1)
+        assert manager._scheduler.models[TWIN].waiters == {}
+        give_back(manager, worker, chat)
+        assert state(manager, "a") is ModelState.READY
