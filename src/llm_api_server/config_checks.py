@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # the declaration uses these checks
 #: Where the problem is, and what is wrong.
 Problem = tuple[KeyPath, str]
 Check = Callable[["Config"], Iterator[Problem]]
+#: Checks, and the options that must be usable for each one's answer to mean something.
+Checks = Mapping[Check, Iterable[KeyPath]]
 
 #: sockaddr_un(7), less the final zero byte.
 _MAX_SOCKET_PATH_BYTES = 107
@@ -29,9 +31,9 @@ _EXAMPLE_SECRETS = frozenset({"your-secret-key", "your_secret_key", "change-me",
 _EXAMPLE_KEYS = frozenset({"sk-myapikey123456789", "sk-restricted987654321"})
 
 
-def check(config: Config, document: ConfigDocument) -> None:
-    """Add the problems of `config` to `document`, from which it was built."""
-    for rule, needs in _CHECKS.items():
+def check(config: Config, document: ConfigDocument, more: Checks) -> None:
+    """Add the problems of `config` to `document`, from which it was built. `more` are checks like those here."""
+    for rule, needs in {**_CHECKS, **more}.items():
         if not any(document.depends_on_dropped(path) for path in needs):
             for path, sentence in rule(config):
                 if path not in document.dropped:
@@ -170,8 +172,7 @@ def _log_retention(config: Config) -> Iterator[Problem]:
         yield ("logging", "retention"), f"loguru cannot use it: {reason}. Use for example '7 days' or 10 (files)"
 
 
-#: Every check, and the options that must be usable for its answer to mean something.
-_CHECKS: Mapping[Check, Iterable[KeyPath]] = {
+_CHECKS: Checks = {
     _exposure: [("auth", "enabled"), ("server", "host"), ("server", "allow_unauthenticated")],
     _run_dir: [("server", "run_dir")],
     _has_keys: [("auth", "enabled"), ("auth", "api_keys")],

@@ -96,6 +96,13 @@ def family_of(declared: ModelType, clues: Clues) -> Family:
     return "other"
 
 
+def every_parser() -> tuple[set[str], set[str]]:
+    """All tool and all reasoning parsers that `parsers_for` can choose."""
+    tools = {parser for table in _TOOLS_BY_NAME.values() for _, parser in table} | {name for _, name in _TOOL_FORMATS}
+    reasoning = {parser for table in _REASONING_BY_NAME.values() for _, parser in table} | {"deepseek_r1"}
+    return {name for name in tools if name}, {name for name in reasoning if name}
+
+
 def parsers_for(family: Family, clues: Clues) -> Parsers:
     if family in {"bert", "other"}:
         return Parsers()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from llm_api_server.config import Config, ModelConfig
+from llm_api_server.config_file import suggest
 from llm_api_server.engines import explain, http
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Warmup
-from llm_api_server.engines.families import Clues, family_of, parsers_for
+from llm_api_server.engines.families import Clues, Parsers, family_of, parsers_for
 from llm_api_server.engines.hf_folder import FolderFacts, read_folder
 from llm_api_server.engines.host import Host
+from llm_api_server.engines.installed_vllm import InstalledVllm, ParserNames, VllmNotInstalled
 from llm_api_server.types import EngineName
 
 # Deprecated in favour of `vllm serve`, but the only one that starts on builds whose distribution is not called `vllm`.
@@ -33,6 +37,12 @@ _PREFILL_TOKENS = 8192
 _RESERVED = frozenset(
     {"model", "served_model_name", "uds", "host", "port", "api_key", "ssl_keyfile", "ssl_certfile", "root_path"}
 )
+
+#: Arguments that name a parser: the registry it must be in, and the argument that may add to that.
+_PARSER_ARGUMENTS = {
+    "tool_call_parser": ("tool", "tool_parser_plugin"),
+    "reasoning_parser": ("reasoning", "reasoning_parser_plugin"),
+}
 
 _LOG_PREFIX = re.compile(
     r"^(?:\([^)]*\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?", re.MULTILINE
@@ -69,7 +79,7 @@ class _Sizing:
 
 
 class VllmEngine:
-    """Satisfies `base.Engine`."""
+    """Satisfies `base.Engine`. Remembers which parsers vLLM registers; `inspect`, which may wait, asks for them."""
 
     name: EngineName = "vllm"
     phase_marks: Sequence[tuple[str, str]] = _PHASE_MARKS
@@ -77,9 +87,12 @@ class VllmEngine:
     def __init__(self, config: Config, host: Host) -> None:
         self._config = config
         self._host = host
+        self._installed = InstalledVllm(config.vllm_python)
+        self._registered: ParserNames | None = None
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
         facts = self._facts(model)
+        self._check_parsers(model, facts)
         if facts is None:
             return ModelFacts(self._sizing(model, facts).context)
         return ModelFacts(self._sizing(model, facts).context, facts.has_vision and _task(model, facts) != "embed")
@@ -87,7 +100,8 @@ class VllmEngine:
     def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
         facts = self._facts(model)
         task = _task(model, facts)
-        options = self._options(model, facts, task) | _checked(model.engine_args)
+        options = self._options(name, model, facts, task) | _checked(model.engine_args)
+        options.setdefault("enable_auto_tool_choice", True if options.get("tool_call_parser") else None)
         fixed = {"model": model.path, "served_model_name": name, "uds": str(socket)}
         python = self._config.vllm_python
         return LaunchPlan(
@@ -146,7 +160,7 @@ class VllmEngine:
         share = min(0.9, max(0.05, round(needed / self._host.memory_bytes, 2)))
         return _Sizing(context, sequences, cache, share)
 
-    def _options(self, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
+    def _options(self, name: str, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
         sizing = self._sizing(model, facts)
         options: dict[str, Any] = {
             "max_model_len": self._passed_context(model, sizing, task),
@@ -158,7 +172,7 @@ class VllmEngine:
             "disable_uvicorn_access_log": True,
         }
         if task == "generate":
-            options |= self._generation_options(model, facts)
+            options |= self._generation_options(name, model, facts)
         else:
             options |= {"runner": "pooling", "convert": "embed" if facts and facts.is_generative else None}
         if not self._host.has_nvidia:
@@ -171,17 +185,37 @@ class VllmEngine:
         is_sized = task == "generate" and not self._host.has_nvidia
         return sizing.context if is_configured or is_sized else None
 
-    def _generation_options(self, model: ModelConfig, facts: FolderFacts | None) -> dict[str, Any]:
-        clues = _clues(model, facts)
-        parsers = parsers_for(family_of(model.type, clues), clues)
+    def _generation_options(self, name: str, model: ModelConfig, facts: FolderFacts | None) -> dict[str, Any]:
+        parsers = self._default_parsers(name, model, facts)
         favours_first_token = self._config.inference.optimize_first_token
         return {
             "enable_prefix_caching": favours_first_token,
             "max_num_batched_tokens": _PREFILL_TOKENS if favours_first_token and self._host.has_nvidia else None,
-            "enable_auto_tool_choice": True if parsers.tool else None,
             "tool_call_parser": parsers.tool,
             "reasoning_parser": parsers.reasoning,
         }
+
+    def _default_parsers(self, name: str, model: ModelConfig, facts: FolderFacts | None) -> Parsers:
+        """The family's, without those that came after the installed vLLM."""
+        parsers = _family_parsers(model, facts)
+        if self._registered is None:
+            return parsers
+        has_tool = parsers.tool is None or parsers.tool in self._registered.tool
+        has_reasoning = parsers.reasoning is None or parsers.reasoning in self._registered.reasoning
+        for parser in [*([] if has_tool else [parsers.tool]), *([] if has_reasoning else [parsers.reasoning])]:
+            logger.warning("model {}: the installed vLLM has no parser '{}'; served without it", name, parser)
+        return Parsers(parsers.tool if has_tool else None, parsers.reasoning if has_reasoning else None)
+
+    def _check_parsers(self, model: ModelConfig, facts: FolderFacts | None) -> None:
+        """Raises `ModelProblem` when the entry names a parser that vLLM does not have."""
+        if not (_family_parsers(model, facts) != Parsers() or names_parsers(model)):
+            return
+        try:
+            self._registered = self._installed.parser_names(may_import=True)
+        except VllmNotInstalled:
+            return  # the load says so
+        for _, sentence in unknown_parsers(model, self._registered):
+            raise ModelProblem(sentence)
 
     def _cpu_options(self, sizing: _Sizing, task: str) -> dict[str, Any]:
         """Eager: torch.compile would take two minutes at each start."""
@@ -236,8 +270,28 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
     return argv
 
 
+def names_parsers(model: ModelConfig) -> bool:
+    return any(_underscored(name) in _PARSER_ARGUMENTS for name in model.engine_args)
+
+
+def unknown_parsers(model: ModelConfig, registered: ParserNames | None) -> Iterator[tuple[str, str]]:
+    """The keys of `engine_args` that name a parser which is not registered, each with what is wrong."""
+    given = {_underscored(name): value for name, value in model.engine_args.items()}
+    for key, value in model.engine_args.items():
+        kind, plugin = _PARSER_ARGUMENTS.get(_underscored(key), (None, ""))
+        if kind is None or value is None or registered is None or given.get(plugin):
+            continue
+        names = registered.tool if kind == "tool" else registered.reasoning
+        if not (isinstance(value, str) and value in names):
+            yield key, f"the installed vLLM has no {kind} parser '{value}'{suggest(value, sorted(names))}"
+
+
+def _underscored(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
+
+
 def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
-    named = {name.lstrip("-").replace("-", "_"): value for name, value in engine_args.items()}
+    named = {_underscored(name): value for name, value in engine_args.items()}
     for name in named:
         if name in _RESERVED:
             raise ModelProblem(f"engine_args: {name} is set by the server and cannot be changed")
@@ -251,6 +305,11 @@ def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
     if model.task != "auto":
         return model.task
     return "embed" if facts and facts.is_embedding else "generate"
+
+
+def _family_parsers(model: ModelConfig, facts: FolderFacts | None) -> Parsers:
+    clues = _clues(model, facts)
+    return parsers_for(family_of(model.type, clues), clues)
 
 
 def _clues(model: ModelConfig, facts: FolderFacts | None) -> Clues:
