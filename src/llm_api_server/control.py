@@ -55,6 +55,7 @@ class ModelStatus(msgspec.Struct):
     aliases: list[str] = []
     context_length: int | None = None
     vision: bool | None = None
+    chat_template: bool | None = None
     error: str | None = None
     retry_at: float | None = None
     instance: str | None = None

@@ -727,6 +727,21 @@ async def test_wrong_requests_are_the_clients_fault_and_never_reach_the_engine(g
     assert gateway.engine_log() == []
 
 
+async def test_a_model_without_a_chat_template_completes_only(gateway: Gateway) -> None:
+    gateway.leases.models["m"].chat_template = False
+    messages = [{"role": "user", "content": "hi"}]
+    for path, body in (
+        ("/v1/chat/completions", {"messages": messages}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/messages", {"messages": messages, "max_tokens": 5}),
+    ):
+        answer = await gateway.client.post(path, json=body)
+        assert answer.status_code == 400, path
+        assert "models.available.NAME.engine_args: {chat_template: FILE}" in answer.json()["error"]["message"]
+    assert gateway.engine_log() == []
+    assert (await gateway.client.post("/v1/completions", json={"prompt": "hi"})).status_code == 200
+
+
 async def test_pictures(gateway: Gateway) -> None:
     async def ask(url: str, model: str = "m") -> httpx.Response:
         parts = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": url}}]

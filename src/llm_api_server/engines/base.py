@@ -25,6 +25,7 @@ class ModelFacts:
 
     context_length: int | None = None
     vision: bool | None = None
+    chat_template: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_api_server.engines.base import ModelProblem
+from llm_api_server.engines.families import NEEDED_WORDS
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _LONGEST_HEADER = 256 * 1024 * 1024
@@ -21,7 +22,10 @@ _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """`kv_values_per_token`: numbers that one token keeps in the cache over all layers, 0 when it cannot be told."""
+    """`template` and `words` (of `families.NEEDED_WORDS`) are None when they cannot be read.
+
+    `kv_values_per_token`: numbers that one token keeps in the cache over all layers, 0 when it cannot be told.
+    """
 
     model_type: str
     architectures: tuple[str, ...]
@@ -30,6 +34,7 @@ class FolderFacts:
     is_generative: bool
     has_vision: bool
     template: str | None
+    words: frozenset[str] | None
     kv_values_per_token: int
     weight_bytes: int
 
@@ -51,6 +56,7 @@ def read_folder(folder: Path) -> FolderFacts:
         is_generative=is_generative,
         has_vision=any(key in config for key in _VISION_KEYS),
         template=_chat_template(folder),
+        words=_words(folder),
         kv_values_per_token=_kv_values_per_token(text),
         weight_bytes=_check_weights(folder),
     )
@@ -67,7 +73,8 @@ def _mistral_format(folder: Path) -> FolderFacts:
         is_embedding=False,
         is_generative=True,
         has_vision="vision_encoder" in params,
-        template="",
+        template=None,
+        words=None,
         kv_values_per_token=0,
         weight_bytes=_check_weights(folder),
     )
@@ -103,8 +110,8 @@ def _context_length(folder: Path, config: dict[str, Any], text: dict[str, Any]) 
     return lengths[0] if lengths else None
 
 
-def _chat_template(folder: Path) -> str:
-    """The template's text, all of them when there are several; empty when there is none."""
+def _chat_template(folder: Path) -> str | None:
+    """The template's text, all of them when there are several; empty when there is none. None: in the tokenizer."""
     file = folder / "chat_template.jinja"
     try:
         if file.exists():
@@ -114,7 +121,17 @@ def _chat_template(folder: Path) -> str:
                 return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
     except OSError as error:
         raise ModelProblem(f"the model's chat template cannot be read: {_brief(error)}") from None
-    return ""
+    return None if any(folder.glob("tekken*.json")) or any(folder.glob("tokenizer.model.v*")) else ""
+
+
+def _words(folder: Path) -> frozenset[str] | None:
+    """Looked for in the text: reading a whole vocabulary as JSON would take a second."""
+    try:
+        text = (folder / "tokenizer.json").read_bytes()
+    except OSError:
+        return None
+    spellings = {word: {json.dumps(word, ensure_ascii=a).encode() for a in (True, False)} for word in NEEDED_WORDS}
+    return frozenset(word for word, forms in spellings.items() if any(form in text for form in forms))
 
 
 def _kv_values_per_token(text: dict[str, Any]) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from llm_api_server.config import Config, ModelConfig
 from llm_api_server.config_file import suggest
 from llm_api_server.engines import explain, http
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Warmup
+from llm_api_server.engines.chat_template import given_template, template_text
 from llm_api_server.engines.families import Clues, Parsers, family_of, parsers_for
 from llm_api_server.engines.hf_folder import FolderFacts, read_folder
 from llm_api_server.engines.host import Host
@@ -100,7 +101,10 @@ class VllmEngine:
     def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
         facts = self._facts(model)
         task = _task(model, facts)
-        options = self._options(name, model, facts, task) | _checked(model.engine_args)
+        given = _checked(model.engine_args)
+        if (template := given_template(self._config, given)) is not None:
+            given["chat_template"] = str(template)
+        options = self._options(name, model, facts, task) | given
         options.setdefault("enable_auto_tool_choice", True if options.get("tool_call_parser") else None)
         fixed = {"model": model.path, "served_model_name": name, "uds": str(socket)}
         python = self._config.vllm_python
@@ -197,7 +201,7 @@ class VllmEngine:
 
     def _default_parsers(self, name: str, model: ModelConfig, facts: FolderFacts | None) -> Parsers:
         """The family's, without those that came after the installed vLLM."""
-        parsers = _family_parsers(model, facts)
+        parsers = self._family_parsers(model, facts)
         if self._registered is None:
             return parsers
         has_tool = parsers.tool is None or parsers.tool in self._registered.tool
@@ -206,9 +210,17 @@ class VllmEngine:
             logger.warning("model {}: the installed vLLM has no parser '{}'; served without it", name, parser)
         return Parsers(parsers.tool if has_tool else None, parsers.reasoning if has_reasoning else None)
 
+    def _family_parsers(self, model: ModelConfig, facts: FolderFacts | None) -> Parsers:
+        clues = Clues(model.path.lower())
+        if facts is not None:
+            clues = Clues(Path(model.path).name.lower(), facts.model_type, facts.template, facts.words)
+        if (template := given_template(self._config, _underscored_names(model.engine_args))) is not None:
+            clues = replace(clues, template=template_text(template))
+        return parsers_for(family_of(model.type, clues), clues)
+
     def _check_parsers(self, model: ModelConfig, facts: FolderFacts | None) -> None:
         """Raises `ModelProblem` when the entry names a parser that vLLM does not have."""
-        if not (_family_parsers(model, facts) != Parsers() or names_parsers(model)):
+        if self._family_parsers(model, facts) == Parsers() and not names_parsers(model):
             return
         try:
             self._registered = self._installed.parser_names(may_import=True)
@@ -276,7 +288,7 @@ def names_parsers(model: ModelConfig) -> bool:
 
 def unknown_parsers(model: ModelConfig, registered: ParserNames | None) -> Iterator[tuple[str, str]]:
     """The keys of `engine_args` that name a parser which is not registered, each with what is wrong."""
-    given = {_underscored(name): value for name, value in model.engine_args.items()}
+    given = _underscored_names(model.engine_args)
     for key, value in model.engine_args.items():
         kind, plugin = _PARSER_ARGUMENTS.get(_underscored(key), (None, ""))
         if kind is None or value is None or registered is None or given.get(plugin):
@@ -290,8 +302,12 @@ def _underscored(name: str) -> str:
     return name.lstrip("-").replace("-", "_")
 
 
+def _underscored_names(engine_args: dict[str, Any]) -> dict[str, Any]:
+    return {_underscored(name): value for name, value in engine_args.items()}
+
+
 def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
-    named = {_underscored(name): value for name, value in engine_args.items()}
+    named = _underscored_names(engine_args)
     for name in named:
         if name in _RESERVED:
             raise ModelProblem(f"engine_args: {name} is set by the server and cannot be changed")
@@ -305,17 +321,6 @@ def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
     if model.task != "auto":
         return model.task
     return "embed" if facts and facts.is_embedding else "generate"
-
-
-def _family_parsers(model: ModelConfig, facts: FolderFacts | None) -> Parsers:
-    clues = _clues(model, facts)
-    return parsers_for(family_of(model.type, clues), clues)
-
-
-def _clues(model: ModelConfig, facts: FolderFacts | None) -> Clues:
-    if facts is None:
-        return Clues(model.path.lower())
-    return Clues(Path(model.path).name.lower(), facts.model_type, facts.template)
 
 
 def _integer(model: ModelConfig, name: str) -> int | None:

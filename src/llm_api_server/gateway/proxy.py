@@ -32,7 +32,7 @@ from llm_api_server.gateway import forced_tools, openai
 from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.context import ContextLimits
-from llm_api_server.gateway.engine_errors import translate_error
+from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE, translate_error
 from llm_api_server.gateway.forced_tools import ForcedCallStream
 from llm_api_server.gateway.leases import Lease, Leases
 from llm_api_server.gateway.multipart import Form
@@ -52,6 +52,7 @@ ATTEMPTS = 2
 #: How long a client that has stopped reading is waited for with the last event.
 FAREWELL_TIMEOUT = 1.0
 MAX_ERROR_BYTES = 64 * 1024
+_CHAT = frozenset({"chat", "responses", "messages"})
 _EVENT_STREAM = "text/event-stream"
 _JSON = "application/json"
 _STREAM_HEADERS = [
@@ -145,6 +146,7 @@ class _Exchange:
         self._record.model = self._model
         self._record.stream = self._facts.stream
         self._check_vision()
+        self._check_chat()
 
     async def run(self) -> None:
         """Lease, forward, relay. Raises `ApiError`."""
@@ -265,6 +267,12 @@ class _Exchange:
         for media in self._facts.media:
             if media.kind == "image":
                 raise NotSupported(f"The model '{self._model}' cannot see images.", param=media.param)
+
+    def _check_chat(self) -> None:
+        """llama.cpp would chat with words that the model was never taught; vLLM refuses by itself."""
+        status = self._proxy.leases.models.get(self._model)
+        if status is not None and status.chat_template is False and self._endpoint.permission in _CHAT:
+            raise NotSupported(NO_CHAT_TEMPLATE)
 
     @property
     def _instance(self) -> InstanceInfo:

@@ -350,6 +350,7 @@ class Manager:
             aliases=list(entry.aliases),
             context_length=facts.context_length,
             vision=facts.vision,
+            chat_template=facts.chat_template,
             error=failed.reason if failed else None,
             retry_at=time.time() + failed.retry_at - _now() if failed else None,
             queued=sum(waiter.gets_grant for waiter in model.waiters.values()),

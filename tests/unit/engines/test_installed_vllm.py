@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_api_server.engines.families import every_parser
+from llm_api_server.engines import families
 from llm_api_server.engines.installed_vllm import InstalledVllm, ParserNames, VllmNotInstalled, cache_folder
 from tests.unit.engines.fake_vllm import add_plugin, fake_vllm, interpreter
 
@@ -122,9 +122,11 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatc
 def test_the_installed_vllm_registers_every_parser_of_the_families(tmp_path: Path, vllm_python: Path) -> None:
     names = installed(tmp_path, vllm_python).parser_names(may_import=False)
     assert names is not None
-    tools, reasoning = every_parser()
-    assert tools - names.tool == set()
-    assert reasoning - names.reasoning == set()
+    tools = {parser for table in families._TOOLS_BY_NAME.values() for _, parser in table if parser}
+    formats = {parser for _, parser in families._TOOL_FORMATS}
+    assert tools | formats <= names.tool
+    tables = [families._REASONING_EVERYWHERE, *families._REASONING_BY_NAME.values()]
+    assert {parser for table in tables for _, parser in table if parser} <= names.reasoning
 
 
 @pytest.mark.vllm
