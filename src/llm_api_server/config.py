@@ -144,6 +144,9 @@ class ModelConfig(Section):
     engine: EngineChoice = Field("auto", description="auto: by path: .gguf, folder or hub id, URL.")
     task: Literal["auto", "generate", "embed"] = Field("auto", description="What the model is loaded for.")
     aliases: list[Name] = Field([], description="Other names that clients may use.")
+    adapters: dict[Name, Annotated[str, Field(min_length=1)]] = Field(
+        {}, description="vLLM: LoRA adapters, each a model name of its own; {NAME: FOLDER}."
+    )
     max_tokens: int | None = Field(None, ge=16, description="Context length; default: the model's own.")
     quantization: str | None = Field(None, description="vLLM's quantization method, when the files do not say.")
     tensor_parallel_size: int = Field(1, ge=1, description="Devices that share the model.")

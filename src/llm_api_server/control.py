@@ -53,6 +53,7 @@ class ModelStatus(msgspec.Struct):
     engine: EngineName
     path: str
     aliases: list[str] = []
+    adapters: list[str] = []
     context_length: int | None = None
     vision: bool | None = None
     chat_template: bool | None = None

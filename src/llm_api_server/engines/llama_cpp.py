@@ -83,6 +83,8 @@ class LlamaCppEngine:
         self._headers: dict[tuple[str, int, int], GGUFFacts] = {}
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
+        if model.adapters:
+            raise ModelProblem("adapters need vLLM; llama.cpp takes engine_args: {lora_adapters: [FILE.gguf]}")
         facts = self._facts(Path(model.path))
         vision = bool(model.mmproj) and self._facts(Path(model.mmproj or "")).has_vision_encoder
         sizing = self._sizing(model, facts)

@@ -15,6 +15,7 @@ from loguru import logger
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.config_file import suggest
 from llm_api_server.engines import explain, http
+from llm_api_server.engines.adapters import adapter_options
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Warmup
 from llm_api_server.engines.chat_template import given_template, template_text
 from llm_api_server.engines.families import Clues, Parsers, family_of, parsers_for
@@ -94,6 +95,7 @@ class VllmEngine:
     def inspect(self, model: ModelConfig) -> ModelFacts:
         facts = self._facts(model)
         self._check_parsers(model, facts)
+        adapter_options(model.adapters, facts)
         if facts is None:
             return ModelFacts(self._sizing(model, facts).context)
         return ModelFacts(self._sizing(model, facts).context, facts.has_vision and _task(model, facts) != "embed")
@@ -101,7 +103,7 @@ class VllmEngine:
     def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
         facts = self._facts(model)
         task = _task(model, facts)
-        given = _checked(model.engine_args)
+        given = _checked(model.engine_args, "lora_modules" if model.adapters else None)
         if (template := given_template(self._config, given)) is not None:
             given["chat_template"] = str(template)
         options = self._options(name, model, facts, task) | given
@@ -174,6 +176,7 @@ class VllmEngine:
             "gpu_memory_utilization": sizing.memory_share,
             "trust_remote_code": model.trust_remote_code or None,
             "disable_uvicorn_access_log": True,
+            **adapter_options(model.adapters, facts),
         }
         if task == "generate":
             options |= self._generation_options(name, model, facts)
@@ -306,10 +309,10 @@ def _underscored_names(engine_args: dict[str, Any]) -> dict[str, Any]:
     return {_underscored(name): value for name, value in engine_args.items()}
 
 
-def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
+def _checked(engine_args: dict[str, Any], reserved: str | None) -> dict[str, Any]:
     named = _underscored_names(engine_args)
     for name in named:
-        if name in _RESERVED:
+        if name in _RESERVED or name == reserved:
             raise ModelProblem(f"engine_args: {name} is set by the server and cannot be changed")
     return named
 

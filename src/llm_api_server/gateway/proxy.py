@@ -125,6 +125,7 @@ class _Exchange:
         self._form: Form | None = None
         self._body = b""
         self._model = ""
+        self._adapter: str | None = None
         self._lease: Lease | None = None
         self._response: Response | None = None
         self._pings: _Pings | None = None
@@ -142,8 +143,9 @@ class _Exchange:
         self._body = body
         key = self._record.key
         assert key is not None
-        self._model = self._proxy.catalog.find(self._facts.model, key)
-        self._record.model = self._model
+        found = self._proxy.catalog.find(self._facts.model, key)
+        self._model, self._adapter = found.model, found.adapter
+        self._record.model = found.name
         self._record.stream = self._facts.stream
         self._check_vision()
         self._check_chat()
@@ -236,7 +238,7 @@ class _Exchange:
     def _body_for(self, instance: InstanceInfo) -> bytes:
         """The body as this instance must see it; the client's own where nothing has to change."""
         facts = self._facts
-        name = instance.upstream_model or instance.model
+        name = self._adapter or instance.upstream_model or instance.model
         if self._form is not None:
             return self._form.with_fields({"model": name}) if facts.model != name else self._body
         changes: dict[str, Any] = openai.tokenize_changes(facts, instance.engine)

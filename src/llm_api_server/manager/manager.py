@@ -348,6 +348,7 @@ class Manager:
             engine=engine,
             path=self._config.models.available[name].path,
             aliases=list(entry.aliases),
+            adapters=list(entry.adapters),
             context_length=facts.context_length,
             vision=facts.vision,
             chat_template=facts.chat_template,
