@@ -202,7 +202,7 @@ class VllmConfig(Section):
     """vLLM."""
 
     python: str | None = Field(None, description="Interpreter that has vLLM; default: .venv-vllm, else this one.")
-    zygote: bool = Field(False, description="Import vLLM once and fork engines from that: loads in seconds.")
+    zygote: bool = Field(True, description="Import vLLM once and fork engines from that: loads in seconds.")
 
 
 class LlamaCppConfig(Section):

@@ -51,7 +51,7 @@ def answers(server: Server) -> list[str]:
 
 def zygotes(server: Server) -> list[psutil.Process]:
     """Also while one imports."""
-    return [p for p in server.manager().children() if any(w.endswith("engines/zygote.py") for w in p.cmdline())]
+    return [p for p in server.manager().children() if "engines/zygote.py" in " ".join(p.cmdline())]
 
 
 def zygote(server: Server) -> psutil.Process:
@@ -92,7 +92,9 @@ def test_an_engine_keeps_nothing_of_the_zygote(server: Server) -> None:
         kept = {str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
         assert not kept & sockets
         assert str(server.folder / "logs" / "zygote.log") not in kept
-    assert "api_server" in " ".join(engine.cmdline())
+    titles = [" ".join(process.cmdline()) for process in below_guard(server)]
+    assert "-m vllm.entrypoints.openai.api_server --model" in titles[0]
+    assert not any("zygote" in title for title in titles)
     assert parent.num_threads() == 1
 
 

@@ -86,6 +86,7 @@ def main() -> None:
     """Ends in the zygote when the manager is gone; in a forked engine, when the engine ends."""
     control, module = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     _end_with_the_manager()
+    _set_title(" ".join(sys.orig_argv))  # finds where titles go, which it cannot once the environment has moved
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy would start threads when it is imported
     _preload_openmp()
     job = _serve(control, module)
