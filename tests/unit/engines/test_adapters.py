@@ -116,7 +116,7 @@ def test_weights_in_pytorchs_format_pass(tmp_path: Path, base: FolderFacts) -> N
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
-    [({"width": 2048}, "its hidden size is 2048, the model's is 576"), ({"layer": 31}, "it has a layer 31")],
+    [({"width": 2048}, "its hidden size is 2048, the model's is 576"), ({"layer": 30}, "it has a layer 30, the model has 30 layers")],
 )
 def test_an_adapter_of_another_base_is_told(
     tmp_path: Path, base: FolderFacts, shape: dict[str, int], reason: str
@@ -129,7 +129,7 @@ def test_an_adapter_of_another_base_is_told(
 def test_modules_that_are_not_the_decoders_have_sizes_of_their_own(tmp_path: Path, base: FolderFacts) -> None:
     folder = write_adapter(tmp_path / "one", width=99)
     weights = folder / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes().replace(b"base_model.model.model.", b"base_model.model.visual"))
+    weights.write_bytes(weights.read_bytes().replace(b"base_model.model.model.", b"base_model.mode.visual."))
     assert adapter_options({"mine": str(folder)}, base)
 
 

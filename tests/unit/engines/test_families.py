@@ -124,7 +124,7 @@ def test_hub_ids_are_known_by_name(name: str, expected: Parsers) -> None:
             "{% for message in messages %}<|im_start|>{% endfor %}",
             Parsers(None, None),
         ),
-        ("smollm2-135m-instruct", "llama", "{# no words on my_tools or tool_calls #}", Parsers(None, None)),
+        ("qwen2-7b-instruct", "qwen2", "{{ message.tool_calls }}{{ builtin_tools }}", Parsers(None, None)),
     ],
 )
 def test_folders_are_known_by_their_template(
