@@ -116,7 +116,10 @@ def test_weights_in_pytorchs_format_pass(tmp_path: Path, base: FolderFacts) -> N
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
-    [({"width": 2048}, "its hidden size is 2048, the model's is 576"), ({"layer": 30}, "it has a layer 30, the model has 30 layers")],
+    [
+        ({"width": 2048}, "its hidden size is 2048, the model's is 576"),
+        ({"layer": 30}, "it has a layer 30, the model has 30 layers"),
+    ],
 )
 def test_an_adapter_of_another_base_is_told(
     tmp_path: Path, base: FolderFacts, shape: dict[str, int], reason: str
