@@ -256,7 +256,6 @@ def _run(job: _Job, module: str) -> None:
     """What `python -m MODULE ARGUMENTS` does, in an interpreter that has imported everything already."""
     os.environ.clear()
     os.environ.update(job.env)
-    gc.unfreeze()
     if _is_cpu() and "VLLM_WORKER_MULTIPROC_METHOD" not in job.env and "--numa-bind" not in job.argv:
         _fork_workers()
     _set_title(f"{sys.executable} -m {module} {' '.join(job.argv)}")
