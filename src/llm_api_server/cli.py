@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from llm_api_server.config import Config
+    from llm_api_server.config_checks import Checks
     from llm_api_server.control import ModelStatus
 
 EXIT_FAILED = 1
@@ -65,7 +66,9 @@ def serve(
     for variable, value in (("HOST", host), ("PORT", port), ("WORKERS", workers)):
         if value is not None:
             os.environ[f"LLM_API_SERVER_{variable}"] = str(value)
-    loaded = _load(None)
+    from llm_api_server.engines.config_problems import engine_checks
+
+    loaded = _load(None, engine_checks(may_import=False))
     with _errors():
         from llm_api_server.serving import serve as run
 
@@ -88,9 +91,10 @@ def stop(config: ConfigOption = None) -> None:
 def check_config(config: ConfigOption = None) -> None:
     """Tell everything that is wrong with the configuration file."""
     from llm_api_server.config_checks import config_warnings
+    from llm_api_server.engines.config_problems import engine_checks, engine_warnings
 
-    loaded = _load(config)
-    for warning in config_warnings(loaded):
+    loaded = _load(config, engine_checks(may_import=True))
+    for warning in (*config_warnings(loaded), *engine_warnings(loaded)):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{loaded.source}: ok")
 
@@ -204,12 +208,12 @@ def _print_outcome(status: ModelStatus) -> None:
     typer.echo(f"{status.id}: {status.state}")
 
 
-def _load(path: Path | None) -> Config:
+def _load(path: Path | None, checks: Checks | None = None) -> Config:
     from llm_api_server.config import find_config, load_config
     from llm_api_server.errors import ConfigError
 
     try:
-        return load_config(find_config(path))
+        return load_config(find_config(path), checks)
     except ConfigError as error:
         _fail(str(error), EXIT_BAD_CONFIG)
 

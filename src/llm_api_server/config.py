@@ -160,6 +160,9 @@ class ModelConfig(Section):
         "auto", description="What the model is loaded for. auto: by its files; one that generates also embeds."
     )
     aliases: list[Name] = Field([], description="Other names that clients may use.")
+    adapters: dict[Name, Annotated[str, Field(min_length=1)]] = Field(
+        {}, description="vLLM: LoRA adapters, each a model name of its own; {NAME: FOLDER}."
+    )
     max_tokens: int | None = Field(None, ge=16, description="Context length; default: the model's own.")
     quantization: str | None = Field(None, description="vLLM's quantization method, when the files do not say.")
     tensor_parallel_size: int = Field(1, ge=1, description="Devices that share the model.")
@@ -332,14 +335,17 @@ def find_config(given: Path | None = None) -> Path:
     return given or Path(os.environ.get(CONFIG_VARIABLE) or "config.yaml")
 
 
-def load_config(path: Path) -> Config:
-    """Read and check the file. Raises `ConfigError` with every problem at once."""
+def load_config(path: Path, checks: config_checks.Checks | None = None) -> Config:
+    """Read and check the file. Raises `ConfigError` with every problem at once.
+
+    `checks` come on top of `config_checks`: those that know more than a configuration (`engines/config_problems.py`).
+    """
     document = read_document(path)
     for variable, key_path in OVERRIDES.items():
         if value := os.environ.get(variable):
             document.override(key_path, value, f"environment variable {variable}")
     config = document.validate(Config).model_copy(update={"source": path.absolute()})
-    config_checks.check(config, document)
+    config_checks.check(config, document, checks or {})
     if document.problems:
         raise ConfigError(document.problems)
     return config

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # the declaration uses these checks
 #: Where the problem is, and what is wrong.
 Problem = tuple[KeyPath, str]
 Check = Callable[["Config"], Iterator[Problem]]
+#: Checks, and the options that must be usable for each one's answer to mean something.
+Checks = Mapping[Check, Iterable[KeyPath]]
 
 #: sockaddr_un(7), less the final zero byte.
 _MAX_SOCKET_PATH_BYTES = 107
@@ -29,9 +31,9 @@ _EXAMPLE_SECRETS = frozenset({"your-secret-key", "your_secret_key", "change-me",
 _EXAMPLE_KEYS = frozenset({"sk-myapikey123456789", "sk-restricted987654321"})
 
 
-def check(config: Config, document: ConfigDocument) -> None:
-    """Add the problems of `config` to `document`, from which it was built."""
-    for rule, needs in _CHECKS.items():
+def check(config: Config, document: ConfigDocument, more: Checks) -> None:
+    """Add the problems of `config` to `document`, from which it was built. `more` are checks like those here."""
+    for rule, needs in {**_CHECKS, **more}.items():
         if not any(document.depends_on_dropped(path) for path in needs):
             for path, sentence in rule(config):
                 if path not in document.dropped:
@@ -110,12 +112,19 @@ def _tokens(config: Config) -> Iterator[Problem]:
 def _models_exist(config: Config) -> Iterator[Problem]:
     models = config.models
     names = list(models.available)
-    aliases = [alias for model in models.available.values() for alias in model.aliases]
-    if models.default is not None and models.default not in {*names, *aliases}:
-        yield ("models", "default"), _unknown_model(models.default, [*names, *aliases])
+    every = _model_names(config)
+    if models.default is not None and models.default not in every:
+        yield ("models", "default"), _unknown_model(models.default, every)
     for index, name in enumerate(models.preload):
         if name not in models.available:
             yield ("models", "preload", index), _unknown_model(name, names)
+
+
+def _model_names(config: Config) -> list[str]:
+    """All that clients may use."""
+    models = config.models.available
+    others = [name for model in models.values() for name in (*model.aliases, *model.adapters)]
+    return [*models, *others]
 
 
 def _unknown_model(name: str, known: list[str]) -> str:
@@ -133,16 +142,21 @@ def _preload_fits(config: Config) -> Iterator[Problem]:
         yield ("models", "preload"), sentence
 
 
-def _aliases_differ(config: Config) -> Iterator[Problem]:
+def _names_differ(config: Config) -> Iterator[Problem]:
     owners: dict[str, str] = {}
     for name, model in config.models.available.items():
-        for index, alias in enumerate(model.aliases):
-            path: KeyPath = ("models", "available", name, "aliases", index)
-            if alias in config.models.available:
-                yield path, f"'{alias}' is the name of a model already"
-            elif alias in owners:
-                yield path, f"'{alias}' is an alias of '{owners[alias]}' already"
-            owners.setdefault(alias, name)
+        own: list[tuple[str | int, str, str]] = [
+            *((index, alias, "an alias") for index, alias in enumerate(model.aliases)),
+            *((adapter, adapter, "an adapter") for adapter in model.adapters),
+        ]
+        for key, other, kind in own:
+            section = "adapters" if isinstance(key, str) else "aliases"
+            path: KeyPath = ("models", "available", name, section, key)
+            if other in config.models.available:
+                yield path, f"'{other}' is the name of a model already"
+            elif other in owners:
+                yield path, f"'{other}' is {owners[other]} already"
+            owners.setdefault(other, f"{kind} of '{name}'")
 
 
 def _run_dir(config: Config) -> Iterator[Problem]:
@@ -170,8 +184,7 @@ def _log_retention(config: Config) -> Iterator[Problem]:
         yield ("logging", "retention"), f"loguru cannot use it: {reason}. Use for example '7 days' or 10 (files)"
 
 
-#: Every check, and the options that must be usable for its answer to mean something.
-_CHECKS: Mapping[Check, Iterable[KeyPath]] = {
+_CHECKS: Checks = {
     _exposure: [("auth", "enabled"), ("server", "host"), ("server", "allow_unauthenticated")],
     _run_dir: [("server", "run_dir")],
     _has_keys: [("auth", "enabled"), ("auth", "api_keys")],
@@ -182,7 +195,7 @@ _CHECKS: Mapping[Check, Iterable[KeyPath]] = {
     _log_retention: [("logging", "retention")],
     _models_exist: [("models", "available"), ("models", "default"), ("models", "preload")],
     _preload_fits: [("models", "preload"), ("models", "max_loaded")],
-    _aliases_differ: [("models", "available")],
+    _names_differ: [("models", "available")],
 }
 
 
@@ -209,7 +222,7 @@ def _server_warnings(config: Config) -> Iterator[str]:
 def _key_warnings(config: Config) -> Iterator[str]:
     if not config.auth.enabled:
         return
-    models = [*config.models.available, *(a for model in config.models.available.values() for a in model.aliases)]
+    models = _model_names(config)
     for entry in config.auth.api_keys:
         if entry.key in _EXAMPLE_KEYS and not is_loopback(config.server.host):
             yield (
@@ -228,6 +241,12 @@ def _model_warnings(config: Config) -> Iterator[str]:
         for path in (model.path, *([model.mmproj] if model.mmproj else [])):
             if not _may_exist(config, path, is_gguf=path.lower().endswith(".gguf") or model.engine == "llama_cpp"):
                 yield f"The model '{name}' cannot be loaded: {config.resolve_model_path(path)} does not exist."
+        for adapter, path in model.adapters.items():
+            if not config.resolve_model_path(path).exists():
+                yield (
+                    f"The model '{name}' cannot be loaded: its adapter '{adapter}' is not there: "
+                    f"{config.resolve_model_path(path)} does not exist."
+                )
 
 
 def _may_exist(config: Config, path: str, *, is_gguf: bool) -> bool:

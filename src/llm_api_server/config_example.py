@@ -26,7 +26,8 @@ _MORE_MODELS = """\
     #   type: qwen
     #   max_tokens: 8192
     #   gpu_memory_utilization: 0.8
-    #   engine_args: {enable-lora: true}
+    #   adapters: {Qwen3-8B-legal: adapters/legal}
+    #   engine_args: {max-num-batched-tokens: 8192}
     # Any server that speaks OpenAI's API:
     # elsewhere:
     #   path: https://llm.example.com/v1

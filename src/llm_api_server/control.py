@@ -60,10 +60,12 @@ class ModelStatus(msgspec.Struct):
     engine: EngineName
     path: str
     aliases: list[str] = []
+    adapters: list[str] = []
     context_length: int | None = None
     vision: bool | None = None
     tasks: tuple[Task, ...] | None = None
     twin_of: str | None = None
+    chat_template: bool | None = None
     error: str | None = None
     retry_at: float | None = None
     instance: str | None = None

@@ -18,6 +18,7 @@ from typing import Any
 from llm_api_server import control
 from llm_api_server.config import CONFIG_VARIABLE, Config, find_config, load_config
 from llm_api_server.control import RunDir
+from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError, ControlError, ServerError
 from llm_api_server.log import setup_logging
 
@@ -154,7 +155,7 @@ def config_for_gunicorn() -> Config:
     path = find_config().absolute()
     os.environ[CONFIG_VARIABLE] = str(path)
     try:
-        config = load_config(path)
+        config = load_config(path, engine_checks(may_import=False))
         config.ensure_run_dir()
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201 - there is no log before there is a configuration

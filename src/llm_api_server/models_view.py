@@ -47,9 +47,9 @@ def fetch(config: Config) -> list[ModelStatus]:
 
 
 def find(statuses: Sequence[ModelStatus], name: str) -> ModelStatus:
-    """The model with this name or alias. Raises `ControlError`."""
+    """The model with this name or alias, or with an adapter of this name. Raises `ControlError`."""
     for status in statuses:
-        if name == status.id or name in status.aliases:
+        if name in {status.id, *status.aliases, *status.adapters}:
             return status
     names = ", ".join(status.id for status in statuses) or "none"
     raise ControlError(f"There is no model '{name}'. Models: {names}.")

@@ -22,6 +22,7 @@ from llm_api_server.auth.keys import KeyRing
 from llm_api_server.config import ApiKeyConfig, Config
 from llm_api_server.config_checks import config_warnings, is_loopback
 from llm_api_server.config_file import read_document
+from llm_api_server.engines.config_problems import engine_warnings
 from llm_api_server.errors import ControlError
 from llm_api_server.gateway.http_protocol import HttpProtocol
 from llm_api_server.lifecycle import BACKLOG, EXIT_FAILED, KEEP_ALIVE_TIMEOUT, ServerLock, listen, stop_manager
@@ -38,7 +39,7 @@ def serve(config: Config) -> int:
     ServerLock(config.ensure_run_dir()).acquire()
     listener = listen(config.server.host, config.server.port)
     setup_logging(config, "gateway")
-    for warning in config_warnings(config):
+    for warning in (*config_warnings(config), *engine_warnings(config)):
         logger.warning("{}", warning)
     port = int(listener.getsockname()[1])
     Banner(config, port, _print).start()

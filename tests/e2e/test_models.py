@@ -209,3 +209,18 @@ def test_broken_models_fail_with_their_reason_and_the_server_lives(tmp_path: Pat
         listed = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
         assert listed["cut"]["status"] == "failed"
         assert complete(client, "good", 1)["model"] == "good"
+
+
+def test_a_base_model_chats_only_with_a_template_it_is_given(tmp_path: Path, gemma3_gguf: Path) -> None:
+    (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    entry = {"path": str(gemma3_gguf), "max_tokens": 512}
+    available = {"bare": entry, "taught": entry | {"engine_args": {"chat_template": "plain.jinja"}}}
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+    with running(tmp_path, {"models": {"available": available}}) as server, server.client() as client:
+        wait_until(lambda: server.models()["bare"]["context_length"])
+        refused = client.post("/v1/chat/completions", json={"model": "bare", **body})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "not_supported")
+        assert server.engines() == []
+        answered = client.post("/v1/chat/completions", json={"model": "taught", **body})
+        assert answered.status_code == 200
+        assert answered.json()["usage"]["prompt_tokens"] < 10  # the roles' words and no marks of ChatML

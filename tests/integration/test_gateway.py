@@ -118,7 +118,7 @@ def make_config(run_dir: RunDir, **sections: Any) -> Config:
         models=ModelsConfig(
             default="m",
             available={
-                "m": ModelConfig(path="m.gguf", aliases=["gpt-4o"]),
+                "m": ModelConfig(path="m.gguf", aliases=["gpt-4o"], adapters={"org/lora": "lora"}),
                 "org/blind": ModelConfig(path="b.gguf"),
                 "org/gone": ModelConfig(path="g.gguf"),
             },
@@ -135,7 +135,7 @@ def make_manager(run_dir: RunDir, engine_socket: Path) -> FakeManager:
         return InstanceInfo(f"{name}-1", name, "llama_cpp", address, context_length=2000)
 
     models = [
-        status("m", aliases=["gpt-4o"], context_length=2000),
+        status("m", aliases=["gpt-4o"], adapters=["org/lora"], context_length=2000),
         status("org/blind", vision=False),
         status("org/gone"),
     ]
@@ -264,6 +264,31 @@ async def test_alias_and_absent_model_reach_the_engine_under_its_own_name(gatewa
         )
         assert answer.json()["model"] == "m"
     assert [body["model"] for body in gateway.engine_bodies()] == ["m", "m"]
+
+
+async def test_an_adapter_is_asked_for_by_name_on_its_models_instance(gateway: Gateway) -> None:
+    gateway.use_vllm()
+    answers = [await gateway.chat(model=name) for name in ("org/lora", "m")]
+    assert [answer.json()["model"] for answer in answers] == ["org/lora", "m"]
+    assert [body["model"] for body in gateway.engine_bodies()] == ["org/lora", "m"]
+    assert {acquire.model for acquire in gateway.manager.heard_of(control.Acquire)} == {"m"}
+    answer = await gateway.client.post(
+        "/v1/audio/transcriptions", files={"file": ("a.wav", b"RIFF")}, data={"model": "org/lora"}
+    )
+    assert answer.status_code == 200
+    assert "org/lora" in "\n".join(gateway.engine_log()).rpartition("/v1/audio/transcriptions")[2]
+
+
+async def test_an_adapter_is_a_model_with_a_parent(gateway: Gateway) -> None:
+    one = (await gateway.client.get("/v1/models/org/lora")).json()
+    assert (one["id"], one["parent"], one["status"], one["aliases"]) == ("org/lora", "m", "ready", [])
+    assert (await gateway.client.get("/v1/models/m")).json()["parent"] is None
+    assert (await gateway.client.get("/admin/api/models/org/lora")).json()["adapters"] == ["org/lora"]
+    assert (await gateway.client.post("/admin/api/models/org/lora/load")).json()["id"] == "m"
+    gateway.client.headers["authorization"] = f"Bearer {CHAT_KEY}"
+    assert [model["id"] for model in (await gateway.client.get("/v1/models")).json()["data"]] == ["m"]
+    assert (await gateway.client.get("/v1/models/org/lora")).status_code == 404
+    assert (await gateway.chat(model="org/lora")).status_code == 403
 
 
 async def test_a_plain_answer_of_llama_cpp_is_made_from_a_stream(gateway: Gateway) -> None:
@@ -729,6 +754,21 @@ async def test_wrong_requests_are_the_clients_fault_and_never_reach_the_engine(g
     assert gateway.engine_log() == []
 
 
+async def test_a_model_without_a_chat_template_completes_only(gateway: Gateway) -> None:
+    gateway.leases.models["m"].chat_template = False
+    messages = [{"role": "user", "content": "hi"}]
+    for path, body in (
+        ("/v1/chat/completions", {"messages": messages}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/messages", {"messages": messages, "max_tokens": 5}),
+    ):
+        answer = await gateway.client.post(path, json=body)
+        assert answer.status_code == 400, path
+        assert "models.available.NAME.engine_args: {chat_template: FILE}" in answer.json()["error"]["message"]
+    assert gateway.engine_log() == []
+    assert (await gateway.client.post("/v1/completions", json={"prompt": "hi"})).status_code == 200
+
+
 async def test_pictures(gateway: Gateway) -> None:
     async def ask(url: str, model: str = "m") -> httpx.Response:
         parts = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": url}}]
@@ -890,7 +930,7 @@ async def test_request_id_of_the_client_is_kept_when_it_is_sane(gateway: Gateway
 async def test_models_list_and_one_by_name_and_alias(gateway: Gateway) -> None:
     listed = (await gateway.client.get("/v1/models")).json()
     assert listed["object"] == "list"
-    assert [model["id"] for model in listed["data"]] == ["m", "org/blind", "org/gone"]
+    assert [model["id"] for model in listed["data"]] == ["m", "org/lora", "org/blind", "org/gone"]
     assert {"id", "object", "created", "owned_by"} <= set(listed["data"][0])
     assert listed["data"][0]["status"] == "ready"
     assert listed["data"][0]["context_length"] == 2000

@@ -100,6 +100,8 @@ def test_pure_modules_have_no_effects_to_import(name: str) -> None:
 
 def test_the_code_inside_an_engine_knows_nothing_of_ours() -> None:
     assert imported(CHILD) <= sys.stdlib_module_names | {"xllamacpp"}
+    for script in ("zygote.py", "vllm_parsers.py"):
+        assert imported(CHILD.with_name(script)) <= sys.stdlib_module_names
 
 
 def test_importing_a_module_has_no_effect(tmp_path: Path) -> None:

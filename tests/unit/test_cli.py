@@ -26,7 +26,7 @@ from llm_api_server.types import ModelState
 CONFIG = """
 server: {run_dir: run, port: 1}
 auth: {api_keys: [{key: sk-0123456789abcdef, name: me}]}
-models: {available: {good: {path: a.gguf, aliases: [fine]}, bad: {path: b.gguf}}}
+models: {available: {good: {path: a.gguf, aliases: [fine], adapters: {tuned: lora}}, bad: {path: b.gguf}}}
 """
 Run = Callable[..., Result]
 
@@ -73,7 +73,9 @@ class TinyManager(threading.Thread):
     def _answer(self, message: object) -> Models | Refused:
         assert isinstance(message, ListModels | LoadModel | UnloadModel | Shutdown)
         state = {LoadModel: ModelState.READY, UnloadModel: ModelState.STOPPED}.get(type(message), ModelState.STOPPED)
-        good = ModelStatus("good", state, "llama_cpp", "a.gguf", aliases=["fine"], memory_bytes=300 * 1024 * 1024)
+        good = ModelStatus(
+            "good", state, "llama_cpp", "a.gguf", aliases=["fine"], adapters=["tuned"], memory_bytes=300 * 1024 * 1024
+        )
         bad = ModelStatus("bad", ModelState.FAILED, "llama_cpp", "b.gguf", error="no such\nfile", retry_at=0.0)
         twins = [] if isinstance(message, UnloadModel) else self.twins
         return Models([good, bad, *twins], request=message.request)
@@ -228,9 +230,11 @@ def test_models_are_listed_as_json(run: Run, manager: TinyManager) -> None:
     assert json.loads(run("models", "show", "bad", "--json").stdout)["error"] == "no such\nfile"
 
 
-def test_a_model_is_shown_by_name_or_alias(run: Run, manager: TinyManager) -> None:
-    shown = run("models", "show", "fine").stdout
+@pytest.mark.parametrize("name", ["good", "fine", "tuned"])
+def test_a_model_is_shown_by_name_alias_or_adapter(run: Run, manager: TinyManager, name: str) -> None:
+    shown = run("models", "show", name).stdout
     assert re.search(r"^id +good$", shown, re.MULTILINE)
+    assert re.search(r"^adapters +.*tuned", shown, re.MULTILINE)
     assert "error" not in shown
 
 

@@ -355,20 +355,33 @@ auth:
     - {key: sk-0123456789abcdef, name: c}
 models:
   available:
-    one: {path: a.gguf, aliases: [two, x]}
-    two: {path: b.gguf, aliases: [x]}
+    one: {path: a, aliases: [two, x], adapters: {one: l, lora: l}}
+    two: {path: b, aliases: [x, lora], adapters: {x: l, fine: l}}
 """,
     )
     assert [problem.split(": ")[1] for problem in found] == [
         "auth.api_keys[1].name",
         "auth.api_keys[2].key",
         "models.available.one.aliases[0]",
+        "models.available.one.adapters.one",
         "models.available.two.aliases[0]",
+        "models.available.two.aliases[1]",
+        "models.available.two.adapters.x",
     ]
+    assert found[-2].endswith("'lora' is an adapter of 'one' already")
+    assert found[-1].endswith("'x' is an alias of 'one' already")
 
 
 def test_a_default_may_be_an_alias(load: Load) -> None:
     assert load(KEYS + "models: {default: b, available: {a: {path: a.gguf, aliases: [b]}}}\n").models.default == "b"
+
+
+def test_a_default_and_a_key_may_name_an_adapter(load: Load) -> None:
+    text = KEYS.replace("name: me", "name: me, models: [b]")
+    config = load(text + "models: {default: b, available: {a: {path: org/a, adapters: {b: https://x.test/v1}}}}\n")
+    assert config.models.default == "b"
+    assert [line for line in config_warnings(config) if "matches no model" in line] == []
+    assert any("its adapter 'b' is not there" in line for line in config_warnings(config))
 
 
 def test_patterns_and_paths_that_lead_nowhere_are_warned_about(load: Load, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class ModelFacts:
     need: Need | None = None
     #: Set when an instance can sleep.
     asleep: Asleep | None = None
+    chat_template: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ whose template knows no tools gets no tool parser: a parser that expects calls c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,14 +14,20 @@ from llm_api_server.types import ModelType
 
 Family = Literal["qwen", "deepseek", "llama", "mistral", "gemma", "glm", "gpt-oss", "phi", "bert", "other"]
 
+_TOOLS = re.compile(r"\btools\b")
+
 
 @dataclass(frozen=True)
 class Clues:
-    """`name` is the folder's or hub's, in lower case; `template` None: could not be read, empty: there is none."""
+    """`name` is the folder's or hub's, in lower case; `template` None: could not be read, empty: there is none.
+
+    `words` are those of `NEEDED_WORDS` that the tokenizer has; None: could not be read.
+    """
 
     name: str
     model_type: str = ""
     template: str | None = None
+    words: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,10 @@ class Parsers:
 #: Beginnings of `model_type` in config.json; the longer ones first where one begins another.
 _MODEL_TYPES: tuple[tuple[str, Family], ...] = (
     ("qwen", "qwen"), ("qwq", "qwen"), ("deepseek", "deepseek"), ("mllama", "llama"), ("llama", "llama"),
-    ("mistral", "mistral"), ("ministral", "mistral"), ("mixtral", "mistral"), ("pixtral", "mistral"),
-    ("gemma", "gemma"), ("chatglm", "glm"), ("glm", "glm"), ("gpt_oss", "gpt-oss"), ("gpt-oss", "gpt-oss"),
-    ("phi", "phi"), ("bert", "bert"), ("xlm-roberta", "bert"), ("roberta", "bert"), ("nomic_bert", "bert"),
+    ("mistral", "mistral"), ("magistral", "mistral"), ("ministral", "mistral"), ("mixtral", "mistral"),
+    ("devstral", "mistral"), ("pixtral", "mistral"), ("gemma", "gemma"), ("functiongemma", "gemma"),
+    ("chatglm", "glm"), ("glm", "glm"), ("gpt_oss", "gpt-oss"), ("gpt-oss", "gpt-oss"), ("phi", "phi"),
+    ("bert", "bert"), ("xlm-roberta", "bert"), ("roberta", "bert"), ("nomic_bert", "bert"),
     ("modernbert", "bert"), ("distilbert", "bert"), ("mpnet", "bert"),
 )  # fmt: skip
 
@@ -44,44 +52,88 @@ _TOOL_FORMATS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("[TOOL_CALLS]",), "mistral"),
     (("<｜tool▁calls▁begin｜>", "```json"), "deepseek_v3"),
     (("<｜tool▁calls▁begin｜>",), "deepseek_v31"),
+    (("<tool_call>{function-name}<arg_key>",), "glm47"),
     (("<tool_call>", "<arg_key>"), "glm45"),
     (("<tool_call>", "<function="), "qwen3_coder"),
     (("<tool_call>",), "hermes"),
+    (("<|tool_call>",), "gemma4"),
+    (("<start_function_call>",), "functiongemma"),
     (("<|tool_call|>",), "phi4_mini_json"),
+    (("functools",), "phi4_mini_json"),
+    (("<|header_start|>", '"name": function name'), "llama4_json"),
+    (("<|header_start|>", "func_name1("), "llama4_pythonic"),
     (("<|python_start|>",), "llama4_pythonic"),
+    (("func_name1(",), "pythonic"),
     (("<|python_tag|>",), "llama3_json"),
     (('"name": function name',), "llama3_json"),
 )
 
 #: family -> (part of the name, tool parser), first match; the last entry, the empty name, is the family's own.
 _TOOLS_BY_NAME: dict[Family, tuple[tuple[str, str | None], ...]] = {
-    "qwen": (("coder", "qwen3_coder"), ("qwen3.5", "qwen3_coder"), ("qwen3-next", "hermes"), ("", "hermes")),
-    "deepseek": (("v4", "deepseek_v4"), ("v3.2", "deepseek_v32"), ("v3.1", "deepseek_v31"), ("", "deepseek_v3")),
-    "llama": (("llama-4", "llama4_pythonic"), ("llama4", "llama4_pythonic"), ("llama-3", "llama3_json"), ("", None)),
-    "mistral": (("", "mistral"),),
-    "gemma": (("functiongemma", "functiongemma"), ("gemma-4", "gemma4"), ("", None)),
-    "glm": (("4.7", "glm47"), ("", "glm45")),
+    "qwen": (
+        ("qwen3-coder", "qwen3_coder"), ("qwen3.5", "qwen3_coder"), ("qwen3.6", "qwen3_coder"),
+        ("qwen3-5", "qwen3_coder"), ("qwen2.5-vl", None), ("qwen2-5-vl", None), ("qwen2-vl", None), ("", "hermes"),
+    ),
+    "deepseek": (
+        ("v4.1", "deepseek_v41"), ("v4", "deepseek_v4"), ("v3.2", "deepseek_v32"), ("v3.1", "deepseek_v31"),
+        ("distill", None), ("r1-0528-qwen3", None), ("v2", None), ("v3", "deepseek_v3"), ("r1", "deepseek_v3"),
+        ("", None),
+    ),
+    # Llama 3.0 knows no tools.
+    "llama": (
+        ("llama-4", "llama4_pythonic"), ("llama4", "llama4_pythonic"), ("llama-3.1", "llama3_json"),
+        ("llama-3.2", "llama3_json"), ("llama-3.3", "llama3_json"), ("", None),
+    ),
+    "mistral": (("8x22b", "mistral"), ("v0.1", None), ("v0.2", None), ("", "mistral")),
+    "gemma": (("functiongemma", "functiongemma"), ("gemma-4", "gemma4"), ("gemma4", "gemma4"), ("", None)),
+    "glm": (
+        ("glm-4.7", "glm47"), ("glm-5", "glm47"), ("glm-4.5", "glm45"), ("glm-4.6", "glm45"), ("glm4-moe", "glm45"),
+        ("glm4v-moe", "glm45"), ("", None),
+    ),
     "gpt-oss": (("", "openai"),),
     "phi": (("phi-4-mini", "phi4_mini_json"), ("", None)),
     "bert": (("", None),),
     "other": (("", None),),
-}
+}  # fmt: skip
 
 _REASONING_BY_NAME: dict[Family, tuple[tuple[str, str | None], ...]] = {
     "qwen": (("instruct", None), ("coder", None), ("qwq", "deepseek_r1"), ("qwen3", "qwen3"), ("", None)),
-    "deepseek": (("v4", "deepseek_v4"), ("v3.1", "deepseek_v3"), ("v3.2", "deepseek_v3"), ("", None)),
+    "deepseek": (
+        ("v4.1", "deepseek_v41"), ("v4", "deepseek_v4"), ("v3.1", "deepseek_v3"), ("v3.2", "deepseek_v3"), ("", None),
+    ),
     "llama": (("", None),),
-    "mistral": (("magistral", "mistral"), ("", None)),
-    "gemma": (("gemma-4", "gemma4"), ("", None)),
-    "glm": (("4.7", "glm47"), ("4.5", "glm45"), ("4.6", "glm45"), ("", None)),
+    "mistral": (("magistral", "mistral"), ("reasoning", "mistral"), ("", None)),
+    "gemma": (("gemma-4", "gemma4"), ("gemma4", "gemma4"), ("", None)),
+    "glm": (
+        ("glm-4.7", "glm47"), ("glm-5", "glm45"), ("glm-4.5", "glm45"), ("glm-4.6", "glm45"), ("glm4-moe", "glm45"),
+        ("glm4v-moe", "glm45"), ("", None),
+    ),
     "gpt-oss": (("", "openai_gptoss"),),
-    "phi": (("reasoning", "deepseek_r1"), ("", None)),
+    "phi": (("mini", None), ("reasoning", "deepseek_r1"), ("", None)),
     "bert": (("", None),),
     "other": (("", None),),
-}
+}  # fmt: skip
+
+#: R1 and the models distilled from it think alike, whatever they are built on.
+_REASONING_EVERYWHERE = (("deepseek-r1", "deepseek_r1"),)
 
 #: Parsers that take an answer without an end of thought for all thought; only for templates that know `<think>`.
 _THINK_TAG_PARSERS = frozenset({"qwen3", "deepseek_r1", "deepseek_v3", "glm45", "glm47"})
+
+#: Names that say what vLLM's own encoding is for: these models come without a template.
+_ENCODED_BY_VLLM = ("v3.2", "v4")
+
+#: Tokens without which a parser of vLLM refuses to start. Distilled models have the template of one family and the
+#: tokenizer of another.
+_NEEDED_WORD = {
+    "deepseek_v3": "<｜tool▁calls▁begin｜>",
+    "deepseek_v31": "<｜tool▁calls▁begin｜>",
+    "llama3_json": "<|python_tag|>",
+    "llama4_json": "<|python_tag|>",
+    "mistral": "[TOOL_CALLS]",
+    "deepseek_r1": "<think>",
+}
+NEEDED_WORDS = frozenset(_NEEDED_WORD.values())
 
 
 def family_of(declared: ModelType, clues: Clues) -> Family:
@@ -99,28 +151,36 @@ def family_of(declared: ModelType, clues: Clues) -> Family:
 def parsers_for(family: Family, clues: Clues) -> Parsers:
     if family in {"bert", "other"}:
         return Parsers()
-    return Parsers(_tool_parser(family, clues), _reasoning_parser(family, clues))
+    return Parsers(
+        _if_it_starts(_tool_parser(family, clues), clues), _if_it_starts(_reasoning_parser(family, clues), clues)
+    )
 
 
 def _tool_parser(family: Family, clues: Clues) -> str | None:
+    named = _by_name(_TOOLS_BY_NAME[family], clues)
     if clues.template is None:
-        return _by_name(_TOOLS_BY_NAME[family], clues.name)
-    if "tools" not in clues.template:
-        # Mistral's own tokenizer brings tools along without a template.
-        return "mistral" if family == "mistral" and not clues.template else None
-    for marks, parser in _TOOL_FORMATS:
-        if all(mark in clues.template for mark in marks):
-            return parser
-    return _by_name(_TOOLS_BY_NAME[family], clues.name)
+        return named
+    if not clues.template:
+        return named if family == "deepseek" and any(part in clues.name for part in _ENCODED_BY_VLLM) else None
+    if not _TOOLS.search(clues.template):
+        return None
+    found = (parser for marks, parser in _TOOL_FORMATS if all(mark in clues.template for mark in marks))
+    return next(found, named)
 
 
 def _reasoning_parser(family: Family, clues: Clues) -> str | None:
-    # R1 and the models distilled from it think alike, whatever they are built on.
-    parser = "deepseek_r1" if "deepseek-r1" in clues.name else _by_name(_REASONING_BY_NAME[family], clues.name)
-    if parser in _THINK_TAG_PARSERS and clues.template is not None and "think>" not in clues.template:
+    parser = _by_name((*_REASONING_EVERYWHERE, *_REASONING_BY_NAME[family]), clues)
+    if parser in _THINK_TAG_PARSERS and clues.template and "think>" not in clues.template:
         return None
     return parser
 
 
-def _by_name(table: tuple[tuple[str, str | None], ...], name: str) -> str | None:
-    return next(parser for part, parser in table if part in name)
+def _if_it_starts(parser: str | None, clues: Clues) -> str | None:
+    word = _NEEDED_WORD.get(parser or "")
+    return None if word and clues.words is not None and word not in clues.words else parser
+
+
+def _by_name(table: tuple[tuple[str, str | None], ...], clues: Clues) -> str | None:
+    """The name may say nothing; `model_type` then often does."""
+    text = f"{clues.name} {clues.model_type.lower().replace('_', '-')}"
+    return next(parser for part, parser in table if part in text)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_api_server.engines.base import ModelProblem
+from llm_api_server.engines.families import NEEDED_WORDS
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _LONGEST_HEADER = 256 * 1024 * 1024
@@ -21,9 +22,10 @@ _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """`kv_values_per_token`: numbers that one token keeps in the cache over all layers, 0 when it cannot be told.
+    """`template` and `words` (of `families.NEEDED_WORDS`) are None when they cannot be read.
 
-    `labels`: how many classes a classifier tells apart, None when it cannot be told.
+    `kv_values_per_token`: numbers that one token keeps in the cache over all layers, 0 when it cannot be told;
+    so are `hidden_size` and `layers`. `labels`: how many classes a classifier tells apart, None when it cannot be told.
     """
 
     model_type: str
@@ -33,16 +35,19 @@ class FolderFacts:
     is_generative: bool
     has_vision: bool
     template: str | None
+    words: frozenset[str] | None
     kv_values_per_token: int
     weight_bytes: int
     labels: int | None = None
+    hidden_size: int = 0
+    layers: int = 0
 
 
 def read_folder(folder: Path) -> FolderFacts:
     """Raises `ModelProblem` when a file is missing, damaged or cut off."""
     if not (folder / "config.json").exists() and (folder / "params.json").exists():
         return _mistral_format(folder)
-    config = _read_json(folder, "config.json")
+    config = read_json(folder, "config.json")
     text = next((config[k] for k in ("text_config", "llm_config") if isinstance(config.get(k), dict)), config)
     architectures = tuple(str(a) for a in config.get("architectures") or ())
     is_sentence_model = (folder / "modules.json").exists() or (folder / "config_sentence_transformers.json").exists()
@@ -55,15 +60,18 @@ def read_folder(folder: Path) -> FolderFacts:
         is_generative=is_generative,
         has_vision=any(key in config for key in _VISION_KEYS),
         template=_chat_template(folder),
+        words=_words(folder),
         kv_values_per_token=_kv_values_per_token(text),
         weight_bytes=_check_weights(folder),
         labels=_labels(config),
+        hidden_size=_number(text, "hidden_size", "n_embd"),
+        layers=_number(text, "num_hidden_layers", "n_layer"),
     )
 
 
 def _mistral_format(folder: Path) -> FolderFacts:
     """Mistral's own layout: params.json, consolidated weights, tekken.json; the template is in its tokenizer."""
-    params = _read_json(folder, "params.json")
+    params = read_json(folder, "params.json")
     length = params.get("max_seq_len") or params.get("max_position_embeddings")
     return FolderFacts(
         model_type="mistral",
@@ -72,21 +80,23 @@ def _mistral_format(folder: Path) -> FolderFacts:
         is_embedding=False,
         is_generative=True,
         has_vision="vision_encoder" in params,
-        template="",
+        template=None,
+        words=None,
         kv_values_per_token=0,
         weight_bytes=_check_weights(folder),
     )
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str, *, whose: str = "the model's") -> dict[str, Any]:
+    """Raises `ModelProblem`."""
     try:
         content = json.loads((folder / name).read_bytes())
     except FileNotFoundError:
-        raise ModelProblem(f"the model's folder has no {name}; is the path right, and the download complete?") from None
+        raise ModelProblem(f"{whose} folder has no {name}; is the path right, and the download complete?") from None
     except (ValueError, OSError) as error:
-        raise ModelProblem(f"the model's {name} cannot be read: {_brief(error)}") from None
+        raise ModelProblem(f"{whose} {name} cannot be read: {_brief(error)}") from None
     if not isinstance(content, dict):
-        raise ModelProblem(f"the model's {name} is not a JSON object")
+        raise ModelProblem(f"{whose} {name} is not a JSON object")
     return content
 
 
@@ -110,40 +120,52 @@ def _context_length(folder: Path, config: dict[str, Any], text: dict[str, Any]) 
     lengths = [v for source in (text, config) for k in _LENGTH_KEYS if isinstance(v := source.get(k), int) and v > 0]
     sentence = folder / "sentence_bert_config.json"
     if sentence.exists():
-        longest = _read_json(folder, sentence.name).get("max_seq_length")
+        longest = read_json(folder, sentence.name).get("max_seq_length")
         lengths = [min([longest, *lengths])] if isinstance(longest, int) and longest > 0 else lengths
     return lengths[0] if lengths else None
 
 
-def _chat_template(folder: Path) -> str:
-    """The template's text, all of them when there are several; empty when there is none."""
+def _chat_template(folder: Path) -> str | None:
+    """The template's text, all of them when there are several; empty when there is none. None: in the tokenizer."""
     file = folder / "chat_template.jinja"
     try:
         if file.exists():
             return file.read_text("utf-8", "replace")
         for name in ("chat_template.json", "tokenizer_config.json"):
-            if (folder / name).exists() and (template := _read_json(folder, name).get("chat_template")):
+            if (folder / name).exists() and (template := read_json(folder, name).get("chat_template")):
                 return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
     except OSError as error:
         raise ModelProblem(f"the model's chat template cannot be read: {_brief(error)}") from None
-    return ""
+    return None if any(folder.glob("tekken*.json")) or any(folder.glob("tokenizer.model.v*")) else ""
+
+
+def _words(folder: Path) -> frozenset[str] | None:
+    """Looked for in the text: reading a whole vocabulary as JSON would take a second."""
+    try:
+        text = (folder / "tokenizer.json").read_bytes()
+    except OSError:
+        return None
+    spellings = {word: {json.dumps(word, ensure_ascii=a).encode() for a in (True, False)} for word in NEEDED_WORDS}
+    return frozenset(word for word, forms in spellings.items() if any(form in text for form in forms))
 
 
 def _kv_values_per_token(text: dict[str, Any]) -> int:
-    def number(*names: str) -> int:
-        return next((v for n in names if isinstance(v := text.get(n), int) and v > 0), 0)
-
-    layers, heads = number("num_hidden_layers", "n_layer"), number("num_attention_heads", "n_head")
+    layers = _number(text, "num_hidden_layers", "n_layer")
+    heads = _number(text, "num_attention_heads", "n_head")
     if text.get("kv_lora_rank"):  # latent attention keeps one compressed vector
-        return layers * (number("kv_lora_rank") + number("qk_rope_head_dim"))
-    head_dim = number("head_dim") or (number("hidden_size", "n_embd") // heads if heads else 0)
-    return layers * (number("num_key_value_heads") or heads) * head_dim * 2
+        return layers * (_number(text, "kv_lora_rank") + _number(text, "qk_rope_head_dim"))
+    head_dim = _number(text, "head_dim") or (_number(text, "hidden_size", "n_embd") // heads if heads else 0)
+    return layers * (_number(text, "num_key_value_heads") or heads) * head_dim * 2
+
+
+def _number(text: dict[str, Any], *names: str) -> int:
+    return next((v for n in names if isinstance(v := text.get(n), int) and v > 0), 0)
 
 
 def _check_weights(folder: Path) -> int:
     """Bytes of all weights. Raises `ModelProblem` when there are none, or a part is missing or cut off."""
     for index in sorted(folder.glob("*.index.json")):
-        named = _read_json(folder, index.name).get("weight_map")
+        named = read_json(folder, index.name).get("weight_map")
         parts = set(named.values()) if isinstance(named, dict) else set()
         missing = sorted(p for p in parts if not (folder / str(p)).exists())
         if missing:
@@ -153,12 +175,14 @@ def _check_weights(folder: Path) -> int:
         raise ModelProblem("the model's folder has no weights (*.safetensors or *.bin)")
     for file in files:
         if file.suffix == ".safetensors":
-            _check_safetensors(file)
+            read_safetensors(file)
     return sum(file.stat().st_size for file in files)
 
 
-def _check_safetensors(file: Path) -> None:
-    """Compare the file's length with its header: 8 bytes of length, JSON with every tensor's offsets."""
+def read_safetensors(file: Path) -> dict[str, list[int]]:
+    """The tensors' shapes. Compares the file's length with its header: 8 bytes of length, JSON with every tensor's
+    offsets. Raises `ModelProblem`.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -167,9 +191,11 @@ def _check_safetensors(file: Path) -> None:
             raise ModelProblem(f"{file.name} is damaged or cut off after {size} bytes")
         try:
             header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            expected = 8 + length + max(ends, default=0)
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+            shapes = {name: list(entry["shape"]) for name, entry in tensors.items()}
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             raise ModelProblem(f"{file.name} is damaged: its header cannot be read") from None
     if size < expected:
         raise ModelProblem(f"{file.name} is cut off: {size} of {expected} bytes; fetch it again")
+    return shapes

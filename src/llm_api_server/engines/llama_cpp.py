@@ -12,6 +12,7 @@ from typing import Any
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.engines import explain, http
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Need, Placement, Warmup
+from llm_api_server.engines.chat_template import given_template, template_text
 from llm_api_server.engines.explain import gib
 from llm_api_server.engines.gguf import GGUFFacts, read_facts
 from llm_api_server.engines.host import Host
@@ -92,16 +93,28 @@ class LlamaCppEngine:
         self._headers: dict[tuple[str, int, int], GGUFFacts] = {}
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
+        if model.adapters:
+            raise ModelProblem("adapters need vLLM; llama.cpp takes engine_args: {lora_adapters: [FILE.gguf]}")
         facts = self._facts(Path(model.path))
         vision = bool(model.mmproj) and self._facts(Path(model.mmproj or "")).has_vision_encoder
         sizing = self._sizing(model, facts)
-        return ModelFacts(sizing.context, vision, _TASKS[sizing.task], need=self._need(model, facts, sizing))
+        template = given_template(self._config, model.engine_args)
+        chats = facts.has_chat_template or template is not None
+        return ModelFacts(
+            sizing.context,
+            vision,
+            _TASKS[sizing.task],
+            need=self._need(model, facts, sizing),
+            chat_template=chats if sizing.task in {"generate", "both"} else None,
+        )
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         facts = self._facts(Path(model.path))
         sizing = self._sizing(model, facts)
         params = self._params(name, model, facts, sizing) | _checked(model.engine_args)
         params["hostnames"] = [str(socket)]
+        if text := template_text(given_template(self._config, model.engine_args)):
+            params["chat_template"] = text
         job = {"params": params, "notes": list(sizing.notes), "memory_limit": self._memory_limit(model, facts, sizing)}
         return LaunchPlan(
             # -I: this folder's `http` and `select` must not hide the standard library's.

@@ -19,6 +19,8 @@ class RemoteEngine:
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
         base_address(model.path)
+        if model.adapters:
+            raise ModelProblem("adapters need vLLM; the remote server's have names of their own, for upstream_model")
         return ModelFacts(context_length=model.max_tokens)
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.engines.base import Engine
@@ -61,7 +62,8 @@ def resolve_path(config: Config, model: ModelConfig) -> str:
 
 
 def _with_paths(config: Config, model: ModelConfig) -> ModelConfig:
-    paths = {"path": resolve_path(config, model)}
+    paths: dict[str, Any] = {"path": resolve_path(config, model)}
+    paths["adapters"] = {name: str(config.resolve_model_path(path)) for name, path in model.adapters.items()}
     if model.mmproj:
         paths["mmproj"] = str(config.resolve_model_path(model.mmproj))
     return model.model_copy(update=paths)

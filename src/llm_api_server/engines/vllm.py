@@ -6,18 +6,24 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from llm_api_server.config import Config, ModelConfig
+from llm_api_server.config_file import suggest
 from llm_api_server.engines import explain, http
+from llm_api_server.engines.adapters import adapter_options
 from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, ModelProblem, Need, Placement, Warmup
+from llm_api_server.engines.chat_template import given_template, template_text
 from llm_api_server.engines.explain import gib
-from llm_api_server.engines.families import Clues, family_of, parsers_for
+from llm_api_server.engines.families import Clues, Parsers, family_of, parsers_for
 from llm_api_server.engines.hf_folder import FolderFacts, read_folder
 from llm_api_server.engines.host import Host
+from llm_api_server.engines.installed_vllm import InstalledVllm, ParserNames, VllmNotInstalled
 from llm_api_server.types import EngineName, Task
 
 # Deprecated in favour of `vllm serve`, but the only one that starts on builds whose distribution is not called `vllm`.
@@ -58,6 +64,11 @@ _RESERVED = frozenset(
 _EMBEDDING_TASKS: tuple[Task, ...] = ("embed", "rank", "score", "pool")
 _RANKING_TASKS: tuple[Task, ...] = ("rank", "score", "classify", "pool")
 _CLASSIFYING_TASKS: tuple[Task, ...] = ("classify", "pool")
+#: Arguments that name a parser: the registry it must be in, and the argument that may add to that.
+_PARSER_ARGUMENTS = {
+    "tool_call_parser": ("tool", "tool_parser_plugin"),
+    "reasoning_parser": ("reasoning", "reasoning_parser_plugin"),
+}
 
 _LOG_PREFIX = re.compile(
     r"^(?:\([^)]*\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?", re.MULTILINE
@@ -95,7 +106,7 @@ class _Sizing:
 
 
 class VllmEngine:
-    """Satisfies `base.Engine`."""
+    """Satisfies `base.Engine`. Remembers which parsers vLLM registers; `inspect`, which may wait, asks for them."""
 
     name: EngineName = "vllm"
     phase_marks: Sequence[tuple[str, str]] = _PHASE_MARKS
@@ -103,10 +114,14 @@ class VllmEngine:
     def __init__(self, config: Config, host: Host) -> None:
         self._config = config
         self._host = host
+        self._installed = InstalledVllm(config.vllm_python)
+        self._registered: ParserNames | None = None
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
         _check_env(model.env)
         facts = self._facts(model)
+        self._check_parsers(model, facts)
+        adapter_options(model.adapters, facts)
         task = _task(model, facts)
         sizing = self._sizing(model, facts)
         return ModelFacts(
@@ -121,7 +136,11 @@ class VllmEngine:
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         facts = self._facts(model)
         task = _task(model, facts)
-        options = self._options(model, facts, task) | self._seating(facts, placement) | _checked(model.engine_args)
+        given = _checked(model.engine_args, "lora_modules" if model.adapters else None)
+        if (template := given_template(self._config, given)) is not None:
+            given["chat_template"] = str(template)
+        options = self._options(name, model, facts, task) | self._seating(facts, placement) | given
+        options.setdefault("enable_auto_tool_choice", True if options.get("tool_call_parser") else None)
         fixed = {"model": model.path, "served_model_name": name, "uds": str(socket)}
         python = self._config.vllm_python
         return LaunchPlan(
@@ -217,7 +236,7 @@ class VllmEngine:
                 seating["kv_cache_memory_bytes"] = cache
         return seating
 
-    def _options(self, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
+    def _options(self, name: str, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
         sizing = self._sizing(model, facts)
         options: dict[str, Any] = {
             "max_model_len": self._passed_context(model, facts, sizing, task),
@@ -227,9 +246,10 @@ class VllmEngine:
             "gpu_memory_utilization": model.gpu_memory_utilization if self._host.has_nvidia else None,
             "trust_remote_code": model.trust_remote_code or None,
             "disable_uvicorn_access_log": True,
+            **adapter_options(model.adapters, facts),
         }
         if task == "generate":
-            options |= self._generation_options(model, facts)
+            options |= self._generation_options(name, model, facts)
         else:
             options |= {"runner": "pooling", "convert": _conversion(task, facts)}
         if self._asleep(model, facts) is not None:
@@ -245,17 +265,45 @@ class VllmEngine:
         is_sized = not self._host.has_nvidia and (task == "generate" or is_reduced)
         return sizing.context if is_configured or is_sized else None
 
-    def _generation_options(self, model: ModelConfig, facts: FolderFacts | None) -> dict[str, Any]:
-        clues = _clues(model, facts)
-        parsers = parsers_for(family_of(model.type, clues), clues)
+    def _generation_options(self, name: str, model: ModelConfig, facts: FolderFacts | None) -> dict[str, Any]:
+        parsers = self._default_parsers(name, model, facts)
         favours_first_token = self._config.inference.optimize_first_token
         return {
             "enable_prefix_caching": favours_first_token,
             "max_num_batched_tokens": _PREFILL_TOKENS if favours_first_token and self._host.has_nvidia else None,
-            "enable_auto_tool_choice": True if parsers.tool else None,
             "tool_call_parser": parsers.tool,
             "reasoning_parser": parsers.reasoning,
         }
+
+    def _default_parsers(self, name: str, model: ModelConfig, facts: FolderFacts | None) -> Parsers:
+        """The family's, without those that came after the installed vLLM."""
+        parsers = self._family_parsers(model, facts)
+        if self._registered is None:
+            return parsers
+        has_tool = parsers.tool is None or parsers.tool in self._registered.tool
+        has_reasoning = parsers.reasoning is None or parsers.reasoning in self._registered.reasoning
+        for parser in [*([] if has_tool else [parsers.tool]), *([] if has_reasoning else [parsers.reasoning])]:
+            logger.warning("model {}: the installed vLLM has no parser '{}'; served without it", name, parser)
+        return Parsers(parsers.tool if has_tool else None, parsers.reasoning if has_reasoning else None)
+
+    def _family_parsers(self, model: ModelConfig, facts: FolderFacts | None) -> Parsers:
+        clues = Clues(model.path.lower())
+        if facts is not None:
+            clues = Clues(Path(model.path).name.lower(), facts.model_type, facts.template, facts.words)
+        if (template := given_template(self._config, _underscored_names(model.engine_args))) is not None:
+            clues = replace(clues, template=template_text(template))
+        return parsers_for(family_of(model.type, clues), clues)
+
+    def _check_parsers(self, model: ModelConfig, facts: FolderFacts | None) -> None:
+        """Raises `ModelProblem` when the entry names a parser that vLLM does not have."""
+        if self._family_parsers(model, facts) == Parsers() and not names_parsers(model):
+            return
+        try:
+            self._registered = self._installed.parser_names(may_import=True)
+        except VllmNotInstalled:
+            return  # the load says so
+        for _, sentence in unknown_parsers(model, self._registered):
+            raise ModelProblem(sentence)
 
     def _cpu_options(self, sizing: _Sizing) -> dict[str, Any]:
         """Eager: torch.compile would take two minutes at each start."""
@@ -314,10 +362,34 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
-    named = {name.lstrip("-").replace("-", "_"): value for name, value in engine_args.items()}
+def names_parsers(model: ModelConfig) -> bool:
+    return any(_underscored(name) in _PARSER_ARGUMENTS for name in model.engine_args)
+
+
+def unknown_parsers(model: ModelConfig, registered: ParserNames | None) -> Iterator[tuple[str, str]]:
+    """The keys of `engine_args` that name a parser which is not registered, each with what is wrong."""
+    given = _underscored_names(model.engine_args)
+    for key, value in model.engine_args.items():
+        kind, plugin = _PARSER_ARGUMENTS.get(_underscored(key), (None, ""))
+        if kind is None or value is None or registered is None or given.get(plugin):
+            continue
+        names = registered.tool if kind == "tool" else registered.reasoning
+        if not (isinstance(value, str) and value in names):
+            yield key, f"the installed vLLM has no {kind} parser '{value}'{suggest(value, sorted(names))}"
+
+
+def _underscored(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
+
+
+def _underscored_names(engine_args: dict[str, Any]) -> dict[str, Any]:
+    return {_underscored(name): value for name, value in engine_args.items()}
+
+
+def _checked(engine_args: dict[str, Any], reserved: str | None) -> dict[str, Any]:
+    named = _underscored_names(engine_args)
     for name in named:
-        if name in _RESERVED:
+        if name in _RESERVED or name == reserved:
             raise ModelProblem(f"engine_args: {name} is set by the server and cannot be changed")
     return named
 
@@ -363,12 +435,6 @@ def _tasks(task: str, facts: FolderFacts | None) -> tuple[Task, ...]:
     if task == "embed":
         return _EMBEDDING_TASKS
     return _RANKING_TASKS if facts is None or facts.labels in {1, None} else _CLASSIFYING_TASKS
-
-
-def _clues(model: ModelConfig, facts: FolderFacts | None) -> Clues:
-    if facts is None:
-        return Clues(model.path.lower())
-    return Clues(Path(model.path).name.lower(), facts.model_type, facts.template)
 
 
 def _integer(model: ModelConfig, name: str) -> int | None:

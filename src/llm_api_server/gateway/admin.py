@@ -24,6 +24,7 @@ class AdminModel(BaseModel):
     engine: EngineName
     path: str
     aliases: list[str]
+    adapters: list[str]
     context_length: int | None
     vision: bool | None
     tasks: list[Task] | None = Field(description="What it can be asked for.")
@@ -88,21 +89,21 @@ def admin_routes(catalog: Catalog, leases: Leases) -> APIRouter:
 
     @router.post("/models/{model_id:path}/load", summary="Load a model")
     async def load(model_id: str, key: KeyDependency, *, wait: Wait = True) -> AdminModel:
-        name = catalog.find(model_id, key)
+        name = catalog.find(model_id, key).model
         return _pick(await leases.load(name, wait=wait), name)
 
     @router.post("/models/{model_id:path}/unload", summary="Drain and unload a model")
     async def unload(model_id: str, key: KeyDependency, *, wait: Wait = True) -> AdminModel:
-        name = catalog.find(model_id, key)
+        name = catalog.find(model_id, key).model
         return _pick(await leases.unload(name, wait=wait), name)
 
     @router.get("/models/{model_id:path}/explain", summary="Whether a model would fit, with the arithmetic")
     async def explain(model_id: str, key: KeyDependency) -> AdminExplanation:
-        return AdminExplanation(**msgspec.to_builtins(await leases.explain(catalog.find(model_id, key))))
+        return AdminExplanation(**msgspec.to_builtins(await leases.explain(catalog.find(model_id, key).model)))
 
     @router.get("/models/{model_id:path}", summary="One model")
     async def get_model(model_id: str, key: KeyDependency) -> AdminModel:
-        return _pick(await leases.list_models(), catalog.find(model_id, key))
+        return _pick(await leases.list_models(), catalog.find(model_id, key).model)
 
     return router
 

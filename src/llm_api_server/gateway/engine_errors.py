@@ -22,6 +22,10 @@ from llm_api_server.errors import (
     RequestTooLarge,
 )
 
+NO_CHAT_TEMPLATE = (
+    "This model has no chat template, so it cannot chat. Use /v1/completions, or give it one in the configuration: "
+    "models.available.NAME.engine_args: {chat_template: FILE}."
+)
 _MAX_MESSAGE_CHARS = 1000
 _CONTEXT = re.compile(
     r"exceeds? the available context size|maximum context length|longer than the maximum model length"
@@ -40,6 +44,7 @@ _PARSER_PREFIX = re.compile(r"^Unable to generate parser for this template\. Aut
 _TOO_LARGE_A_GRAMMAR = "Failed to initialize samplers: failed to parse grammar"
 #: llama.cpp's `/detokenize` of an id beyond the vocabulary.
 _BEYOND_VOCABULARY = "vector::_M_range_check"
+_NO_CHAT_TEMPLATE = re.compile(r"you must provide a chat template|does not have a chat template", re.IGNORECASE)
 _FIELD = re.compile(r"^Field '(?P<name>[\w.]+)'")  # llama.cpp's way to name the member that is wrong
 _PATH = re.compile(r"(?:(?<=[\s'\"(=:])|^)/(?:[\w.@+-]+/)+[\w.@+-]*")
 _INTERNAL = re.compile(r"Traceback|\bFile \"|\bat 0x[0-9a-f]+", re.IGNORECASE)
@@ -68,6 +73,8 @@ def translate_error(status: int, body: bytes, *, retry_after: str | None = None)
         return ContextLengthExceeded(message, param=problem.param)
     if status in (404, 405, 501):
         return _not_offered(status, message)
+    if _NO_CHAT_TEMPLATE.search(message):
+        return NotSupported(NO_CHAT_TEMPLATE)
     if status == 413:  # noqa: PLR2004
         return RequestTooLarge(message or "The engine finds the request too large.")
     if 400 <= status < 500:  # noqa: PLR2004

@@ -32,7 +32,7 @@ from llm_api_server.gateway import forced_tools, openai, tokens
 from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.context import ContextLimits
-from llm_api_server.gateway.engine_errors import translate_error
+from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE, translate_error
 from llm_api_server.gateway.forced_tools import ForcedCallStream
 from llm_api_server.gateway.leases import Lease, Leases
 from llm_api_server.gateway.multipart import Form
@@ -52,6 +52,7 @@ ATTEMPTS = 2
 #: How long a client that has stopped reading is waited for with the last event.
 FAREWELL_TIMEOUT = 1.0
 MAX_ERROR_BYTES = 64 * 1024
+_CHAT = frozenset({"chat", "responses", "messages"})
 _EVENT_STREAM = "text/event-stream"
 _JSON = "application/json"
 _STREAM_HEADERS = [
@@ -124,6 +125,7 @@ class _Exchange:
         self._form: Form | None = None
         self._body = b""
         self._model = ""
+        self._adapter: str | None = None
         self._lease: Lease | None = None
         self._response: Response | None = None
         self._pings: _Pings | None = None
@@ -141,10 +143,12 @@ class _Exchange:
         self._body = body
         key = self._record.key
         assert key is not None
-        self._model = self._proxy.catalog.find(self._facts.model, key)
-        self._record.model = self._model
+        found = self._proxy.catalog.find(self._facts.model, key)
+        self._model, self._adapter = found.model, found.adapter
+        self._record.model = found.name
         self._record.stream = self._facts.stream
         self._check_vision()
+        self._check_chat()
 
     async def run(self) -> None:
         """Lease, forward, relay. Raises `ApiError`."""
@@ -239,7 +243,7 @@ class _Exchange:
     def _body_for(self, instance: InstanceInfo) -> bytes:
         """The body as this instance must see it; the client's own where nothing has to change."""
         facts = self._facts
-        name = instance.upstream_model or instance.model
+        name = self._adapter or instance.upstream_model or instance.model
         if self._form is not None:
             return self._form.with_fields({"model": name}) if facts.model != name else self._body
         changes: dict[str, Any] = openai.tokenize_changes(facts, instance.engine)
@@ -270,6 +274,12 @@ class _Exchange:
         for media in self._facts.media:
             if media.kind == "image":
                 raise NotSupported(f"The model '{self._model}' cannot see images.", param=media.param)
+
+    def _check_chat(self) -> None:
+        """llama.cpp would chat with words that the model was never taught; vLLM refuses by itself."""
+        status = self._proxy.leases.models.get(self._model)
+        if status is not None and status.chat_template is False and self._endpoint.permission in _CHAT:
+            raise NotSupported(NO_CHAT_TEMPLATE)
 
     @property
     def _instance(self) -> InstanceInfo:

@@ -14,7 +14,7 @@ from llm_api_server.auth.keys import Key
 from llm_api_server.auth.tokens import TokenSigner
 from llm_api_server.control import ModelStatus
 from llm_api_server.errors import ModelNotFound, NotSupported, PermissionDenied
-from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.catalog import Catalog, Found
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.records import record_of
 from llm_api_server.types import ModelState, Task
@@ -48,6 +48,7 @@ class Model(BaseModel):
     vision: bool | None = None
     tasks: list[Task] | None = Field(None, description="What it can be asked for; null: not known.")
     aliases: list[str] = []
+    parent: str | None = Field(None, description="Of an adapter: the model that it adapts.")
     error: str | None = Field(None, description="Why the last load failed.")
 
 
@@ -112,14 +113,14 @@ def model_routes(catalog: Catalog, leases: Leases, created: int) -> APIRouter:
     """`/v1/models`: every model the key may use, loaded or not. Any valid key may look."""
     router = APIRouter(tags=["models"])
 
-    def describe(name: str) -> Model:
-        return _describe(name, leases.models.get(name), created)
+    def describe(found: Found) -> Model:
+        return _describe(found, leases.models.get(found.model), created)
 
     @router.get("/v1/models", summary="List the models that the key may use")
     async def list_models(key: KeyDependency) -> ModelList:
-        return ModelList(data=[describe(name) for name in catalog.names if key.may_use(name)])
+        return ModelList(data=[describe(found) for found in catalog.all if key.may_use(found.name)])
 
-    @router.get("/v1/models/{model_id:path}", summary="One model, by name or alias")
+    @router.get("/v1/models/{model_id:path}", summary="One model or adapter, by name or alias")
     async def get_model(model_id: str, key: KeyDependency) -> Model:
         try:
             return describe(catalog.find(model_id, key))
@@ -151,19 +152,21 @@ def _unavailable(reason: str) -> JSONResponse:
     return JSONResponse(body.model_dump(), 503, headers={"retry-after": "1"})
 
 
-def _describe(name: str, status: ModelStatus | None, created: int) -> Model:
-    """Before the manager's first word a model counts as stopped."""
+def _describe(found: Found, status: ModelStatus | None, created: int) -> Model:
+    """Before the manager's first word a model counts as stopped. An adapter is in the state of its model."""
+    parent = found.model if found.adapter else None
     if status is None:
-        return Model(id=name, created=created, status=ModelState.STOPPED)
+        return Model(id=found.name, created=created, status=ModelState.STOPPED, parent=parent)
     return Model(
-        id=name,
+        id=found.name,
         created=created,
+        parent=parent,
         status=status.state,
         engine=status.engine,
         context_length=status.context_length,
         max_model_len=status.context_length,
         vision=status.vision,
         tasks=list(status.tasks) if status.tasks is not None else None,
-        aliases=status.aliases,
+        aliases=[] if found.adapter else status.aliases,
         error=status.error,
     )

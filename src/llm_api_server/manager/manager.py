@@ -144,13 +144,11 @@ class Manager:
         if model not in self._engines or record.load_seconds is None or record.may_sleep:
             return False
         is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
-        has_devices = {seat.device for seat in record.placement.seats} <= {
-            device.id for device in self._scheduler.devices
-        }
+        has_devices = {seat.device for seat in record.placement.seats} <= self._scheduler.device_ids
         return is_unchanged and has_devices and self._scheduler.models[model].booking is None
 
     async def _inspect_all(self) -> None:
-        """Read every model's files once: `/v1/models` tells context and problems before any load. Preloads come first."""
+        """Read every model's files once, so that `/v1/models` tells what they say before any load; preloads first."""
         preloads = self._config.models.preload
         await self._inspect(preloads)
         await self._devices.observe()

@@ -55,6 +55,7 @@ class Scheduler:
         self.models = {model.name: model for model in models}
         self._new_id = new_id
         self.devices = devices
+        self.device_ids = {device.id for device in devices}
         self.foreign: Mapping[str, int] = {}
         self._bookings: dict[str, Booking] = {}
         self._is_shut_down = False

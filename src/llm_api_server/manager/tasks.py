@@ -42,7 +42,7 @@ class Twins:
             name = f"{model} (embeddings)"
             if engine.name == "vllm" and entry.task == "auto" and name not in configured:
                 self._names[model] = name
-                self.entries[name] = engine, entry.model_copy(update={"task": "embed", "aliases": []})
+                self.entries[name] = engine, entry.model_copy(update={"task": "embed", "aliases": [], "adapters": {}})
         self._models = {twin: model for model, twin in self._names.items()}
 
     def twin_of(self, model: str) -> str | None:

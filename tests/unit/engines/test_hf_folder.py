@@ -85,6 +85,25 @@ def test_mistrals_own_layout(tmp_path: Path) -> None:
     assert (facts.model_type, facts.context_length, facts.has_vision) == ("mistral", 32768, True)
 
 
+def test_the_template_of_mistrals_tokenizer_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text("{}")
+    write_safetensors(tmp_path / "consolidated.safetensors")
+    assert read_folder(tmp_path).template is None
+    write_folder(tmp_path)
+    assert read_folder(tmp_path).template == ""
+    (tmp_path / "tekken.json").write_text("{}")
+    assert read_folder(tmp_path).template is None
+
+
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_words_that_parsers_need_are_found_in_the_tokenizer(tmp_path: Path, ensure_ascii: bool) -> None:
+    added = [{"content": "<think>"}, {"content": "<｜tool▁calls▁begin｜>"}, {"content": "my[TOOL_CALLS]"}]
+    tokenizer = json.dumps({"added_tokens": added}, ensure_ascii=ensure_ascii)
+    assert read_folder(write_folder(tmp_path)).words is None
+    facts = read_folder(write_folder(tmp_path, tokenizer__json=tokenizer))
+    assert facts.words == frozenset({"<think>", "<｜tool▁calls▁begin｜>"})
+
+
 def test_without_config_json_it_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelProblem, match=r"has no config\.json"):
         read_folder(tmp_path)

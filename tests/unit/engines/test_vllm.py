@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
 from llm_api_server.config import Config, EnginesConfig, InferenceConfig, ModelConfig, VllmConfig
 from llm_api_server.engines.base import ModelProblem
 from llm_api_server.engines.host import Host
 from llm_api_server.engines.vllm import VllmEngine, arguments
+from tests.unit.engines.fake_vllm import fake_vllm
 from tests.unit.engines.test_hf_folder import LLAMA, write_folder
 
 GIB = 1024**3
@@ -192,6 +195,92 @@ def test_a_model_without_tools_gets_no_parsers(tmp_path: Path) -> None:
     folder = str(write_folder(tmp_path, chat_template__jinja="{{ messages }}"))
     argv = argv_of(engine_on(CPU), ModelConfig(path=folder))
     assert not {"--tool-call-parser", "--reasoning-parser", "--enable-auto-tool-choice"} & set(argv)
+
+
+def engine_with(folder: Path, tool: list[str], reasoning: list[str]) -> VllmEngine:
+    """One whose vLLM registers these parsers."""
+    python = fake_vllm(folder, tool, reasoning)
+    return VllmEngine(Config(engines=EnginesConfig(vllm=VllmConfig(python=str(python)))), CPU)
+
+
+@pytest.fixture
+def qwen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose family's parsers are hermes and qwen3."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "Qwen3-8B"
+    folder.mkdir()
+    template = "{% if tools %}<tool_call>{% endif %}<think></think>"
+    return write_folder(folder, LLAMA | {"model_type": "qwen3"}, chat_template__jinja=template)
+
+
+@pytest.mark.parametrize(
+    ("tool", "reasoning", "kept"),
+    [
+        (["hermes"], ["qwen3"], {"--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser"}),
+        (["hermes"], ["other"], {"--tool-call-parser", "--enable-auto-tool-choice"}),
+        (["other"], ["qwen3"], {"--reasoning-parser"}),
+        (["other"], ["other"], set()),
+    ],
+)
+def test_a_familys_parser_that_vllm_does_not_know_is_left_out(
+    tmp_path: Path, qwen: Path, tool: list[str], reasoning: list[str], kept: set[str]
+) -> None:
+    engine, model = engine_with(tmp_path, tool, reasoning), ModelConfig(path=str(qwen))
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING", format="{message}")
+    try:
+        engine.inspect(model)
+        argv = argv_of(engine, model)
+    finally:
+        logger.remove(sink)
+    every = {"--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser"}
+    assert every & set(argv) == kept
+    missing = [name for name, known in (("hermes", tool), ("qwen3", reasoning)) if name not in known]
+    assert [any(f"'{name}'" in line for line in lines) for name in missing] == [True] * len(missing)
+    assert len(lines) == len(missing)
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        ({"tool_call_parser": "hermess"}, "no tool parser 'hermess'; did you mean 'hermes'?"),
+        ({"--reasoning-parser": "gwen3"}, "no reasoning parser 'gwen3'; did you mean 'qwen3'?"),
+        ({"tool-call-parser": ["hermes"]}, "no tool parser"),
+    ],
+)
+def test_a_parser_of_the_users_that_vllm_does_not_know_is_a_problem(
+    tmp_path: Path, qwen: Path, args: dict[str, Any], problem: str
+) -> None:
+    engine = engine_with(tmp_path, ["hermes", "mistral"], ["qwen3"])
+    with pytest.raises(ModelProblem, match=re.escape(problem)):
+        engine.inspect(ModelConfig(path=str(qwen), engine_args=args))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"tool_call_parser": "mistral", "reasoning_parser": None},
+        {"tool_call_parser": "mine", "tool_parser_plugin": "/opt/mine.py"},
+        {"reasoning-parser": "mine", "--reasoning-parser-plugin": "/opt/mine.py"},
+    ],
+)
+def test_parsers_that_may_exist_pass(tmp_path: Path, qwen: Path, args: dict[str, Any]) -> None:
+    engine = engine_with(tmp_path, ["hermes", "mistral"], ["qwen3"])
+    engine.inspect(ModelConfig(path=str(qwen), engine_args=args))
+
+
+def test_automatic_tool_choice_goes_with_the_parser_in_use(tmp_path: Path, qwen: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    write_folder(plain, chat_template__jinja="{{ messages }}")
+    own = argv_of(engine_on(CPU), ModelConfig(path=str(plain), engine_args={"tool-call-parser": "xlam"}))
+    assert "--enable-auto-tool-choice" in own
+    assert value_of(own, "--tool-call-parser") == "xlam"
+    off = {"tool_call_parser": None, "reasoning_parser": None}
+    without = argv_of(engine_on(CPU), ModelConfig(path=str(qwen), engine_args=off))
+    assert not {"--tool-call-parser", "--reasoning-parser", "--enable-auto-tool-choice"} & set(without)
+    refused = argv_of(engine_on(CPU), ModelConfig(path=str(qwen), engine_args={"enable_auto_tool_choice": False}))
+    assert "--no-enable-auto-tool-choice" in refused
 
 
 def test_engine_args_override_and_remove_ours() -> None:

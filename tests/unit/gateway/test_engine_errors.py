@@ -96,3 +96,10 @@ def test_urls_and_fractions_are_not_paths() -> None:
 def test_retry_after_of_a_remote_is_passed_on() -> None:
     assert translate_error(429, b"{}", retry_after="12").retry_after == 12
     assert translate_error(429, b"{}", retry_after="Wed, 21 Oct 2026 07:28:00 GMT").retry_after is None
+
+
+def test_a_model_without_a_template_says_what_to_configure() -> None:
+    message = "As of transformers v4.44, you must provide a chat template if the tokenizer does not define one."
+    error = translate_error(400, json.dumps({"error": {"message": message}}).encode())
+    assert (error.status, error.code) == (400, "not_supported")
+    assert "engine_args: {chat_template: FILE}" in error.message

@@ -1,0 +1,111 @@
+"""A configuration against the installed engines: wrong parser names are problems with a line, no vLLM is a warning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llm_api_server import lifecycle
+from llm_api_server.cli import app
+from tests.unit.engines.fake_vllm import fake_vllm, interpreter
+
+CONFIG = """\
+server: {{run_dir: run, port: 0}}
+auth: {{api_keys: [{{key: sk-0123456789abcdef, name: me}}]}}
+engines: {{vllm: {{python: {python}}}}}
+models:
+  available:
+    small: {{path: small.gguf, engine_args: {{tool_call_parser: nobody-asks}}}}
+    chat:
+      path: org/chat
+      engine_args:
+        {key}: {value}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, python: Path, key: str = "tool_call_parser", value: str = "hermes") -> None:
+    (folder / "config.yaml").write_text(CONFIG.format(python=python, key=key, value=value))
+
+
+@pytest.mark.parametrize("command", ["check-config", "serve"])
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("tool_call_parser", "no tool parser 'hermess'; did you mean 'hermes'? Allowed: hermes, mistral"),
+        ("--tool-call-parser", "no tool parser 'hermess'; did you mean 'hermes'? Allowed: hermes, mistral"),
+        ("reasoning-parser", "no reasoning parser 'hermess'. Allowed: qwen3"),
+    ],
+)
+def test_a_parser_that_does_not_exist_is_told_with_its_line(
+    folder: Path, command: str, key: str, sentence: str
+) -> None:
+    write(folder, fake_vllm(folder, ["mistral", "hermes"], ["qwen3"]), key, "hermess")
+    result = CliRunner().invoke(app, [command])
+    assert result.exit_code == 2
+    assert f"config.yaml:10: models.available.chat.engine_args.{key}: the installed vLLM has " in result.stderr
+    assert result.stderr.rstrip().endswith(sentence)
+    assert not (folder / "run").exists()
+
+
+def test_gunicorn_refuses_as_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, fake_vllm(folder, ["hermes"], ["qwen3"]), value="hermess")
+    with pytest.raises(SystemExit) as caught:
+        lifecycle.config_for_gunicorn()
+    assert caught.value.code == 2
+    assert "config.yaml:10: " in capsys.readouterr().err
+
+
+def test_it_is_one_problem_among_others(folder: Path) -> None:
+    write(folder, fake_vllm(folder, ["hermes"], ["qwen3"]), value="hermess")
+    with (folder / "config.yaml").open("a") as file:
+        file.write("  default: nothing\n")
+    result = CliRunner().invoke(app, ["check-config"])
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == [
+        "models.available.chat.engine_args.tool_call_parser",
+        "models.default",
+    ]
+
+
+def test_names_that_exist_pass(folder: Path) -> None:
+    write(folder, fake_vllm(folder, ["hermes"], ["qwen3"]))
+    result = CliRunner().invoke(app, ["check-config"])
+    assert (result.exit_code, result.stderr) == (
+        0,
+        f"warning: The model 'small' cannot be loaded: {folder}/models/small.gguf does not exist.\n",
+    )
+
+
+def test_only_check_config_waits_for_an_import(folder: Path) -> None:
+    write(folder, fake_vllm(folder, ["hermes"], ["qwen3"], is_eager=True), value="hermess")
+    lifecycle.config_for_gunicorn()
+    assert not (folder / "imports").exists()
+    assert CliRunner().invoke(app, ["check-config"]).exit_code == 2
+    assert (folder / "imports").exists()
+    with pytest.raises(SystemExit):
+        lifecycle.config_for_gunicorn()  # what was learnt is remembered
+
+
+@pytest.mark.parametrize("has_interpreter", [True, False])
+def test_without_vllm_a_warning_says_what_to_do(folder: Path, has_interpreter: bool) -> None:
+    python = interpreter(folder) if has_interpreter else folder / "none"
+    write(folder, python)
+    result = CliRunner().invoke(app, ["check-config"])
+    assert result.exit_code == 0
+    assert f"warning: vLLM is not installed in {python}: 'chat' cannot be loaded. Run `make vllm`" in result.stderr
+
+
+def test_without_vllm_models_nobody_is_asked(folder: Path) -> None:
+    python = interpreter(folder)
+    text = CONFIG.format(python=python, key="a", value="b").replace("org/chat", "chat.gguf")
+    (folder / "config.yaml").write_text(text)
+    assert CliRunner().invoke(app, ["check-config"]).exit_code == 0
+    assert not (folder / "starts").exists()
