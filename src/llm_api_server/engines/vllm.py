@@ -26,6 +26,10 @@ _LEAST_CONTEXT = 4096
 _BLOCK_TOKENS = 128  # of vLLM's cache on CPU; every sequence may leave one half empty
 _GIB = 1024**3
 _CACHE_VALUE_BYTES = 2
+#: Pictures per request: more than chats send, fewer than would keep the engine's server busy before it counts tokens.
+_MOST_IMAGES = 16
+#: vLLM keeps prepared pictures for the next request: 4 GiB of main memory, unless told otherwise.
+_CPU_PICTURE_CACHE_GIB = 1
 #: Tokens per step on GPUs: a long prompt is through in few steps, and first tokens come early.
 _PREFILL_TOKENS = 8192
 
@@ -157,6 +161,8 @@ class VllmEngine:
             "trust_remote_code": model.trust_remote_code or None,
             "disable_uvicorn_access_log": True,
         }
+        if facts and facts.has_vision:
+            options |= self._vision_options(facts)
         if task == "generate":
             options |= self._generation_options(model, facts)
         else:
@@ -183,6 +189,12 @@ class VllmEngine:
             "reasoning_parser": parsers.reasoning,
         }
 
+    def _vision_options(self, facts: FolderFacts) -> dict[str, Any]:
+        """vLLM's own limit is 999 of each kind, and it makes room for the largest video of models that see videos."""
+        limits = {"image": _MOST_IMAGES, "video": int(facts.has_video), "audio": int(facts.has_audio)}
+        cache = None if self._host.has_nvidia else _CPU_PICTURE_CACHE_GIB
+        return {"limit_mm_per_prompt": limits, "mm_processor_cache_gb": cache}
+
     def _cpu_options(self, sizing: _Sizing, task: str) -> dict[str, Any]:
         """Eager: torch.compile would take two minutes at each start."""
         return {
@@ -195,6 +207,7 @@ class VllmEngine:
         env = {
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            "VLLM_MAX_IMAGE_PIXELS": str(self._config.inference.max_image_pixels),  # its own limit may be lower
             "PYTHONSAFEPATH": "1",  # `-m` must not import from the folder the server was started in
             # Kernels are built at run time with the `ninja` of vLLM's own environment.
             "PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)]),
