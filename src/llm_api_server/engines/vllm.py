@@ -28,8 +28,6 @@ _GIB = 1024**3
 _CACHE_VALUE_BYTES = 2
 #: Pictures per request: more than chats send, fewer than would keep the engine's server busy before it counts tokens.
 _MOST_IMAGES = 16
-#: vLLM keeps prepared pictures for the next request: 4 GiB of main memory, unless told otherwise.
-_CPU_PICTURE_CACHE_GIB = 1
 #: Tokens per step on GPUs: a long prompt is through in few steps, and first tokens come early.
 _PREFILL_TOKENS = 8192
 
@@ -162,7 +160,7 @@ class VllmEngine:
             "disable_uvicorn_access_log": True,
         }
         if facts and facts.has_vision:
-            options |= self._vision_options(facts)
+            options |= _vision_options(facts)
         if task == "generate":
             options |= self._generation_options(model, facts)
         else:
@@ -188,12 +186,6 @@ class VllmEngine:
             "tool_call_parser": parsers.tool,
             "reasoning_parser": parsers.reasoning,
         }
-
-    def _vision_options(self, facts: FolderFacts) -> dict[str, Any]:
-        """vLLM's own limit is 999 of each kind, and it makes room for the largest video of models that see videos."""
-        limits = {"image": _MOST_IMAGES, "video": int(facts.has_video), "audio": int(facts.has_audio)}
-        cache = None if self._host.has_nvidia else _CPU_PICTURE_CACHE_GIB
-        return {"limit_mm_per_prompt": limits, "mm_processor_cache_gb": cache}
 
     def _cpu_options(self, sizing: _Sizing, task: str) -> dict[str, Any]:
         """Eager: torch.compile would take two minutes at each start."""
@@ -255,6 +247,16 @@ def _checked(engine_args: dict[str, Any]) -> dict[str, Any]:
         if name in _RESERVED:
             raise ModelProblem(f"engine_args: {name} is set by the server and cannot be changed")
     return named
+
+
+def _vision_options(facts: FolderFacts) -> dict[str, Any]:
+    """vLLM's own limit is 999 of each kind, and it makes room for the largest video of models that see videos."""
+    return {
+        "limit_mm_per_prompt": {"image": _MOST_IMAGES, "video": int(facts.has_video), "audio": int(facts.has_audio)},
+        # With vLLM 0.32's cache of prepared pictures, `/v1/messages/count_tokens` makes the next request with the same
+        # picture fail: its server believes that the engine has what it never sent.
+        "mm_processor_cache_gb": 0,
+    }
 
 
 def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
