@@ -169,6 +169,17 @@ def models_show(name: NameArgument, config: ConfigOption = None, as_json: JsonOp
         typer.echo(models_view.as_json(status) if as_json else models_view.as_lines(status))
 
 
+@models_app.command("explain")
+def models_explain(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Tell whether a model would fit: now, after which others, or never, with the arithmetic."""
+    from llm_api_server import models_view
+
+    loaded = _load(config)
+    with _errors(loaded):
+        explanation = models_view.explain(loaded, name)
+        typer.echo(models_view.as_json(explanation) if as_json else models_view.as_text(explanation))
+
+
 @models_app.command("load")
 def models_load(name: NameArgument, config: ConfigOption = None) -> None:
     """Load a model and wait until it is ready."""

@@ -35,6 +35,20 @@ SHA256_PREFIX = "sha256:"
 
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def _parse_size(value: Any) -> Any:
+    """`16GiB`, `500 MB` or a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]i?)?b?", value.strip().lower())
+    if match is None:
+        raise ValueError("give a size such as 16GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+Size = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -150,6 +164,8 @@ class ModelConfig(Section):
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of each GPU's memory; default: the engine's; without a GPU not used."
     )
+    gpus: list[int] | None = Field(None, description="NVIDIA devices it may use, by number; default: those of devices.")
+    sleep: bool = Field(False, description="vLLM on GPUs: give memory up by sleeping, which ends in about a second.")
     trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
     unload_timeout: Seconds | None = Field(None, description="Overrides models.unload_timeout; 0: never unload.")
     mmproj: str | None = Field(None, description="llama.cpp: file of the vision projector.")
@@ -168,6 +184,13 @@ class ModelsConfig(Section):
     preload: list[str] = Field([], description="Loaded at start and kept.")
     max_loaded: int = Field(1, ge=1, description="Most models loaded at once; the least recently used makes room.")
     unload_timeout: Seconds = Field(3600, description="Seconds without a request until a model is unloaded; 0: never.")
+    sleep_timeout: Seconds = Field(
+        300,
+        description="Seconds without a request until a model with sleep: true sleeps; 0: never.",
+    )
+    deep_sleep_timeout: Seconds = Field(
+        1800, description="Seconds without a request until a sleeping model's weights leave RAM as well; 0: never."
+    )
     load_timeout: Seconds = Field(600, gt=0, description="Seconds a load may take until it counts as failed.")
     min_loaded_time: Seconds = Field(1, description="Seconds a model stays before it makes room for another.")
     max_wait_time: Seconds = Field(
@@ -178,6 +201,20 @@ class ModelsConfig(Section):
         {},
         description="The models, by name.",
         examples=[{"SmolLM2-135M-Instruct": {"path": "SmolLM2-135M-Instruct.Q4_1.gguf", "type": "llama"}}],
+    )
+
+
+class DevicesConfig(Section):
+    """Memory that models may take. What other programs hold is looked up before each load."""
+
+    memory: Size | None = Field(
+        None, ge=1, description="Most RAM of all models together, such as 16GiB; default: nearly all there is."
+    )
+    sleep_memory: Size | None = Field(
+        None, description="Most RAM that weights of sleeping models take of that; default: half."
+    )
+    gpus: list[int] | None = Field(
+        None, description="NVIDIA devices to use, by number as in nvidia-smi; default: all, or CUDA_VISIBLE_DEVICES."
     )
 
 
@@ -226,6 +263,7 @@ class Config(Section):
     auth: AuthConfig = AuthConfig()
     logging: LoggingConfig = LoggingConfig()
     models: ModelsConfig = ModelsConfig()
+    devices: DevicesConfig = DevicesConfig()
     inference: InferenceConfig = InferenceConfig()
     engines: EnginesConfig = EnginesConfig()
     source: SkipJsonSchema[Path] = Field(Path("config.yaml"), exclude=True, repr=False)

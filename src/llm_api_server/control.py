@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 import struct
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -66,9 +66,40 @@ class ModelStatus(msgspec.Struct):
     last_used: float | None = None
     loaded_at: float | None = None
     load_seconds: float | None = None
+    #: Bytes it takes of each device's memory in the books.
+    devices: dict[str, int] = {}
     #: Of a load under way; and the seconds of each, in order, that are over.
     phase: str | None = None
     phases: dict[str, float] = {}
+
+
+class DeviceStatus(msgspec.Struct):
+    """Memory of a GPU or of the machine, in bytes. `taken`: by model, in the books; `foreign`: by other programs."""
+
+    id: str
+    name: str
+    total: int
+    limit: int
+    foreign: int
+    taken: dict[str, int]
+    free: int
+
+
+Verdict = Literal["loaded", "fits", "after_waiting", "after_evicting", "not_now", "never"]
+
+
+class Explanation(msgspec.Struct):
+    """Whether a model would fit. `takes`: bytes of each device it would be given; `needs`: that in words."""
+
+    model: str
+    verdict: Verdict
+    message: str
+    evict: list[str]
+    needs: str | None
+    takes: dict[str, int]
+    places: int
+    places_free: int
+    devices: list[DeviceStatus]
 
 
 # ── worker or command line → manager ─────────────────────────────────────────────────────────────────────────────
@@ -125,13 +156,21 @@ class UnloadModel(msgspec.Struct, tag="unload_model"):
     wait: bool = True
 
 
+class ExplainModel(msgspec.Struct, tag="explain_model"):
+    """Answered by `Explained`."""
+
+    request: int
+    model: str
+
+
 class Shutdown(msgspec.Struct, tag="shutdown"):
     """Stop everything; answered just before the manager exits, when no engine is left."""
 
     request: int
 
 
-ToManager = Hello | Acquire | Cancel | Release | Report | ListModels | LoadModel | UnloadModel | Shutdown
+Command = ListModels | LoadModel | UnloadModel | ExplainModel | Shutdown
+ToManager = Hello | Acquire | Cancel | Release | Report | Command
 
 # ── manager → worker or command line ─────────────────────────────────────────────────────────────────────────────
 
@@ -164,7 +203,12 @@ class Models(msgspec.Struct, tag="models"):
     request: int = 0
 
 
-ToClient = Granted | Refused | Drain | Models
+class Explained(msgspec.Struct, tag="explained"):
+    request: int
+    explanation: Explanation
+
+
+ToClient = Granted | Refused | Drain | Models | Explained
 
 # ── framing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -234,9 +278,7 @@ class RunDir:
         return self.path / "engines"
 
 
-def call(
-    run_dir: RunDir, command: ListModels | LoadModel | UnloadModel | Shutdown, *, timeout: float | None
-) -> list[ModelStatus]:
+def call(run_dir: RunDir, command: Command, *, timeout: float | None) -> Models | Explained:
     """Send one command to a running manager and wait for its answer (for the command line and shutdown hooks).
 
     Raises `ControlError` when no manager answers within `timeout` seconds or it refuses.
@@ -249,8 +291,8 @@ def call(
             connection.sendall(encode(command))
             while data := connection.recv(65536):
                 for message in decoder.feed(data):
-                    if isinstance(message, Models) and message.request == command.request:
-                        return message.models
+                    if isinstance(message, Models | Explained) and message.request == command.request:
+                        return message
                     if isinstance(message, Refused):
                         raise ControlError(message.message)
         except OSError as error:

@@ -9,7 +9,19 @@ import msgspec
 
 from llm_api_server import control
 from llm_api_server.config import Config
-from llm_api_server.control import ListModels, LoadModel, ModelStatus, RunDir, UnloadModel
+from llm_api_server.control import (
+    DeviceStatus,
+    Explained,
+    ExplainModel,
+    Explanation,
+    ListModels,
+    LoadModel,
+    Models,
+    ModelStatus,
+    RunDir,
+    UnloadModel,
+)
+from llm_api_server.engines.explain import gib
 from llm_api_server.errors import ControlError
 from llm_api_server.redaction import one_line
 from llm_api_server.types import ModelState
@@ -31,7 +43,7 @@ _COLUMNS: dict[str, Callable[[ModelStatus], str]] = {
 
 def fetch(config: Config) -> list[ModelStatus]:
     """All models. Raises `ControlError`."""
-    return control.call(RunDir(config.run_dir), ListModels(1), timeout=_ANSWER_TIMEOUT)
+    return _models(control.call(RunDir(config.run_dir), ListModels(1), timeout=_ANSWER_TIMEOUT))
 
 
 def find(statuses: Sequence[ModelStatus], name: str) -> ModelStatus:
@@ -47,7 +59,7 @@ def load(config: Config, name: str) -> ModelStatus:
     """Load and wait. Raises `ControlError` with the engine's reason when the model fails."""
     command = LoadModel(1, find(fetch(config), name).id)
     # The queue before a load has no limit of its own; the manager ends the load itself.
-    status = find(control.call(RunDir(config.run_dir), command, timeout=None), name)
+    status = find(_models(control.call(RunDir(config.run_dir), command, timeout=None)), name)
     if status.state is ModelState.FAILED:
         raise ControlError(f"{status.id} could not be loaded: {status.error or 'no reason given'}")
     return status
@@ -56,11 +68,44 @@ def load(config: Config, name: str) -> ModelStatus:
 def unload(config: Config, name: str) -> ModelStatus:
     """Unload and wait. Raises `ControlError`."""
     command = UnloadModel(1, find(fetch(config), name).id)
-    return find(control.call(RunDir(config.run_dir), command, timeout=None), name)
+    return find(_models(control.call(RunDir(config.run_dir), command, timeout=None)), name)
 
 
-def as_json(models: ModelStatus | Sequence[ModelStatus]) -> str:
-    return msgspec.json.format(msgspec.json.encode(models), indent=2).decode()
+def explain(config: Config, name: str) -> Explanation:
+    """Whether it would fit. Raises `ControlError`."""
+    command = ExplainModel(1, find(fetch(config), name).id)
+    answer = control.call(RunDir(config.run_dir), command, timeout=_ANSWER_TIMEOUT)
+    assert isinstance(answer, Explained), "what the manager answers to that"
+    return answer.explanation
+
+
+def _models(answer: Models | Explained) -> list[ModelStatus]:
+    assert isinstance(answer, Models), "what the manager answers to these commands"
+    return answer.models
+
+
+def as_json(content: ModelStatus | Sequence[ModelStatus] | Explanation) -> str:
+    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
+
+
+def as_text(explanation: Explanation) -> str:
+    """The verdict, and the arithmetic of each device."""
+    lines = [f"{explanation.model}: {explanation.message}"]
+    if explanation.needs:
+        lines.append(f"It needs {explanation.needs}.")
+    lines.append(f"Places (models.max_loaded): {explanation.places}, {explanation.places_free} of them free.")
+    return "\n".join([*lines, *(_device_line(device) for device in explanation.devices)])
+
+
+def _device_line(device: DeviceStatus) -> str:
+    parts = [f"{gib(device.total)} in all"]
+    if device.limit != device.total:
+        parts.append(f"{gib(device.limit)} for models")
+    parts += [f"{gib(size)} {model}" for model, size in device.taken.items()]
+    if device.foreign:
+        parts.append(f"{gib(device.foreign)} other programs")
+    name = f" ({device.name})" if device.name.lower() != device.id else ""
+    return f"{device.id}{name}: {', '.join(parts)}; {gib(device.free)} free"
 
 
 def as_table(statuses: Sequence[ModelStatus]) -> str:
@@ -82,6 +127,7 @@ def as_lines(status: ModelStatus) -> str:
         "loaded_at": _clock(status.loaded_at),
     }
     fields |= {"error": _reason(status) if status.error else None, "retry_at": _clock(status.retry_at)}
+    fields["devices"] = ", ".join(f"{device} {gib(size)}" for device, size in status.devices.items()) or None
     fields["phases"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in status.phases.items()) or None
     shown = {name: value for name, value in fields.items() if value is not None and value != []}
     width = max(len(name) for name in shown)

@@ -12,6 +12,7 @@ class ModelState(StrEnum):
     STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
+    SLEEPING = "sleeping"
     DRAINING = "draining"
     STOPPING = "stopping"
     FAILED = "failed"

@@ -19,10 +19,11 @@ import pytest
 
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.control import Drain, Granted, Models, Refused, RunDir, ToClient
-from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem
+from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Placement
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import LocalLauncher, process_start_time
 from llm_api_server.types import EngineName, ModelState
+from tests.machine import Machine
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +43,8 @@ class ScriptEngine:
             raise ModelProblem("the file does not exist")
         return ModelFacts(context_length=128)
 
-    def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
+    def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
+        del placement
         return LaunchPlan([sys.executable, "-c", model.path, str(socket)], f"unix:{socket}", {"MODEL": name})
 
     async def wait_ready(self, plan: LaunchPlan) -> None:
@@ -79,6 +81,7 @@ class World:
         self.run_dir.engines.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.options = models
+        self.inventory = Machine()
 
     @asynccontextmanager
     async def manager(self, **scripts: str) -> AsyncIterator[Manager]:
@@ -88,7 +91,8 @@ class World:
         engines = {name: (engine, entry) for name, entry in config.models.available.items()}
         with self.run_dir.lock.open("a+b") as lock:
             fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-            manager = Manager(config, engines, LocalLauncher(self.run_dir), self.run_dir, self.folder / "logs")
+            launcher = LocalLauncher(self.run_dir)
+            manager = Manager(config, engines, launcher, self.run_dir, self.folder / "logs", self.inventory)
             await manager.start()
             try:
                 yield manager
@@ -307,4 +311,4 @@ async def abandon(manager: Manager) -> None:
         running.task.cancel()
         await asyncio.wait({running.task})
     manager._running.clear()
-    manager._scheduler._instances.clear()
+    manager._scheduler._bookings.clear()

@@ -11,7 +11,8 @@ from typing import Any
 
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.engines import explain, http
-from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Warmup
+from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Need, Placement, Warmup
+from llm_api_server.engines.explain import gib
 from llm_api_server.engines.gguf import GGUFFacts, read_facts
 from llm_api_server.engines.host import Host
 from llm_api_server.types import EngineName
@@ -26,6 +27,8 @@ _LEAST_BATCH, _MOST_BATCH = 512, 2048
 _POOLING_RANK = 4
 _MIB = 1024 * 1024
 _MOST_PROMPT_CACHE = 8192 * _MIB
+#: Buffers of the computation, as a rule.
+_COMPUTE_BYTES = 256 * _MIB
 #: For compute buffers, outputs, pictures and the HTTP server, on top of what is known.
 _SLACK_BYTES = 4096 * _MIB
 
@@ -85,10 +88,9 @@ class LlamaCppEngine:
         facts = self._facts(Path(model.path))
         vision = bool(model.mmproj) and self._facts(Path(model.mmproj or "")).has_vision_encoder
         sizing = self._sizing(model, facts)
-        self._check_memory(model, facts, sizing)
-        return ModelFacts(sizing.context, vision)
+        return ModelFacts(sizing.context, vision, self._need(model, facts, sizing))
 
-    def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
+    def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         facts = self._facts(Path(model.path))
         sizing = self._sizing(model, facts)
         params = self._params(name, model, facts, sizing) | _checked(model.engine_args)
@@ -98,7 +100,7 @@ class LlamaCppEngine:
             # -I: this folder's `http` and `select` must not hide the standard library's.
             argv=[self._config.llama_cpp_python, "-I", str(_CHILD), json.dumps(job, ensure_ascii=False)],
             address=f"unix:{socket}",
-            env=dict(model.env),
+            env=self._visible_devices(placement) | model.env,
             warmup=self._warmup(sizing.task),
         )
 
@@ -140,17 +142,25 @@ class LlamaCppEngine:
             context = total if model.engine_args.get("kv_unified") else total // slots
         return Sizing(context, slots, _shared(self._batch(context, facts, task), slots, task), task, tuple(notes))
 
-    def _check_memory(self, model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> None:
-        """Refuse what can never fit: the system would give the memory away, and kill somebody when it is used."""
-        if self._host.has_nvidia:
-            return
-        tokens = _cached_tokens(model, sizing)
-        cache = _cache_size(model, facts, sizing)
-        if facts.file_bytes + cache > self._host.memory_bytes:
-            raise ModelProblem(
-                f"{explain.OUT_OF_MEMORY}: {_gib(facts.file_bytes)} of weights and {_gib(cache)} of cache for {tokens} "
-                f"tokens, but the machine has {_gib(self._host.memory_bytes)}; lower max_tokens or use a smaller model"
-            )
+    def _need(self, model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> Need:
+        """Of RAM, or of one GPU when layers are to go there: then all of it, as if all layers did."""
+        mmproj = Path(model.mmproj).stat().st_size if model.mmproj else 0
+        size = facts.file_bytes + mmproj + _cache_size(model, facts, sizing) + _COMPUTE_BYTES
+        note = (
+            f"{gib(facts.file_bytes + mmproj)} of weights, {gib(_cache_size(model, facts, sizing))} of cache for "
+            f"{_cached_tokens(model, sizing)} tokens; less with a lower max_tokens or a smaller model"
+        )
+        if self._host.has_nvidia and _uses_gpu(model):
+            only = None if model.gpus is None else tuple(model.gpus)
+            return Need("gpu", size, model.tensor_parallel_size, only=only, note=note)
+        return Need("ram", size, note=note)
+
+    def _visible_devices(self, placement: Placement | None) -> dict[str, str]:
+        """None on a machine with GPUs where no memory of theirs was asked for, so that none is taken."""
+        if not self._host.has_nvidia:
+            return {}
+        indexes = [str(seat.index) for seat in placement.seats if seat.index is not None] if placement else []
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(indexes)}
 
     def _memory_limit(self, model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> int | None:
         """Bytes that the process may allocate, generously: a request that makes llama.cpp run wild (some grammars do)
@@ -285,8 +295,8 @@ def _cache_size(model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> int:
     return int(_cached_tokens(model, sizing) * facts.kv_values_per_token * _cache_bytes(model.engine_args))
 
 
-def _gib(size: int) -> str:
-    return f"{size / 1024**3:.1f} GiB"
+def _uses_gpu(model: ModelConfig) -> bool:
+    return bool(model.engine_args.get("n_gpu_layers"))
 
 
 def _cache_bytes(engine_args: dict[str, Any]) -> float:

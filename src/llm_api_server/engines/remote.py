@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llm_api_server.config import ModelConfig
-from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem
+from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Placement
 from llm_api_server.types import EngineName
 
 
@@ -21,8 +21,8 @@ class RemoteEngine:
         base_address(model.path)
         return ModelFacts(context_length=model.max_tokens)
 
-    def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
-        del socket  # nothing of ours listens
+    def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
+        del socket, placement  # nothing of ours runs
         headers = {"authorization": f"Bearer {model.api_key}"} if model.api_key else {}
         return LaunchPlan(
             argv=[],

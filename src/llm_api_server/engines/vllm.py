@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from typing import Any
 
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.engines import explain, http
-from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Warmup
+from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, ModelProblem, Need, Placement, Warmup
+from llm_api_server.engines.explain import gib
 from llm_api_server.engines.families import Clues, family_of, parsers_for
 from llm_api_server.engines.hf_folder import FolderFacts, read_folder
 from llm_api_server.engines.host import Host
@@ -28,12 +30,31 @@ _GIB = 1024**3
 _CACHE_VALUE_BYTES = 2
 #: Pictures per request: more than chats send, fewer than would keep the engine's server busy before it counts tokens.
 _MOST_IMAGES = 16
+#: What vLLM takes of a GPU unless told otherwise.
+_DEFAULT_SHARE = 0.9
+#: Beside weights and cache: on a CPU, its three processes; on a GPU the least, and what steps and graphs may need.
+_CPU_OVERHEAD = 3 * _GIB // 2
+_LEAST_GPU_OVERHEAD = _GIB
+_MOST_GPU_OVERHEAD = 3 * _GIB
+#: What a sleeping engine keeps of a GPU: contexts, graphs, communication.
+_ASLEEP_BYTES = 2 * _GIB
 #: Tokens per step on GPUs: a long prompt is through in few steps, and first tokens come early.
 _PREFILL_TOKENS = 8192
 
 #: Set by us; a second opinion in `engine_args` would leave the server unreachable or open.
 _RESERVED = frozenset(
-    {"model", "served_model_name", "uds", "host", "port", "api_key", "ssl_keyfile", "ssl_certfile", "root_path"}
+    {
+        "model",
+        "served_model_name",
+        "uds",
+        "host",
+        "port",
+        "api_key",
+        "ssl_keyfile",
+        "ssl_certfile",
+        "root_path",
+        "enable_sleep_mode",
+    }
 )
 
 _LOG_PREFIX = re.compile(
@@ -67,7 +88,8 @@ class _Sizing:
     context: int | None
     sequences: int | None
     cache_bytes: int | None = None
-    memory_share: float | None = None
+    #: On CPUs: all that it takes.
+    memory_bytes: int = 0
 
 
 class VllmEngine:
@@ -81,21 +103,22 @@ class VllmEngine:
         self._host = host
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
+        _check_env(model.env)
         facts = self._facts(model)
-        if facts is None:
-            return ModelFacts(self._sizing(model, facts).context)
-        return ModelFacts(self._sizing(model, facts).context, facts.has_vision and _task(model, facts) != "embed")
+        sizing = self._sizing(model, facts)
+        vision = None if facts is None else facts.has_vision and _task(model, facts) != "embed"
+        return ModelFacts(sizing.context, vision, self._need(model, facts, sizing), self._asleep(model, facts))
 
-    def plan(self, name: str, model: ModelConfig, socket: Path) -> LaunchPlan:
+    def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         facts = self._facts(model)
         task = _task(model, facts)
-        options = self._options(model, facts, task) | _checked(model.engine_args)
+        options = self._options(model, facts, task) | self._seating(facts, placement) | _checked(model.engine_args)
         fixed = {"model": model.path, "served_model_name": name, "uds": str(socket)}
         python = self._config.vllm_python
         return LaunchPlan(
             argv=[python, "-m", _MODULE, *arguments(fixed | options)],
             address=f"unix:{socket}",
-            env=self._env(python, is_local=facts is not None) | model.env,
+            env=self._env(python, is_local=facts is not None) | _visible_devices(placement) | model.env,
             warmup=self._warmup(name, task),
             is_forkable=self._config.engines.vllm.zygote,
         )
@@ -130,8 +153,7 @@ class VllmEngine:
         lengths = [n for n in (model.max_tokens, inference.max_total_tokens) if n]
         context = min([*lengths, *([own] if own else [])]) if lengths else None
         if self._host.has_nvidia:
-            share = model.gpu_memory_utilization
-            return _Sizing(_integer(model, "max_model_len") or context or own, inference.max_batch_size, None, share)
+            return _Sizing(_integer(model, "max_model_len") or context or own, inference.max_batch_size)
         return self._cpu_sizing(model, facts, context or own)
 
     def _cpu_sizing(self, model: ModelConfig, facts: FolderFacts | None, context: int | None) -> _Sizing:
@@ -144,9 +166,47 @@ class VllmEngine:
         context = _integer(model, "max_model_len") or context
         tokens = (context or _LEAST_CONTEXT) + _BLOCK_TOKENS
         cache = max(min(tokens * sequences * token_bytes, budget), tokens * token_bytes) if token_bytes else _GIB
-        needed = (facts.weight_bytes if facts else _GIB) + cache + _GIB
-        share = min(0.9, max(0.05, round(needed / self._host.memory_bytes, 2)))
-        return _Sizing(context, sequences, cache, share)
+        needed = (facts.weight_bytes if facts else _GIB) + cache + _CPU_OVERHEAD
+        return _Sizing(context, sequences, cache, needed)
+
+    def _need(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing) -> Need:
+        if not self._host.has_nvidia:
+            weights = facts.weight_bytes if facts else _GIB
+            note = f"{gib(weights)} of weights, {gib(sizing.cache_bytes or 0)} of cache, {gib(_CPU_OVERHEAD)} for vLLM"
+            return Need("ram", sizing.memory_bytes, note=note)
+        count = model.tensor_parallel_size * (_integer(model, "pipeline_parallel_size") or 1)
+        weights = facts.weight_bytes // count if facts else 0
+        share = _number(model, "gpu_memory_utilization") or model.gpu_memory_utilization
+        return Need(
+            "gpu",
+            weights + _LEAST_GPU_OVERHEAD,
+            count,
+            share or _DEFAULT_SHARE,
+            is_share_soft=share is None,
+            measures=True,
+            only=None if model.gpus is None else tuple(model.gpus),
+            note=f"{gib(weights)} of weights on each",
+        )
+
+    def _asleep(self, model: ModelConfig, facts: FolderFacts | None) -> Asleep | None:
+        """vLLM refuses to sleep on CPUs; of a hub id it is not known how much RAM its sleep takes."""
+        if not (model.sleep and self._host.has_nvidia and facts):
+            return None
+        return Asleep(_ASLEEP_BYTES, facts.weight_bytes)
+
+    def _seating(self, facts: FolderFacts | None, placement: Placement | None) -> dict[str, Any]:
+        """The share of the devices it was given. Beside another instance the cache is an absolute number, as vLLM would
+        take what the other allocates or frees meanwhile for its own.
+        """
+        if placement is None or not placement.seats or not self._host.has_nvidia:
+            return {}
+        seating: dict[str, Any] = {"gpu_memory_utilization": math.floor(placement.share * 1000) / 1000}
+        if placement.is_shared and facts is not None:
+            weights = facts.weight_bytes * 21 // 20 // len(placement.seats)
+            cache = min(seat.taken for seat in placement.seats) - weights - _MOST_GPU_OVERHEAD
+            if cache > 0:
+                seating["kv_cache_memory_bytes"] = cache
+        return seating
 
     def _options(self, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
         sizing = self._sizing(model, facts)
@@ -155,7 +215,7 @@ class VllmEngine:
             "max_num_seqs": sizing.sequences if task == "generate" else self._config.inference.max_batch_size,
             "tensor_parallel_size": model.tensor_parallel_size if model.tensor_parallel_size > 1 else None,
             "quantization": model.quantization,
-            "gpu_memory_utilization": sizing.memory_share,
+            "gpu_memory_utilization": model.gpu_memory_utilization if self._host.has_nvidia else None,
             "trust_remote_code": model.trust_remote_code or None,
             "disable_uvicorn_access_log": True,
         }
@@ -163,7 +223,9 @@ class VllmEngine:
             options |= _vision_options(facts)
         if task == "generate":
             options |= self._generation_options(model, facts)
-        else:
+        if self._asleep(model, facts) is not None:
+            options["enable_sleep_mode"] = True
+        if task != "generate":
             options |= {"runner": "pooling", "convert": "embed" if facts and facts.is_generative else None}
         if not self._host.has_nvidia:
             options |= self._cpu_options(sizing, task)
@@ -189,7 +251,9 @@ class VllmEngine:
 
     def _cpu_options(self, sizing: _Sizing, task: str) -> dict[str, Any]:
         """Eager: torch.compile would take two minutes at each start."""
+        share = min(0.9, max(0.05, round(sizing.memory_bytes / self._host.memory_bytes, 2)))
         return {
+            "gpu_memory_utilization": share,
             "kv_cache_memory_bytes": sizing.cache_bytes if task == "generate" else None,
             "enforce_eager": True,
             "compilation_config": {"custom_ops": ["none"]},
@@ -206,6 +270,8 @@ class VllmEngine:
         }
         if is_local:
             env["HF_HUB_OFFLINE"] = "1"
+        if self._host.has_nvidia and any(model.sleep for model in self._config.models.available.values()):
+            env["VLLM_SERVER_DEV_MODE"] = "1"  # its endpoints for sleep; for all alike, so that all can be forked
         if not self._host.has_nvidia:
             # Not bound to cores: several engines would all take the first ones.
             env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self._host.cores)}
@@ -259,6 +325,18 @@ def _vision_options(facts: FolderFacts) -> dict[str, Any]:
     }
 
 
+def _check_env(env: dict[str, str]) -> None:
+    if "CUDA_VISIBLE_DEVICES" in env:
+        raise ModelProblem("env: CUDA_VISIBLE_DEVICES is set by the server; name the devices with gpus: [0, 1]")
+
+
+def _visible_devices(placement: Placement | None) -> dict[str, str]:
+    indexes = [str(seat.index) for seat in placement.seats if seat.index is not None] if placement else []
+    if not indexes:
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(indexes)}
+
+
 def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
     """`generate`, `embed`, or `rank`: a classifier, which vLLM serves as `/rerank` and `/score`."""
     if facts and any(a.endswith("ForSequenceClassification") for a in facts.architectures):
@@ -275,5 +353,10 @@ def _clues(model: ModelConfig, facts: FolderFacts | None) -> Clues:
 
 
 def _integer(model: ModelConfig, name: str) -> int | None:
+    value = _number(model, name)
+    return int(value) if value else None
+
+
+def _number(model: ModelConfig, name: str) -> float | None:
     value = model.engine_args.get(name, model.engine_args.get(name.replace("_", "-")))
-    return value if isinstance(value, int) and value > 0 else None
+    return value if isinstance(value, (int, float)) and value > 0 else None

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from llm_api_server.control import ModelStatus
+from llm_api_server.control import ModelStatus, Verdict
 from llm_api_server.errors import ModelNotFound, PermissionDenied
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.leases import Leases
@@ -31,6 +31,7 @@ class AdminModel(BaseModel):
     instance: str | None
     pid: int | None
     memory_bytes: int | None
+    devices: dict[str, int]
     in_flight: int
     queued: int
     preloaded: bool
@@ -43,6 +44,32 @@ class AdminModel(BaseModel):
 
 class AdminModelList(BaseModel):
     data: list[AdminModel]
+
+
+class AdminDevice(BaseModel):
+    """Memory of a GPU or of the machine, in bytes. `taken`: by model; `foreign`: by other programs."""
+
+    id: str
+    name: str
+    total: int
+    limit: int
+    foreign: int
+    taken: dict[str, int]
+    free: int
+
+
+class AdminExplanation(BaseModel):
+    """Whether a model would fit. `takes`: bytes of each device it would be given."""
+
+    model: str
+    verdict: Verdict
+    message: str
+    evict: list[str]
+    needs: str | None
+    takes: dict[str, int]
+    places: int
+    places_free: int
+    devices: list[AdminDevice]
 
 
 def require_admin(key: KeyDependency) -> None:
@@ -66,6 +93,10 @@ def admin_routes(catalog: Catalog, leases: Leases) -> APIRouter:
     async def unload(model_id: str, key: KeyDependency, *, wait: Wait = True) -> AdminModel:
         name = catalog.find(model_id, key)
         return _pick(await leases.unload(name, wait=wait), name)
+
+    @router.get("/models/{model_id:path}/explain", summary="Whether a model would fit, with the arithmetic")
+    async def explain(model_id: str, key: KeyDependency) -> AdminExplanation:
+        return AdminExplanation(**msgspec.to_builtins(await leases.explain(catalog.find(model_id, key))))
 
     @router.get("/models/{model_id:path}", summary="One model")
     async def get_model(model_id: str, key: KeyDependency) -> AdminModel:

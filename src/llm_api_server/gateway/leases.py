@@ -19,7 +19,7 @@ from typing import cast
 from loguru import logger
 
 from llm_api_server import control
-from llm_api_server.control import InstanceInfo, ModelStatus, RunDir
+from llm_api_server.control import Explained, Explanation, InstanceInfo, Models, ModelStatus, RunDir
 from llm_api_server.errors import ApiError, ControlError, EngineUnavailable, ShuttingDown, error_from_code
 
 CONNECT_RETRY_INTERVAL = 0.05
@@ -100,7 +100,7 @@ class Leases:
         self._held: dict[str, _Held] = {}
         self._requests = itertools.count(1)
         self._waiting: dict[int, tuple[str, asyncio.Future[Lease]]] = {}
-        self._commands: dict[int, asyncio.Future[list[ModelStatus]]] = {}
+        self._commands: dict[int, asyncio.Future[Models | Explained]] = {}
         self._transport: asyncio.Transport | None = None
         self._report_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -149,14 +149,20 @@ class Leases:
 
     async def load(self, model: str, *, wait: bool) -> list[ModelStatus]:
         """Raises `ApiError` when the manager refuses, for example because the load failed."""
-        return await self._command(control.LoadModel(next(self._requests), model, wait))
+        return await self._models_after(control.LoadModel(next(self._requests), model, wait))
 
     async def unload(self, model: str, *, wait: bool) -> list[ModelStatus]:
-        return await self._command(control.UnloadModel(next(self._requests), model, wait))
+        return await self._models_after(control.UnloadModel(next(self._requests), model, wait))
 
     async def list_models(self) -> list[ModelStatus]:
         """Fresh figures (memory, in flight) where `models` has those of the last change."""
-        return await self._command(control.ListModels(next(self._requests)))
+        return await self._models_after(control.ListModels(next(self._requests)))
+
+    async def explain(self, model: str) -> Explanation:
+        """Whether it would fit. Raises `ApiError` when its files are bad."""
+        answer = await self._command(control.ExplainModel(next(self._requests), model))
+        assert isinstance(answer, Explained), "what the manager answers to that"
+        return answer.explanation
 
     # ── leases ──
 
@@ -196,8 +202,8 @@ class Leases:
             case control.Drain(instance_id):
                 if instance_id in self._held:
                     self._held[instance_id].is_drained = True
-            case control.Models(models, request):
-                self._on_models(models, request)
+            case control.Models() | control.Explained():
+                self._on_answer(message)
 
     def _on_granted(self, request: int, info: InstanceInfo) -> None:
         held = self._held.setdefault(info.id, _Held(info))
@@ -216,18 +222,22 @@ class Leases:
             if future is not None and not future.done():
                 future.set_exception(error)
 
-    def _on_models(self, models: list[ModelStatus], request: int) -> None:
-        self.models = {model.id: model for model in models}
-        command = self._commands.pop(request, None)
+    def _on_answer(self, answer: Models | Explained) -> None:
+        if isinstance(answer, Models):
+            self.models = {model.id: model for model in answer.models}
+        command = self._commands.pop(answer.request, None)
         if command is not None and not command.done():
-            command.set_result(models)
+            command.set_result(answer)
 
-    async def _command(
-        self, message: control.ListModels | control.LoadModel | control.UnloadModel
-    ) -> list[ModelStatus]:
+    async def _models_after(self, message: control.Command) -> list[ModelStatus]:
+        answer = await self._command(message)
+        assert isinstance(answer, Models), "what the manager answers to these"
+        return answer.models
+
+    async def _command(self, message: control.Command) -> Models | Explained:
         if self._transport is None:
             raise EngineUnavailable(_UNREACHABLE, retry_after=1)
-        answer: asyncio.Future[list[ModelStatus]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Models | Explained] = asyncio.get_running_loop().create_future()
         self._commands[message.request] = answer
         self._send(message)
         try:

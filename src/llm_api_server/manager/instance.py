@@ -11,7 +11,8 @@ from loguru import logger
 
 from llm_api_server.config import ModelConfig
 from llm_api_server.control import InstanceInfo
-from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem
+from llm_api_server.engines import sleep
+from llm_api_server.engines.base import NOWHERE, Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
 from llm_api_server.manager.phases import Phases, describe
 from llm_api_server.manager.process import STOP_TIMEOUT, Launcher, NoProcess, Process
 from llm_api_server.manager.records import Record, Records, since, tail
@@ -38,7 +39,15 @@ class Instance:
     """`info` and `facts` are set by `load`, `process` too; an adopted instance has all but `facts` from the start."""
 
     def __init__(
-        self, instance_id: str, model: str, engine: Engine, entry: ModelConfig, fingerprint: str, around: Surroundings
+        self,
+        instance_id: str,
+        model: str,
+        engine: Engine,
+        entry: ModelConfig,
+        fingerprint: str,
+        around: Surroundings,
+        *,
+        placement: Placement = NOWHERE,
     ) -> None:
         self.id = instance_id
         self.model = model
@@ -51,6 +60,7 @@ class Instance:
         self.is_stopping = False
         self._is_loading = False
         self.task: asyncio.Task[None] | None = None
+        self.placement = placement
         self._engine = engine
         self._entry = entry
         self._fingerprint = fingerprint
@@ -62,7 +72,7 @@ class Instance:
 
     def adopt(self, record: Record, process: Process) -> None:
         """Take over a process that an earlier manager got ready."""
-        self.info, self.process = record.info, process
+        self.info, self.process, self.placement = record.info, process, record.placement
         self._started_at, self.load_seconds = record.started_at, record.load_seconds
         self.ready_at = time.time()
         self.phases.seconds = dict(record.phases)
@@ -78,6 +88,18 @@ class Instance:
                 await self._load()
         except TimeoutError:
             raise ModelProblem(f"loading took longer than models.load_timeout ({timeout:g} s)") from None
+
+    async def sleep(self, level: int, *, from_level: int) -> None:
+        """Raises `SleepFailed`."""
+        assert self.info is not None, "load or adopt comes first"
+        self._write_record(may_sleep=True)
+        await sleep.fall_asleep(self.info.address, level, from_level=from_level)
+
+    async def wake(self, level: int) -> None:
+        """Raises `SleepFailed`."""
+        assert self.info is not None, "load or adopt comes first"
+        await sleep.wake_up(self.info.address, level)
+        self._write_record()
 
     async def ended(self) -> str:
         """Wait until the process has ended; answers why."""
@@ -104,7 +126,7 @@ class Instance:
     async def _load(self) -> None:
         logger.info("loading model {} with {}", self.model, self._engine.name)
         self.facts = await asyncio.to_thread(self._engine.inspect, self._entry)
-        plan = self._engine.plan(self.model, self._entry, self._around.sockets / f"{self.id}.sock")
+        plan = self._engine.plan(self.model, self._entry, self._around.sockets / f"{self.id}.sock", self.placement)
         self.info = self._info_of(plan)
         if plan.argv:
             await self._start(plan)
@@ -162,14 +184,22 @@ class Instance:
                 logger.info("loading model {}: {}", self.model, self.phases.current.replace("_", " "))
             await asyncio.sleep(_PHASE_INTERVAL)
 
-    def _write_record(self) -> None:
+    def _write_record(self, *, may_sleep: bool = False) -> None:
         """Nothing to adopt where nothing was started."""
         if self.process is None or self.info is None or not self.process.pid:
             return
         pid, start_time = self.process.pid, self.process.start_time
         self._around.records.write(
             Record(
-                pid, start_time, self._fingerprint, self.info, self._started_at, self.load_seconds, self.phases.seconds
+                pid=pid,
+                start_time=start_time,
+                fingerprint=self._fingerprint,
+                info=self.info,
+                started_at=self._started_at,
+                load_seconds=self.load_seconds,
+                phases=self.phases.seconds,
+                placement=self.placement,
+                may_sleep=may_sleep,
             )
         )
 

@@ -25,9 +25,11 @@ from loguru import logger
 from llm_api_server import control
 from llm_api_server.config import Config, load_config
 from llm_api_server.control import RunDir
+from llm_api_server.engines.host import this_host
 from llm_api_server.engines.select import engines_by_model
 from llm_api_server.errors import ConfigError
 from llm_api_server.log import setup_logging
+from llm_api_server.manager.devices import HostInventory
 from llm_api_server.manager.forking import ForkingLauncher
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import ORPHAN_TIMEOUT, LocalLauncher
@@ -90,7 +92,8 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
         loop.add_signal_handler(number, stop.set)
     run_dir.engines.mkdir(mode=0o700, exist_ok=True)
     launcher = ForkingLauncher(LocalLauncher(run_dir), config.log_dir / "zygote.log")
-    manager = Manager(config, engines_by_model(config), launcher, run_dir, config.log_dir)
+    inventory = HostInventory(config.devices, this_host())
+    manager = Manager(config, engines_by_model(config), launcher, run_dir, config.log_dir, inventory)
     leaving: list[tuple[Connection, int]] = []
 
     def on_shutdown(client: Connection, request: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -18,18 +18,25 @@ from uuid import uuid4
 from loguru import logger
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Drain, Granted, Models, ModelStatus, Refused, RunDir, ToClient
-from llm_api_server.engines.base import Engine, ModelFacts, ModelProblem
-from llm_api_server.manager import scheduler as decide
+from llm_api_server.control import Drain, Explained, Granted, Models, ModelStatus, Refused, RunDir, ToClient
+from llm_api_server.engines.base import Engine, ModelFacts, ModelProblem, Placement
+from llm_api_server.engines.sleep import SleepFailed
+from llm_api_server.manager import booking as decide
+from llm_api_server.manager.devices import DeviceWatch, Inventory
+from llm_api_server.manager.explain import explain
 from llm_api_server.manager.instance import Instance, Surroundings, end
 from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
-from llm_api_server.types import EngineName, ModelState
+from llm_api_server.manager.scheduler import Scheduler
+from llm_api_server.manager.status import models_of, policy_of, status_of
+from llm_api_server.types import ModelState
 
 #: The request of those who do not wait for the end of a command.
 _NOBODY = 0
 #: Seconds between two pushes of counters that changed; a change of state is pushed at once.
 _COUNTER_INTERVAL = 0.25
+#: Seconds that falling asleep or waking may take.
+_SLEEP_TIMEOUT = 120.0
 
 
 class Client(Protocol):
@@ -62,6 +69,7 @@ class Manager:
         launcher: Launcher,
         run_dir: RunDir,
         log_dir: Path,
+        inventory: Inventory,
     ) -> None:
         """`engines` maps each configured model to its adapter and its entry with the path resolved."""
         self._config = config
@@ -75,12 +83,14 @@ class Manager:
         self._last_used: dict[str, float] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._waiter_ids = count(1)
-        self._checks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._clients: set[Client] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._push: asyncio.TimerHandle | None = None
         self._pushed_states: list[tuple[str, ModelState, str | None]] = []
-        self._scheduler = decide.Scheduler(_policy(config), _models(config, engines), lambda: uuid4().hex[:12])
+        policy, models = policy_of(config, inventory.devices), models_of(config, engines)
+        self._scheduler = Scheduler(policy, models, lambda: uuid4().hex[:12], inventory.devices)
+        self._devices = DeviceWatch(inventory, self._scheduler, self._memory_of)
         self._inspection: asyncio.Task[None] | None = None
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -90,7 +100,6 @@ class Manager:
         for record in self._records.read_all():
             await self._adopt_or_end(record)
         self._inspection = asyncio.create_task(self._inspect_all())
-        self._carry_out(self._scheduler.preload(_now()))
 
     async def close(self) -> None:
         """Refuse who waits, stop every engine and wait until they are gone."""
@@ -109,9 +118,9 @@ class Manager:
         if process is None:
             self._records.remove(record.info.id)
         elif self._is_wanted(record):
-            instance = self._new_instance(record.info.id, record.info.model)
+            instance = self._new_instance(record.info.id, record.info.model, record.placement)
             instance.adopt(record, process)
-            self._scheduler.adopt(instance.id, instance.model, _now())
+            self._scheduler.adopt(instance.id, instance.model, _now(), record.placement)
             instance.task = asyncio.create_task(self._run(instance))
             logger.info("adopted model {} (instance {}, pid {})", instance.model, instance.id, process.pid)
         else:
@@ -120,16 +129,26 @@ class Manager:
             self._records.remove(record.info.id)
 
     def _is_wanted(self, record: Record) -> bool:
-        """It is ready, its model's entry is unchanged, and no other instance of the model was adopted."""
+        """It is ready and awake, its model's entry is unchanged, and no other instance of the model was adopted."""
         model = record.info.model
-        if model not in self._engines or record.load_seconds is None:
+        if model not in self._engines or record.load_seconds is None or record.may_sleep:
             return False
         is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
-        return is_unchanged and self._scheduler.models[model].instance is None
+        has_devices = {seat.device for seat in record.placement.seats} <= {
+            device.id for device in self._scheduler.devices
+        }
+        return is_unchanged and has_devices and self._scheduler.models[model].booking is None
 
     async def _inspect_all(self) -> None:
-        """Read every model's files once, so that `/v1/models` can tell context and problems before any load."""
-        for name in self._engines:
+        """Read every model's files once, so that `/v1/models` can tell context and problems before any load. Preloads
+        begin as soon as theirs are read.
+        """
+        first = [name for name in self._config.models.preload if name in self._engines]
+        for name in [*first, None, *(name for name in self._engines if name not in first)]:
+            if name is None:
+                await self._devices.observe()
+                self._carry_out(self._scheduler.preload(_now()))
+                continue
             if (problem := await self._problem_of(name)) is not None:
                 logger.warning("model {} cannot be loaded: {}", name, problem)
                 self._scheduler.mark_failed(name, problem, _now())
@@ -139,7 +158,8 @@ class Manager:
         """What its files tell against loading it, read now."""
         engine, entry = self._engines[model]
         try:
-            self._facts[model] = await asyncio.to_thread(engine.inspect, entry)
+            facts = self._facts[model] = await asyncio.to_thread(engine.inspect, entry)
+            self._scheduler.know(model, facts)
         except ModelProblem as problem:
             return str(problem)
         except Exception:  # noqa: BLE001 - a load will run into it again and report it
@@ -215,6 +235,18 @@ class Manager:
                 running.memory_bytes = await asyncio.to_thread(running.process.memory_bytes)
         client.send(Models(self.statuses(), request))
 
+    async def explain(self, client: Client, request: int, model: str) -> None:
+        """Answer whether it would fit, with its files and the devices looked at now."""
+        if model not in self._scheduler.models:
+            client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
+            return
+        problem = await self._problem_of(model)
+        if problem is not None:
+            client.send(Refused(request, "model_load_failed", f"model {model!r} cannot be loaded: {problem}"))
+            return
+        await self._devices.observe()
+        client.send(Explained(request, explain(self._scheduler, model)))
+
     def _ask(self, client: Client, request: int, model: str, verb: _Verb, *, wait: bool = True) -> None:
         if model not in self._scheduler.models:
             client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
@@ -222,19 +254,18 @@ class Manager:
         waiter = next(self._waiter_ids)
         self._waiting[waiter] = _Waiting(client, request, model)
         is_unload = verb == self._scheduler.unload
-        if is_unload or self._scheduler.models[model].instance is not None:
+        if is_unload or self._scheduler.models[model].booking is not None:
             self._begin(waiter, verb, wait=wait)
         else:
-            task = asyncio.create_task(self._check_and_begin(waiter, model, verb, wait=wait))
-            self._checks.add(task)
-            task.add_done_callback(self._checks.discard)
+            self._keep(self._check_and_begin(waiter, model, verb, wait=wait))
 
     async def _check_and_begin(self, waiter: int, model: str, verb: _Verb, *, wait: bool) -> None:
         """A model that cannot be loaded is refused before another has to make room for it."""
         problem = await self._problem_of(model)
+        await self._devices.observe()
         if waiter not in self._waiting:
             return  # it left meanwhile
-        if problem is None or self._scheduler.models[model].instance is not None:
+        if problem is None or self._scheduler.models[model].booking is not None:
             self._begin(waiter, verb, wait=wait)
             return
         waiting = self._waiting.pop(waiter)
@@ -256,15 +287,6 @@ class Manager:
     def _carry_out(self, decisions: list[decide.Decision]) -> None:
         for decision in decisions:
             match decision:
-                case decide.Start(instance, model):
-                    started = self._new_instance(instance, model)
-                    started.task = asyncio.create_task(self._run(started))
-                case decide.Drain(instance):
-                    for client in self._clients:
-                        if instance in client.grants:
-                            client.send(Drain(instance))
-                case decide.Stop(instance):
-                    self._running[instance].stop()
                 case decide.Grant(waiter, instance):
                     self._grant(waiter, self._running[instance])
                 case decide.Done(waiter):
@@ -274,8 +296,27 @@ class Manager:
                     if waiting := self._waiting.pop(waiter, None):
                         should_retry = False if code == "model_load_failed" else None
                         waiting.client.send(Refused(waiting.request, code, message, retry_after, should_retry))
+                case _:
+                    self._command(decision)
         self._changed()
         self._set_timer()
+
+    def _command(self, decision: decide.Start | decide.Drain | decide.Sleep | decide.Wake | decide.Stop) -> None:
+        """What is decided of an instance."""
+        match decision:
+            case decide.Start(instance, model, placement):
+                started = self._new_instance(instance, model, placement)
+                started.task = asyncio.create_task(self._run(started))
+            case decide.Drain(instance):
+                for client in self._clients:
+                    if instance in client.grants:
+                        client.send(Drain(instance))
+            case decide.Sleep(instance, level, from_level):
+                self._keep(self._put_to_sleep(self._running[instance], level, from_level))
+            case decide.Wake(instance, level):
+                self._keep(self._wake(self._running[instance], level))
+            case decide.Stop(instance):
+                self._running[instance].stop()
 
     def _grant(self, waiter: int, instance: Instance) -> None:
         waiting = self._waiting.pop(waiter)
@@ -294,13 +335,60 @@ class Manager:
 
     def _on_timer(self) -> None:
         self._timer = None
+        if self._scheduler.waiting():
+            self._keep(self._look_and_tick())
+        else:
+            self._carry_out(self._scheduler.tick(_now()))
+
+    async def _look_and_tick(self) -> None:
+        await self._devices.observe()
         self._carry_out(self._scheduler.tick(_now()))
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        """Run it to its end; the loop itself would forget it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ── devices ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _memory_of(self, instance: str) -> int | None:
+        running = self._running.get(instance)
+        return running.process.memory_bytes() if running is not None and running.process is not None else None
+
+    async def _put_to_sleep(self, instance: Instance, level: int, from_level: int) -> None:
+        try:
+            async with asyncio.timeout(_SLEEP_TIMEOUT):
+                await instance.sleep(level, from_level=from_level)
+            problem = None if await self._devices.see_free(instance.id) else "its memory was not seen free"
+        except (SleepFailed, TimeoutError) as error:
+            problem = str(error) or "it took too long"
+        if problem is None:
+            logger.info("model {} sleeps (level {})", instance.model, level)
+            self._carry_out(self._scheduler.on_slept(instance.id, _now()))
+        else:
+            logger.warning("model {} does not sleep, so it is unloaded: {}", instance.model, problem)
+            self._carry_out(self._scheduler.on_sleep_failed(instance.id, _now()))
+
+    async def _wake(self, instance: Instance, level: int) -> None:
+        started = time.time()
+        try:
+            async with asyncio.timeout(_SLEEP_TIMEOUT):
+                await instance.wake(level)
+        except (SleepFailed, TimeoutError) as error:
+            logger.warning("model {} does not wake, so it is loaded anew: {}", instance.model, str(error) or "too slow")
+            self._carry_out(self._scheduler.on_sleep_failed(instance.id, _now()))
+            return
+        logger.info("model {} awake after {:.1f} s", instance.model, time.time() - started)
+        self._carry_out(self._scheduler.on_ready(instance.id, _now()))
 
     # ── instances ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _new_instance(self, instance_id: str, model: str) -> Instance:
+    def _new_instance(self, instance_id: str, model: str, placement: Placement) -> Instance:
         engine, entry = self._engines[model]
-        instance = Instance(instance_id, model, engine, entry, fingerprint(self._config, entry), self._around)
+        instance = Instance(
+            instance_id, model, engine, entry, fingerprint(self._config, entry), self._around, placement=placement
+        )
         self._running[instance_id] = instance
         return instance
 
@@ -321,7 +409,9 @@ class Manager:
         except Exception:  # noqa: BLE001 - the edge of the instance's task; logged, and the model shows it
             logger.exception("instance {} of {} failed inside the manager", instance.id, instance.model)
             reason = "internal error in the manager; see its log"
+        self._scheduler.on_dying(instance.id)
         await instance.clean_up()
+        await self._devices.see_free(instance.id)
         del self._running[instance.id]
         for client in self._clients:
             client.grants.pop(instance.id, None)
@@ -335,36 +425,17 @@ class Manager:
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def statuses(self) -> list[ModelStatus]:
-        return [self._status(name, entry, engine.name) for name, (engine, entry) in self._engines.items()]
+        return [self._status(name) for name in self._engines]
 
-    def _status(self, name: str, entry: ModelConfig, engine: EngineName) -> ModelStatus:
+    def _status(self, name: str) -> ModelStatus:
+        """The path as configured, not as resolved."""
         model = self._scheduler.models[name]
-        facts = self._facts.get(name, ModelFacts())
-        failed = model.failure if model.state is ModelState.FAILED else None
-        running = self._running.get(model.instance.id) if model.instance else None
-        status = ModelStatus(
-            id=name,
-            state=model.state,
-            engine=engine,
-            path=self._config.models.available[name].path,
-            aliases=list(entry.aliases),
-            context_length=facts.context_length,
-            vision=facts.vision,
-            error=failed.reason if failed else None,
-            retry_at=time.time() + failed.retry_at - _now() if failed else None,
-            queued=sum(waiter.gets_grant for waiter in model.waiters.values()),
-            preloaded=model.preload,
-            last_used=self._last_used.get(name),
-        )
+        running = self._running.get(model.booking.id) if model.booking else None
+        entry, engine = self._config.models.available[name], self._engines[name][0].name
+        status = status_of(model, entry, engine, self._facts.get(name, ModelFacts()), running, time.time() - _now())
+        status.last_used = self._last_used.get(name)
         if running is not None:
-            status.instance = running.id
-            status.pid = running.process.pid or None if running.process else None
-            status.memory_bytes = running.memory_bytes
             status.in_flight = self._in_flight(running.id)
-            status.loaded_at = running.ready_at
-            status.load_seconds = running.load_seconds
-            status.phase = running.phases.current if running.ready_at is None else None
-            status.phases = dict(running.phases.seconds)
         return status
 
     def _in_flight(self, instance: str) -> int:
@@ -397,22 +468,6 @@ class Manager:
 
 class _Verb(Protocol):
     def __call__(self, waiter: int, name: str, now: float) -> list[decide.Decision]: ...
-
-
-def _policy(config: Config) -> decide.Policy:
-    return decide.Policy(config.models.max_loaded, config.models.min_loaded_time, config.models.max_wait_time)
-
-
-def _models(config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]]) -> list[decide.Model]:
-    """What the scheduler must know of each model. A preloaded one stays unless its own entry says otherwise."""
-    models = []
-    for name, (engine, entry) in engines.items():
-        is_preloaded = name in config.models.preload
-        timeout = 0.0 if is_preloaded else config.models.unload_timeout
-        if entry.unload_timeout is not None:
-            timeout = entry.unload_timeout
-        models.append(decide.Model(name, timeout, is_preloaded, takes_place=engine.name != "remote"))
-    return models
 
 
 def _now() -> float:

@@ -12,14 +12,15 @@ import msgspec
 from llm_api_server import __version__
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.control import InstanceInfo
+from llm_api_server.engines.base import NOWHERE, Placement
 
 _TAIL_BYTES = 64 * 1024
 
 
 class Record(msgspec.Struct, frozen=True):
     """Enough to adopt an instance. `start_time` (clock ticks since boot) tells its process from a later one with the
-    same pid; `fingerprint` stands for the entry it was started from: after a change of that it is not adopted.
-    `load_seconds` is None until it is ready.
+    same pid; `fingerprint` stands for the entry it was started from: after a change of that it is not adopted, nor when
+    it may be asleep. `load_seconds` is None until it is ready.
     """
 
     pid: int
@@ -29,6 +30,9 @@ class Record(msgspec.Struct, frozen=True):
     started_at: float
     load_seconds: float | None = None
     phases: dict[str, float] = {}
+    placement: Placement = NOWHERE
+    #: It was told to sleep; how deep it got is not known.
+    may_sleep: bool = False
 
 
 class Records:

@@ -1,17 +1,36 @@
-"""Decides which model is loaded, who waits and who must go. Pure: events and the time in, decisions out.
+"""Decides which model is loaded and where, who waits, sleeps and must go. Pure: events and the time in, decisions out.
 
 The manager calls it on its one task and carries the decisions out, in order. Rules: one load however many wait; no
-instance that has grants outstanding is stopped, it drains first; an idle model makes room before a busy one, the
-least recently used first, preloaded ones last; a busy model that others wait for takes no new work after
-`max_wait_time`; every waiter is granted, done or refused in the end.
+instance that has grants outstanding is stopped, it drains first; an instance starts where its memory and a place are
+free; else the fewest others make room, sleepers and idle ones first, the least recently used, preloaded ones last; a
+busy model that others wait for takes no new work after `max_wait_time`; what can never fit is refused with the
+arithmetic; every waiter is granted, done or refused in the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from llm_api_server.engines.base import NOWHERE, ModelFacts, Placement
+from llm_api_server.manager.booking import (
+    Booking,
+    Decision,
+    Done,
+    Drain,
+    Failure,
+    Grant,
+    Model,
+    Policy,
+    Refuse,
+    Sleep,
+    Start,
+    Stop,
+    Waiter,
+    Wake,
+    Why,
+)
+from llm_api_server.manager.ledger import RAM, Account, Device, why_never, why_not_now
+from llm_api_server.manager.room import Room
 from llm_api_server.types import ModelState
 
 #: Back-off after the n-th failed load or crash in a row, in seconds.
@@ -21,145 +40,41 @@ _LONGEST_BACKOFF = 60.0
 _STABLE_TIME = 60.0
 #: Workers have this long to report what is in flight on an adopted instance before it may be evicted.
 _ADOPTION_TIME = 5.0
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Times in seconds; a model's `unload_timeout` of 0 means never."""
-
-    max_loaded: int
-    min_loaded_time: float
-    max_wait_time: float
-
-
-@dataclass(frozen=True)
-class Start:
-    instance: str
-    model: str
-
-
-@dataclass(frozen=True)
-class Drain:
-    """Tell the workers to start nothing more on it."""
-
-    instance: str
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End the process; answered by `on_stopped` in any case."""
-
-    instance: str
-
-
-@dataclass(frozen=True)
-class Grant:
-    waiter: int
-    instance: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """A load or unload command is fulfilled."""
-
-    waiter: int
-
-
-@dataclass(frozen=True)
-class Refuse:
-    waiter: int
-    code: str
-    message: str
-    retry_after: float | None = None
-
-
-Decision = Start | Drain | Stop | Grant | Done | Refuse
-
-
-class _Why(Enum):
-    """Why an instance drains: room for another can be taken back, an order cannot."""
-
-    ROOM = "room"
-    ORDER = "order"
-
-
-@dataclass
-class Instance:
-    """One engine process, from the decision to start it until it is gone. `grants` counts leases over all workers."""
-
-    id: str
-    model: str
-    state: ModelState = ModelState.STARTING
-    started_at: float = 0.0
-    ready_at: float = 0.0
-    evictable_at: float = 0.0
-    last_used: float = 0.0
-    grants: int = 0
-    why: _Why | None = None
-
-    def is_idle(self) -> bool:
-        return self.state is ModelState.READY and self.grants == 0
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why the last load or run ended. Requests before `retry_at` are refused with `reason`."""
-
-    reason: str
-    retry_at: float
-    count: int
-
-
-@dataclass(frozen=True)
-class _Waiter:
-    """`gets_grant` is False for a load command, which only wants to hear that the model is ready."""
-
-    id: int
-    since: float
-    gets_grant: bool
-
-
-@dataclass
-class Model:
-    """One configured model. `waiters` keeps the order of arrival; `stop_waiters` wait for the instance to be gone.
-
-    `takes_place` is False for what runs elsewhere: it neither counts against `max_loaded` nor makes room.
-    """
-
-    name: str
-    unload_timeout: float
-    preload: bool = False
-    takes_place: bool = True
-    instance: Instance | None = None
-    waiters: dict[int, _Waiter] = field(default_factory=dict)
-    stop_waiters: list[int] = field(default_factory=list)
-    failure: Failure | None = None
-    #: Since when the server itself wants it loaded (preload), or None.
-    wanted_since: float | None = None
-
-    def wanted_at(self) -> float | None:
-        """Since when somebody waits for a load, or None."""
-        times = [waiter.since for waiter in self.waiters.values()]
-        if self.wanted_since is not None:
-            times.append(self.wanted_since)
-        return min(times, default=None)
-
-    @property
-    def state(self) -> ModelState:
-        if self.instance is not None:
-            return self.instance.state
-        return ModelState.STOPPED if self.failure is None else ModelState.FAILED
+#: Seconds after which memory that other programs hold is looked at again.
+_FOREIGN_RETRY = 10.0
 
 
 class Scheduler:
     """Every method takes the current time in seconds and returns what to do, in order."""
 
-    def __init__(self, policy: Policy, models: list[Model], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, policy: Policy, models: list[Model], new_id: Callable[[], str], devices: Sequence[Device] = ()
+    ) -> None:
+        """Without `devices`, only places count."""
         self.policy = policy
         self.models = {model.name: model for model in models}
         self._new_id = new_id
-        self._instances: dict[str, Instance] = {}
+        self.devices = devices
+        self.foreign: Mapping[str, int] = {}
+        self._bookings: dict[str, Booking] = {}
         self._is_shut_down = False
+
+    # ── what is known of models and devices ──────────────────────────────────────────────────────────────────────
+
+    def know(self, name: str, facts: ModelFacts) -> None:
+        """What the model's files tell now; counts from its next start."""
+        model = self.models[name]
+        model.need = facts.need if self.devices else None
+        model.asleep = facts.asleep
+
+    def observe(self, foreign: Mapping[str, int]) -> None:
+        """Bytes of each device that other programs hold now."""
+        self.foreign = foreign
+
+    @property
+    def bookings(self) -> Mapping[str, Booking]:
+        """By instance."""
+        return self._bookings
 
     # ── requests and commands ────────────────────────────────────────────────────────────────────────────────────
 
@@ -168,12 +83,12 @@ class Scheduler:
         model = self.models[name]
         if self._is_shut_down:
             return [Refuse(waiter, "server_shutting_down", "the server is shutting down")]
-        if model.instance is not None and model.instance.state is ModelState.READY:
-            return [self._grant(model.instance, waiter, now)]
+        if model.booking is not None and model.booking.state is ModelState.READY:
+            return [self._grant(model.booking, waiter, now)]
         failure = model.failure
-        if model.instance is None and failure is not None and now < failure.retry_at:
+        if model.booking is None and failure is not None and now < failure.retry_at:
             return [_refuse(waiter, model, failure, now)]
-        model.waiters[waiter] = _Waiter(waiter, now, gets_grant=True)
+        model.waiters[waiter] = Waiter(waiter, now, gets_grant=True)
         return list(self._schedule(now))
 
     def cancel(self, waiter: int, name: str, now: float) -> list[Decision]:
@@ -186,42 +101,42 @@ class Scheduler:
 
     def release(self, instance_id: str, grants: int, now: float) -> list[Decision]:
         """A worker gives back `grants` leases. Unknown instances are ignored: they died meanwhile."""
-        instance = self._instances.get(instance_id)
-        if instance is None:
+        booking = self._bookings.get(instance_id)
+        if booking is None:
             return []
-        instance.grants = max(0, instance.grants - grants)
-        instance.last_used = now
+        booking.grants = max(0, booking.grants - grants)
+        booking.last_used = now
         decisions: list[Decision] = []
-        if instance.state is ModelState.DRAINING and instance.grants == 0:
-            decisions.append(self._stop(instance))
+        if booking.state is ModelState.DRAINING and booking.why is not None and booking.grants == 0:
+            decisions.append(self._leave(booking))
         return [*decisions, *self._schedule(now)]
 
     def load(self, waiter: int, name: str, now: float) -> list[Decision]:
         """Command: `Done` when ready, `Refuse` when the load fails. An earlier failure does not hold it back."""
         model = self.models[name]
-        if model.instance is None:
+        if model.booking is None:
             model.failure = None
         if model.state is ModelState.READY:
             return [Done(waiter)]
         if self._is_shut_down:
             return [Refuse(waiter, "server_shutting_down", "the server is shutting down")]
-        model.waiters[waiter] = _Waiter(waiter, now, gets_grant=False)
+        model.waiters[waiter] = Waiter(waiter, now, gets_grant=False)
         return list(self._schedule(now))
 
     def unload(self, waiter: int, name: str, now: float) -> list[Decision]:
         """Command: drain and stop; `Done` when the instance is gone. A preload is not begun again by itself."""
         model = self.models[name]
         model.wanted_since = None
-        if model.instance is None:
+        if model.booking is None:
             model.failure = None
             return [Done(waiter)]
         model.stop_waiters.append(waiter)
-        return [*self._drain(model.instance, _Why.ORDER), *self._schedule(now)]
+        return [*self._drain(model.booking, Why.ORDER), *self._schedule(now)]
 
     def preload(self, now: float) -> list[Decision]:
         """Start what is to be loaded from the beginning."""
         for model in self.models.values():
-            if model.preload and model.instance is None:
+            if model.preload and model.booking is None:
                 model.wanted_since = now
         return list(self._schedule(now))
 
@@ -235,210 +150,305 @@ class Scheduler:
                 Refuse(waiter, "server_shutting_down", "the server is shutting down") for waiter in model.waiters
             ]
             model.waiters.clear()
-        running = [one for one in self._instances.values() if one.state is not ModelState.STOPPING]
+        running = [one for one in self._bookings.values() if one.state is not ModelState.STOPPING]
         return [*decisions, *(self._stop(instance) for instance in running)]
 
     # ── what happens to instances ────────────────────────────────────────────────────────────────────────────────
 
-    def adopt(self, instance_id: str, name: str, now: float) -> None:
+    def adopt(self, instance_id: str, name: str, now: float, placement: Placement = NOWHERE) -> None:
         """An engine of an earlier manager serves on. Its grants come with `restore`."""
-        instance = Instance(instance_id, name, ModelState.READY, now, now, now + _ADOPTION_TIME, now)
-        self._instances[instance_id] = self.models[name].instance = instance
+        model = self.models[name]
+        booking = Booking(instance_id, name, ModelState.READY, now, now, now + _ADOPTION_TIME, now)
+        booking.placement, booking.asleep = placement, model.asleep
+        self._bookings[instance_id] = model.booking = booking
 
     def restore(self, instance_id: str, grants: int) -> None:
         """A worker that came back to a new manager still has requests in flight there."""
-        if instance := self._instances.get(instance_id):
-            instance.grants += grants
+        if booking := self._bookings.get(instance_id):
+            booking.grants += grants
 
     def is_draining(self, instance_id: str) -> bool:
-        instance = self._instances.get(instance_id)
-        return instance is not None and instance.state is ModelState.DRAINING
+        booking = self._bookings.get(instance_id)
+        return booking is not None and booking.state is ModelState.DRAINING
 
     def on_ready(self, instance_id: str, now: float) -> list[Decision]:
         """The instance answers: all who wait for its model are served. Ignored when it is being stopped."""
-        instance = self._instances.get(instance_id)
-        if instance is None or instance.state is not ModelState.STARTING:
+        booking = self._bookings.get(instance_id)
+        if booking is None or booking.state is not ModelState.STARTING:
             return []
-        instance.state = ModelState.READY
-        instance.ready_at = instance.last_used = now
-        instance.evictable_at = now + self.policy.min_loaded_time
-        self.models[instance.model].wanted_since = None
-        return [*self._grant_waiters(instance, now), *self._schedule(now)]
+        booking.state, booking.sleep_level = ModelState.READY, 0
+        booking.ready_at = booking.last_used = now
+        booking.evictable_at = now + self.policy.min_loaded_time
+        self.models[booking.model].wanted_since = None
+        return [*self._grant_waiters(booking, now), *self._schedule(now)]
+
+    def on_slept(self, instance_id: str, now: float) -> list[Decision]:
+        """Its device memory was seen free."""
+        booking = self._bookings.get(instance_id)
+        if booking is None or booking.state is not ModelState.SLEEPING:
+            return []
+        booking.is_settled = True
+        return list(self._schedule(now))
+
+    def on_sleep_failed(self, instance_id: str, now: float) -> list[Decision]:
+        """It did not fall asleep or wake up as told: it is stopped, and its model does not sleep any more."""
+        booking = self._bookings.get(instance_id)
+        if booking is None or booking.state is ModelState.STOPPING:
+            return []
+        self.models[booking.model].refuses_sleep = True
+        return [self._stop(booking), *self._schedule(now)]
+
+    def on_dying(self, instance_id: str) -> None:
+        """It has ended by itself; `on_exited` follows when its memory was seen free. Nobody is sent there any more."""
+        booking = self._bookings.get(instance_id)
+        if booking is not None and booking.state is ModelState.READY:
+            booking.state, booking.why = ModelState.DRAINING, None
 
     def on_exited(self, instance_id: str, reason: str, now: float) -> list[Decision]:
         """The process ended by itself, loading or loaded. Who waits for a load that failed is refused with `reason`."""
-        instance = self._instances.get(instance_id)
-        if instance is None:
+        booking = self._bookings.get(instance_id)
+        if booking is None:
             return []
-        if instance.state is ModelState.STOPPING:
+        if booking.state is ModelState.STOPPING:
             return self.on_stopped(instance_id, now)
-        model = self.models[instance.model]
-        was_loading = instance.state is ModelState.STARTING
-        model.failure = _next_failure(model.failure, instance, reason, now)
-        if model.preload and instance.why is not _Why.ORDER:
+        model = self.models[booking.model]
+        model.failure = _next_failure(model.failure, booking, reason, now)
+        if model.preload and booking.why is not Why.ORDER:
             model.wanted_since = now
-        decisions = self._remove(instance)
-        if was_loading or now < model.failure.retry_at:
-            decisions += [_refuse(waiter, model, model.failure, now) for waiter in model.waiters]
-            model.waiters.clear()
+        decisions = self._remove(booking)
+        if booking.is_loading or now < model.failure.retry_at:
+            decisions += _refuse_all(model, model.failure, now)
         return [*decisions, *self._schedule(now)]
 
     def on_stopped(self, instance_id: str, now: float) -> list[Decision]:
         """The process that was told to stop is gone and its room is free."""
-        instance = self._instances.get(instance_id)
-        if instance is None:
+        booking = self._bookings.get(instance_id)
+        if booking is None:
             return []
-        self.models[instance.model].failure = None
-        return [*self._remove(instance), *self._schedule(now)]
+        self.models[booking.model].failure = None
+        return [*self._remove(booking), *self._schedule(now)]
 
     def mark_failed(self, name: str, reason: str, now: float) -> None:
         """Known before any load (a missing file): shown, and tried again on the next request."""
-        if self.models[name].instance is None:
+        if self.models[name].booking is None:
             self.models[name].failure = Failure(reason, now, 0)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def tick(self, now: float) -> list[Decision]:
-        """Unload what was idle for too long, and do what waited for its time."""
-        decisions: list[Decision] = [self._stop(instance) for instance, at in list(self._idle_ends()) if at <= now]
+        """Put to sleep or unload what was idle for too long, and do what waited for its time."""
+        due = [(booking, level) for booking, level, at in self._idle_ends() if at <= now]
+        decisions = [self._end_idleness(booking, level) for booking, level in due]
         return [*decisions, *self._schedule(now)]
 
     def next_tick(self, now: float) -> float | None:
         """When `tick` has something to do if nothing happens before, or None."""
-        times = [at for _, at in self._idle_ends()]
-        waiting = self._waiting()
-        times += [at for model in waiting if (at := self._startable_at(model)) > now]
-        if any(self._startable_at(model) <= now for model in waiting) or self._free() < 0:
-            ready = [i for i in self._placed() if i.state is ModelState.READY]
-            times += [i.evictable_at for i in ready]
-            times += [since + self.policy.max_wait_time for m in waiting if (since := m.wanted_at()) is not None]
-        later = [at for at in times if at > now]
-        due = any(at <= now for _, at in self._idle_ends())
-        return now if due else min(later, default=None)
+        ends = [at for _, _, at in self._idle_ends()]
+        if any(at <= now for at in ends):
+            return now
+        waiting = self.waiting()
+        times = ends + [model.startable_at for model in waiting]
+        if any(model.startable_at <= now for model in waiting) or self.room().later.places < 0:
+            times += [b.evictable_at for b in self._bookings.values() if b.state is ModelState.READY]
+            times += [since + self.policy.max_wait_time for m in waiting if (since := m.waited_for_since()) is not None]
+        return min((at for at in times if at > now), default=None)
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def waiting(self) -> list[Model]:
+        """Models that somebody waits for and that nothing is done for yet, the longest wait first."""
+        waiting = [
+            (since, model)
+            for model in self.models.values()
+            if (model.booking is None or model.booking.is_asleep) and (since := model.wanted_at()) is not None
+        ]
+        return [model for _, model in sorted(waiting, key=lambda pair: pair[0])]
+
+    def room(self) -> Room:
+        """As it is now."""
+        return Room(self.empty(self.policy.max_loaded), self._bookings.values(), self.models)
+
+    def candidates(self, model: Model, now: float, *, may_be_busy: bool) -> list[Booking]:
+        """What may make room for `model`, the best to go first."""
+
+        def is_candidate(booking: Booking) -> bool:
+            if booking.model == model.name or not self.models[booking.model].takes_place:
+                return False
+            is_free = booking.state is ModelState.READY and booking.evictable_at <= now
+            return booking.is_asleep or booking.drains_for_room or (is_free and (booking.grants == 0 or may_be_busy))
+
+        def cost(booking: Booking) -> tuple[bool, bool, bool, bool, float, str]:
+            other = self.models[booking.model]
+            is_busy = booking.grants > 0 and not booking.drains_for_room
+            return (
+                is_busy, booking.is_idle, bool(other.waiters), other.preload, booking.last_used, booking.id
+            )  # fmt: skip
+
+        return sorted(filter(is_candidate, self._bookings.values()), key=cost)
 
     def _schedule(self, now: float) -> Iterator[Decision]:
         """Start what is waited for, oldest first, and make room for requests that find none."""
         if self._is_shut_down:
             return
-        wanted: list[Model] = []
-        for model in [model for model in self._waiting() if self._startable_at(model) <= now]:
-            if self._free() > 0 or not model.takes_place:
-                yield self._start(model, now)
-            else:
-                wanted.append(model)
-        # A preload that nobody waits for takes a free place only: it must not push out what is in use.
-        wanted = [model for model in wanted if model.waiters]
-        missing = max(0, len(wanted) - self._free())
-        leaving = [i for i in self._placed() if i.state in {ModelState.DRAINING, ModelState.STOPPING}]
-        for instance in self._surplus(leaving, missing):
-            yield from self._undrain(instance, now)
-            leaving.remove(instance)
-        for position in range(len(leaving), missing):
-            waits_for_long = self._waits_for_long(wanted, position, now)
-            victim = self._victim(now, may_be_busy=waits_for_long)
-            if victim is None:
-                return
-            yield from self._drain(victim, _Why.ROOM)
+        room = self.room()
+        for model in self.waiting():
+            if model.startable_at <= now:
+                yield from self._serve(model, room, now)
+        yield from self._bring_down(room, now)
+        for booking in list(self._bookings.values()):
+            if booking.drains_for_room and booking.id not in room.victims:
+                booking.state, booking.why = ModelState.READY, None
+                yield from self._grant_waiters(booking, now)
 
-    def _waits_for_long(self, wanted: list[Model], position: int, now: float) -> bool:
-        since = wanted[position].wanted_at() if position < len(wanted) else None
-        return since is not None and now - since >= self.policy.max_wait_time
+    def _bring_down(self, room: Room, now: float) -> Iterator[Decision]:
+        """More instances were adopted than there are places."""
+        idle = [b for b in self._bookings.values() if b.is_idle and b.evictable_at <= now and b.id not in room.victims]
+        idle = [booking for booking in idle if self.models[booking.model].takes_place]
+        surplus = max(0, -room.later.places)
+        for booking in sorted(idle, key=lambda b: (self.models[b.model].preload, b.last_used, b.id))[:surplus]:
+            yield self._stop(booking)
 
-    def _waiting(self) -> list[Model]:
-        """Models without an instance that somebody waits for, the longest wait first."""
-        waiting = [
-            (since, model)
-            for model in self.models.values()
-            if model.instance is None and (since := model.wanted_at()) is not None
-        ]
-        return [model for _, model in sorted(waiting, key=lambda pair: pair[0])]
+    def _serve(self, model: Model, room: Room, now: float) -> Iterator[Decision]:
+        if (failure := self._impossible(model, now)) is not None:
+            yield from self._give_up(model, failure, now)
+        elif (placement := room.seats_now(model)) is not None:
+            is_blocked = room.is_blocked(model, placement)
+            room.give(model, placement, at_once=True)
+            if not is_blocked:
+                yield self._start(model, placement, now)
+                room.begin(model)
+        elif (placement := room.seats_later(model)) is not None:
+            room.give(model, placement, at_once=False)
+        elif model.waiters:  # a preload that nobody waits for must not push out what is in use
+            since = model.waited_for_since()
+            waits_for_long = since is not None and now - since >= self.policy.max_wait_time
+            eviction = room.make(model, self.candidates(model, now, may_be_busy=waits_for_long))
+            if eviction is not None:
+                room.evict(eviction)
+                room.give(model, eviction.placement, at_once=False)
+                for victim in eviction.victims:
+                    yield from self._drain(victim, Why.ROOM, may_sleep=eviction.may_sleep)
 
-    @staticmethod
-    def _startable_at(model: Model) -> float:
-        return model.failure.retry_at if model.failure else 0.0
-
-    def _free(self) -> int:
-        """Places left; negative when adopted instances are more than allowed."""
-        return self.policy.max_loaded - len(self._placed())
-
-    def _placed(self) -> list[Instance]:
-        return [i for i in self._instances.values() if self.models[i.model].takes_place]
-
-    def _victim(self, now: float, *, may_be_busy: bool) -> Instance | None:
-        candidates = [
-            instance
-            for instance in self._placed()
-            if instance.state is ModelState.READY
-            and instance.evictable_at <= now
-            and (instance.grants == 0 or may_be_busy)
-        ]
-        if not candidates:
+    def _impossible(self, model: Model, now: float) -> Failure | None:
+        """Why it cannot be loaded even if all others went, and when to look again."""
+        if model.need is None:
             return None
-        return min(candidates, key=lambda i: (i.grants > 0, self.models[i.model].preload, i.last_used, i.id))
+        if (reason := why_never(model.need, self.devices)) is not None:
+            return Failure(reason, now, 0)
+        if (reason := why_not_now(model.need, self.empty(1))) is not None:
+            return Failure(reason, now + _FOREIGN_RETRY, 0)
+        return None
 
-    def _surplus(self, leaving: list[Instance], missing: int) -> list[Instance]:
-        """Instances that drain for a room nobody needs any more; those that are waited for go back first."""
-        undrainable = [i for i in leaving if i.state is ModelState.DRAINING and i.why is _Why.ROOM]
-        undrainable.sort(key=lambda i: not self.models[i.model].waiters)
-        return undrainable[: max(0, len(leaving) - missing)]
+    def _give_up(self, model: Model, failure: Failure, now: float) -> Iterator[Decision]:
+        if failure.retry_at <= now:
+            model.wanted_since = None
+        model.failure = failure
+        if model.booking is not None:
+            yield self._stop(model.booking)
+        yield from _refuse_all(model, failure, now)
 
-    def _undrain(self, instance: Instance, now: float) -> Iterator[Decision]:
-        instance.state, instance.why = ModelState.READY, None
-        yield from self._grant_waiters(instance, now)
+    def empty(self, places: int) -> Account:
+        """With nothing of ours on the devices."""
+        return Account(self.devices, self.foreign, places)
 
-    def _start(self, model: Model, now: float) -> Start:
-        instance = Instance(self._new_id(), model.name, started_at=now, last_used=now)
-        self._instances[instance.id] = model.instance = instance
-        return Start(instance.id, model.name)
+    def _start(self, model: Model, placement: Placement, now: float) -> Decision:
+        """Start or wake it."""
+        booking = model.booking
+        if booking is not None:
+            booking.state, booking.is_settled = ModelState.STARTING, False
+            return Wake(booking.id, booking.sleep_level)
+        booking = Booking(self._new_id(), model.name, started_at=now, last_used=now, placement=placement)
+        booking.asleep = model.asleep
+        self._bookings[booking.id] = model.booking = booking
+        return Start(booking.id, model.name, placement)
 
-    def _drain(self, instance: Instance, why: _Why) -> Iterator[Decision]:
-        if instance.state is ModelState.STOPPING:
+    def _drain(self, booking: Booking, why: Why, *, may_sleep: bool = False) -> Iterator[Decision]:
+        if booking.state is ModelState.STOPPING:
             return
-        instance.why = why
-        if instance.state is ModelState.STARTING or instance.grants == 0:
-            yield self._stop(instance)
-        elif instance.state is ModelState.READY:
-            instance.state = ModelState.DRAINING
-            yield Drain(instance.id)
+        booking.why, booking.may_sleep = why, may_sleep
+        if booking.state is ModelState.READY and booking.grants > 0:
+            booking.state = ModelState.DRAINING
+            yield Drain(booking.id)
+        elif booking.state is not ModelState.DRAINING:
+            yield self._leave(booking)
 
-    def _stop(self, instance: Instance) -> Stop:
-        instance.state = ModelState.STOPPING
-        return Stop(instance.id)
+    def _leave(self, booking: Booking) -> Decision:
+        """What drained goes to sleep or ends."""
+        is_awake = booking.state in {ModelState.READY, ModelState.DRAINING}
+        if booking.why is Why.ROOM and booking.may_sleep and is_awake and self._can_sleep(booking):
+            return self._sleep(booking, self._sleep_level(booking))
+        return self._stop(booking)
 
-    def _remove(self, instance: Instance) -> list[Decision]:
-        del self._instances[instance.id]
-        model = self.models[instance.model]
-        model.instance = None
+    def _stop(self, booking: Booking) -> Stop:
+        booking.state = ModelState.STOPPING
+        return Stop(booking.id)
+
+    def _sleep(self, booking: Booking, level: int) -> Sleep:
+        from_level, booking.sleep_level = booking.sleep_level, level
+        booking.state, booking.why, booking.is_settled = ModelState.SLEEPING, None, False
+        return Sleep(booking.id, level, from_level)
+
+    def _can_sleep(self, booking: Booking) -> bool:
+        return booking.asleep is not None and not self.models[booking.model].refuses_sleep
+
+    def _sleep_level(self, booking: Booking) -> int:
+        """1 while the budget and the machine have RAM for its weights."""
+        weights = booking.asleep.weight_bytes if booking.asleep is not None else 0
+        sleepers = [b for b in self._bookings.values() if b.state is ModelState.SLEEPING and b.sleep_level == 1]
+        used = sum(b.asleep.weight_bytes for b in sleepers if b.asleep is not None)
+        account = self.room().later
+        has_ram = all(account.free(device) >= weights for device in self.devices if device.id == RAM)
+        return 1 if used + weights <= self.policy.sleep_bytes and has_ram else 2
+
+    def _end_idleness(self, booking: Booking, level: int) -> Decision:
+        """Level 0: stop it. To sleep deeper, a sleeper has to wake: it needs its memory once more."""
+        if level == 0:
+            return self._stop(booking)
+        if not booking.is_asleep:
+            return self._sleep(booking, self._sleep_level(booking))
+        model = self.models[booking.model]
+        return self._sleep(booking, level) if self.room().seats_now(model) is not None else self._stop(booking)
+
+    def _idle_ends(self) -> Iterator[tuple[Booking, int, float]]:
+        """Idle instances, what comes next for them (a level of sleep, 0 for the end), and when."""
+        for booking in self._bookings.values():
+            if not booking.is_idle and not booking.is_asleep:
+                continue
+            model, policy = self.models[booking.model], self.policy
+            ends = [(model.unload_timeout, 0)]
+            if booking.is_asleep and booking.sleep_level == 1:
+                ends.append((policy.deep_sleep_timeout, 2))
+            elif booking.is_idle and self._can_sleep(booking) and not model.preload:
+                ends.append((policy.sleep_timeout, 1))
+            if coming := [(timeout, level) for timeout, level in ends if timeout > 0]:
+                timeout, level = min(coming)
+                yield booking, level, max(booking.last_used + timeout, booking.evictable_at)
+
+    def _remove(self, booking: Booking) -> list[Decision]:
+        del self._bookings[booking.id]
+        model = self.models[booking.model]
+        model.booking = None
         done: list[Decision] = [Done(waiter) for waiter in model.stop_waiters]
         model.stop_waiters.clear()
         return done
 
-    def _grant(self, instance: Instance, waiter: int, now: float) -> Grant:
-        instance.grants += 1
-        instance.last_used = now
-        return Grant(waiter, instance.id)
+    def _grant(self, booking: Booking, waiter: int, now: float) -> Grant:
+        booking.grants += 1
+        booking.last_used = now
+        return Grant(waiter, booking.id)
 
-    def _grant_waiters(self, instance: Instance, now: float) -> Iterator[Decision]:
-        model = self.models[instance.model]
+    def _grant_waiters(self, booking: Booking, now: float) -> Iterator[Decision]:
+        model = self.models[booking.model]
         waiters = list(model.waiters.values())
         model.waiters.clear()
         for waiter in waiters:
-            yield self._grant(instance, waiter.id, now) if waiter.gets_grant else Done(waiter.id)
-
-    def _idle_ends(self) -> Iterator[tuple[Instance, float]]:
-        """Idle instances and when they are to be unloaded."""
-        for instance in self._instances.values():
-            timeout = self.models[instance.model].unload_timeout
-            if instance.is_idle() and timeout > 0:
-                yield instance, max(instance.last_used + timeout, instance.evictable_at)
+            yield self._grant(booking, waiter.id, now) if waiter.gets_grant else Done(waiter.id)
 
 
-def _next_failure(last: Failure | None, instance: Instance, reason: str, now: float) -> Failure:
+def _next_failure(last: Failure | None, booking: Booking, reason: str, now: float) -> Failure:
     """A failed load backs off; the first crash of an instance that had been ready is restarted at once."""
-    was_ready = instance.state is not ModelState.STARTING
-    is_stable = was_ready and now - instance.ready_at >= _STABLE_TIME
+    was_ready = not booking.is_loading
+    is_stable = was_ready and now - booking.ready_at >= _STABLE_TIME
     count = 1 if last is None or is_stable else last.count + 1
     free_tries = 1 if was_ready else 0
     if count <= free_tries:
@@ -450,3 +460,9 @@ def _next_failure(last: Failure | None, instance: Instance, reason: str, now: fl
 def _refuse(waiter: int, model: Model, failure: Failure, now: float) -> Refuse:
     message = f"model {model.name!r} failed to load: {failure.reason}"
     return Refuse(waiter, "model_load_failed", message, max(0.0, failure.retry_at - now))
+
+
+def _refuse_all(model: Model, failure: Failure, now: float) -> list[Decision]:
+    refusals: list[Decision] = [_refuse(waiter, model, failure, now) for waiter in model.waiters]
+    model.waiters.clear()
+    return refusals

@@ -11,7 +11,7 @@ from llm_api_server import control
 from llm_api_server.errors import ControlError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from llm_api_server.manager.manager import Manager
 
@@ -53,6 +53,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _handle(self, message: control.ToManager) -> None:
         match message:
             case control.Acquire(request, model):
@@ -70,8 +75,8 @@ class Connection(asyncio.Protocol):
             case control.UnloadModel(request, model, wait):
                 self._manager.unload(self, request, model, wait=wait)
             case control.ListModels(request):
-                task = asyncio.create_task(self._manager.list_models(self, request))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._keep(self._manager.list_models(self, request))
+            case control.ExplainModel(request, model):
+                self._keep(self._manager.explain(self, request, model))
             case control.Shutdown(request):
                 self._on_shutdown(self, request)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_api_server.config import Config, EnginesConfig, InferenceConfig, LlamaCppConfig, ModelConfig
-from llm_api_server.engines.base import LaunchPlan, ModelProblem
+from llm_api_server.engines.base import LaunchPlan, ModelProblem, Placement, Seat
 from llm_api_server.engines.host import Host
 from llm_api_server.engines.llama_cpp import LlamaCppEngine
 from tests.unit.engines.gguf_files import LLAMA, write_gguf
@@ -100,11 +100,27 @@ def test_the_context_is_the_smallest_limit(
     assert engine.inspect(ModelConfig(path=small, max_tokens=max_tokens)).context_length == expected
 
 
-def test_what_can_never_fit_is_refused_with_the_sum(large: str) -> None:
-    model = ModelConfig(path=large, max_tokens=131072)
-    with pytest.raises(ModelProblem, match=r"not enough memory: .* and 16\.0 GiB of cache for 131072 tokens"):
-        engine_with().inspect(model)
-    assert engine_with(Host(16 * GIB, 6, has_nvidia=True)).inspect(model).context_length == 131072
+def test_the_memory_it_needs_is_told_with_the_sum(large: str) -> None:
+    need = engine_with().inspect(ModelConfig(path=large, max_tokens=131072)).need
+    assert need is not None
+    assert (need.kind, need.count) == ("ram", 1)
+    assert need.least > 16 * GIB
+    assert "16.0 GiB of cache for 131072 tokens" in need.note
+
+
+def test_layers_for_a_gpu_need_its_memory_and_others_see_none(large: str) -> None:
+    host = Host(64 * GIB, 6, has_nvidia=True)
+    on_gpu = ModelConfig(path=large, max_tokens=1024, engine_args={"n_gpu_layers": 99}, gpus=[1])
+    need = engine_with(host).inspect(on_gpu).need
+    assert need is not None
+    assert (need.kind, need.only) == ("gpu", (1,))
+    placement = Placement((Seat("gpu1", need.least, 80 * GIB, 1),))
+    assert engine_with(host).plan("x", on_gpu, Path("/s"), placement).env["CUDA_VISIBLE_DEVICES"] == "1"
+    on_cpu = ModelConfig(path=large, max_tokens=1024)
+    need = engine_with(host).inspect(on_cpu).need
+    assert need is not None
+    assert need.kind == "ram"
+    assert not engine_with(host).plan("x", on_cpu, Path("/s")).env["CUDA_VISIBLE_DEVICES"]
 
 
 def test_a_chat_model_embeds_as_well(small: str) -> None:

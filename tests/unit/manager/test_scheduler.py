@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import count
+from collections.abc import Sequence
+from itertools import combinations, count
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from llm_api_server.manager.scheduler import (
+from llm_api_server.engines.base import Asleep, ModelFacts, Need
+from llm_api_server.manager.booking import (
     Decision,
     Done,
     Drain,
@@ -16,19 +18,57 @@ from llm_api_server.manager.scheduler import (
     Model,
     Policy,
     Refuse,
-    Scheduler,
+    Sleep,
     Start,
     Stop,
+    Wake,
 )
+from llm_api_server.manager.ledger import Device, taken_by
+from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.types import ModelState
+from tests.machine import GIB, gpus, ram
 
 NAMES = ("a", "b", "c")
+#: What the models of the state machine need where there are devices: `b` of one GPU or of two.
+NEEDS = [
+    {
+        "a": ModelFacts(need=Need("gpu", 10 * GIB, share=0.5, measures=True), asleep=Asleep(GIB, 10 * GIB)),
+        "b": ModelFacts(
+            need=Need("gpu", 12 * GIB, count=count_of_b, share=0.9, is_share_soft=True, measures=True),
+            asleep=Asleep(GIB, 10 * GIB),
+        ),
+        "c": ModelFacts(need=Need("gpu", 9 * GIB)),
+    }
+    for count_of_b in (1, 2)
+]
+MACHINES: tuple[list[Device], ...] = (
+    [],
+    [*gpus(24), ram(32)],
+    [*gpus(24), ram(8)],
+    [*gpus(24, 24), ram(32)],
+    [*gpus(24, 24, 48), ram(32)],
+)
 
 
-def make(max_loaded: int = 1, *, unload_timeout: float = 0, preload: tuple[str, ...] = ()) -> Scheduler:
+def make(
+    max_loaded: int = 1,
+    *,
+    unload_timeout: float = 0,
+    preload: tuple[str, ...] = (),
+    devices: Sequence[Device] = (),
+    sleep_timeout: float = 0,
+) -> Scheduler:
     numbers = count(1)
     models = [Model(name, unload_timeout, name in preload) for name in NAMES]
-    return Scheduler(Policy(max_loaded, min_loaded_time=1, max_wait_time=5), models, lambda: f"i{next(numbers)}")
+    policy = Policy(
+        max_loaded,
+        min_loaded_time=1,
+        max_wait_time=5,
+        sleep_timeout=sleep_timeout,
+        deep_sleep_timeout=2 * sleep_timeout,
+        sleep_bytes=16 * GIB,
+    )
+    return Scheduler(policy, models, lambda: f"i{next(numbers)}", devices)
 
 
 def loaded(scheduler: Scheduler, name: str, waiter: int, now: float) -> str:
@@ -230,20 +270,58 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.grants: dict[str, int] = {}
         self.processes: dict[str, str] = {}
         self.stopping: set[str] = set()
+        self.taken: dict[str, dict[str, int]] = {}
+        self.asleep: set[str] = set()
+        self.foreign: dict[str, int] = {}
 
-    @initialize(max_loaded=st.integers(1, 2), unload_timeout=st.sampled_from([0, 30]), preload=st.booleans())
-    def begin(self, max_loaded: int, unload_timeout: float, *, preload: bool) -> None:
+    @initialize(
+        max_loaded=st.integers(1, 3),
+        unload_timeout=st.sampled_from([0, 30]),
+        sleep_timeout=st.sampled_from([0, 10]),
+        preload=st.booleans(),
+        machine=st.integers(0, len(MACHINES) - 1),
+        needs=st.sampled_from(NEEDS),
+    )
+    def begin(
+        self,
+        max_loaded: int,
+        unload_timeout: float,
+        sleep_timeout: float,
+        machine: int,
+        needs: dict[str, ModelFacts],
+        *,
+        preload: bool,
+    ) -> None:
         self.max_loaded = max_loaded
-        self.scheduler = make(max_loaded, unload_timeout=unload_timeout, preload=("c",) if preload else ())
+        self.devices = MACHINES[machine]
+        self.scheduler = make(
+            max_loaded,
+            unload_timeout=unload_timeout,
+            sleep_timeout=sleep_timeout,
+            preload=("c",) if preload else (),
+            devices=self.devices,
+        )
+        for name, facts in needs.items():
+            self.scheduler.know(name, facts)
         self.obey(self.scheduler.preload(self.now))
 
     def obey(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             match decision:
-                case Start(instance, name):
+                case Start(instance, name, placement):
                     assert name not in self.processes.values(), "two processes of one model"
                     self.processes[instance] = name
-                    assert len(self.processes) <= self.max_loaded, "above capacity"
+                    self.occupy(instance, taken_by(placement))
+                case Wake(instance):
+                    assert instance in self.asleep, "woken while awake"
+                    self.asleep.discard(instance)
+                    self.occupy(instance, self.scheduler.bookings[instance].awake_takes)
+                case Sleep(instance, _, from_level):
+                    assert self.grants.get(instance, 0) == 0, "a busy model was put to sleep"
+                    assert (instance in self.asleep) == (from_level > 0)
+                    if from_level:  # it wakes in between
+                        self.asleep.discard(instance)
+                        self.occupy(instance, self.scheduler.bookings[instance].awake_takes)
                 case Stop(instance):
                     assert self.grants.get(instance, 0) == 0, "a busy model was stopped"
                     assert instance not in self.stopping, "stopped twice"
@@ -260,6 +338,19 @@ class AnyInterleaving(RuleBasedStateMachine):
                 case Refuse(waiter):
                     assert (self.waiting.pop(waiter, None) or self.commands.pop(waiter, None)) is not None
 
+    def occupy(self, instance: str, taken: dict[str, int]) -> None:
+        """It has this memory from now on, and everything fits."""
+        self.taken[instance] = taken
+        assert len(self.processes.keys() - self.asleep) <= self.max_loaded, "above max_loaded"
+        for device in [device for device in self.devices if taken.get(device.id)]:
+            ours = sum(taken.get(device.id, 0) for taken in self.taken.values())
+            assert ours + self.foreign.get(device.id, 0) <= device.total, "above what a device has"
+        starting = [i for i in self.starting() if self.scheduler.models[self.processes[i]].need is not None]
+        for one, other in combinations(starting, 2):
+            if self.taken.get(one, {}).keys() & self.taken.get(other, {}).keys():
+                needs = [self.scheduler.models[self.processes[i]].need for i in (one, other)]
+                assert not any(need.measures for need in needs if need), "two starts on a device, one measures"
+
     def may_drain(self, name: str) -> bool:
         """Its unload was ordered, or somebody has waited for another model for the longest allowed time."""
         waited = [self.now - since for waiter, since in self.since.items() if waiter in self.waiting | self.commands]
@@ -267,6 +358,8 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def gone(self, instance: str) -> None:
         del self.processes[instance]
+        self.taken.pop(instance, None)
+        self.asleep.discard(instance)
         self.stopping.discard(instance)
         self.grants.pop(instance, None)
 
@@ -275,6 +368,16 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def starting(self) -> list[str]:
         return [i for i, name in self.processes.items() if self.scheduler.models[name].state is ModelState.STARTING]
+
+    def falling_asleep(self) -> list[str]:
+        sleeping = [i for i, n in self.processes.items() if self.scheduler.models[n].state is ModelState.SLEEPING]
+        return [instance for instance in sleeping if instance not in self.asleep]
+
+    def slept(self, instance: str) -> None:
+        booking = self.scheduler.bookings[instance]
+        self.asleep.add(instance)
+        self.taken[instance] = booking.asleep_takes(booking.sleep_level)
+        self.obey(self.scheduler.on_slept(instance, self.now))
 
     @rule(name=st.sampled_from(NAMES))
     def acquire(self, name: str) -> None:
@@ -310,6 +413,21 @@ class AnyInterleaving(RuleBasedStateMachine):
     def ready(self, data: st.DataObject) -> None:
         self.obey(self.scheduler.on_ready(self.pick(data, self.starting()), self.now))
 
+    @precondition(lambda self: self.falling_asleep())
+    @rule(data=st.data(), works=st.booleans())
+    def sleep_ends(self, data: st.DataObject, *, works: bool) -> None:
+        instance = self.pick(data, self.falling_asleep())
+        if works:
+            self.slept(instance)
+        else:
+            self.obey(self.scheduler.on_sleep_failed(instance, self.now))
+
+    @precondition(lambda self: self.devices)
+    @rule(data=st.data(), gib=st.sampled_from([0, 1, 8]))
+    def others_come_and_go(self, data: st.DataObject, gib: int) -> None:
+        self.foreign[data.draw(st.sampled_from(self.devices)).id] = gib * GIB
+        self.scheduler.observe(self.foreign)
+
     @precondition(lambda self: self.stopping)
     @rule(data=st.data())
     def stopped(self, data: st.DataObject) -> None:
@@ -335,9 +453,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         stop_waiters = {w for model in self.scheduler.models.values() for w in model.stop_waiters}
         assert queued | stop_waiters == self.waiting.keys() | self.commands.keys(), "a waiter was lost"
         for name, model in self.scheduler.models.items():
-            if model.instance is not None:
-                assert self.processes[model.instance.id] == name
-                assert model.instance.grants == self.grants.get(model.instance.id, 0)
+            if model.booking is not None:
+                assert self.processes[model.booking.id] == name
+                assert model.booking.grants == self.grants.get(model.booking.id, 0)
             if model.state is ModelState.READY:
                 assert not model.waiters, "somebody waits for a model that is ready"
 
@@ -357,6 +475,9 @@ class AnyInterleaving(RuleBasedStateMachine):
             moved = True
             self.gone(instance)
             self.obey(self.scheduler.on_stopped(instance, self.now))
+        for instance in self.falling_asleep():
+            moved = True
+            self.slept(instance)
         for instance in self.starting():
             moved = True
             self.obey(self.scheduler.on_ready(instance, self.now))
@@ -372,4 +493,4 @@ class AnyInterleaving(RuleBasedStateMachine):
 
 
 TestAnyInterleaving = AnyInterleaving.TestCase
-TestAnyInterleaving.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestAnyInterleaving.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

@@ -1,0 +1,69 @@
+"""From the configuration to the scheduler's books, and from the books to what the manager tells of its models. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llm_api_server.config import Config, ModelConfig
+from llm_api_server.control import ModelStatus
+from llm_api_server.engines.base import Engine, ModelFacts
+from llm_api_server.manager.booking import Model, Policy
+from llm_api_server.manager.instance import Instance
+from llm_api_server.manager.ledger import Device
+from llm_api_server.types import EngineName, ModelState
+
+
+def policy_of(config: Config, devices: Sequence[Device]) -> Policy:
+    """Half of RAM for sleeping weights, unless configured."""
+    ram = sum(device.capacity for device in devices if device.kind == "ram")
+    sleep_memory = config.devices.sleep_memory
+    return Policy(
+        max_loaded=config.models.max_loaded,
+        min_loaded_time=config.models.min_loaded_time,
+        max_wait_time=config.models.max_wait_time,
+        sleep_timeout=config.models.sleep_timeout,
+        deep_sleep_timeout=config.models.deep_sleep_timeout,
+        sleep_bytes=ram // 2 if sleep_memory is None else sleep_memory,
+    )
+
+
+def models_of(config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]]) -> list[Model]:
+    """What the scheduler must know of each model. A preloaded one stays unless its own entry says otherwise."""
+    models = []
+    for name, (engine, entry) in engines.items():
+        is_preloaded = name in config.models.preload
+        timeout = 0.0 if is_preloaded else config.models.unload_timeout
+        if entry.unload_timeout is not None:
+            timeout = entry.unload_timeout
+        models.append(Model(name, timeout, is_preloaded, takes_place=engine.name != "remote"))
+    return models
+
+
+def status_of(
+    model: Model, entry: ModelConfig, engine: EngineName, facts: ModelFacts, running: Instance | None, epoch: float
+) -> ModelStatus:
+    """`epoch` is the Unix time at which the books' clock was zero."""
+    failed = model.failure if model.state is ModelState.FAILED else None
+    status = ModelStatus(
+        id=model.name,
+        state=model.state,
+        engine=engine,
+        path=entry.path,
+        aliases=list(entry.aliases),
+        context_length=facts.context_length,
+        vision=facts.vision,
+        error=failed.reason if failed else None,
+        retry_at=epoch + failed.retry_at if failed else None,
+        queued=sum(waiter.gets_grant for waiter in model.waiters.values()),
+        preloaded=model.preload,
+        devices=dict(model.booking.takes) if model.booking else {},
+    )
+    if running is not None:
+        status.instance = running.id
+        status.pid = running.process.pid or None if running.process else None
+        status.memory_bytes = running.memory_bytes
+        status.loaded_at = running.ready_at
+        status.load_seconds = running.load_seconds
+        status.phase = running.phases.current if running.ready_at is None else None
+        status.phases = dict(running.phases.seconds)
+    return status

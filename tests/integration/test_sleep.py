@@ -1,0 +1,208 @@
+"""A manager that puts engines to sleep and wakes them: real processes and sockets, a stand-in for vLLM's endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_api_server.config import Config, ModelConfig
+from llm_api_server.control import Granted, ModelStatus, RunDir
+from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, Need, Placement
+from llm_api_server.engines.host import Host
+from llm_api_server.engines.vllm import VllmEngine
+from llm_api_server.manager.manager import Manager
+from llm_api_server.manager.process import LocalLauncher, process_start_time
+from llm_api_server.types import EngineName, ModelState
+from tests.integration.test_manager import Recorder, ScriptEngine
+from tests.machine import GIB, Machine, gpus, ram
+
+pytestmark = pytest.mark.anyio
+
+_STAND_IN = Path(__file__).parents[1] / "sleepy_engine.py"
+
+
+class SleepyEngine(ScriptEngine):
+    """The model's path is the fault that its engine has, or `none`."""
+
+    name: EngineName = "vllm"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def inspect(self, model: ModelConfig) -> ModelFacts:
+        del model
+        need = Need("gpu", 5 * GIB, share=20 / 24, measures=True)
+        return ModelFacts(need=need, asleep=Asleep(int(1.5 * GIB), 8 * GIB))
+
+    def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
+        assert placement is not None
+        assert [seat.device for seat in placement.seats] == ["gpu0"]
+        fault = [] if model.path == "none" else [model.path]
+        files = [str(self.folder / f"{name}.memory"), str(self.folder / f"{name}.calls")]
+        return LaunchPlan([sys.executable, str(_STAND_IN), str(socket), *files, *fault], f"unix:{socket}")
+
+
+class SleepyMachine(Machine):
+    """One GPU. In use is what living stand-ins say; what an ended one had is free after `lag` more looks."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(*gpus(24), ram(64))
+        self.folder = folder
+        self.lag = 0
+
+    def used(self) -> Mapping[str, int]:
+        total = 0.0
+        for file in self.folder.glob("*.memory"):
+            size, pid = file.read_text().split()
+            if process_start_time(int(pid)) is None:
+                self.lag -= 1
+                if self.lag < 0:
+                    file.unlink()
+                    continue
+            total += float(size)
+        return {"gpu0": int(total * GIB), "ram": 0}
+
+
+class World:
+    def __init__(self, folder: Path, **faults: str) -> None:
+        self.folder = folder
+        self.machine = SleepyMachine(folder)
+        self.faults = faults
+        self.client = Recorder()
+        self.manager: Manager
+
+    @asynccontextmanager
+    async def running(self, **options: Any) -> AsyncIterator[World]:
+        available = {name: {"path": fault, "sleep": True} for name, fault in self.faults.items()}
+        models = {"available": available, "min_loaded_time": 0, "max_loaded": 3, "sleep_timeout": 0.2, **options}
+        config = Config.model_validate({"models": models})
+        engine = SleepyEngine(self.folder)
+        run_dir = RunDir(self.folder / "run")
+        run_dir.engines.mkdir(parents=True, exist_ok=True)
+        engines = {name: (engine, entry) for name, entry in config.models.available.items()}
+        with run_dir.lock.open("a+b") as lock:
+            fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            launcher = LocalLauncher(run_dir)
+            self.manager = Manager(config, engines, launcher, run_dir, self.folder / "logs", self.machine)
+            await self.manager.start()
+            self.manager.connected(self.client)
+            try:
+                yield self
+            finally:
+                await self.manager.close()
+
+    def status(self, name: str) -> ModelStatus:
+        return next(status for status in self.manager.statuses() if status.id == name)
+
+    def calls(self, name: str) -> list[str]:
+        file = self.folder / f"{name}.calls"
+        return file.read_text().splitlines() if file.exists() else []
+
+    async def use(self, name: str) -> str:
+        """One request; answers the instance that got it."""
+        self.manager.acquire(self.client, 1, name)
+        granted = await self.client.next()
+        assert isinstance(granted, Granted), granted
+        self.manager.release(self.client, granted.instance.id, 1)
+        return granted.instance.id
+
+    async def becomes(self, name: str, state: ModelState) -> None:
+        async with asyncio.timeout(30):
+            while self.status(name).state is not state:
+                await asyncio.sleep(0.01)
+
+
+async def test_an_idle_model_sleeps_and_the_next_request_wakes_it(tmp_path: Path) -> None:
+    async with World(tmp_path, a="none").running(deep_sleep_timeout=0) as world:
+        first = await world.use("a")
+        await world.becomes("a", ModelState.SLEEPING)
+        async with asyncio.timeout(30):
+            while world.status("a").devices != {"gpu0": int(1.5 * GIB), "ram": 8 * GIB}:
+                await asyncio.sleep(0.01)
+        assert await world.use("a") == first
+        assert world.calls("a")[:2] == ["/sleep?level=1", "/wake_up"]
+
+
+async def test_a_long_sleep_becomes_deep_and_waking_reads_the_weights_again(tmp_path: Path) -> None:
+    async with World(tmp_path, a="none").running(deep_sleep_timeout=0.5) as world:
+        first = await world.use("a")
+        async with asyncio.timeout(30):
+            while "/sleep?level=2" not in world.calls("a"):
+                await asyncio.sleep(0.01)
+        assert await world.use("a") == first
+        assert world.calls("a")[:6] == [
+            "/sleep?level=1",
+            "/wake_up",
+            "/sleep?level=2",
+            "/wake_up?tags=weights",
+            "/collective_rpc reload_weights",
+            "/wake_up?tags=kv_cache",
+        ]
+
+
+async def test_two_models_swap_by_sleep_and_both_processes_stay(tmp_path: Path) -> None:
+    async with World(tmp_path, a="none", b="none").running(sleep_timeout=0) as world:
+        instances = [await world.use(name) for name in "ababab"]
+        assert instances[:2] * 3 == instances
+        assert world.status("a").state is ModelState.SLEEPING
+        assert world.status("b").state is ModelState.READY
+
+
+@pytest.mark.parametrize("fault", ["keeps_memory", "refuses_sleep"])
+async def test_what_gives_no_memory_up_is_unloaded(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_api_server.manager.devices._RELEASE_TIMEOUT", 0.5)
+    async with World(tmp_path, a=fault, b="none").running(sleep_timeout=0) as world:
+        await world.use("a")
+        await world.use("b")
+        assert world.status("a").state is ModelState.STOPPED
+        assert world.status("b").devices == {"gpu0": int(20 / 24 * 24 * GIB)}
+
+
+async def test_what_does_not_wake_is_loaded_anew_and_answers(tmp_path: Path) -> None:
+    async with World(tmp_path, a="refuses_wake").running() as world:
+        first = await world.use("a")
+        await world.becomes("a", ModelState.SLEEPING)
+        assert await world.use("a") != first
+
+
+async def test_the_next_start_waits_until_the_memory_of_the_last_is_seen_free(tmp_path: Path) -> None:
+    async with World(tmp_path, a="none", b="none").running(sleep_timeout=0) as world:
+        await world.use("a")
+        world.machine.lag = 20
+        world.manager.unload(world.client, 2, "a", wait=True)
+        await world.client.next()
+        assert world.machine.lag <= 0, "the driver was asked until the memory was free"
+        await world.use("b")
+
+
+async def test_sleepers_of_a_killed_manager_are_not_adopted(tmp_path: Path) -> None:
+    world = World(tmp_path, a="none")
+    async with world.running(deep_sleep_timeout=0) as one:
+        first = await one.use("a")
+        await one.becomes("a", ModelState.SLEEPING)
+        pid = one.status("a").pid
+        for running in list(one.manager._running.values()):
+            assert running.task is not None
+            running.task.cancel()
+            await asyncio.wait({running.task})
+        one.manager._running.clear()
+        one.manager._scheduler._bookings.clear()
+    async with world.running(deep_sleep_timeout=0) as other:
+        assert other.status("a").state is ModelState.STOPPED
+        assert pid is not None
+        assert process_start_time(pid) is None
+        assert await other.use("a") != first
+
+
+def test_on_a_cpu_vllm_models_do_not_sleep() -> None:
+    engine = VllmEngine(Config(), Host(8 * GIB, 2, has_nvidia=False))
+    assert engine.inspect(ModelConfig(path="org/model", sleep=True)).asleep is None
