@@ -229,6 +229,9 @@ class InferenceConfig(Section):
     max_total_tokens: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
     max_input_tokens: int | None = Field(None, ge=1, description="Most tokens of a prompt.")
     max_batch_size: int | None = Field(None, ge=1, description="Sequences decoded together.")
+    max_image_pixels: int = Field(
+        96_000_000, ge=1, description="Most pixels of all images of a request together, as they are when decoded."
+    )
     streaming_default: bool = Field(
         False, description="Stream when a request omits `stream` and accepts text/event-stream."
     )

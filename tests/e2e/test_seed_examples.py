@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-import struct
 import subprocess
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.pictures import image_part, png
 from tests.running import KEY, RESTRICTED_KEY, Server, running
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -102,8 +100,7 @@ class TestCurl:
         assert len(answer["data"][0]["embedding"]) == 576
 
     def test_a_picture_for_a_model_that_cannot_see_is_refused(self, server: Server) -> None:
-        url = "data:image/png;base64," + base64.b64encode(png()).decode()
-        content = [{"type": "text", "text": "这张图片里有什么？"}, {"type": "image_url", "image_url": {"url": url}}]
+        content = [{"type": "text", "text": "这张图片里有什么？"}, image_part(png())]
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
         answer = json.loads(curl(server, "/v1/chat/completions", body))
         assert answer["error"]["type"] == "invalid_request_error"
@@ -262,14 +259,3 @@ def test_no_secret_and_no_prompt_in_the_logs(server: Server, client: OpenAI) -> 
 
 def cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-
-
-def png() -> bytes:
-    """A red picture of 2 by 2."""
-    rows = b"\x00\xff\x00\x00\xff\x00\x00" * 2
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

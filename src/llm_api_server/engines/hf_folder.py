@@ -16,7 +16,13 @@ from llm_api_server.engines.families import NEEDED_WORDS
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _LONGEST_HEADER = 256 * 1024 * 1024
-_VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "visual", "image_token_id", "image_token_index")
+_VISION_KEYS = (
+    "vision_config", "vision_tower", "mm_vision_tower", "visual", "image_token_id", "image_token_index",
+    "img_processor", "vit_config",
+)  # fmt: skip
+_VIDEO_KEYS = ("video_token_id", "video_token_index")
+_AUDIO_KEYS = ("audio_config", "audio_token_id", "audio_token_index", "audio_processor")
+_TEXT_KEYS = ("text_config", "llm_config", "language_config")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "model_max_length")
 
 
@@ -34,6 +40,8 @@ class FolderFacts:
     is_embedding: bool
     is_generative: bool
     has_vision: bool
+    has_video: bool
+    has_audio: bool
     template: str | None
     words: frozenset[str] | None
     kv_values_per_token: int
@@ -48,7 +56,9 @@ def read_folder(folder: Path) -> FolderFacts:
     if not (folder / "config.json").exists() and (folder / "params.json").exists():
         return _mistral_format(folder)
     config = read_json(folder, "config.json")
-    text = next((config[k] for k in ("text_config", "llm_config") if isinstance(config.get(k), dict)), config)
+    # Models that also speak keep the part that reads and writes in a configuration of its own.
+    thinker = config["thinker_config"] if isinstance(config.get("thinker_config"), dict) else config
+    text = next((thinker[k] for k in _TEXT_KEYS if isinstance(thinker.get(k), dict)), thinker)
     architectures = tuple(str(a) for a in config.get("architectures") or ())
     is_sentence_model = (folder / "modules.json").exists() or (folder / "config_sentence_transformers.json").exists()
     is_generative = any("CausalLM" in a or "ConditionalGeneration" in a or "LMHead" in a for a in architectures)
@@ -58,7 +68,9 @@ def read_folder(folder: Path) -> FolderFacts:
         context_length=_context_length(folder, config, text),
         is_embedding=is_sentence_model or (bool(architectures) and all(_only_embeds(a) for a in architectures)),
         is_generative=is_generative,
-        has_vision=any(key in config for key in _VISION_KEYS),
+        has_vision=any(key in thinker for key in _VISION_KEYS) or _has_image_processor(folder),
+        has_video=any(key in thinker for key in _VIDEO_KEYS),
+        has_audio=any(key in thinker for key in _AUDIO_KEYS),
         template=_chat_template(folder),
         words=_words(folder),
         kv_values_per_token=_kv_values_per_token(text),
@@ -80,6 +92,8 @@ def _mistral_format(folder: Path) -> FolderFacts:
         is_embedding=False,
         is_generative=True,
         has_vision="vision_encoder" in params,
+        has_video=False,
+        has_audio="whisper_model_args" in params.get("multimodal", {}),
         template=None,
         words=None,
         kv_values_per_token=0,
@@ -114,6 +128,17 @@ def _labels(config: dict[str, Any]) -> int | None:
     if isinstance(names, dict) and names:
         return len(names)
     return count if isinstance(count, int) else None
+
+
+def _has_image_processor(folder: Path) -> bool:
+    """For models whose config.json has a name of its own for the part that sees."""
+    for name, key in (
+        ("preprocessor_config.json", "image_processor_type"),
+        ("processor_config.json", "image_processor"),
+    ):
+        if (folder / name).exists() and key in read_json(folder, name):
+            return True
+    return False
 
 
 def _context_length(folder: Path, config: dict[str, Any], text: dict[str, Any]) -> int | None:

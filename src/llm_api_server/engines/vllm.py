@@ -34,6 +34,8 @@ _LEAST_CONTEXT = 4096
 _BLOCK_TOKENS = 128  # of vLLM's cache on CPU; every sequence may leave one half empty
 _GIB = 1024**3
 _CACHE_VALUE_BYTES = 2
+#: Pictures per request: more than chats send, fewer than would keep the engine's server busy before it counts tokens.
+_MOST_IMAGES = 16
 #: What vLLM takes of a GPU unless told otherwise.
 _DEFAULT_SHARE = 0.9
 #: Beside weights and cache: on a CPU, its three processes; on a GPU the least, and what steps and graphs may need.
@@ -248,6 +250,8 @@ class VllmEngine:
             "disable_uvicorn_access_log": True,
             **adapter_options(model.adapters, facts),
         }
+        if facts and facts.has_vision:
+            options |= _vision_options(facts)
         if task == "generate":
             options |= self._generation_options(name, model, facts)
         else:
@@ -319,6 +323,7 @@ class VllmEngine:
         env = {
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            "VLLM_MAX_IMAGE_PIXELS": str(self._config.inference.max_image_pixels),  # its own limit may be lower
             "PYTHONSAFEPATH": "1",  # `-m` must not import from the folder the server was started in
             # Kernels are built at run time with the `ninja` of vLLM's own environment.
             "PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)]),
@@ -392,6 +397,16 @@ def _checked(engine_args: dict[str, Any], reserved: str | None) -> dict[str, Any
         if name in _RESERVED or name == reserved:
             raise ModelProblem(f"engine_args: {name} is set by the server and cannot be changed")
     return named
+
+
+def _vision_options(facts: FolderFacts) -> dict[str, Any]:
+    """vLLM's own limit is 999 of each kind, and it makes room for the largest video of models that see videos."""
+    return {
+        "limit_mm_per_prompt": {"image": _MOST_IMAGES, "video": int(facts.has_video), "audio": int(facts.has_audio)},
+        # With vLLM 0.32's cache of prepared pictures, `/v1/messages/count_tokens` makes the next request with the same
+        # picture fail: its server believes that the engine has what it never sent.
+        "mm_processor_cache_gb": 0,
+    }
 
 
 def _check_env(env: dict[str, str]) -> None:

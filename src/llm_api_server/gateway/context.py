@@ -36,12 +36,16 @@ class ContextLimits:
             return
         # A full context leaves no room for the first token of an answer; embeddings need none.
         wanted = 0 if isinstance(facts.request, schemas.EmbeddingRequest) else max(facts.max_tokens or 0, 1)
-        if _fits(len(body), wanted, self._max_input, total):  # a token is at least one byte
+        if facts.media:
+            # Pictures have more tokens than bytes. vLLM counts them, at the price of preparing them once more: only
+            # for the limit that it does not hold by itself.
+            if self._max_input is None or instance.engine != "vllm":
+                return
+        elif _fits(len(body), wanted, self._max_input, total):  # a token is at least one byte
             return
-        if not facts.media:
-            count = await self._count(facts.request, instance, body)
-            if count is not None and not _fits(count, wanted, self._max_input, total):
-                raise _exceeded(count, facts, self._max_input, total)
+        count = await self._count(facts.request, instance, body)
+        if count is not None and not _fits(count, wanted, self._max_input, total):
+            raise _exceeded(count, facts, self._max_input, total)
 
     async def _count(self, request: schemas.Request | None, instance: InstanceInfo, body: bytes) -> int | None:
         """Tokens of the prompt; None where this engine does not tell."""
@@ -134,18 +138,33 @@ def _exceeded(
     )
 
 
-def _as_messages(request: schemas.ResponsesRequest) -> list[dict[str, str]]:
+def _as_messages(request: schemas.ResponsesRequest) -> list[dict[str, Any]]:
     """A Responses request as the chat it becomes, near enough for a count."""
-    messages = [{"role": "system", "content": request.instructions}] if request.instructions else []
+    messages: list[dict[str, Any]] = []
+    if request.instructions:
+        messages.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         return [*messages, {"role": "user", "content": request.input}]
     for item in request.input:
         content = item.get("content", item.get("output", item.get("arguments", "")))
-        if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         role = item.get("role")
-        messages.append({"role": role if role in ("system", "assistant") else "user", "content": str(content)})
+        messages.append({"role": role if role in ("system", "assistant") else "user", "content": _as_content(content)})
     return messages
+
+
+def _as_content(content: Any) -> str | list[dict[str, Any]]:
+    """Text where there is nothing else: so it also suits templates that know no parts."""
+    if not isinstance(content, list):
+        return str(content)
+    parts = [part for part in content if isinstance(part, dict)]
+    if not any("image_url" in part for part in parts):
+        return "".join(str(part.get("text", "")) for part in parts)
+    return [
+        {"type": "image_url", "image_url": {"url": part["image_url"]}}
+        if "image_url" in part
+        else {"type": "text", "text": str(part.get("text", ""))}
+        for part in parts
+    ]
 
 
 def _length(answer: dict[str, Any]) -> int | None:

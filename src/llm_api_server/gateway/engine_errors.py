@@ -33,10 +33,10 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _UNSUPPORTED = re.compile(r"(?:is|are) not supported|does not support|not support(?:ed)? by", re.IGNORECASE)
-#: What llama.cpp says with status 500 although the request is at fault.
+#: What llama.cpp says, and vLLM of a huge picture, with status 500 although the request is at fault.
 _CLIENT_FAULT = re.compile(
     r"^(?:Failed to parse (?:messages|tools|tool_choice|grammar|json schema|input)|'[\w.]+' is required"
-    r"|Missing '|Invalid |Unsupported |Cannot use |Either \"?json_schema|Expected )",
+    r"|Missing '|Invalid |Unsupported |Cannot use |Either \"?json_schema|Expected |Image size \()",
     re.IGNORECASE,
 )
 #: llama.cpp's introduction to what is wrong with a JSON schema, and all it says when a schema is too large for it.
@@ -45,6 +45,8 @@ _TOO_LARGE_A_GRAMMAR = "Failed to initialize samplers: failed to parse grammar"
 #: llama.cpp's `/detokenize` of an id beyond the vocabulary.
 _BEYOND_VOCABULARY = "vector::_M_range_check"
 _NO_CHAT_TEMPLATE = re.compile(r"you must provide a chat template|does not have a chat template", re.IGNORECASE)
+#: vLLM's additions to what it says: they name what `param` has, and repeat what the client sent.
+_NOISE = re.compile(r" \(parameter=\w+(?:, value=.*)?\)$| <_io\.BytesIO object[^>]*>", re.DOTALL)
 _FIELD = re.compile(r"^Field '(?P<name>[\w.]+)'")  # llama.cpp's way to name the member that is wrong
 _PATH = re.compile(r"(?:(?<=[\s'\"(=:])|^)/(?:[\w.@+-]+/)+[\w.@+-]*")
 _INTERNAL = re.compile(r"Traceback|\bFile \"|\bat 0x[0-9a-f]+", re.IGNORECASE)
@@ -143,6 +145,7 @@ def _validation_line(item: Any) -> str:
 
 def _cleaned(message: str) -> str:
     """`message` fit for a client: no traceback, no path of this machine, not endless."""
+    message = _NOISE.sub("", message)
     if _INTERNAL.search(message):
         return ""
     if message == _TOO_LARGE_A_GRAMMAR:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from llm_api_server.errors import InvalidRequest
+from llm_api_server.gateway.pictures import BrokenPicture, read_size
 
 MediaKind = Literal["image", "audio", "video", "file"]
 
@@ -31,10 +32,11 @@ _HINTS = (b'_url"', b'"source"', b'input_audio"', b"\\u")
 
 
 class Media(msgspec.Struct, frozen=True):
-    """One picture, sound or file and where it stands in the body."""
+    """One picture, sound or file and where it stands in the body; `pixels` of a picture, once it is decoded."""
 
     param: str
     kind: MediaKind
+    pixels: int = 0
 
 
 def find_media(body: bytes) -> list[Media]:
@@ -47,6 +49,19 @@ def find_media(body: bytes) -> list[Media]:
         if key in content:
             found.extend(_walk(content[key], key))
     return found
+
+
+def check_pixels(media: list[Media], limit: int) -> None:
+    """Raises `InvalidRequest` where the pictures of a request together would take too much memory."""
+    pixels = 0
+    for one in media:
+        pixels += one.pixels
+        if pixels > limit:
+            raise InvalidRequest(
+                f"At most {limit:,} pixels are allowed in all images of a request together; with this one there are "
+                f"{pixels:,}. Send smaller or fewer images.",
+                param=one.param,
+            )
 
 
 def _walk(value: Any, param: str) -> Iterator[Media]:
@@ -67,8 +82,8 @@ def _read_part(part: dict[str, Any], param: str) -> Iterator[Media]:
             url = url.get("url")
             key = f"{key}.url"  # noqa: PLW2901 - names the place in the message
         if isinstance(url, str):
-            _check_url(url, kind, f"{param}.{key}")
-            yield Media(f"{param}.{key}", kind)
+            pixels = _read_url(url, kind, f"{param}.{key}")
+            yield Media(f"{param}.{key}", kind, pixels)
     source = part.get("source")
     if isinstance(source, dict) and part.get("type") in ("image", "document"):
         yield _read_anthropic_source(source, "image" if part["type"] == "image" else "file", f"{param}.source")
@@ -77,14 +92,16 @@ def _read_part(part: dict[str, Any], param: str) -> Iterator[Media]:
 
 
 def _read_anthropic_source(source: dict[str, Any], kind: MediaKind, param: str) -> Media:
+    pixels = 0
     if isinstance(source.get("url"), str):
-        _check_url(source["url"], kind, f"{param}.url")
+        pixels = _read_url(source["url"], kind, f"{param}.url")
     elif kind == "image" and isinstance(source.get("data"), str):
-        _check_image(source["data"], f"{param}.data")
-    return Media(param, kind)
+        pixels = _read_image(source["data"], f"{param}.data")
+    return Media(param, kind, pixels)
 
 
-def _check_url(url: str, kind: MediaKind, param: str) -> None:
+def _read_url(url: str, kind: MediaKind, param: str) -> int:
+    """The pixels of a picture."""
     scheme, _, rest = url.partition(":")
     if scheme.lower() != "data":
         raise InvalidRequest(
@@ -95,20 +112,18 @@ def _check_url(url: str, kind: MediaKind, param: str) -> None:
     header, comma, data = rest.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise InvalidRequest("The data: URL must carry base64, as in data:image/png;base64,...", param=param)
-    if kind == "image":
-        _check_image(data, param)
+    return _read_image(data, param) if kind == "image" else 0
 
 
-def _check_image(data: str, param: str) -> None:
+def _read_image(data: str, param: str) -> int:
     try:
         content = binascii.a2b_base64(data, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest("The image is not valid base64.", param=param) from error
-    if not _is_image(content):
+    try:
+        size = read_size(content)
+    except BrokenPicture as error:
+        raise InvalidRequest("The image is damaged or cut off: its size cannot be read.", param=param) from error
+    if size is None:
         raise InvalidRequest("The data is not a PNG, JPEG, GIF, WebP or BMP image.", param=param)
-
-
-def _is_image(content: bytes) -> bool:
-    if content.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM")):
-        return True
-    return content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    return size[0] * size[1]

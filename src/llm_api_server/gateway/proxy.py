@@ -35,6 +35,7 @@ from llm_api_server.gateway.context import ContextLimits
 from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE, translate_error
 from llm_api_server.gateway.forced_tools import ForcedCallStream
 from llm_api_server.gateway.leases import Lease, Leases
+from llm_api_server.gateway.media import check_pixels
 from llm_api_server.gateway.multipart import Form
 from llm_api_server.gateway.openai import Endpoint, RequestFacts
 from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord, record_of
@@ -77,6 +78,7 @@ class EngineProxy:
         self.templates = Templates(upstream)
         self.timeout = config.server.timeout
         self.max_body_bytes = config.server.max_body_bytes
+        self.max_image_pixels = config.inference.max_image_pixels
         self.streaming_default = config.inference.streaming_default
         self.first_ping_delay = FIRST_PING_DELAY
         self.ping_interval = PING_INTERVAL
@@ -147,6 +149,7 @@ class _Exchange:
         self._model, self._adapter = found.model, found.adapter
         self._record.model = found.name
         self._record.stream = self._facts.stream
+        check_pixels(self._facts.media, self._proxy.max_image_pixels)
         self._check_vision()
         self._check_chat()
 

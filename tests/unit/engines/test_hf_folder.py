@@ -12,6 +12,7 @@ import pytest
 from llm_api_server.engines.base import ModelProblem
 from llm_api_server.engines.hf_folder import read_folder
 
+TINY_VLM = Path(__file__).parents[2] / "fixtures" / "tiny-vlm"
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -56,6 +57,57 @@ def test_a_vision_model_has_its_lengths_in_text_config(tmp_path: Path) -> None:
     facts = read_folder(write_folder(tmp_path, config))
     assert facts.has_vision
     assert facts.context_length == 4096
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, (False, False, False)),
+        ({"vision_config": {}, "image_token_id": 1}, (True, False, False)),
+        ({"vision_config": {}, "video_token_id": 2}, (True, True, False)),
+        ({"img_processor": {}, "audio_processor": {}}, (True, False, True)),
+        ({"audio_config": {}}, (False, False, True)),
+        ({"thinker_config": {"vision_config": {}, "audio_config": {}, "video_token_index": 3}}, (True, True, True)),
+    ],
+)
+def test_what_a_model_takes_besides_text(
+    tmp_path: Path, config: dict[str, Any], expected: tuple[bool, bool, bool]
+) -> None:
+    facts = read_folder(write_folder(tmp_path, LLAMA | config))
+    assert (facts.has_vision, facts.has_video, facts.has_audio) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "has_vision"),
+    [
+        ("preprocessor_config.json", {"feature_extractor_type": "WhisperFeatureExtractor"}, False),
+        ("preprocessor_config.json", {"image_processor_type": "MolmoImageProcessor"}, True),
+        ("processor_config.json", {"feature_extractor": {}}, False),
+        ("processor_config.json", {"image_processor": {}}, True),
+    ],
+)
+def test_an_image_processor_tells_of_sight_where_the_configuration_does_not(
+    tmp_path: Path, name: str, content: dict[str, Any], has_vision: bool
+) -> None:
+    write_folder(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    assert read_folder(tmp_path).has_vision is has_vision
+
+
+@pytest.mark.parametrize("key", ["text_config", "llm_config", "language_config", "thinker_config"])
+def test_the_part_that_reads_may_be_nested(tmp_path: Path, key: str) -> None:
+    nested = {"text_config": LLAMA} if key == "thinker_config" else LLAMA
+    facts = read_folder(write_folder(tmp_path, {"architectures": ["XForConditionalGeneration"], key: nested}))
+    assert (facts.context_length, facts.kv_values_per_token) == (8192, 30 * 3 * 64 * 2)
+
+
+def test_the_tiny_model_of_the_tests_is_read_right() -> None:
+    facts = read_folder(TINY_VLM)
+    assert (facts.model_type, facts.architectures) == ("idefics3", ("Idefics3ForConditionalGeneration",))
+    assert (facts.has_vision, facts.has_video, facts.has_audio, facts.is_generative) == (True, False, False, True)
+    assert (facts.context_length, facts.kv_values_per_token) == (2048, 3 * 4 * 32 * 2)
+    assert "<image>" in (facts.template or "")
+    assert facts.weight_bytes < 5_000_000
 
 
 def test_a_sentence_model_embeds_what_its_own_file_allows(tmp_path: Path) -> None:

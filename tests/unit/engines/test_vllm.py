@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,39 @@ def test_context_and_sight_are_told_without_loading(tmp_path: Path) -> None:
     assert (facts.context_length, facts.vision) == (4096, True)
     hub = engine_on(GPU).inspect(ModelConfig(path="org/model"))
     assert (hub.context_length, hub.vision) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "limits"),
+    [
+        ({"vision_config": {}}, {"image": 16, "video": 0, "audio": 0}),
+        ({"vision_config": {}, "video_token_id": 2}, {"image": 16, "video": 1, "audio": 0}),
+        ({"vision_config": {}, "audio_config": {}}, {"image": 16, "video": 0, "audio": 1}),
+        ({}, None),
+        ({"audio_config": {}}, None),
+    ],
+)
+@pytest.mark.parametrize("host", [CPU, GPU])
+def test_models_that_see_take_so_many_pictures(
+    tmp_path: Path, host: Host, config: dict[str, Any], limits: dict[str, int] | None
+) -> None:
+    model = ModelConfig(path=str(write_folder(tmp_path, LLAMA | config)))
+    argv = argv_of(engine_on(host), model)
+    said = value_of(argv, "--limit-mm-per-prompt")
+    assert (json.loads(said) if said else None) == limits
+    assert value_of(argv, "--mm-processor-cache-gb") == ("0" if limits else None)
+
+
+def test_pictures_may_be_as_large_as_the_configuration_says() -> None:
+    plan = engine_on(GPU, max_image_pixels=300_000_000).plan("name", ModelConfig(path="org/model"), Path("/run/e.sock"))
+    assert plan.env["VLLM_MAX_IMAGE_PIXELS"] == "300000000"
+
+
+def test_engine_args_change_how_many_pictures(tmp_path: Path) -> None:
+    folder = str(write_folder(tmp_path, LLAMA | {"vision_config": {}}))
+    argv = argv_of(engine_on(GPU), ModelConfig(path=folder, engine_args={"limit-mm-per-prompt": {"image": 40}}))
+    assert argv.count("--limit-mm-per-prompt") == 1
+    assert value_of(argv, "--limit-mm-per-prompt") == '{"image": 40}'
 
 
 def test_a_missing_path_is_not_repeated_in_the_message(tmp_path: Path) -> None:

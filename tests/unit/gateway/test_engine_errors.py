@@ -54,6 +54,7 @@ def llama(code: int, message: str) -> dict[str, Any]:
         (429, {"error": {"message": "slow down"}}, 429, "rate_limit_exceeded"),
         (500, llama(500, "boom"), 500, "engine_error"),
         (502, "<html>Bad Gateway</html>", 500, "engine_error"),
+        (500, llama(500, "Image size (200000000 pixels) exceeds limit of 178956970 pixels"), 400, None),
         (503, llama(503, "Loading model"), 503, "engine_unavailable"),
         (400, [1, 2], 400, None),
         (500, None, 500, "engine_error"),
@@ -86,6 +87,25 @@ def test_nothing_internal_is_shown(message: str) -> None:
     shown = translate_error(500, json.dumps({"error": {"message": message}}).encode()).message
     assert "/" not in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "At most 16 image(s) may be provided in one prompt. (parameter=image)",
+            "At most 16 image(s) may be provided in one prompt.",
+        ),
+        ("Unsupported part. (parameter=type, value=pic)ture\n)", "Unsupported part."),
+        (
+            "Failed to load image: cannot identify image file <_io.BytesIO object at 0x7f1c>",
+            "Failed to load image: cannot identify image file",
+        ),
+        ("Say (parameter=x) twice.", "Say (parameter=x) twice."),
+    ],
+)
+def test_vllms_own_remarks_are_left_out(message: str, shown: str) -> None:
+    assert translate_error(400, json.dumps(llama(400, message)).encode()).message == shown
 
 
 def test_urls_and_fractions_are_not_paths() -> None:

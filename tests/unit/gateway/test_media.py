@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_api_server.errors import InvalidRequest
-from llm_api_server.gateway.media import find_media
-
-IMAGES = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF....WEBP", b"BM12"]
-
-
-def data_url(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+from llm_api_server.gateway.media import Media, check_pixels, find_media
+from tests.pictures import SAMPLES, data_url, png
 
 
 def in_message(part: dict[str, Any]) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode()
 
 
-@pytest.mark.parametrize("content", IMAGES)
-def test_known_image_types_pass_and_are_found(content: bytes) -> None:
-    found = find_media(in_message({"type": "image_url", "image_url": {"url": data_url(content)}}))
-    assert [(media.kind, media.param) for media in found] == [("image", "messages[0].content[0].image_url.url")]
+@pytest.mark.parametrize("sample", sorted(SAMPLES.iterdir()), ids=lambda path: path.suffix)
+def test_known_image_types_pass_and_are_found(sample: Path) -> None:
+    (found,) = find_media(in_message({"type": "image_url", "image_url": {"url": data_url(sample.read_bytes())}}))
+    assert (found.kind, found.param) == ("image", "messages[0].content[0].image_url.url")
+    assert found.pixels > 1000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": data_url(png(3, 5))}},
+        {"type": "input_image", "image_url": data_url(png(3, 5))},
+        {"type": "image", "source": {"type": "base64", "data": data_url(png(3, 5)).partition(",")[2]}},
+        {"type": "image", "source": {"type": "url", "url": data_url(png(3, 5))}},
+    ],
+)
+def test_pixels_are_counted_in_every_form(part: dict[str, Any]) -> None:
+    assert [media.pixels for media in find_media(in_message(part))] == [15]
+
+
+def test_pixels_of_all_images_count_together() -> None:
+    media = [Media("a", "image", 60), Media("b", "audio"), Media("c", "image", 40)]
+    check_pixels(media, 100)
+    with pytest.raises(InvalidRequest) as caught:
+        check_pixels(media, 99)
+    assert caught.value.param == "c"
 
 
 @pytest.mark.parametrize(
@@ -41,6 +58,9 @@ def test_known_image_types_pass_and_are_found(content: bytes) -> None:
         {"type": "input_file", "file_url": "http://x.test/a.pdf"},
         {"type": "image_url", "image_url": {"url": " data:image/png;base64,iVBORw0KGgo="}},
         {"type": "image_url", "image_url": {"url": data_url(b"<svg/>")}},
+        {"type": "image_url", "image_url": {"url": data_url(b"just some text")}},
+        {"type": "image_url", "image_url": {"url": data_url(png()[:20])}},
+        {"type": "image_url", "image_url": {"url": data_url(b"")}},
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "!!!!"}},
     ],
 )
