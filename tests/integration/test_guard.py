@@ -146,3 +146,28 @@ def test_engines_live_as_long_as_the_lock_is_held(spawn: Spawn) -> None:
     assert first_line(child) == "up"
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(timeout=5)
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["told to end", "killed"])
+def test_shared_memory_that_nobody_removed_is_removed(spawn: Spawn, *, is_killed: bool) -> None:
+    """As vLLM leaves it: the process that would have removed it is killed before it can."""
+    code = (
+        "import os, signal\n"
+        "from multiprocessing import resource_tracker, shared_memory\n"
+        "memory = shared_memory.SharedMemory(create=True, size=4096)\n"
+        "os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)\n"
+        "print(memory.name, os.getpid(), flush=True)\n"
+        "if os.fork() == 0: signal.pause()\n"  # holds it when the engine is no more
+        "signal.pause()"
+    )
+    child = spawn(code)
+    assert child.stdout is not None
+    name, pid = child.stdout.readline().split()
+    file = Path("/dev/shm") / name  # noqa: S108
+    assert file.exists()
+    if is_killed:
+        os.kill(int(pid), signal.SIGKILL)
+    else:
+        child.terminate()
+    child.wait()
+    assert not file.exists()

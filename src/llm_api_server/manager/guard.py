@@ -2,8 +2,9 @@
 
 The manager starts it in a session of its own, one per instance, and signals only it. It ends the engine when it is
 told to (SIGTERM), ends what the engine leaves behind when that dies by itself (it is the subreaper of all
-descendants), and ends everything when no manager has held the lock for `--orphan-timeout` seconds. It survives the
-manager, so that the next one can adopt the engine. If it is killed itself, the kernel kills the engine.
+descendants), and ends everything when no manager has held the lock for `--orphan-timeout` seconds. It removes the
+shared memory that they had and nobody removed: vLLM kills the process that should. It survives the manager, so that the
+next one can adopt the engine. If it is killed itself, the kernel kills the engine.
 
 Usage: guard.py LOCK ORPHAN_TIMEOUT STOP_TIMEOUT -- COMMAND…       Exit code: the engine's, 128 + n for signal n.
        guard.py LOCK ORPHAN_TIMEOUT STOP_TIMEOUT --child PID       The engine is our child already (`zygote.py`).
@@ -22,6 +23,7 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _CHECK_INTERVAL = 2.0
+_SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - shm_open(3) makes its files there
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 #: struct flock: type, whence, start, length, pid.
 _FLOCK = struct.Struct("hhllixxxx")
@@ -34,8 +36,12 @@ def main(arguments: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     is_forked = arguments[3] == "--child"
     child = int(arguments[4]) if is_forked else _spawn(libc, arguments[arguments.index("--") + 1 :])
-    code = _watch(child, lock, orphan_timeout, stop_timeout)
+    shared: set[str] = set()
+    code = _watch(child, lock, orphan_timeout, stop_timeout, shared)
+    shared |= _shared_memory(with_maps=True)
     _end_descendants()
+    for name in shared:
+        Path(name).unlink(missing_ok=True)
     return code
 
 
@@ -55,14 +61,15 @@ def _spawn(libc: ctypes.CDLL, command: list[str]) -> int:
         os._exit(127)
 
 
-def _watch(child: int, lock: Path, orphan_timeout: float, stop_timeout: float) -> int:
-    """Wait for the engine to end, and end it when asked to or orphaned. Answers its exit code."""
+def _watch(child: int, lock: Path, orphan_timeout: float, stop_timeout: float, shared: set[str]) -> int:
+    """Wait for the engine to end, and end it when asked to or orphaned. Answers its exit code; adds to `shared`."""
     managed_at = time.monotonic()
     kill_at: float | None = None
     while True:
         info = signal.sigtimedwait(_SIGNALS, _CHECK_INTERVAL)
         if (code := _reap(child)) is not None:
             return code
+        shared |= _shared_memory(with_maps=info is not None)
         now = time.monotonic()
         if _is_locked(lock):
             managed_at = now
@@ -102,14 +109,36 @@ def _end_descendants() -> None:
     """Kill what is left. Orphans of the engine become our children, so this ends when there is none."""
     with contextlib.suppress(ChildProcessError):
         while True:
-            for pid in _children():
+            for pid in _children(os.getpid()):
                 _signal(pid, signal.SIGKILL)
             os.waitpid(-1, 0)
 
 
-def _children() -> list[int]:
-    text = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
-    return [int(pid) for pid in text.split()]
+def _shared_memory(*, with_maps: bool) -> set[str]:
+    """Files of shared memory that our descendants have open, or, which costs more to tell, mapped."""
+    found = set()
+    for pid in _descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            found |= {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        if with_maps:
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+                found |= {line[line.index("/") :] for line in lines if _SHARED_MEMORY in line}
+    return {name for name in found if name.startswith(_SHARED_MEMORY) and not name.endswith(" (deleted)")}
+
+
+def _descendants(pid: int) -> list[int]:
+    children = _children(pid)
+    return [*children, *(below for child in children for below in _descendants(child))]
+
+
+def _children(pid: int) -> list[int]:
+    """Of all its threads: each has its own."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, file.read_text(encoding="ascii").split())
+    return found
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
