@@ -170,7 +170,7 @@ class ModelConfig(Section):
         None, gt=0, le=1, description="Share of each GPU's memory; default: the engine's; without a GPU not used."
     )
     gpus: list[int] | None = Field(None, description="NVIDIA devices it may use, by number; default: those of devices.")
-    sleep: bool = Field(False, description="vLLM on GPUs: give memory up by sleeping, which ends in about a second.")
+    sleep: bool = Field(False, description="vLLM on GPUs: give memory up by sleeping, without ending the process.")
     trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
     unload_timeout: Seconds | None = Field(None, description="Overrides models.unload_timeout; 0: never unload.")
     mmproj: str | None = Field(None, description="llama.cpp: file of the vision projector.")

@@ -118,16 +118,17 @@ def test_a_killed_zygote_takes_no_engine_with_it_and_is_replaced(server: Server)
     assert psutil.Process(server.models()[MODEL]["pid"]).ppid() == zygote(server).pid != first.pid
 
 
-def test_a_killed_core_fails_what_is_under_way_and_the_next_request_loads_anew(server: Server) -> None:
+@pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
+def test_a_killed_part_fails_what_is_under_way_and_the_next_request_loads_anew(server: Server, victim: str) -> None:
     complete(server).raise_for_status()
     before = below_guard(server)
     instance = server.models()[MODEL]["instance"]
-    (core,) = [p for p in before[0].children() if "resource_tracker" not in " ".join(p.cmdline())]
+    (process,) = [p for p in before if victim in " ".join(p.cmdline())]
     outcome: list[Any] = []
     request = threading.Thread(target=lambda: outcome.append(complete(server, tokens=900)))
     request.start()
     wait_until(lambda: server.models()[MODEL]["in_flight"] == 1)
-    core.send_signal(signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     request.join()
     assert outcome[0].status_code in {500, 502, 503}
     assert outcome[0].json()["error"]["message"]

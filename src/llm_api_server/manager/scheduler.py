@@ -63,10 +63,12 @@ class Scheduler:
     # ── what is known of models and devices ──────────────────────────────────────────────────────────────────────
 
     def know(self, name: str, facts: ModelFacts) -> None:
-        """What the model's files tell now; counts from its next start."""
+        """What the model's files tell now; counts from its next start. An adopted instance learns that it can sleep."""
         model = self.models[name]
         model.need = facts.need if self.devices else None
         model.asleep = facts.asleep
+        if model.booking is not None and model.booking.asleep is None:
+            model.booking.asleep = facts.asleep
 
     def observe(self, foreign: Mapping[str, int]) -> None:
         """Bytes of each device that other programs hold now."""

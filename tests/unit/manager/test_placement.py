@@ -372,6 +372,15 @@ def test_a_model_that_cannot_sleep_goes_straight_to_its_end() -> None:
     assert world.now == 1000 + 2
 
 
+def test_an_adopted_instance_keeps_its_place_and_can_sleep() -> None:
+    world = World([*gpus(24), ram(64)], {"a": part(0.9, 10)}, sleep_timeout=10, sleep_bytes=16 * GIB)
+    placement = Placement((Seat("gpu0", 20 * GIB, 24 * GIB, 0),))
+    world.scheduler.adopt("old", "a", 0, placement)
+    world.scheduler.know("a", part(0.9, 10, sleeps=True))
+    assert world.scheduler.bookings["old"].takes == {"gpu0": 20 * GIB}
+    assert world.tick() == [Sleep("old", 1)]
+
+
 def test_an_unload_order_ends_a_sleeper() -> None:
     world = sleepers()
     world.load("a")
