@@ -280,6 +280,13 @@ async def test_an_adapter_is_asked_for_by_name_on_its_models_instance(gateway: G
     assert "org/lora" in "\n".join(gateway.engine_log()).rpartition("/v1/audio/transcriptions")[2]
 
 
+async def test_an_adapter_does_not_embed_the_message_says_what_does(gateway: Gateway) -> None:
+    answer = await gateway.client.post("/v1/embeddings", json={"model": "org/lora", "input": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_supported")
+    assert "ask 'm' for this" in answer.json()["error"]["message"]
+    assert gateway.engine_bodies() == []
+
+
 async def test_an_adapter_is_a_model_with_a_parent(gateway: Gateway) -> None:
     one = (await gateway.client.get("/v1/models/org/lora")).json()
     assert (one["id"], one["parent"], one["status"], one["aliases"]) == ("org/lora", "m", "ready", [])

@@ -152,6 +152,8 @@ class _Exchange:
         check_pixels(self._facts.media, self._proxy.max_image_pixels)
         self._check_vision()
         self._check_chat()
+        if found.adapter and self._endpoint.task not in {None, "generate"}:
+            raise NotSupported(f"The adapter '{found.adapter}' generates text only; ask '{found.model}' for this.")
 
     async def run(self) -> None:
         """Lease, forward, relay. Raises `ApiError`."""
