@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from llm_api_server.control import InstanceInfo
 from llm_api_server.gateway.templates import Templates
 from llm_api_server.gateway.upstream import UpstreamClient
-from tests.running import KEY, Server, running
+from tests.running import KEY, Server, running, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -59,20 +59,22 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     config: dict[str, Any] = {"server": {"timeout": 400}, "inference": {"max_batch_size": 4}}
     if request.param == "vllm":
         config["engines"] = {"vllm": {"python": str(request.getfixturevalue("vllm_python"))}}
-        models = {MODEL: {"path": str(request.getfixturevalue("smollm2_folder")), "type": "llama", "max_tokens": 1024}}
+        model = {"path": str(request.getfixturevalue("smollm2_folder")), "type": "llama", "max_tokens": 1024}
     else:
         model = {"path": str(request.getfixturevalue("smollm2_gguf")), "max_tokens": 1024}
-        models = {MODEL: model, AWARE: {**model, "engine_args": {"chat_template": TEMPLATE}}}
-    config["models"] = {"default": MODEL, "preload": [MODEL], "max_loaded": 2, "available": models}
+    template = folder / "tools.jinja"
+    template.write_text(TEMPLATE, encoding="utf-8")
+    models = {MODEL: model, AWARE: {**model, "engine_args": {"chat_template": str(template)}}}
+    config["models"] = {"default": MODEL, "preload": [MODEL, AWARE], "max_loaded": 2, "available": models}
     with running(folder, config) as server:
+        # A stream that waits for a load has its status already: errors of the engine would be events.
+        wait_until(lambda: all(model["state"] == "ready" for model in server.models().values()), timeout=300)
         yield server
 
 
 @pytest.fixture(params=[MODEL, AWARE])
-def model(request: pytest.FixtureRequest, server: Server) -> str:
-    """Without and with a chat template that knows tools; vLLM has a start only for one."""
-    if request.param not in server.models():
-        pytest.skip("one model is enough there")
+def model(request: pytest.FixtureRequest) -> str:
+    """Without and with a chat template that knows tools."""
     return str(request.param)
 
 

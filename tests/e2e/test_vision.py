@@ -20,7 +20,7 @@ import pytest
 from openai import OpenAI
 
 from tests.pictures import SAMPLES, data_url, figure, image_part, png
-from tests.running import KEY, Server, running
+from tests.running import KEY, Server, running, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -37,12 +37,16 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_folder: Path, vllm_
         "server": {"timeout": 400},
         "models": {
             "default": MODEL,
+            "preload": [MODEL],
+            "max_loaded": 2,
             "available": {MODEL: {"path": str(TINY_VLM)}, BLIND: {"path": str(smollm2_folder)}},
         },
         "inference": {"max_input_tokens": 250},
         "engines": {"vllm": {"python": str(vllm_python)}},
     }
     with running(tmp_path_factory.mktemp("vision"), config) as server:
+        # A stream that waits for a load has its status already: errors of the engine would be events.
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready", timeout=300)
         yield server
 
 
