@@ -156,9 +156,8 @@ def test_shared_memory_that_nobody_removed_is_removed(spawn: Spawn, *, is_killed
         "from multiprocessing import resource_tracker, shared_memory\n"
         "memory = shared_memory.SharedMemory(create=True, size=4096)\n"
         "os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)\n"
-        "print(memory.name, os.getpid(), flush=True)\n"
-        "if os.fork() == 0: signal.pause()\n"  # holds it when the engine is no more
-        "signal.pause()"
+        "if os.fork(): print(memory.name, os.getpid(), flush=True)\n"
+        "signal.pause()"  # the child holds it when the engine is no more
     )
     child = spawn(code)
     assert child.stdout is not None
