@@ -310,7 +310,7 @@ class VllmEngine:
             raise ModelProblem(sentence)
 
     def _cpu_options(self, sizing: _Sizing) -> dict[str, Any]:
-        """Eager: compiled, a small model gave a fifth more tokens a second, but took a minute to start instead of 3 s."""
+        """Eager: compiled, a small model gave a fifth more tokens a second, but each start took a minute, not 3 s."""
         share = min(0.9, max(0.05, round(sizing.memory_bytes / self._host.memory_bytes, 2)))
         return {
             "gpu_memory_utilization": share,
