@@ -8,11 +8,13 @@ between options. Nothing changes after loading.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 import stat
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -34,6 +36,7 @@ OVERRIDES: dict[str, KeyPath] = {
 SHA256_PREFIX = "sha256:"
 
 Seconds = Annotated[float, Field(ge=0)]
+Days = Annotated[int, Field(ge=1, le=36500)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -49,6 +52,19 @@ def _parse_size(value: Any) -> Any:
 
 
 Size = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
+
+
+def _parse_network(value: Any) -> Any:
+    """A network or one address, in its usual form."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return str(ipaddress.ip_network(value.strip()))
+    except ValueError as error:
+        raise ValueError(f"give a network such as 10.0.0.0/8 or an address: {error}") from error
+
+
+Network = Annotated[str, BeforeValidator(_parse_network)]
 
 
 class Section(BaseModel):
@@ -97,6 +113,19 @@ class ApiKeyConfig(Section):
     name: Name = Field(description="Shown in logs and accounts instead of the key.")
     permissions: list[Permission] = Field(["all"], description="What it may call.")
     models: list[str] = Field(["*"], description="Models it may use; shell patterns.")
+    requests_per_minute: int | None = Field(None, ge=1, description="Most requests in any 60 seconds.")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="Most tokens, prompts and answers, in any 60 seconds."
+    )
+    max_concurrent: int | None = Field(None, ge=1, description="Most requests at the same time.")
+    tokens_per_day: int | None = Field(None, ge=1, description="Most tokens in a day (UTC).")
+    tokens_per_month: int | None = Field(None, ge=1, description="Most tokens in a month (UTC).")
+    priority: float = Field(1.0, gt=0, le=1000, description="Weight of its requests where several wait.")
+    expires_at: datetime | None = Field(
+        None, description="When it ends, such as 2027-01-31T12:00:00Z; UTC unless said."
+    )
+    networks: list[Network] = Field([], description="Networks it may be used from, such as 10.0.0.0/8; none: all.")
+    enabled: bool = Field(True, description="false refuses it.")
 
     @field_validator("key")
     @classmethod
@@ -104,6 +133,11 @@ class ApiKeyConfig(Section):
         if key.startswith(SHA256_PREFIX) and not re.fullmatch("[0-9a-fA-F]{64}", key.removeprefix(SHA256_PREFIX)):
             raise ValueError("after sha256: there must be 64 hexadecimal digits; `llm-api-server keys new` prints them")
         return key
+
+    @field_validator("expires_at")
+    @classmethod
+    def _in_utc(cls, time: datetime | None) -> datetime | None:
+        return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
     @property
     def is_hashed(self) -> bool:
@@ -240,6 +274,23 @@ class InferenceConfig(Section):
     )
 
 
+class StorageConfig(Section):
+    """Keys made while it runs, who changed them, and what was used."""
+
+    url: str = Field(
+        "sqlite:///llm-api-server.db",
+        repr=False,
+        description="Database: sqlite:///FILE, relative to the configuration file, or postgresql://USER:PASSWORD@HOST/NAME.",
+    )
+    key_grace: Seconds = Field(
+        3600, description="Seconds that keys already seen stay valid while the database cannot be reached."
+    )
+    keep_requests: Days = Field(30, description="Days that the row of each request is kept.")
+    keep_hours: Days = Field(90, description="Days that sums per hour are kept.")
+    keep_days: Annotated[Days, Field(ge=31)] = Field(1100, description="Days that sums per day are kept; at least 31.")
+    record_prompts: bool = Field(False, description="Keep the prompts too, for as long as keep_requests says.")
+
+
 class VllmConfig(Section):
     """vLLM."""
 
@@ -270,6 +321,7 @@ class Config(Section):
     models: ModelsConfig = ModelsConfig()
     devices: DevicesConfig = DevicesConfig()
     inference: InferenceConfig = InferenceConfig()
+    storage: StorageConfig = StorageConfig()
     engines: EnginesConfig = EnginesConfig()
     source: SkipJsonSchema[Path] = Field(Path("config.yaml"), exclude=True, repr=False)
 
@@ -288,6 +340,14 @@ class Config(Section):
     def resolve_model_path(self, path: str) -> Path:
         """Where a file or folder of a model is; URLs and hub ids are the caller's to tell apart."""
         return self.models_dir / Path(path).expanduser()
+
+    @property
+    def storage_url(self) -> str:
+        """`storage.url` with the file of SQLite made absolute."""
+        scheme, found, file = self.storage.url.partition("sqlite:///")
+        if scheme or not found or file in {"", ":memory:"}:
+            return self.storage.url
+        return f"sqlite:///{self.folder / Path(file).expanduser()}"
 
     @property
     def vllm_python(self) -> str:

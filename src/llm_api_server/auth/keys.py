@@ -6,33 +6,15 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
+from llm_api_server.access import Key, Limits
 from llm_api_server.config import SHA256_PREFIX, ApiKeyConfig, AuthConfig
-from llm_api_server.types import Permission
 
 _KEY_ID_LENGTH = 12
 
 
-@dataclass(frozen=True)
-class Key:
-    """What a caller may do. `models` are shell patterns; `key_id` names the key in logs and tokens."""
-
-    name: str
-    permissions: frozenset[Permission]
-    models: tuple[str, ...]
-    key_id: str
-
-    def may(self, permission: Permission) -> bool:
-        return permission in self.permissions or "all" in self.permissions
-
-    def may_use(self, model: str) -> bool:
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
-
-
 #: Who asks when keys are not required.
-ANONYMOUS = Key("anonymous", frozenset({"all"}), ("*",), "anonymous")
+ANONYMOUS = Key("anonymous", "anonymous", frozenset({"all"}))
 
 
 class KeyRing:
@@ -73,8 +55,23 @@ def digest(key: str) -> str:
 
 
 def _key(entry: ApiKeyConfig) -> Key:
-    key_id = digest(entry.key)[:_KEY_ID_LENGTH]
-    return Key(entry.name, frozenset(entry.permissions), tuple(entry.models), key_id)
+    return Key(
+        name=entry.name,
+        key_id=digest(entry.key)[:_KEY_ID_LENGTH],
+        permissions=frozenset(entry.permissions),
+        models=tuple(entry.models),
+        limits=Limits(
+            entry.requests_per_minute,
+            entry.tokens_per_minute,
+            entry.max_concurrent,
+            entry.tokens_per_day,
+            entry.tokens_per_month,
+        ),
+        priority=entry.priority,
+        expires_at=entry.expires_at.timestamp() if entry.expires_at else None,
+        networks=tuple(entry.networks),
+        enabled=entry.enabled,
+    )
 
 
 def _as_bytes(secret: str) -> Iterator[bytes]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import jwt
 import msgspec
 
-from llm_api_server.auth.keys import Key, KeyRing
+from llm_api_server.access import Key
+from llm_api_server.auth.keys import KeyRing
 from llm_api_server.config import AuthConfig
 from llm_api_server.errors import InvalidKey, InvalidRequest
 from llm_api_server.types import PERMISSIONS, Permission
@@ -65,7 +65,7 @@ class TokenSigner:
         key = self._keys.find_by_id(claims.sub)
         if key is None:
             raise InvalidKey("The key that this token was made from no longer exists.")
-        return replace(
+        return msgspec.structs.replace(
             key,
             permissions=_common(key, claims.permissions),
             models=tuple(pattern for pattern in claims.models if _covers(key, pattern)),

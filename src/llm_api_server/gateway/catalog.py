@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_api_server.auth.keys import Key
+from llm_api_server.access import Key
 from llm_api_server.config import Config
 from llm_api_server.errors import InvalidRequest, ModelNotFound, PermissionDenied
 

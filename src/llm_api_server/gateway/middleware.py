@@ -14,7 +14,8 @@ from typing import Any
 from loguru import logger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm_api_server.auth.keys import ANONYMOUS, Key, KeyRing
+from llm_api_server.access import Key
+from llm_api_server.auth.keys import ANONYMOUS, KeyRing
 from llm_api_server.auth.tokens import TokenSigner
 from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
 from llm_api_server.gateway.records import RequestRecord, attach, record_of

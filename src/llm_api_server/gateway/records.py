@@ -8,8 +8,8 @@ from typing import Any
 
 from loguru import logger
 
-from llm_api_server.auth.keys import Key
-from llm_api_server.gateway.sse import Usage
+from llm_api_server.access import Key
+from llm_api_server.usage import Usage
 
 #: Status of a request whose client left before the answer (nginx's word for it).
 CLIENT_CLOSED_REQUEST = 499

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from llm_api_server import __version__
-from llm_api_server.auth.keys import Key
+from llm_api_server.access import Key
 from llm_api_server.auth.tokens import TokenSigner
 from llm_api_server.control import ModelStatus
 from llm_api_server.errors import ModelNotFound, NotSupported, PermissionDenied

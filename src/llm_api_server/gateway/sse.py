@@ -14,19 +14,12 @@ import msgspec
 from llm_api_server.errors import ApiError, anthropic_error_body, render
 from llm_api_server.gateway.engine_errors import translate_error
 from llm_api_server.gateway.openai import Dialect
+from llm_api_server.usage import Usage
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _OVERLAP_BYTES = 1024
 _USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-
-
-class Usage(msgspec.Struct):
-    """Tokens of one request."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
 
 
 class _Details(msgspec.Struct):

@@ -9,7 +9,8 @@ from typing import Any
 import jwt
 import pytest
 
-from llm_api_server.auth.keys import Key, KeyRing
+from llm_api_server.access import Key
+from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import AUDIENCE, ISSUER, TokenSigner, token_signer
 from llm_api_server.config import AuthConfig
 from llm_api_server.errors import InvalidKey, InvalidRequest

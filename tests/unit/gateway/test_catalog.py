@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_api_server.auth.keys import Key
+from llm_api_server.access import Key
 from llm_api_server.config import Config, ModelConfig, ModelsConfig
 from llm_api_server.errors import InvalidRequest, ModelNotFound, PermissionDenied
 from llm_api_server.gateway.catalog import Catalog, Found
@@ -18,7 +18,7 @@ def catalog(default: str | None = None) -> Catalog:
 
 
 def key(*models: str) -> Key:
-    return Key("k", frozenset({"all"}), models, "id")
+    return Key("k", "id", frozenset({"all"}), models)
 
 
 def test_adapters_follow_their_models() -> None:

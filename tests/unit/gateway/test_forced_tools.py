@@ -15,7 +15,7 @@ from llm_api_server.errors import EngineError, InvalidRequest
 from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.forced_tools import CallReader, ForcedCallStream, call_schema, changes, is_forced
 from llm_api_server.gateway.openai import ENDPOINTS, RequestFacts, read_request, rewrite
-from llm_api_server.gateway.sse import Usage
+from llm_api_server.usage import Usage
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
 USER = {"role": "user", "content": "Weather in Paris?"}

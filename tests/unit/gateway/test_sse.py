@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_api_server.errors import EngineError
-from llm_api_server.gateway.sse import BodyReader, StreamReader, Usage, error_event, waiting_comment
+from llm_api_server.gateway.sse import BodyReader, StreamReader, error_event, waiting_comment
+from llm_api_server.usage import Usage
 
 
 def event(content: Any, name: str | None = None) -> bytes:

@@ -1,0 +1,46 @@
+"""What a caller is and may do: shared by those who find keys, those who keep them and those who count. Pure."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from llm_api_server.types import Permission
+
+
+class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How much one key may use; None: without limit. Days and months are those of UTC."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+class Key(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a caller may do. `models` are shell patterns, `networks` CIDR blocks (none: from everywhere).
+
+    `key_id` names the key in logs, tokens and accounts; it stays the same when the secret is rotated. `expires_at` is
+    in Unix seconds. `priority` is the weight of its requests where several wait.
+    """
+
+    name: str
+    key_id: str
+    permissions: frozenset[Permission]
+    models: tuple[str, ...] = ("*",)
+    limits: Limits = NO_LIMITS
+    priority: float = 1.0
+    expires_at: float | None = None
+    networks: tuple[str, ...] = ()
+    enabled: bool = True
+
+    def may(self, permission: Permission) -> bool:
+        return permission in self.permissions or "all" in self.permissions
+
+    def may_use(self, model: str) -> bool:
+        return any(fnmatchcase(model, pattern) for pattern in self.models)

@@ -1,0 +1,72 @@
+"""What the ledger knows of a request: said by the workers, kept by the store. Pure.
+
+A request has one row. `Started` makes it, `Progress` says how far a long one is, `Ended` settles it, once.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens of one request. `cached_tokens` are part of the prompt, `reasoning_tokens` of the completion."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+NO_USAGE = Usage()
+
+
+class Started(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request was admitted. `row` is unique, `request_id` may be the client's own. `at` is in Unix seconds.
+
+    `prompt` is there only with `storage.record_prompts`.
+    """
+
+    row: str
+    request_id: str
+    key_id: str
+    key_name: str
+    model: str
+    endpoint: str
+    stream: bool
+    at: float
+    prompt: str | None = None
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Tokens so far: what counts when nobody can say more."""
+
+    row: str
+    usage: Usage
+
+
+class Ended(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How it ended. Times are in seconds from the start; None where it did not come to that.
+
+    `status` is the HTTP status, 499 when the client left before the answer. `error` is the code of what went wrong,
+    also after a status of 200; `client_closed_request` when the client left, `worker_lost` when its worker died.
+    """
+
+    row: str
+    status: int
+    error: str | None
+    instance: str | None
+    usage: Usage
+    queued: float | None
+    first_token: float | None
+    duration: float
+
+
+WORKER_LOST = "worker_lost"
+
+
+class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What happened since the last one, in the order of the fields. Saying it twice changes nothing."""
+
+    started: list[Started] = []
+    progress: list[Progress] = []
+    ended: list[Ended] = []
