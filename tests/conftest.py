@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import models
+from tests import models, postgres
 
 # No test judges by the clock, and a busy machine is not a failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 _OURS = ("LLM_API_SERVER_", "OPENAI_", "ANTHROPIC_", "VLLM_")
-_KEPT = {models.CACHE_VARIABLE}
+_KEPT = {models.CACHE_VARIABLE, postgres.NEED_VARIABLE}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,6 +41,17 @@ def unchanged_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[postgres.Cluster]:
+    """A PostgreSQL of the tests' own; `new_database()` gives the URL of an empty database."""
+    cluster = postgres.Cluster(postgres.skip_without_postgres())
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
 
 
 @pytest.fixture(scope="session")

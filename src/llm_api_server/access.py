@@ -1,7 +1,9 @@
-"""What a caller is and may do: shared by those who find keys, those who keep them and those who count. Pure."""
+"""What a caller is and may do: shared by those who find keys, those who keep them and those who count."""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -44,3 +46,13 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def may_use(self, model: str) -> bool:
         return any(fnmatchcase(model, pattern) for pattern in self.models)
+
+
+def new_key() -> str:
+    """A random key of 256 bits."""
+    return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def digest(key: str) -> str:
+    """Hex SHA-256 of a key: all that is kept of it."""
+    return hashlib.sha256(key.encode()).hexdigest()

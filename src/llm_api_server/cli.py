@@ -143,7 +143,7 @@ def config_schema() -> None:
 @keys_app.command("new")
 def keys_new() -> None:
     """Print a random key and the line that admits it without holding it. Stores nothing."""
-    from llm_api_server.auth.keys import digest, new_key
+    from llm_api_server.access import digest, new_key
 
     key = new_key()
     typer.echo(f"key:    {key}")

@@ -3,6 +3,11 @@
     ServerError
     ├── ConfigError                    the configuration cannot be used; all problems at once; exit code 2
     ├── ControlError                   the manager cannot be reached or refused a command
+    ├── StoreError                     the database cannot be used, or not now
+    ├── NoSuchKey                      the store has no key of that name or id
+    ├── NameTaken                      another key has that name
+    ├── KeyRevoked                     what is asked for cannot be done with a revoked key
+    ├── InvalidKeyFields               a value of a key cannot be; has field
     └── ApiError                       has status, type, code, param, message
         ├── InvalidRequest         400 invalid_request_error
         │   ├── ContextLengthExceeded  code context_length_exceeded
@@ -45,6 +50,30 @@ class ConfigError(ServerError):
 
 class ControlError(ServerError):
     """The manager did not answer, or answered that it cannot."""
+
+
+class StoreError(ServerError):
+    """The database cannot be used, or not now. The message has no password."""
+
+
+class NoSuchKey(ServerError):
+    """The store has no key of that name or id."""
+
+
+class NameTaken(ServerError):
+    """Another key of the store has that name."""
+
+
+class KeyRevoked(ServerError):
+    """A revoked key stays revoked."""
+
+
+class InvalidKeyFields(ServerError):
+    """`field` of a key cannot be what was given; the message says what it may be."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
 
 
 class ApiError(ServerError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llm_api_server.auth.keys import new_key
+from llm_api_server.access import new_key
 from llm_api_server.config import Config, load_config
 from llm_api_server.config_example import first_config
 from llm_api_server.errors import ConfigError

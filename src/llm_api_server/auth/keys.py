@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from collections.abc import Iterator
 
+from llm_api_server import access
 from llm_api_server.access import Key, Limits
 from llm_api_server.config import SHA256_PREFIX, ApiKeyConfig, AuthConfig
 
@@ -42,16 +42,11 @@ class KeyRing:
         return self._by_id.get(key_id)
 
 
-def new_key() -> str:
-    """A random key of 256 bits."""
-    return f"sk-{secrets.token_urlsafe(32)}"
-
-
 def digest(key: str) -> str:
     """Hex SHA-256 of a key of the configuration, which may be given as `sha256:` and its digest."""
     if key.startswith(SHA256_PREFIX):
         return key.removeprefix(SHA256_PREFIX).lower()
-    return hashlib.sha256(key.encode()).hexdigest()
+    return access.digest(key)
 
 
 def _key(entry: ApiKeyConfig) -> Key:

@@ -7,8 +7,8 @@ import hashlib
 
 import pytest
 
-from llm_api_server.access import Key
-from llm_api_server.auth.keys import ANONYMOUS, KeyRing, digest, new_key
+from llm_api_server.access import Key, new_key
+from llm_api_server.auth.keys import ANONYMOUS, KeyRing, digest
 from llm_api_server.config import AuthConfig
 from llm_api_server.types import Permission
 

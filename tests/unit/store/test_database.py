@@ -1,0 +1,294 @@
+"""The database: opened by several processes at once, brought up to date once, and clear about why it cannot be used."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from llm_api_server import store
+from llm_api_server.errors import StoreError
+from llm_api_server.store import schema
+from llm_api_server.store.database import Database
+from tests.postgres import Cluster
+
+MIGRATIONS = Path(store.__file__).parent / "migrations"
+SOURCE = Path(store.__file__).parents[2]
+
+
+def run(program: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program, *arguments],
+        env={"PYTHONPATH": str(SOURCE)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def revision(database: Database) -> int:
+    with database.reading() as connection:
+        return int(connection.execute(sa.select(schema.REVISION.c.value)).scalar_one())
+
+
+def test_the_constant_head_is_that_of_the_migrations() -> None:
+    assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == schema.HEAD
+
+
+def test_the_migrations_make_the_tables_of_the_schema(database: Database) -> None:
+    with database.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, schema.METADATA) == []
+        assert context.get_current_revision() == schema.HEAD
+
+
+def test_opening_twice_and_after_closing_changes_nothing(database: Database) -> None:
+    database.open()
+    database.open()
+    database.close()
+    database.close()
+    assert revision(database) == 0
+
+
+def test_a_current_database_is_opened_without_alembic(url: str) -> None:
+    program = """
+import sys
+from llm_api_server.store.database import Database
+database = Database(sys.argv[1])
+database.open()
+database.close()
+print("alembic" in sys.modules)
+"""
+    answers = []
+    for _ in range(2):
+        output, errors = run(program, url).communicate()
+        assert not errors
+        answers.append(output.strip())
+    assert answers == ["True", "False"]
+
+
+def test_processes_that_open_a_new_database_at_once_upgrade_it_once(url: str) -> None:
+    program = """
+import sys
+from llm_api_server.store.database import Database
+database = Database(sys.argv[1], patience=60)
+print("ready", flush=True)
+sys.stdin.readline()
+database.open()
+database.close()
+"""
+    processes = [run(program, url) for _ in range(4)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    results = [(process.communicate()[1], process.returncode) for process in processes]
+    assert results == [("", 0)] * 4
+    database = Database(url)
+    assert revision(database) == 0
+    database.close()
+
+
+def test_threads_open_it_once(url: str) -> None:
+    database = Database(url)
+    barrier = threading.Barrier(4)
+    found: list[int] = []
+
+    def use() -> None:
+        barrier.wait()
+        found.append(revision(database))
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    database.close()
+    assert found == [0] * 4
+
+
+def test_an_upgrade_that_fails_leaves_nothing(database: Database, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise sa.exc.DatabaseError("stamp", None, RuntimeError("broken on the way"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MigrationContext, "stamp", fail)
+        with pytest.raises(StoreError, match="broken on the way"):
+            database.open()
+    assert revision(database) == 0
+    with database.reading() as connection:
+        assert set(sa.inspect(connection).get_table_names()) == {*schema.METADATA.tables, "alembic_version"}
+
+
+def test_a_database_of_a_newer_version_is_refused(database: Database, url: str) -> None:
+    with database.writing() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    with pytest.raises(StoreError, match="newer version"):
+        database.open()
+
+
+def test_what_a_failed_block_wrote_is_gone(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), database.writing() as connection:  # noqa: PT012 - the block is the test
+        connection.execute(sa.update(schema.REVISION).values(value=7))
+        raise ZeroDivisionError
+    assert revision(database) == 0
+
+
+def test_a_reader_is_not_held_up_by_a_writer(database: Database) -> None:
+    with database.writing() as connection:
+        connection.execute(sa.update(schema.REVISION).values(value=7))
+        assert revision(database) == 0
+    assert revision(database) == 7
+
+
+def test_a_write_waits_for_another_and_then_gives_up(url: str) -> None:
+    holder, other = Database(url), Database(url, patience=0.1)
+    other.open()
+    lock = 7
+    with holder.writing(lock), pytest.raises(StoreError, match="another process holds it"), other.writing(lock):
+        pass
+    with other.writing(lock) as connection:
+        connection.execute(sa.update(schema.REVISION).values(value=1))
+    assert revision(holder) == 1
+    holder.close()
+    other.close()
+
+
+def test_a_locked_new_file_is_a_clear_error(tmp_path: Path) -> None:
+    file = tmp_path / "test.db"
+    holder = sqlite3.connect(file, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    database = Database(f"sqlite:///{file}", patience=0.1)
+    with pytest.raises(StoreError, match="another process holds it"):
+        database.open()
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert revision(database) == 0
+    database.close()
+
+
+def test_sqlite_is_for_its_owner_and_survives_processes(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "folder" / "test.db"
+    database = Database(f"sqlite:///{file}")
+    with database.writing() as connection:
+        connection.execute(sa.update(schema.REVISION).values(value=3))
+        settings = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ]
+    assert settings == ["wal", 1, 1, 5000]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()} == {0o600}
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    database.close()
+
+
+def test_a_folder_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "test.db", Path("/proc/nowhere/test.db"), tmp_path):
+        with pytest.raises(StoreError, match=f"sqlite:///{place}"):
+            Database(f"sqlite:///{place}").open()
+
+
+def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
+    file = tmp_path / "test.db"
+    file.write_text("something else " * 1000)
+    with pytest.raises(StoreError, match="not a database"):
+        Database(f"sqlite:///{file}").open()
+
+
+@pytest.mark.parametrize("read_only", ["folder", "file"])
+def test_what_may_not_be_written_is_a_clear_error(read_only: str) -> None:
+    """In a process that is not root's, whom no mode stops."""
+    program = """
+import os, sys
+from llm_api_server.errors import StoreError
+from llm_api_server.store.database import Database
+database = Database(sys.argv[1])
+import sqlite3, sqlalchemy.dialects.sqlite.pysqlite
+if os.getuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try:
+    with database.writing():
+        pass
+except StoreError as error:
+    print(error)
+"""
+    with tempfile.TemporaryDirectory() as name:  # others may not enter tmp_path
+        folder = Path(name)
+        file = folder / "test.db"
+        if read_only == "file":
+            database = Database(f"sqlite:///{file}")
+            database.open()
+            database.close()
+            file.chmod(0o444)
+        folder.chmod(0o555)
+        output, errors = run(program, f"sqlite:///{file}").communicate()
+        folder.chmod(0o755)
+    assert output.startswith(f"The database sqlite:///{file} cannot be used: "), errors
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("mysql://me:secret@host/name", "begins with mysql://"),
+        ("secret", "cannot be read"),
+        ("postgresql://me:secret@host:port/name", "cannot be read"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("postgresql://me:secret@/name?host=/nowhere&password=secret", "postgresql://me:***@/name cannot be used"),
+    ],
+)
+def test_urls_that_cannot_be_are_explained_without_their_password(url: str, words: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        Database(url).open()
+    assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_old_form_of_urls_is_taken(postgres_cluster: Cluster) -> None:
+    database = Database(postgres_cluster.new_database().replace("postgresql:", "postgres:"))
+    assert revision(database) == 0
+    database.close()
+
+
+def test_a_lost_connection_is_made_anew(database: Database, postgres_cluster: Cluster, url: str) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("has no connections")
+    database.open()
+    postgres_cluster.stop()
+    with pytest.raises(StoreError, match="cannot be used"):
+        revision(database)
+    postgres_cluster.start()
+    assert revision(database) == 0
+
+
+def test_a_connection_that_breaks_in_a_block_is_an_error_and_the_next_call_goes_on(
+    database: Database, url: str
+) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("has no connections")
+    other = Database(url)
+    with pytest.raises(StoreError), database.writing() as connection:  # noqa: PT012 - the block is the test
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        with other.writing() as second:
+            second.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        connection.execute(sa.update(schema.REVISION).values(value=7))
+    other.close()
+    assert revision(database) == 0
+
+
+def test_a_database_made_by_nobody_stays_away_until_it_is_used(tmp_path: Path) -> None:
+    Database(f"sqlite:///{tmp_path / 'test.db'}").close()
+    assert list(tmp_path.iterdir()) == []
