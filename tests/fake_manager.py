@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llm_api_server import control
-from llm_api_server.control import InstanceInfo, ModelStatus, RunDir
+from llm_api_server.access import Key
+from llm_api_server.control import InstanceInfo, ModelStatus, RunDir, Standing
 
 
 class FakeManager:
@@ -20,6 +21,9 @@ class FakeManager:
         self.heard: list[control.ToManager] = []
         self.hold = False
         self.refusal: Callable[[int], control.Refused] | None = None
+        self.keys: dict[str, Key] = {}
+        self.keeps_usage = True
+        self.standing = Standing()
         self._clients: set[_Client] = set()
         self._waiting: list[tuple[_Client, control.Acquire]] = []
         self._server: asyncio.Server | None = None
@@ -45,6 +49,10 @@ class FakeManager:
         for client in self._clients:
             client.send(control.Drain(instance))
 
+    def change_keys(self, ids: list[str] | None) -> None:
+        for client in self._clients:
+            client.send(control.KeysChanged(ids))
+
     def push_models(self) -> None:
         for client in self._clients:
             client.send(control.Models(self.models))
@@ -68,6 +76,13 @@ class FakeManager:
                         self.grant_all()
             case control.Cancel(request):
                 self._waiting = [(one, asked) for one, asked in self._waiting if asked.request != request]
+            case control.Admit(request) if not self.hold:
+                refused = self.refusal(request) if self.refusal is not None else None
+                client.send(refused or control.Admitted(request, self.standing, message.tokens + message.spare))
+            case control.FindKey(request, digest, key_id):
+                client.send(control.KeyFound(request, self.keys.get(digest or key_id or "")))
+            case control.ReportUsage(number) if self.keeps_usage:
+                client.send(control.UsageKept(number))
             case control.ListModels(request) | control.LoadModel(request) | control.UnloadModel(request):
                 if self.refusal is not None:
                     client.send(self.refusal(request))

@@ -7,6 +7,9 @@ one connection open (`gateway/leases.py`); the command line opens one per comman
 A lease, in these messages: `Granted` gives one request the use of an instance. While a worker has requests in flight
 on an instance it may start more there without asking, until a `Drain` names it. When its last one ends it gives all
 its grants back with one `Release`, which says how many, so that a grant that is under way at that moment is not lost.
+
+Limits: a request of a limited key is counted with `Admit` before it takes a lease, and `Settle` says what it used in
+the end. What all requests used comes in `ReportUsage`, in batches, each kept by the worker until `UsageKept`.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from llm_api_server.access import Key, Limits
 from llm_api_server.errors import ControlError
 from llm_api_server.types import EngineName, ModelState, Task
+from llm_api_server.usage import Batch
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MessageT = TypeVar("MessageT")
@@ -113,14 +118,42 @@ class Explanation(msgspec.Struct):
     devices: list[DeviceStatus]
 
 
+class Quota(msgspec.Struct, frozen=True):
+    """`remaining` of `limit` can be had now; all of it again in `reset` seconds."""
+
+    limit: int
+    remaining: int
+    reset: float
+
+
+class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a key is from its limits per minute; None where it has none. What `x-ratelimit-*` headers tell."""
+
+    requests: Quota | None = None
+    tokens: Quota | None = None
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """One admitted request of a worker, by its number there, and the tokens that are reserved for it."""
+
+    request: int
+    key_id: str
+    reserved: int
+
+
 # ── worker or command line → manager ─────────────────────────────────────────────────────────────────────────────
 
 
 class Hello(msgspec.Struct, tag="hello"):
-    """First message of a worker. `in_flight`: its requests per instance id, so that a new manager counts them."""
+    """First message of a worker. `in_flight`: its requests per instance id, so that a new manager counts them.
+
+    `worker` is unique for the worker's life; `admitted` are its requests that are admitted and not settled.
+    """
 
     pid: int
     in_flight: dict[str, int] = {}
+    worker: str = ""
+    admitted: list[Admission] = []
 
 
 class Acquire(msgspec.Struct, tag="acquire"):
@@ -149,6 +182,44 @@ class Report(msgspec.Struct, tag="report"):
     """Requests in flight per instance id, for display; sent at most a few times a second, only when changed."""
 
     in_flight: dict[str, int]
+
+
+class FindKey(msgspec.Struct, tag="find_key"):
+    """Ask for a key of the store, by the hex SHA-256 of its secret or by its id. Answered by `KeyFound`."""
+
+    request: int
+    digest: str | None = None
+    key_id: str | None = None
+
+
+class Admit(msgspec.Struct, tag="admit"):
+    """Count a request of a limited key. Answered by `Admitted` or `Refused`.
+
+    At least `tokens` are reserved, and up to `spare` more where the limits leave them. `counts=False` only asks how the
+    key stands.
+    """
+
+    request: int
+    key_id: str
+    name: str
+    limits: Limits
+    tokens: int = 0
+    spare: int = 0
+    counts: bool = True
+
+
+class Settle(msgspec.Struct, tag="settle"):
+    """An admitted request is over, or is not wanted any more; it used `tokens` of those that were reserved."""
+
+    request: int
+    tokens: int
+
+
+class ReportUsage(msgspec.Struct, tag="usage"):
+    """Rows for the ledger. Answered by `UsageKept`; after a loss of the connection it is said again."""
+
+    number: int
+    batch: Batch
 
 
 class ListModels(msgspec.Struct, tag="list_models"):
@@ -185,7 +256,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 
 Command = ListModels | LoadModel | UnloadModel | ExplainModel | Shutdown
-ToManager = Hello | Acquire | Cancel | Release | Report | Command
+ToManager = Hello | Acquire | Cancel | Release | Report | FindKey | Admit | Settle | ReportUsage | Command
 
 # ── manager → worker or command line ─────────────────────────────────────────────────────────────────────────────
 
@@ -196,13 +267,42 @@ class Granted(msgspec.Struct, tag="granted"):
 
 
 class Refused(msgspec.Struct, tag="refused"):
-    """Answer to an `Acquire` or a command. `code` is one of `errors.py`; `retry_after` in seconds."""
+    """Answer to a question or a command. `code` is one of `errors.py`; `retry_after` in seconds.
+
+    `standing` is that of the key, where its limits are the reason.
+    """
 
     request: int
     code: str
     message: str
     retry_after: float | None = None
     should_retry: bool | None = None
+    standing: Standing | None = None
+
+
+class KeyFound(msgspec.Struct, tag="key_found"):
+    """`key` is None when the store has no such key."""
+
+    request: int
+    key: Key | None = None
+
+
+class KeysChanged(msgspec.Struct, tag="keys_changed"):
+    """Keys to be asked for again before they are used; None: all of them, and those that were not found."""
+
+    ids: list[str] | None = None
+
+
+class Admitted(msgspec.Struct, tag="admitted"):
+    request: int
+    standing: Standing
+    reserved: int = 0
+
+
+class UsageKept(msgspec.Struct, tag="usage_kept"):
+    """The batch is in the store, or waits there where it outlives the worker."""
+
+    number: int
 
 
 class Drain(msgspec.Struct, tag="drain"):
@@ -223,7 +323,7 @@ class Explained(msgspec.Struct, tag="explained"):
     explanation: Explanation
 
 
-ToClient = Granted | Refused | Drain | Models | Explained
+ToClient = Granted | Refused | Drain | Models | Explained | KeyFound | KeysChanged | Admitted | UsageKept
 
 # ── framing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

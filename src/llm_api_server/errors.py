@@ -19,10 +19,12 @@
         ├── MethodNotAllowed       405 code method_not_allowed
         ├── RequestTooLarge        413 code request_too_large
         ├── RateLimited            429 code rate_limit_exceeded
+        ├── InsufficientQuota      429 code insufficient_quota (a budget is spent)
         ├── InternalError          500 code internal_error (a fault of ours; details are in the log)
         ├── EngineError            500 code engine_error
         ├── ModelLoadFailed        503 code model_load_failed
         ├── EngineUnavailable      503 code engine_unavailable
+        ├── StoreUnavailable       503 code store_unavailable (the database cannot be reached)
         ├── ShuttingDown           503 code server_shutting_down
         └── RequestTimeout         504 code timeout
 
@@ -100,6 +102,8 @@ class ApiError(ServerError):
         self.param = param
         self.retry_after = retry_after
         self.should_retry = should_retry
+        #: How the key stands with its limits (`control.Standing`), where these are the reason.
+        self.standing: Any = None
 
 
 class InvalidRequest(ApiError):
@@ -138,6 +142,10 @@ class RateLimited(ApiError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
+class InsufficientQuota(ApiError):
+    status, type, code = 429, "insufficient_quota", "insufficient_quota"
+
+
 class InternalError(ApiError):
     status, code = 500, "internal_error"
 
@@ -156,6 +164,10 @@ class ModelLoadFailed(ApiError):
 
 class EngineUnavailable(ApiError):
     status, type, code = 503, "service_unavailable_error", "engine_unavailable"
+
+
+class StoreUnavailable(ApiError):
+    status, type, code = 503, "service_unavailable_error", "store_unavailable"
 
 
 class ShuttingDown(ApiError):
@@ -207,7 +219,7 @@ def error_from_code(code: str, message: str, **options: Any) -> ApiError:
 _BY_CODE: dict[str | None, type[ApiError]] = {
     error.code: error
     for error in (
-        ContextLengthExceeded, ModelNotFound, EngineError, NotSupported,
-        ModelLoadFailed, EngineUnavailable, ShuttingDown, RequestTimeout,
+        ContextLengthExceeded, ModelNotFound, RateLimited, InsufficientQuota, EngineError, NotSupported,
+        ModelLoadFailed, EngineUnavailable, StoreUnavailable, ShuttingDown, RequestTimeout,
     )
 }  # fmt: skip

@@ -34,6 +34,7 @@ from llm_api_server.gateway import app as gateway_app
 from llm_api_server.gateway import proxy as proxy_module
 from llm_api_server.gateway.http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from llm_api_server.gateway.leases import Leases
+from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
@@ -152,7 +153,7 @@ def make_manager(run_dir: RunDir, engine_socket: Path) -> FakeManager:
 async def running(run_dir: RunDir, engine_socket: Path, config: Config) -> AsyncIterator[Gateway]:
     manager = make_manager(run_dir, engine_socket)
     await manager.start()
-    leases = Leases(run_dir, start_manager=lambda _: None)
+    leases = Leases(ManagerLink(run_dir, start_manager=lambda _: None))
     listener = socket.create_server(("127.0.0.1", 0))
     app = gateway_app.build_app(config, leases, UpstreamClient())
     server = uvicorn.Server(
@@ -617,7 +618,7 @@ async def test_streams_outlive_the_manager_and_a_new_one_learns_of_them(gateway:
         lines = answer.aiter_lines()
         await anext(lines)
         await gateway.manager.stop()
-        await until(lambda: not gateway.leases.is_connected)
+        await until(lambda: not gateway.leases.link.is_connected)
         assert (await gateway.client.get("/readyz")).status_code == 503
         assert (await gateway.client.get("/livez")).status_code == 200
         waiting = asyncio.create_task(gateway.chat(model="org/blind"))

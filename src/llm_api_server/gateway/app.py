@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib import resources
 
 from fastapi import FastAPI, Request
@@ -19,9 +19,11 @@ from llm_api_server.config import Config, config_from_environment
 from llm_api_server.control import RunDir
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
 from llm_api_server.gateway import openapi
+from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.admin import admin_routes
 from llm_api_server.gateway.catalog import Catalog
-from llm_api_server.gateway.leases import Leases, ManagerProcess
+from llm_api_server.gateway.leases import Leases
+from llm_api_server.gateway.link import ManagerLink, ManagerProcess
 from llm_api_server.gateway.middleware import (
     INTERNAL_ERROR,
     AuthenticationMiddleware,
@@ -37,7 +39,12 @@ from llm_api_server.gateway.routes import PUBLIC_PATHS, model_routes, system_rou
 from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.log import setup_logging
 
-_EXPOSED_HEADERS = ["x-request-id", "openai-processing-ms", "retry-after"]
+_EXPOSED_HEADERS = [
+    "x-request-id",
+    "openai-processing-ms",
+    "retry-after",
+    *(f"x-ratelimit-{part}-{what}" for what in ("requests", "tokens") for part in ("limit", "remaining", "reset")),
+]
 
 
 def create_app(config: Config | None = None) -> ASGIApp:
@@ -49,19 +56,20 @@ def create_app(config: Config | None = None) -> ASGIApp:
         config = config_from_environment()
     setup_logging(config, "gateway")
     run_dir = RunDir(config.ensure_run_dir())
-    leases = Leases(run_dir, ManagerProcess(config.source).ensure_started)
-    return build_app(config, leases, UpstreamClient())
+    link = ManagerLink(run_dir, ManagerProcess(config.source).ensure_started)
+    return build_app(config, Leases(link), UpstreamClient())
 
 
 def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIApp:
     """The layers, innermost first; a request passes them from the last to the first."""
+    accounts = Accounts(leases.link)
     keys = KeyRing(config.auth)
     tokens = token_signer(config.auth, keys)
     catalog = Catalog(config)
-    proxy = EngineProxy(config, catalog, leases, upstream)
+    proxy = EngineProxy(config, catalog, leases, accounts, upstream)
     app: ASGIApp = Dispatcher(
         {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
-        _routes(config, catalog, leases, upstream, tokens),
+        _routes(config, catalog, leases, tokens, _lifespan(leases, accounts, upstream)),
     )
     app = AuthenticationMiddleware(app, keys=keys, tokens=tokens, public=PUBLIC_PATHS, enabled=config.auth.enabled)
     if config.server.cors_origins:
@@ -72,7 +80,7 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    return RequestIdMiddleware(app)
+    return RequestIdMiddleware(app, accounts)
 
 
 def _engine_app(proxy: EngineProxy, endpoint: Endpoint) -> ASGIApp:
@@ -90,22 +98,35 @@ def _changed_at(config: Config) -> int:
         return 0
 
 
-def _routes(
-    config: Config, catalog: Catalog, leases: Leases, upstream: UpstreamClient, tokens: TokenSigner | None
-) -> FastAPI:
+_Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]
+
+
+def _lifespan(leases: Leases, accounts: Accounts, upstream: UpstreamClient) -> _Lifespan:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await leases.start()
+        await leases.link.start()
         try:
             yield
         finally:
-            await leases.close()
+            accounts.close()
+            leases.close()
+            await leases.link.close()
             upstream.close()
 
+    return lifespan
+
+
+def _routes(
+    config: Config,
+    catalog: Catalog,
+    leases: Leases,
+    tokens: TokenSigner | None,
+    lifespan: _Lifespan,
+) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     docs_page = resources.files(__package__).joinpath("docs.html").read_text()
-    app.include_router(system_routes(leases, docs_page))
+    app.include_router(system_routes(leases.link, docs_page))
     app.include_router(model_routes(catalog, leases, _changed_at(config)))
     app.include_router(token_routes(tokens))
     app.include_router(admin_routes(catalog, leases))

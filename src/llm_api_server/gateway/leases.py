@@ -1,35 +1,21 @@
-"""The worker's end of the control socket: leases on instances, the latest model states, load and unload commands.
+"""Leases on instances, the latest model states, load and unload commands: what the manager decides of models.
 
-Built by `create_app`, run for the life of the app on the worker's event loop. It finds the manager or starts it, and
-after a loss connects again; requests under way never notice, requests that wait are asked for anew.
+A part of the worker's link to the manager (`link.py`). Requests under way never notice a loss of the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import cast
-
-from loguru import logger
+from typing import Any
 
 from llm_api_server import control
-from llm_api_server.control import Explained, Explanation, InstanceInfo, Models, ModelStatus, RunDir
-from llm_api_server.errors import ApiError, ControlError, EngineUnavailable, ShuttingDown, error_from_code
+from llm_api_server.control import Explained, Explanation, InstanceInfo, Models, ModelStatus
+from llm_api_server.errors import ShuttingDown
+from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.types import Task
 
-CONNECT_RETRY_INTERVAL = 0.05
-#: How long waiting requests wait for a manager that does not answer.
-CONNECT_TIMEOUT = 15.0
-#: A manager that ended without serving (it lost the race to be the one) is followed by another try after this.
-SPAWN_INTERVAL = 2.0
 REPORT_INTERVAL = 0.25
-_UNREACHABLE = "The model manager does not answer; try again in a moment."
 
 
 class Lease:
@@ -65,108 +51,73 @@ class _Held:
         return self.info.model == model and self.info.does(task) and not self.is_drained
 
 
-class ManagerProcess:
-    """Starts the manager. The manager's own lock sees to it that only one serves."""
-
-    def __init__(self, config_path: Path) -> None:
-        self._argv = [sys.executable, "-m", "llm_api_server.manager.main", "--config", str(config_path)]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = float("-inf")
-
-    def ensure_started(self, now: float) -> None:
-        """Start one unless one that this worker started still runs or was started a moment ago."""
-        if self._is_running() or now - self._started_at < SPAWN_INTERVAL:
-            return
-        self._started_at = now
-        # Its output goes where ours goes: whoever watches the server sees models load.
-        self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, start_new_session=True)
-        logger.info("started the manager (pid {})", self._process.pid)
-
-    def _is_running(self) -> bool:
-        """Also reaps one that has ended."""
-        if self._process is None:
-            return False
-        code = self._process.poll()
-        if code is None:
-            return True
-        self._process = None
-        if code != 0:
-            logger.error("the manager ended with exit code {}; its own words are above or in manager.log", code)
-        return False
-
-
 class Leases:
     """All leases of one worker. `models` is the manager's latest word on every configured model."""
 
-    def __init__(self, run_dir: RunDir, start_manager: Callable[[float], None]) -> None:
-        self._run_dir = run_dir
-        self._start_manager = start_manager
+    def __init__(self, link: ManagerLink) -> None:
+        self.link = link
         self._held: dict[str, _Held] = {}
-        self._requests = itertools.count(1)
-        self._waiting: dict[int, tuple[control.Acquire, asyncio.Future[Lease]]] = {}
-        self._commands: dict[int, asyncio.Future[Models | Explained]] = {}
-        self._transport: asyncio.Transport | None = None
+        #: What is asked for, by the number of the question; a lease from the moment it is granted.
+        self._waiting: dict[int, Lease | None] = {}
         self._report_timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._is_closing = False
         self.models: Mapping[str, ModelStatus] = {}
+        self.handlers: dict[type, Callable[[Any], None]] = {
+            control.Granted: self._on_granted,
+            control.Drain: self._on_drain,
+            control.Models: self._on_models,
+        }
+        link.add(self)
 
-    async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="control connection")
-
-    async def close(self) -> None:
-        """Refuse what waits and leave; the manager goes on."""
-        self._is_closing = True
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        self._refuse_waiting(ShuttingDown("This server is shutting down."))
-
-    @property
-    def is_connected(self) -> bool:
-        return self._transport is not None
-
-    @property
-    def is_closing(self) -> bool:
-        return self._is_closing
+    def close(self) -> None:
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+            self._report_timer = None
 
     async def acquire(self, model: str, task: Task | None = None) -> Lease:
         """A lease on an instance of `model` that does `task`: at once where this worker uses one, else when ready.
 
         Raises the manager's refusal as an `ApiError`.
         """
-        if self._is_closing:
+        if self.link.is_closing:
             raise ShuttingDown("This server is shutting down.")
         usable = [one for one in self._held.values() if one.is_usable(model, task)]
         if usable:
             return self._lease(min(usable, key=lambda one: one.in_flight))
-        question = control.Acquire(next(self._requests), model, task)
-        answer: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiting[question.request] = (question, answer)
-        self._send(question)
+        question = control.Acquire(self.link.number(), model, task)
+        self._waiting[question.request] = None
         try:
-            return await answer
+            await self.link.ask(question)
         except asyncio.CancelledError:
-            self._give_up(question.request, answer)
+            self._give_up(question.request)
             raise
+        except BaseException:
+            del self._waiting[question.request]
+            raise
+        lease = self._waiting.pop(question.request)
+        assert lease is not None, "what the manager answers to that"
+        return lease
 
     async def load(self, model: str, *, wait: bool) -> list[ModelStatus]:
         """Raises `ApiError` when the manager refuses, for example because the load failed."""
-        return await self._models_after(control.LoadModel(next(self._requests), model, wait))
+        return await self._models_after(control.LoadModel(self.link.number(), model, wait))
 
     async def unload(self, model: str, *, wait: bool) -> list[ModelStatus]:
-        return await self._models_after(control.UnloadModel(next(self._requests), model, wait))
+        return await self._models_after(control.UnloadModel(self.link.number(), model, wait))
 
     async def list_models(self) -> list[ModelStatus]:
         """Fresh figures (memory, in flight) where `models` has those of the last change."""
-        return await self._models_after(control.ListModels(next(self._requests)))
+        return await self._models_after(control.ListModels(self.link.number()))
 
     async def explain(self, model: str) -> Explanation:
         """Whether it would fit. Raises `ApiError` when its files are bad."""
-        answer = await self._command(control.ExplainModel(next(self._requests), model))
+        answer = await self.link.ask(control.ExplainModel(self.link.number(), model), repeats=False)
         assert isinstance(answer, Explained), "what the manager answers to that"
         return answer.explanation
+
+    async def _models_after(self, message: control.Command) -> list[ModelStatus]:
+        answer = await self.link.ask(message, repeats=False)
+        assert isinstance(answer, Models), "what the manager answers to these"
+        return answer.models
 
     # ── leases ──
 
@@ -185,74 +136,40 @@ class Leases:
         if held.in_flight > 0 or self._held.get(held.info.id) is not held:
             return
         del self._held[held.info.id]
-        self._send(control.Release(held.info.id, held.grants))
+        self.link.send(control.Release(held.info.id, held.grants))
 
-    def _give_up(self, request: int, answer: asyncio.Future[Lease]) -> None:
-        if self._waiting.pop(request, None) is not None:
-            self._send(control.Cancel(request))
-        elif answer.done() and not answer.cancelled() and answer.exception() is None:
-            answer.result().release()
+    def _give_up(self, request: int) -> None:
+        lease = self._waiting.pop(request)
+        if lease is None:
+            self.link.send(control.Cancel(request))
+        else:
+            lease.release()
 
-    # ── messages ──
-
-    def on_message(self, message: control.ToClient) -> None:
-        match message:
-            case control.Granted(request, instance):
-                self._on_granted(request, instance)
-            case control.Refused(request, code, text, retry_after, should_retry):
-                self._on_refused(
-                    request, error_from_code(code, text, retry_after=retry_after, should_retry=should_retry)
-                )
-            case control.Drain(instance_id):
-                if instance_id in self._held:
-                    self._held[instance_id].is_drained = True
-            case control.Models() | control.Explained():
-                self._on_answer(message)
-
-    def _on_granted(self, request: int, info: InstanceInfo) -> None:
-        held = self._held.setdefault(info.id, _Held(info))
+    def _on_granted(self, granted: control.Granted) -> None:
+        held = self._held.setdefault(granted.instance.id, _Held(granted.instance))
         held.grants += 1
         held.is_drained = False
-        _, answer = self._waiting.pop(request, (None, None))
-        if answer is not None and not answer.done():
-            answer.set_result(self._lease(held))
+        if granted.request in self._waiting:
+            self._waiting[granted.request] = self._lease(held)
         else:
             self._return_grants(held)  # whoever asked has left
 
-    def _on_refused(self, request: int, error: ApiError) -> None:
-        _, answer = self._waiting.pop(request, (None, None))
-        command = self._commands.pop(request, None)
-        for future in (answer, command):
-            if future is not None and not future.done():
-                future.set_exception(error)
+    def _on_drain(self, drain: control.Drain) -> None:
+        if drain.instance in self._held:
+            self._held[drain.instance].is_drained = True
 
-    def _on_answer(self, answer: Models | Explained) -> None:
-        if isinstance(answer, Models):
-            self.models = {model.id: model for model in answer.models}
-        command = self._commands.pop(answer.request, None)
-        if command is not None and not command.done():
-            command.set_result(answer)
+    def _on_models(self, answer: Models) -> None:
+        self.models = {model.id: model for model in answer.models}
 
-    async def _models_after(self, message: control.Command) -> list[ModelStatus]:
-        answer = await self._command(message)
-        assert isinstance(answer, Models), "what the manager answers to these"
-        return answer.models
+    # ── the connection ──
 
-    async def _command(self, message: control.Command) -> Models | Explained:
-        if self._transport is None:
-            raise EngineUnavailable(_UNREACHABLE, retry_after=1)
-        answer: asyncio.Future[Models | Explained] = asyncio.get_running_loop().create_future()
-        self._commands[message.request] = answer
-        self._send(message)
-        try:
-            return await answer
-        finally:
-            self._commands.pop(message.request, None)
+    def greet(self, hello: control.Hello) -> None:
+        for held in self._held.values():
+            held.grants = 1  # what the manager takes each instance of a Hello for
+        hello.in_flight = self._in_flight()
 
-    def _send(self, message: control.ToManager) -> None:
-        """Without a connection nothing is sent: `_on_connected` says everything that still holds."""
-        if self._transport is not None:
-            self._transport.write(control.encode(message))
+    def connected(self) -> None:
+        """`greet` has said it all."""
 
     def _plan_report(self) -> None:
         if self._report_timer is None:
@@ -260,94 +177,7 @@ class Leases:
 
     def _report(self) -> None:
         self._report_timer = None
-        self._send(control.Report(self._in_flight()))
+        self.link.send(control.Report(self._in_flight()))
 
     def _in_flight(self) -> dict[str, int]:
         return {one.info.id: one.in_flight for one in self._held.values()}
-
-    # ── the connection ──
-
-    async def _run(self) -> None:
-        """Keep one connection to a manager; ends only when cancelled."""
-        try:
-            while True:
-                transport, protocol = await self._connect()
-                self._on_connected(transport)
-                await protocol.lost
-                self._on_lost()
-        finally:
-            if self._report_timer is not None:
-                self._report_timer.cancel()
-            if self._transport is not None:
-                self._transport.close()
-                self._transport = None
-
-    async def _connect(self) -> tuple[asyncio.Transport, _Protocol]:
-        loop = asyncio.get_running_loop()
-        path = str(self._run_dir.socket)
-        give_up_at = loop.time() + CONNECT_TIMEOUT
-        while True:
-            try:
-                return await loop.create_unix_connection(lambda: _Protocol(self), path)
-            except OSError:
-                self._try_to_start(loop.time())
-            if loop.time() > give_up_at:
-                logger.error("no manager answers at {}", path)
-                self._refuse_waiting(EngineUnavailable(_UNREACHABLE, retry_after=1))
-                give_up_at = loop.time() + CONNECT_TIMEOUT
-            await asyncio.sleep(CONNECT_RETRY_INTERVAL)
-
-    def _try_to_start(self, now: float) -> None:
-        try:
-            self._start_manager(now)
-        except OSError as error:
-            logger.error("cannot start the manager: {}", error)
-
-    def _on_connected(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        for held in self._held.values():
-            held.grants = 1  # what the manager takes each instance of a Hello for
-        self._send(control.Hello(os.getpid(), self._in_flight()))
-        for question, _ in self._waiting.values():
-            self._send(question)
-
-    def _on_lost(self) -> None:
-        self._transport = None
-        logger.warning("lost the connection to the manager")
-        commands, self._commands = self._commands, {}
-        for command in commands.values():
-            if not command.done():
-                command.set_exception(EngineUnavailable(_UNREACHABLE, retry_after=1))
-
-    def _refuse_waiting(self, error: ApiError) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for _, answer in waiting.values():
-            if not answer.done():
-                answer.set_exception(error)
-
-
-class _Protocol(asyncio.Protocol):
-    """Decodes the manager's messages; `lost` is done when the connection is gone."""
-
-    def __init__(self, leases: Leases) -> None:
-        self._leases = leases
-        self._decoder = control.to_client_decoder()
-        self._transport: asyncio.Transport | None = None
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclasses of asyncio's.
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for message in self._decoder.feed(data):
-                self._leases.on_message(message)
-        except ControlError as error:
-            logger.error("control connection closed: {}", error)
-            if self._transport is not None:
-                self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        if not self.lost.done():
-            self.lost.set_result(None)

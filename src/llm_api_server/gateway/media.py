@@ -32,11 +32,15 @@ _HINTS = (b'_url"', b'"source"', b'input_audio"', b"\\u")
 
 
 class Media(msgspec.Struct, frozen=True):
-    """One picture, sound or file and where it stands in the body; `pixels` of a picture, once it is decoded."""
+    """One picture, sound or file and where it stands in the body, in which it takes `size` bytes.
+
+    `pixels` of a picture, once it is decoded.
+    """
 
     param: str
     kind: MediaKind
     pixels: int = 0
+    size: int = 0
 
 
 def find_media(body: bytes) -> list[Media]:
@@ -83,12 +87,12 @@ def _read_part(part: dict[str, Any], param: str) -> Iterator[Media]:
             key = f"{key}.url"  # noqa: PLW2901 - names the place in the message
         if isinstance(url, str):
             pixels = _read_url(url, kind, f"{param}.{key}")
-            yield Media(f"{param}.{key}", kind, pixels)
+            yield Media(f"{param}.{key}", kind, pixels, len(url))
     source = part.get("source")
     if isinstance(source, dict) and part.get("type") in ("image", "document"):
         yield _read_anthropic_source(source, "image" if part["type"] == "image" else "file", f"{param}.source")
     if isinstance(part.get("input_audio"), dict):
-        yield Media(f"{param}.input_audio", "audio")
+        yield Media(f"{param}.input_audio", "audio", size=_length(part["input_audio"].get("data")))
 
 
 def _read_anthropic_source(source: dict[str, Any], kind: MediaKind, param: str) -> Media:
@@ -97,7 +101,11 @@ def _read_anthropic_source(source: dict[str, Any], kind: MediaKind, param: str) 
         pixels = _read_url(source["url"], kind, f"{param}.url")
     elif kind == "image" and isinstance(source.get("data"), str):
         pixels = _read_image(source["data"], f"{param}.data")
-    return Media(param, kind, pixels)
+    return Media(param, kind, pixels, _length(source.get("url")) + _length(source.get("data")))
+
+
+def _length(data: Any) -> int:
+    return len(data) if isinstance(data, str) else 0
 
 
 def _read_url(url: str, kind: MediaKind, param: str) -> int:

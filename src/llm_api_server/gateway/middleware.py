@@ -18,6 +18,7 @@ from llm_api_server.access import Key
 from llm_api_server.auth.keys import ANONYMOUS, KeyRing
 from llm_api_server.auth.tokens import TokenSigner
 from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
+from llm_api_server.gateway.accounts import Accounts, limit_headers
 from llm_api_server.gateway.records import RequestRecord, attach, record_of
 
 MAX_REQUEST_ID_CHARS = 128
@@ -26,13 +27,14 @@ INTERNAL_ERROR = "The server had an error while processing your request."
 
 
 class RequestIdMiddleware:
-    """Gives every request a record and an id, every answer `x-request-id`, and every error its body.
+    """Gives every request a record and an id, every answer `x-request-id`, every error its body, every row its end.
 
     Outermost, so that nothing can answer without an id.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
         self._app = app
+        self._accounts = accounts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,7 +47,7 @@ class RequestIdMiddleware:
             started_at=time.monotonic(),
         )
         attach(scope, record)
-        send_with_id = _SendWithId(send, record)
+        send_with_id = _SendWithId(send, record, self._accounts)
         try:
             await self._app(scope, receive, send_with_id)
         except ApiError as error:
@@ -58,26 +60,31 @@ class RequestIdMiddleware:
                 record, send_with_id, error_response(InternalError(INTERNAL_ERROR), scope["path"])
             )
         finally:
-            record.seconds = time.monotonic() - record.started_at
+            record.seconds = record.elapsed()
             record.log()
+            self._accounts.end(record)
 
 
 class _SendWithId:
-    """Adds the headers of every answer and notes its status."""
+    """Adds the headers of every answer, those of the key's limits among them, and notes its status."""
 
-    def __init__(self, send: Send, record: RequestRecord) -> None:
+    def __init__(self, send: Send, record: RequestRecord, accounts: Accounts) -> None:
         self._send = send
         self._record = record
+        self._accounts = accounts
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             record = self._record
             if record.status == 0:
                 record.status = message["status"]
+            if record.standing is None and record.key is not None:
+                record.standing = await self._accounts.look(record.key)
             message["headers"] = [
                 *message.get("headers", ()),
                 (b"x-request-id", record.request_id.encode()),
                 *record.extra_headers,
+                *limit_headers(record.standing),
             ]
         await self._send(message)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -28,7 +27,8 @@ from llm_api_server.errors import (
     RequestTooLarge,
     ShuttingDown,
 )
-from llm_api_server.gateway import forced_tools, openai, tokens
+from llm_api_server.gateway import estimate, forced_tools, openai, tokens
+from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.context import ContextLimits
@@ -70,9 +70,12 @@ class _ClientGone(Exception):
 class EngineProxy:
     """What all requests of a worker share."""
 
-    def __init__(self, config: Config, catalog: Catalog, leases: Leases, upstream: UpstreamClient) -> None:
+    def __init__(
+        self, config: Config, catalog: Catalog, leases: Leases, accounts: Accounts, upstream: UpstreamClient
+    ) -> None:
         self.catalog = catalog
         self.leases = leases
+        self.accounts = accounts
         self.upstream = upstream
         self.limits = ContextLimits(config.inference, upstream)
         self.templates = Templates(upstream)
@@ -80,6 +83,7 @@ class EngineProxy:
         self.max_body_bytes = config.server.max_body_bytes
         self.max_image_pixels = config.inference.max_image_pixels
         self.streaming_default = config.inference.streaming_default
+        self.records_prompts = config.storage.record_prompts
         self.first_ping_delay = FIRST_PING_DELAY
         self.ping_interval = PING_INTERVAL
 
@@ -127,6 +131,7 @@ class _Exchange:
         self._form: Form | None = None
         self._body = b""
         self._model = ""
+        self._prompt_tokens = 0
         self._adapter: str | None = None
         self._lease: Lease | None = None
         self._response: Response | None = None
@@ -156,11 +161,13 @@ class _Exchange:
             raise NotSupported(f"The adapter '{found.adapter}' generates text only; ask '{found.model}' for this.")
 
     async def run(self) -> None:
-        """Lease, forward, relay. Raises `ApiError`."""
+        """Admit, lease, forward, relay. Raises `ApiError`."""
+        await self._admit()
         if self._facts.stream:
             self._pings = _Pings(self._send_ping, self._proxy.first_ping_delay, self._proxy.ping_interval)
         response = await self._forward()
         if response.status >= 400:  # noqa: PLR2004
+            self._record.prompt_estimate = 0
             body = await self._read_error(response)
             raise translate_error(response.status, body, retry_after=response.headers.get("retry-after"))
         is_stream = response.headers.get("content-type", "").startswith(_EVENT_STREAM)
@@ -204,10 +211,23 @@ class _Exchange:
 
     # ── to the engine ──
 
+    async def _admit(self) -> None:
+        """Count it against the limits of its key and give it a row in the ledger."""
+        status = self._proxy.leases.models.get(self._model)
+        self._prompt_tokens = estimate.prompt_tokens(self._endpoint, self._facts, len(self._body))
+        stated, spare = estimate.answer_tokens(
+            self._endpoint, self._facts, status.context_length if status is not None else None
+        )
+        await self._proxy.accounts.admit(self._record, self._prompt_tokens + stated, spare)
+        keeps = self._proxy.records_prompts and self._form is None
+        self._proxy.accounts.start(self._record, estimate.prompt_text(self._body) if keeps else None)
+
     async def _forward(self) -> Response:
         """The head of the engine's answer. An instance that gives none is asked for again, once."""
         for attempt in range(ATTEMPTS):
             lease = self._lease = await self._proxy.leases.acquire(self._model, self._endpoint.task)
+            self._record.queued_seconds = self._record.elapsed()
+            self._record.instance = lease.instance.id
             try:
                 response = self._response = await self._post(lease.instance)
             except NoResponse as error:
@@ -231,6 +251,7 @@ class _Exchange:
         if tokens.is_translated(self._facts, instance):
             body = await tokens.question(self._proxy.upstream, self._facts, instance, body)
         await self._proxy.limits.check(self._facts, instance, body)
+        self._record.prompt_estimate = self._prompt_tokens
         return await self._proxy.upstream.post(
             instance.address,
             openai.upstream_path(self._endpoint, instance.engine),
@@ -303,6 +324,7 @@ class _Exchange:
         reader = self._stream_reader(show_usage=self._facts.wants_usage)
         try:
             while data := await response.read():
+                self._note_first_token()
                 out = reader.feed(data)
                 if reader.failed is not None and not self._is_started and out == self._error_event(reader.failed):
                     raise reader.failed  # vLLM's way to say that a schema is bad
@@ -322,6 +344,7 @@ class _Exchange:
         assembler = Assembler(self._endpoint.dialect)
         try:
             while data := await response.read():
+                self._note_first_token()
                 assembler.feed(reader.feed(data))
                 if reader.failed is not None:
                     raise reader.failed
@@ -348,6 +371,7 @@ class _Exchange:
     async def _relay_body(self, response: Response) -> None:
         reader = BodyReader()
         data = await response.read()
+        self._note_first_token()
         await self._stop_pings()
         if self._is_started:  # pings have promised a stream
             raise EngineError("The engine did not answer with a stream.")
@@ -362,6 +386,10 @@ class _Exchange:
         self._record.usage = reader.usage
         await self._send_body(b"", more=False)
 
+    def _note_first_token(self) -> None:
+        if self._record.first_token_seconds is None:
+            self._record.first_token_seconds = self._record.elapsed()
+
     async def _send_stream(self, data: bytes) -> None:
         await self._stop_pings()
         if not self._is_started:
@@ -375,8 +403,7 @@ class _Exchange:
         await self._send_body(waiting_comment(self._model))
 
     async def _send_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        seconds = time.monotonic() - self._record.started_at
-        self._record.first_byte_seconds = seconds
+        seconds = self._record.first_byte_seconds = self._record.elapsed()
         timing = (b"openai-processing-ms", str(round(seconds * 1000)).encode())
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, timing]})
         # Only now: a ping that is cancelled while it waits to write has not started the answer.

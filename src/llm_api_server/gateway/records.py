@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from loguru import logger
 
 from llm_api_server.access import Key
-from llm_api_server.usage import Usage
+from llm_api_server.control import Standing
+from llm_api_server.usage import NO_USAGE, Usage
 
 #: Status of a request whose client left before the answer (nginx's word for it).
 CLIENT_CLOSED_REQUEST = 499
@@ -18,7 +21,12 @@ _SCOPE_KEY = "llm_api_server.record"
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One per request, created with its id. `seconds` is the whole time; `status` what the client saw first."""
+    """One per request, created with its id. `seconds` is the whole time; `status` what the client saw first.
+
+    `admission` is its number among those that limits count, `row` its name in the ledger; each None where there is
+    none. Seconds are counted from the start: until it had an instance (`queued_seconds`), until the client's first byte
+    and until the engine's.
+    """
 
     request_id: str
     method: str
@@ -33,7 +41,25 @@ class RequestRecord:
     usage: Usage | None = None
     seconds: float = 0.0
     first_byte_seconds: float | None = None
+    queued_seconds: float | None = None
+    first_token_seconds: float | None = None
+    instance: str | None = None
+    admission: int | None = None
+    standing: Standing | None = None
+    row: str | None = None
+    #: Tokens of the prompt as far as its length tells, from the moment an engine has it.
+    prompt_estimate: int = 0
     extra_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def usage_or_estimate(self) -> Usage:
+        """What the engine said; while it has said nothing of the prompt, what its length tells."""
+        usage = self.usage or NO_USAGE
+        if usage.prompt_tokens or not self.prompt_estimate:
+            return usage
+        return msgspec.structs.replace(usage, prompt_tokens=self.prompt_estimate)
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started_at
 
     def log(self) -> None:
         """One line per request; requests that never touch a model are written at DEBUG."""

@@ -16,6 +16,7 @@ from llm_api_server.control import ModelStatus
 from llm_api_server.errors import ModelNotFound, NotSupported, PermissionDenied
 from llm_api_server.gateway.catalog import Catalog, Found
 from llm_api_server.gateway.leases import Leases
+from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import record_of
 from llm_api_server.types import ModelState, Task
 
@@ -81,7 +82,7 @@ def key_of(request: Request) -> Key:
 KeyDependency = Annotated[Key, Depends(key_of)]
 
 
-def system_routes(leases: Leases, docs_page: str) -> APIRouter:
+def system_routes(link: ManagerLink, docs_page: str) -> APIRouter:
     """`/`, `/health`, `/livez`, `/readyz`, `/docs`."""
     router = APIRouter(tags=["system"])
 
@@ -96,9 +97,9 @@ def system_routes(leases: Leases, docs_page: str) -> APIRouter:
 
     @router.get("/readyz", summary="New requests are accepted", responses={503: {"model": Health}})
     async def ready() -> Any:
-        if leases.is_closing:
+        if link.is_closing:
             return _unavailable("shutting down")
-        if not leases.is_connected:
+        if not link.is_connected:
             return _unavailable("the model manager does not answer")
         return Health()
 

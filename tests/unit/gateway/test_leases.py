@@ -13,8 +13,9 @@ import pytest
 from llm_api_server import control
 from llm_api_server.control import InstanceInfo, ModelStatus, RunDir
 from llm_api_server.errors import EngineUnavailable, ModelLoadFailed, ShuttingDown
-from llm_api_server.gateway import leases as module
-from llm_api_server.gateway.leases import Leases, ManagerProcess
+from llm_api_server.gateway import link as module
+from llm_api_server.gateway.leases import Leases
+from llm_api_server.gateway.link import ManagerLink, ManagerProcess
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
 
@@ -37,12 +38,19 @@ async def manager() -> AsyncIterator[FakeManager]:
 
 
 @pytest.fixture
-async def leases(manager: FakeManager) -> AsyncIterator[Leases]:
-    one = Leases(manager.run_dir, lambda _: None)
-    await one.start()
-    await until(lambda: bool(one.models))
+async def link(manager: FakeManager) -> AsyncIterator[ManagerLink]:
+    one = ManagerLink(manager.run_dir, lambda _: None)
     yield one
     await one.close()
+
+
+@pytest.fixture
+async def leases(link: ManagerLink) -> AsyncIterator[Leases]:
+    one = Leases(link)
+    await link.start()
+    await until(lambda: bool(one.models))
+    yield one
+    one.close()
 
 
 async def test_second_lease_is_free_while_the_first_is_held(leases: Leases, manager: FakeManager) -> None:
@@ -92,10 +100,12 @@ async def test_grant_that_crosses_a_cancel_goes_back(leases: Leases, manager: Fa
     assert manager.heard_of(control.Release) == [control.Release("m-1", 1)]
 
 
-async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(leases: Leases, manager: FakeManager) -> None:
+async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(
+    leases: Leases, link: ManagerLink, manager: FakeManager
+) -> None:
     waiting = asyncio.create_task(leases.acquire("m"))
     await asyncio.sleep(0)
-    leases.on_message(control.Granted(1, manager.instances["m"]))
+    link.on_message(control.Granted(1, manager.instances["m"]))
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -103,10 +113,10 @@ async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(leases: Leas
 
 
 async def test_drained_instance_is_not_used_again_until_it_is_granted_again(
-    leases: Leases, manager: FakeManager
+    leases: Leases, link: ManagerLink, manager: FakeManager
 ) -> None:
     first = await leases.acquire("m")
-    leases.on_message(control.Drain("m-1"))
+    link.on_message(control.Drain("m-1"))
     second = await leases.acquire("m")
     third = await leases.acquire("m")
     assert len(manager.heard_of(control.Acquire)) == 2
@@ -134,21 +144,21 @@ async def test_refusal_is_raised_with_its_code(leases: Leases, manager: FakeMana
         await leases.load("m", wait=True)
 
 
-async def test_waiters_outlive_the_manager(leases: Leases, manager: FakeManager) -> None:
+async def test_waiters_outlive_the_manager(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
     manager.hold = True
     waiting = asyncio.create_task(leases.acquire("m", "embed"))
     await until(lambda: bool(manager.heard_of(control.Acquire)))
     await manager.stop()
-    await until(lambda: not leases.is_connected)
+    await until(lambda: not link.is_connected)
     manager.hold = False
     await manager.start()
     (await waiting).release()
     assert manager.heard_of(control.Acquire) == [control.Acquire(1, "m", "embed")] * 2
 
 
-async def test_commands_fail_at_once_without_a_manager(leases: Leases, manager: FakeManager) -> None:
+async def test_commands_fail_at_once_without_a_manager(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
     await manager.stop()
-    await until(lambda: not leases.is_connected)
+    await until(lambda: not link.is_connected)
     with pytest.raises(EngineUnavailable):
         await leases.list_models()
 
@@ -157,21 +167,23 @@ async def test_waiters_are_refused_when_no_manager_comes(manager: FakeManager, m
     monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.1)
     await manager.stop()
     asked: list[float] = []
-    one = Leases(manager.run_dir, asked.append)
-    await one.start()
+    link = ManagerLink(manager.run_dir, asked.append)
+    one = Leases(link)
+    await link.start()
     with pytest.raises(EngineUnavailable):
         await one.acquire("m")
     assert asked
-    await one.close()
+    await link.close()
 
 
 async def test_closing_refuses_waiters_and_newcomers(manager: FakeManager) -> None:
-    one = Leases(manager.run_dir, lambda _: None)
+    link = ManagerLink(manager.run_dir, lambda _: None)
+    one = Leases(link)
     manager.hold = True
-    await one.start()
+    await link.start()
     waiting = asyncio.create_task(one.acquire("m"))
     await until(lambda: bool(manager.heard_of(control.Acquire)))
-    await one.close()
+    await link.close()
     for attempt in (waiting, one.acquire("m")):
         with pytest.raises(ShuttingDown):
             await attempt

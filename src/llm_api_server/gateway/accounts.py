@@ -1,0 +1,209 @@
+"""Limits and the ledger, as a worker sees them: asks before a request may run, tells what it used when it is over.
+
+A part of the worker's link to the manager (`link.py`). Requests of keys without limits cost no message of their own:
+what the ledger needs goes out in batches, and a batch is kept here until the manager has it in the store. So a worker
+that is killed takes at most the last `REPORT_INTERVAL` with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from loguru import logger
+
+from llm_api_server import control
+from llm_api_server.access import NO_LIMITS, Key
+from llm_api_server.control import Standing
+from llm_api_server.errors import ApiError
+from llm_api_server.gateway.link import ManagerLink
+from llm_api_server.gateway.records import RequestRecord
+from llm_api_server.usage import NO_USAGE, Batch, Ended, Progress, Started, Usage
+
+#: Seconds between two reports: how much of the ledger a killed worker can take with it.
+REPORT_INTERVAL = 0.5
+#: An answer waits no longer for headers that tell how its key stands.
+LOOK_TIMEOUT = 1.0
+#: Rows that wait here while no manager takes them; beyond it the oldest are given up, and the log says so.
+MAX_WAITING_ROWS = 200_000
+
+
+def limit_headers(standing: Standing | None) -> list[tuple[bytes, bytes]]:
+    """OpenAI's headers; the times as it writes them: `120ms`, `1s`, `6m0s`."""
+    headers: list[tuple[bytes, bytes]] = []
+    if standing is None:
+        return headers
+    for what, quota in ((b"requests", standing.requests), (b"tokens", standing.tokens)):
+        if quota is not None:
+            headers += [
+                (b"x-ratelimit-limit-" + what, b"%d" % quota.limit),
+                (b"x-ratelimit-remaining-" + what, b"%d" % quota.remaining),
+                (b"x-ratelimit-reset-" + what, _duration(quota.reset).encode()),
+            ]
+    return headers
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+class Accounts:
+    """All admissions and rows of one worker."""
+
+    def __init__(self, link: ManagerLink) -> None:
+        self._link = link
+        self._numbers = itertools.count(1)
+        self._admitted: dict[int, control.Admission] = {}
+        self._running: dict[str, RequestRecord] = {}
+        self._reported: dict[str, Usage] = {}
+        self._started: list[Started] = []
+        self._ended: list[Ended] = []
+        self._sent: deque[control.ReportUsage] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self.handlers: dict[type, Callable[[Any], None]] = {control.UsageKept: self._on_kept}
+        link.add(self)
+
+    # ── limits ──
+
+    async def admit(self, record: RequestRecord, tokens: int, spare: int) -> None:
+        """Count a request against its key's limits and note how the key stands. Raises the refusal.
+
+        `tokens` are reserved, and up to `spare` more where the limits leave them.
+        """
+        key = record.key
+        assert key is not None
+        if key.limits == NO_LIMITS:
+            return
+        number = self._link.number()
+        question = control.Admit(number, key.key_id, key.name, key.limits, tokens, spare)
+        try:
+            answer = await self._link.ask(question)
+        except ApiError as error:
+            record.standing = error.standing
+            raise
+        except asyncio.CancelledError:
+            self._link.send(control.Settle(number, 0))
+            raise
+        record.admission = number
+        record.standing = answer.standing
+        self._admitted[number] = control.Admission(number, key.key_id, answer.reserved)
+
+    async def look(self, key: Key) -> Standing | None:
+        """How a key stands without counting a request; None where it has no limits per minute or nobody can tell."""
+        limits = key.limits
+        if limits.requests_per_minute is None and limits.tokens_per_minute is None:
+            return None
+        question = control.Admit(self._link.number(), key.key_id, key.name, limits, counts=False)
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                answer = await self._link.ask(question, repeats=False)
+        except (ApiError, TimeoutError):
+            return None
+        standing: Standing = answer.standing
+        return standing
+
+    def _settle(self, record: RequestRecord, used: Usage) -> None:
+        if record.admission is not None and self._admitted.pop(record.admission, None) is not None:
+            self._link.send(control.Settle(record.admission, used.prompt_tokens + used.completion_tokens))
+
+    # ── the ledger ──
+
+    def start(self, record: RequestRecord, prompt: str | None = None) -> None:
+        """The request is admitted: from now on it has a row."""
+        key = record.key
+        assert key is not None
+        record.row = f"{self._link.worker}-{next(self._numbers)}"
+        self._running[record.row] = record
+        self._started.append(
+            Started(
+                row=record.row,
+                request_id=record.request_id,
+                key_id=key.key_id,
+                key_name=key.name,
+                model=record.model or "",
+                endpoint=record.path,
+                stream=record.stream,
+                at=time.time() - (time.monotonic() - record.started_at),
+                prompt=prompt,
+            )
+        )
+        self._plan_report()
+
+    def end(self, record: RequestRecord) -> None:
+        """The request is over, in whatever way. Does nothing for one that never started, and nothing twice."""
+        used = record.usage_or_estimate()
+        self._settle(record, used)
+        if record.row is None or self._running.pop(record.row, None) is None:
+            return
+        self._reported.pop(record.row, None)
+        self._ended.append(
+            Ended(
+                row=record.row,
+                status=record.status,
+                error=record.error,
+                instance=record.instance,
+                usage=used,
+                queued=record.queued_seconds,
+                first_token=record.first_token_seconds,
+                duration=record.seconds,
+            )
+        )
+        self._plan_report()
+
+    def close(self) -> None:
+        """Say what is still to be said."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._report()
+
+    def _plan_report(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(REPORT_INTERVAL, self._report)
+
+    def _report(self) -> None:
+        self._timer = None
+        batch = Batch(self._started, self._progress(), self._ended)
+        if batch != Batch():
+            self._started, self._ended = [], []
+            report = control.ReportUsage(next(self._numbers), batch)
+            self._sent.append(report)
+            self._link.send(report)
+            self._give_up_oldest()
+        if self._running:
+            self._plan_report()
+
+    def _progress(self) -> list[Progress]:
+        """Of those whose count has changed since the last report."""
+        found = []
+        for row, record in self._running.items():
+            usage = record.usage_or_estimate()
+            if usage != self._reported.get(row, NO_USAGE):
+                self._reported[row] = usage
+                found.append(Progress(row, usage))
+        return found
+
+    def _give_up_oldest(self) -> None:
+        while sum(len(report.batch.ended) for report in self._sent) > MAX_WAITING_ROWS:
+            lost = self._sent.popleft()
+            logger.error("the ledger loses {} rows: no manager has taken them", len(lost.batch.ended))
+
+    def _on_kept(self, kept: control.UsageKept) -> None:
+        while self._sent and self._sent[0].number <= kept.number:
+            self._sent.popleft()
+
+    # ── the connection ──
+
+    def greet(self, hello: control.Hello) -> None:
+        hello.admitted = list(self._admitted.values())
+
+    def connected(self) -> None:
+        for report in self._sent:
+            self._link.send(report)

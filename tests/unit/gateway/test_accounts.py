@@ -1,0 +1,213 @@
+"""Admissions and reports of a worker, against the fake manager on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from llm_api_server import control
+from llm_api_server.access import NO_LIMITS, Key, Limits
+from llm_api_server.control import Quota, RunDir, Standing
+from llm_api_server.errors import InsufficientQuota
+from llm_api_server.gateway import accounts as module
+from llm_api_server.gateway.accounts import Accounts, limit_headers
+from llm_api_server.gateway.link import ManagerLink
+from llm_api_server.gateway.records import RequestRecord
+from llm_api_server.gateway.store_keys import StoreKeys
+from llm_api_server.usage import Usage
+from tests.fake_manager import FakeManager
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = Limits(requests_per_minute=10)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def a_record(limits: Limits = LIMITS) -> RequestRecord:
+    record = RequestRecord("req", "POST", "/v1/chat/completions", time.monotonic())
+    record.key = Key("ann", "id-of-ann", frozenset({"all"}), limits=limits)
+    record.model = "m"
+    return record
+
+
+@pytest.fixture
+async def manager() -> AsyncIterator[FakeManager]:
+    with tempfile.TemporaryDirectory(prefix="gw-") as path:
+        one = FakeManager(RunDir(Path(path)), [], {})
+        await one.start()
+        yield one
+        await one.stop()
+
+
+@pytest.fixture
+async def link(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ManagerLink]:
+    monkeypatch.setattr(module, "REPORT_INTERVAL", 0.02)
+    one = ManagerLink(manager.run_dir, lambda _: None)
+    yield one
+    await one.close()
+
+
+@pytest.fixture
+async def accounts(link: ManagerLink) -> AsyncIterator[Accounts]:
+    one = Accounts(link)
+    await link.start()
+    await until(lambda: link.is_connected)
+    yield one
+    one.close()
+
+
+def reports(manager: FakeManager) -> list[control.ReportUsage]:
+    return manager.heard_of(control.ReportUsage)
+
+
+async def test_limited_requests_are_admitted_and_settled(accounts: Accounts, manager: FakeManager) -> None:
+    manager.standing = Standing(requests=Quota(10, 9, 60.0))
+    record = a_record()
+    await accounts.admit(record, 100, 50)
+    record.usage = Usage(30, 12)
+    accounts.end(record)
+    accounts.end(record)
+    await until(lambda: manager.heard_of(control.Settle))
+    (asked,) = manager.heard_of(control.Admit)
+    assert (asked.key_id, asked.name, asked.limits, asked.tokens, asked.spare) == ("id-of-ann", "ann", LIMITS, 100, 50)
+    assert manager.heard_of(control.Settle) == [control.Settle(asked.request, 42)]
+    assert record.standing == manager.standing
+
+
+async def test_keys_without_limits_cost_no_question(accounts: Accounts, manager: FakeManager) -> None:
+    record = a_record(NO_LIMITS)
+    await accounts.admit(record, 100, 50)
+    assert record.key is not None
+    assert await accounts.look(record.key) is None
+    accounts.end(record)
+    await asyncio.sleep(0.05)
+    assert not manager.heard_of(control.Admit) + manager.heard_of(control.Settle)
+
+
+async def test_a_refusal_comes_with_the_standing(accounts: Accounts, manager: FakeManager) -> None:
+    standing = Standing(requests=Quota(10, 0, 12.5))
+    manager.refusal = lambda request: control.Refused(
+        request, "insufficient_quota", "no", 3600, should_retry=False, standing=standing
+    )
+    record = a_record()
+    with pytest.raises(InsufficientQuota) as caught:
+        await accounts.admit(record, 1, 0)
+    assert (caught.value.retry_after, caught.value.should_retry) == (3600, False)
+    assert record.standing == standing
+    assert dict(limit_headers(standing)) == {
+        b"x-ratelimit-limit-requests": b"10",
+        b"x-ratelimit-remaining-requests": b"0",
+        b"x-ratelimit-reset-requests": b"13s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, b"0ms"), (0.12, b"120ms"), (1, b"1s"), (59.2, b"1m0s"), (360, b"6m0s")]
+)
+def test_durations_look_as_openai_writes_them(seconds: float, text: bytes) -> None:
+    headers = dict(limit_headers(Standing(tokens=Quota(1, 1, seconds))))
+    assert headers[b"x-ratelimit-reset-tokens"] == text
+
+
+async def test_who_leaves_while_asking_gives_back_what_may_be_granted(accounts: Accounts, manager: FakeManager) -> None:
+    manager.hold = True
+    asking = asyncio.create_task(accounts.admit(a_record(), 1, 0))
+    await until(lambda: manager.heard_of(control.Admit))
+    asking.cancel()
+    await until(lambda: manager.heard_of(control.Settle))
+    assert manager.heard_of(control.Settle) == [control.Settle(manager.heard_of(control.Admit)[0].request, 0)]
+
+
+async def test_rows_start_go_on_and_end_once(accounts: Accounts, manager: FakeManager) -> None:
+    record = a_record(NO_LIMITS)
+    accounts.start(record)
+    await until(lambda: reports(manager))
+    record.usage = Usage(7, 3)
+    await until(lambda: any(report.batch.progress for report in reports(manager)))
+    record.status, record.seconds, record.instance = 200, 1.5, "i"
+    accounts.end(record)
+    accounts.end(record)
+    await until(lambda: any(report.batch.ended for report in reports(manager)))
+    await asyncio.sleep(0.1)
+    started = [one for report in reports(manager) for one in report.batch.started]
+    progress = [one for report in reports(manager) for one in report.batch.progress]
+    ended = [one for report in reports(manager) for one in report.batch.ended]
+    assert [(one.row, one.key_name, one.model, one.endpoint) for one in started] == [
+        (record.row, "ann", "m", "/v1/chat/completions")
+    ]
+    assert [one.usage for one in progress] == [Usage(7, 3)]
+    assert [(one.row, one.status, one.usage, one.duration, one.instance) for one in ended] == [
+        (record.row, 200, Usage(7, 3), 1.5, "i")
+    ]
+
+
+async def test_the_length_of_the_prompt_counts_until_the_engine_tells(accounts: Accounts, manager: FakeManager) -> None:
+    record = a_record(NO_LIMITS)
+    accounts.start(record)
+    record.prompt_estimate = 50
+    record.usage = Usage(0, 4)
+    assert record.usage_or_estimate() == Usage(50, 4)
+    accounts.end(record)
+    await until(lambda: any(report.batch.ended for report in reports(manager)))
+    assert [one.usage for report in reports(manager) for one in report.batch.ended] == [Usage(50, 4)]
+
+
+async def test_what_no_manager_has_kept_is_said_to_the_next_one(accounts: Accounts, manager: FakeManager) -> None:
+    manager.keeps_usage = False
+    running, over = a_record(), a_record(NO_LIMITS)
+    await accounts.admit(running, 20, 0)
+    accounts.start(over)
+    accounts.end(over)
+    await until(lambda: reports(manager))
+    await manager.stop()
+    manager.heard.clear()
+    manager.keeps_usage = True
+    await manager.start()
+    await until(lambda: reports(manager))
+    (hello,) = manager.heard_of(control.Hello)
+    assert [(one.key_id, one.reserved) for one in hello.admitted] == [("id-of-ann", 20)]
+    assert [one.row for one in reports(manager)[0].batch.ended] == [over.row]
+    await until(lambda: not accounts._sent)
+
+
+async def test_closing_says_the_rest(link: ManagerLink, manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REPORT_INTERVAL", 1000)
+    accounts = Accounts(link)
+    await link.start()
+    await until(lambda: link.is_connected)
+    record = a_record(NO_LIMITS)
+    accounts.start(record)
+    accounts.end(record)
+    accounts.close()
+    await link.close()
+    await until(lambda: reports(manager))
+    assert [one.row for one in reports(manager)[0].batch.ended] == [record.row]
+
+
+async def test_keys_are_asked_for_and_forgotten(link: ManagerLink, manager: FakeManager) -> None:
+    key = Key("bob", "id-of-bob", frozenset({"chat"}), limits=LIMITS, networks=("10.0.0.0/8",), expires_at=5.0)
+    manager.keys = {"d" * 64: key, "id-of-bob": key}
+    source = StoreKeys(link)
+    forgotten: list[object] = []
+    source.when_changed(forgotten.append)
+    await link.start()
+    assert await source.find(digest="d" * 64) == key
+    assert await source.find(key_id="id-of-bob") == key
+    assert await source.find(digest="e" * 64) is None
+    assert forgotten == [None]
+    manager.change_keys(["id-of-bob"])
+    await until(lambda: len(forgotten) == 2)
+    assert forgotten[1] == ["id-of-bob"]
+    await manager.stop()
+    await manager.start()
+    await until(lambda: len(forgotten) == 3)
+    assert forgotten[2] is None
