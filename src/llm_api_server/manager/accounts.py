@@ -178,11 +178,12 @@ class Accounts:
         is_told = False
         while True:
             try:
-                known, changed = self._revision, None
+                known, changed = self._revision, list[str]()
                 if known is None:
-                    self._revision = await self._threads.read(self._keys.revision)
+                    revision = await self._threads.read(self._keys.revision)
                 else:
-                    self._revision, changed = await self._threads.read(self._keys.changed_since, known)
+                    revision, changed = await self._threads.read(self._keys.changed_since, known)
+                self._revision = revision
             except StoreError as error:
                 self._note_lost(str(error))
                 if self._is_grace_over() and not is_told:
@@ -191,7 +192,7 @@ class Accounts:
             else:
                 self._note_found()
                 is_told = False
-                if known is not None and self._revision < known:  # another database is in its place
+                if known is not None and revision < known:  # another database is in its place
                     self._tell(KeysChanged())
                 elif changed:
                     self._tell(KeysChanged(changed))
