@@ -10,6 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -19,7 +20,7 @@ from alembic.script import ScriptDirectory
 from llm_api_server import store
 from llm_api_server.errors import StoreError
 from llm_api_server.store import schema
-from llm_api_server.store.database import Database
+from llm_api_server.store.database import _UPGRADE_LOCK, Database
 from tests import postgres
 from tests.postgres import Cluster
 
@@ -79,6 +80,7 @@ print("alembic" in sys.modules)
 def test_processes_that_open_a_new_database_at_once_upgrade_it_once(url: str) -> None:
     program = """
 import sys
+import alembic.operations, alembic.runtime.migration, alembic.script
 from llm_api_server.store.database import Database
 database = Database(sys.argv[1], patience=60)
 print("ready", flush=True)
@@ -264,15 +266,28 @@ def test_the_old_form_of_urls_is_taken(postgres_cluster: Cluster) -> None:
     database.close()
 
 
-def test_a_lost_connection_is_made_anew(postgres_cluster: Cluster) -> None:
+@pytest.mark.parametrize("asked_meanwhile", [False, True])
+def test_a_lost_connection_is_made_anew(postgres_cluster: Cluster, asked_meanwhile: bool) -> None:
     database = Database(postgres_cluster.new_database())
     database.open()
     postgres_cluster.stop()
     try:
-        with pytest.raises(StoreError, match="cannot be used"):
-            revision(database)
+        if asked_meanwhile:
+            with pytest.raises(StoreError, match="cannot be used"):
+                revision(database)
     finally:
         postgres_cluster.start()
+    assert revision(database) == 0
+    database.close()
+
+
+def test_an_upgrade_waits_for_one_that_runs(postgres_cluster: Cluster) -> None:
+    url = postgres_cluster.new_database()
+    with psycopg.connect(url) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(%s)", [_UPGRADE_LOCK])
+        with pytest.raises(StoreError, match="another process holds it"):
+            Database(url, patience=0.1).open()
+    database = Database(url)
     assert revision(database) == 0
     database.close()
 
