@@ -21,6 +21,7 @@ from llm_api_server import store
 from llm_api_server.errors import StoreError
 from llm_api_server.store import schema
 from llm_api_server.store.database import _UPGRADE_LOCK, Database
+from llm_api_server.store.keys import Actor, KeyFields, Keys
 from tests import postgres
 from tests.postgres import Cluster
 
@@ -318,3 +319,22 @@ def test_without_postgres_tests_are_skipped_unless_it_is_needed(
     monkeypatch.setenv(postgres.NEED_VARIABLE, needed)
     with pytest.raises(outcome, match="apt-get install postgresql"):
         postgres.skip_without_postgres()
+
+
+def test_a_file_that_was_deleted_or_replaced_is_not_written_any_more(tmp_path: Path) -> None:
+    used, other = Database(f"sqlite:///{tmp_path / 'used.db'}"), Database(f"sqlite:///{tmp_path / 'other.db'}")
+    actor = Actor("cli:ann")
+    Keys(used).create(KeyFields(name="first"), actor)
+    Keys(other).create(KeyFields(name="second"), actor)
+    other.close()
+    for path in tmp_path.glob("used.db*"):
+        path.unlink()
+    (tmp_path / "other.db").replace(tmp_path / "used.db")
+    assert [record.key.name for record in Keys(used).list()] == ["second"]
+    for path in tmp_path.glob("used.db*"):
+        path.unlink()
+    assert Keys(used).list() == []
+    Keys(used).create(KeyFields(name="third"), actor)
+    used.close()
+    assert [record.key.name for record in Keys(used).list()] == ["third"]
+    used.close()
