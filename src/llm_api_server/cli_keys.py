@@ -40,7 +40,8 @@ ExpiresOption = Annotated[
     str | None, typer.Option(metavar="TIME|never", help="When it ends: 30d, 2027-01-31, 2027-01-31T12:00:00Z.")
 ]
 NetworkOption = Annotated[
-    list[str] | None, typer.Option(help="Networks it may be used from, such as 10.0.0.0/8; several: as above; none: all.")
+    list[str] | None,
+    typer.Option(help="Networks it may be used from, such as 10.0.0.0/8; several: as above; none: all."),
 ]
 EnabledOption = Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether it is let in.")]
 
@@ -142,7 +143,9 @@ def keys_update(
 def keys_rotate(
     key: KeyArgument,
     *,
-    overlap: Annotated[str, typer.Option(metavar="DURATION", help="How long the old secret stays valid; 0: ends now.")] = "24h",
+    overlap: Annotated[
+        str, typer.Option(metavar="DURATION", help="How long the old secret stays valid; 0: ends now.")
+    ] = "24h",
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,

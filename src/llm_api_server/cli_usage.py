@@ -39,12 +39,14 @@ def usage(
     if as_csv and as_json:
         cli_base.fail("Give --csv or --json, not both.", cli_base.EXIT_BAD_CONFIG)
     if requests and (since or until):
-        cli_base.fail("--requests shows the newest ones: use --limit instead of --since and --until.", cli_base.EXIT_BAD_CONFIG)
+        cli_base.fail(
+            "--requests shows the newest ones: use --limit instead of --since and --until.", cli_base.EXIT_BAD_CONFIG
+        )
     groups = _groups(by)
     span = _time(since), _time(until)
     loaded = cli_base.load(config)
     with _ledger(loaded) as (ledger, keys):
-        only = keys.filters(key)
+        only = keys.picked(key)
         if requests:
             _print_requests(ledger.rows(limit=limit, model=model, **only), as_csv=as_csv, as_json=as_json)
             return

@@ -60,7 +60,10 @@ def _changes(entry: AuditEntry) -> str:
     changed = {name: (old, new) for name, (old, new) in entry.changes.items() if name != "hint"}
     if entry.action == "create":
         return ", ".join(f"{name}={_shown(name, new)}" for name, (_, new) in changed.items() if new not in (None, []))
-    return ", ".join(f"{name}: {_shown(name, old) or 'none'} -> {_shown(name, new) or 'none'}" for name, (old, new) in changed.items())
+    return ", ".join(
+        f"{name}: {_shown(name, old) or 'none'} -> {_shown(name, new) or 'none'}"
+        for name, (old, new) in changed.items()
+    )
 
 
 def _shown(name: str, value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import msgspec
 
@@ -53,8 +53,15 @@ class ListedKey(msgspec.Struct, frozen=True, kw_only=True):
     old_secret_until: float | None = None
 
 
+class PickedKey(TypedDict, total=False):
+    """Arguments of `store.usage`."""
+
+    key_id: str
+    key_name: str
+
+
 class ManagedKeys:
-    """Raises what `store.keys.Keys` raises, and `KeyInConfiguration`. A name stands for one key only, also across both."""
+    """Raises what `store.keys.Keys` raises, and `KeyInConfiguration`. A name is taken by a key of either kind."""
 
     def __init__(self, config: Config, keys: Keys) -> None:
         self._configured = configured_keys(config.auth)
@@ -97,8 +104,8 @@ class ManagedKeys:
         self._keys.delete(key.id, actor)
         return key
 
-    def filters(self, name_or_id: str | None) -> dict[str, str]:
-        """What picks the key's usage, also when the key is gone: its `key_id` or its `key_name`."""
+    def picked(self, name_or_id: str | None) -> PickedKey:
+        """What picks the key's usage, also when the key is gone."""
         if name_or_id is None:
             return {}
         is_id = _STORE_ID.fullmatch(name_or_id) or any(key.key_id == name_or_id for key in self._configured)

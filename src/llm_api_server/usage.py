@@ -62,6 +62,7 @@ class Ended(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 WORKER_LOST = "worker_lost"
+CLIENT_CLOSED = "client_closed_request"
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):

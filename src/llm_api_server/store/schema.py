@@ -17,12 +17,16 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 
 #: The last migration: what `alembic_version` holds when nothing is to be done.
-HEAD = "0001"
+HEAD = "0002"
 
 METADATA = MetaData()
+
+#: Grows with time: newer rows have larger ones.
+_Counter = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Words(TypeDecorator[str]):
@@ -93,3 +97,69 @@ AUDIT = Table(
     Index("ix_audit_key_id", "key_id", "revision"),
     Index("ix_audit_key_name", "key_name", "revision"),
 )
+
+#: One row per request, open until it has an end. No key is referred to: rows outlive keys, and some are of the
+#: configuration.
+REQUESTS = Table(
+    "requests",
+    METADATA,
+    Column("id", _Counter, primary_key=True),
+    Column("row", Words, nullable=False, unique=True),
+    Column("worker", Words, nullable=False),
+    Column("request_id", Words, nullable=False),
+    Column("key_id", Words, nullable=False),
+    Column("key_name", Words, nullable=False),
+    Column("model", Words, nullable=False),
+    Column("endpoint", Words, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("prompt", Words),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("status", Integer),
+    Column("error", Words),
+    Column("instance", Words),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("queued", Double),
+    Column("first_token", Double),
+    Column("duration", Double),
+    Index("ix_requests_started_at", "started_at"),
+    Index("ix_requests_key_id", "key_id", "id"),
+    Index(
+        "ix_requests_open",
+        "key_id",
+        sqlite_where=text("ended_at IS NULL"),
+        postgresql_where=text("ended_at IS NULL"),
+    ),
+)
+
+
+def _sums(name: str) -> Table:
+    """What ended, by the hour or day (UTC, Unix seconds of its beginning) in which it started."""
+    return Table(
+        name,
+        METADATA,
+        Column("key_id", Words, primary_key=True),
+        Column("start", BigInteger, primary_key=True, autoincrement=False),
+        Column("model", Words, primary_key=True),
+        Column("key_name", Words, nullable=False),
+        Column("requests", BigInteger, nullable=False),
+        Column("errors", BigInteger, nullable=False),
+        Column("aborted", BigInteger, nullable=False),
+        Column("prompt_tokens", BigInteger, nullable=False),
+        Column("cached_tokens", BigInteger, nullable=False),
+        Column("completion_tokens", BigInteger, nullable=False),
+        Column("reasoning_tokens", BigInteger, nullable=False),
+        Column("seconds", Double, nullable=False),
+        Column("queued_seconds", Double, nullable=False),
+        Column("queued_count", BigInteger, nullable=False),
+        Column("first_token_seconds", Double, nullable=False),
+        Column("first_token_count", BigInteger, nullable=False),
+        Index(f"ix_{name}_start", "start"),
+    )
+
+
+HOURS = _sums("usage_hours")
+DAYS = _sums("usage_days")

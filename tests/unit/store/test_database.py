@@ -20,6 +20,7 @@ from llm_api_server import store
 from llm_api_server.errors import StoreError
 from llm_api_server.store import schema
 from llm_api_server.store.database import Database
+from tests import postgres
 from tests.postgres import Cluster
 
 MIGRATIONS = Path(store.__file__).parent / "migrations"
@@ -263,23 +264,22 @@ def test_the_old_form_of_urls_is_taken(postgres_cluster: Cluster) -> None:
     database.close()
 
 
-def test_a_lost_connection_is_made_anew(database: Database, postgres_cluster: Cluster, url: str) -> None:
-    if url.startswith("sqlite"):
-        pytest.skip("has no connections")
+def test_a_lost_connection_is_made_anew(postgres_cluster: Cluster) -> None:
+    database = Database(postgres_cluster.new_database())
     database.open()
     postgres_cluster.stop()
-    with pytest.raises(StoreError, match="cannot be used"):
-        revision(database)
-    postgres_cluster.start()
+    try:
+        with pytest.raises(StoreError, match="cannot be used"):
+            revision(database)
+    finally:
+        postgres_cluster.start()
     assert revision(database) == 0
+    database.close()
 
 
-def test_a_connection_that_breaks_in_a_block_is_an_error_and_the_next_call_goes_on(
-    database: Database, url: str
-) -> None:
-    if url.startswith("sqlite"):
-        pytest.skip("has no connections")
-    other = Database(url)
+def test_a_connection_that_breaks_in_a_block_is_an_error_and_the_next_call_goes_on(postgres_cluster: Cluster) -> None:
+    url = postgres_cluster.new_database()
+    database, other = Database(url), Database(url)
     with pytest.raises(StoreError), database.writing() as connection:  # noqa: PT012 - the block is the test
         pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
         with other.writing() as second:
@@ -287,8 +287,19 @@ def test_a_connection_that_breaks_in_a_block_is_an_error_and_the_next_call_goes_
         connection.execute(sa.update(schema.REVISION).values(value=7))
     other.close()
     assert revision(database) == 0
+    database.close()
 
 
-def test_a_database_made_by_nobody_stays_away_until_it_is_used(tmp_path: Path) -> None:
+def test_nothing_is_made_before_it_is_used(tmp_path: Path) -> None:
     Database(f"sqlite:///{tmp_path / 'test.db'}").close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("needed", "outcome"), [("", pytest.skip.Exception), ("node,postgres", pytest.fail.Exception)])
+def test_without_postgres_tests_are_skipped_unless_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch, needed: str, outcome: type[Exception]
+) -> None:
+    monkeypatch.setattr(postgres, "find_programs", lambda: None)
+    monkeypatch.setenv(postgres.NEED_VARIABLE, needed)
+    with pytest.raises(outcome, match="apt-get install postgresql"):
+        postgres.skip_without_postgres()

@@ -297,7 +297,7 @@ def test_changes_are_told_by_revision(keys: Keys) -> None:
     assert keys.changed_since(9) == (4, [])
 
 
-def test_changes_of_several_processes_come_in_the_order_of_their_revisions(url: str, keys: Keys) -> None:
+def test_changes_of_several_writers_come_in_the_order_of_their_revisions(url: str, keys: Keys) -> None:
     """Who polls while others write misses none: no revision becomes visible after a later one."""
     keys.create(KeyFields(name="k0"), ALICE)
     ids = {keys.create(KeyFields(name=f"k{number}"), ALICE)[0].key.key_id for number in range(1, 4)}

@@ -1,0 +1,288 @@
+"""The ledger of requests: a row for each, and sums per hour and day that grow when a row is settled.
+
+Rows are settled and sums increased in one transaction, so both say the same at any time; the sums outlive the rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, bindparam, case, delete, func, select, update
+
+from llm_api_server.store.database import Database
+from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS
+from llm_api_server.store.usage_query import (
+    DAY,
+    HOUR,
+    RequestRow,
+    UsageQuery,
+    UsageSum,
+    month_of,
+    read_rows,
+    read_sums,
+    start_of,
+)
+from llm_api_server.usage import CLIENT_CLOSED, WORKER_LOST, Batch, Ended, Progress, Started, Usage
+
+__all__ = ["RequestRow", "UsageLedger", "UsageQuery", "UsageSum"]
+
+#: PostgreSQL: who writes to the ledger does so alone, as with SQLite.
+_LOCK = 5_021_101
+_WITHOUT_PROMPT = [column for column in REQUESTS.c if column is not REQUESTS.c.prompt]
+_IS_OPEN = REQUESTS.c.ended_at.is_(None)
+#: Most parameters of one statement, and rows that one transaction deletes.
+_CHUNK = 500
+_PRUNED_AT_ONCE = 5000
+_CLIENT_CLOSED_STATUS = 499
+_FIRST_ERROR_STATUS = 400
+#: More tokens than this are no count; what is longer than this is no name, and could not be indexed.
+_MOST_TOKENS = 2**53
+_LONGEST_NAME = 512
+_TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+_ADDED = (
+    "requests", "errors", "aborted", *_TOKENS,
+    "seconds", "queued_seconds", "queued_count", "first_token_seconds", "first_token_count",
+)  # fmt: skip
+
+
+class UsageLedger:
+    """Written by the manager, read by anybody. Methods raise `StoreError` when the database cannot be used."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+
+    def write(self, batch: Batch, worker: str) -> None:
+        """Write what `worker` told, all of it or nothing; to repeat it changes nothing.
+
+        What is said of a row that is unknown, or was settled before, is ignored.
+        """
+        with self._database.writing(_LOCK) as connection:
+            _insert_started(connection, batch.started, worker)
+            _write_progress(connection, batch.progress)
+            _settle(connection, batch.ended)
+            _write_last_used(connection, batch.started)
+
+    def settle_lost(self, *, except_workers: Collection[str] = (), only_worker: str | None = None) -> int:
+        """Settle the open rows of workers that will tell nothing more, with the tokens last told. How many."""
+        wanted = select(*_WITHOUT_PROMPT).where(_IS_OPEN, REQUESTS.c.worker.not_in(list(except_workers)))
+        if only_worker is not None:
+            wanted = wanted.where(REQUESTS.c.worker == only_worker)
+        with self._database.writing(_LOCK) as connection:
+            rows = connection.execute(wanted.order_by(REQUESTS.c.id)).mappings().all()
+            now = self._clock()
+            lost = [dict(row) | {"error": WORKER_LOST, "ended_at": max(now, row["started_at"])} for row in rows]
+            _write_ends(connection, lost)
+        return len(lost)
+
+    def spent(self, key_id: str, now: float) -> tuple[int, int]:
+        """Tokens of the key in the UTC day and the UTC month of `now`, those of open requests so far included.
+
+        A request counts where it started.
+        """
+        today, (month, next_month) = start_of(now, DAY), month_of(now)
+        open_ = select(
+            _total(REQUESTS, REQUESTS.c.started_at >= today).label("day"), _total(REQUESTS).label("month")
+        ).where(
+            _IS_OPEN,
+            REQUESTS.c.key_id == key_id,
+            REQUESTS.c.started_at >= month,
+            REQUESTS.c.started_at < min(today + DAY, next_month),
+        )
+        settled = select(_total(DAYS, DAYS.c.start == today).label("day"), _total(DAYS).label("month")).where(
+            DAYS.c.key_id == key_id, DAYS.c.start >= month, DAYS.c.start <= today
+        )
+        # One statement: a row that is settled meanwhile is seen once.
+        both = open_.union_all(settled).subquery()
+        with self._database.reading() as connection:
+            row = connection.execute(select(func.sum(both.c.day), func.sum(both.c.month))).one()
+        return int(row[0]), int(row[1])
+
+    def query(self, wanted: UsageQuery) -> list[UsageSum]:
+        """Sums of what ended, by group. What is still open is not in them."""
+        with self._database.reading() as connection:
+            return read_sums(connection, wanted)
+
+    def rows(
+        self,
+        *,
+        limit: int = 100,
+        before: int | None = None,
+        key_id: str | None = None,
+        key_name: str | None = None,
+        model: str | None = None,
+    ) -> list[RequestRow]:
+        """Single requests, newest first; `before` is the id of a row."""
+        filters = [
+            column == value
+            for column, value in ((REQUESTS.c.key_id, key_id), (REQUESTS.c.model, model))
+            if value is not None
+        ]
+        if before is not None:
+            filters.append(REQUESTS.c.id < before)
+        with self._database.reading() as connection:
+            return read_rows(connection, filters, key_name, limit)
+
+    def prune(self, now: float, keep_requests: int, keep_hours: int, keep_days: int) -> int:
+        """Delete what is older than so many days: rows, hours and days. How many. Open rows stay."""
+        count = self._prune_rows(now - keep_requests * DAY)
+        with self._database.writing(_LOCK) as connection:
+            for table, days in ((HOURS, keep_hours), (DAYS, keep_days)):
+                count += connection.execute(
+                    delete(table).where(table.c.start < start_of(now, DAY) - days * DAY)
+                ).rowcount
+        return count
+
+    def _prune_rows(self, before: float) -> int:
+        """A few at a time, so that what happens now is written in between."""
+        old = select(REQUESTS.c.id).where(REQUESTS.c.started_at < before, ~_IS_OPEN).limit(_PRUNED_AT_ONCE)
+        count = 0
+        while True:
+            with self._database.writing(_LOCK) as connection:
+                deleted = connection.execute(delete(REQUESTS).where(REQUESTS.c.id.in_(old))).rowcount
+            count += deleted
+            if deleted < _PRUNED_AT_ONCE:
+                return count
+
+
+def _total(table: Table, where: ColumnElement[bool] | None = None) -> ColumnElement[int]:
+    tokens: ColumnElement[int] = table.c.prompt_tokens + table.c.completion_tokens
+    return func.coalesce(func.sum(tokens if where is None else case((where, tokens), else_=0)), 0)
+
+
+def _insert_started(connection: Connection, started: Sequence[Started], worker: str) -> None:
+    if not started:
+        return
+    nothing = dict.fromkeys(_TOKENS, 0)
+    rows = [
+        {
+            "row": start.row,
+            "worker": worker,
+            "request_id": start.request_id,
+            "key_id": start.key_id[:_LONGEST_NAME],
+            "key_name": start.key_name[:_LONGEST_NAME],
+            "model": start.model[:_LONGEST_NAME],
+            "endpoint": start.endpoint,
+            "stream": start.stream,
+            "prompt": start.prompt,
+            "started_at": start.at,
+            **nothing,
+        }
+        for start in started
+    ]
+    connection.execute(_insert(connection, REQUESTS).on_conflict_do_nothing(index_elements=["row"]), rows)
+
+
+def _write_progress(connection: Connection, progress: Sequence[Progress]) -> None:
+    """Counts only grow: an older message that is repeated takes nothing back."""
+    if not progress:
+        return
+    told = [{"of_row": said.row, **_tokens(said.usage)} for said in progress]
+    larger = {
+        name: case((REQUESTS.c[name] < bindparam(name), bindparam(name)), else_=REQUESTS.c[name]) for name in _TOKENS
+    }
+    statement = update(REQUESTS).where(REQUESTS.c.row == bindparam("of_row"), _IS_OPEN).values(**larger)
+    connection.execute(statement, told)
+
+
+def _settle(connection: Connection, ended: Sequence[Ended]) -> None:
+    """The first end of each row that is open."""
+    ends = {end.row: end for end in reversed(ended)}
+    _write_ends(
+        connection,
+        [
+            dict(row)
+            | _tokens(ends[row["row"]].usage)
+            | {
+                "ended_at": row["started_at"] + ends[row["row"]].duration,
+                "status": ends[row["row"]].status,
+                "error": ends[row["row"]].error,
+                "instance": ends[row["row"]].instance,
+                "queued": ends[row["row"]].queued,
+                "first_token": ends[row["row"]].first_token,
+                "duration": ends[row["row"]].duration,
+            }
+            for row in _open_rows(connection, list(ends))
+        ],
+    )
+
+
+def _open_rows(connection: Connection, names: Sequence[str]) -> Iterator[RowMapping]:
+    for first in range(0, len(names), _CHUNK):
+        wanted = select(*_WITHOUT_PROMPT).where(REQUESTS.c.row.in_(names[first : first + _CHUNK]), _IS_OPEN)
+        yield from connection.execute(wanted).mappings().all()
+
+
+def _write_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Settle open rows, and add them to the sums."""
+    if not rows:
+        return
+    names = ("ended_at", "status", "error", "instance", *_TOKENS, "queued", "first_token", "duration")
+    statement = update(REQUESTS).where(REQUESTS.c.id == bindparam("of_id"))
+    connection.execute(
+        statement.values({name: bindparam(name) for name in names}),
+        [{"of_id": row["id"], **{name: row[name] for name in names}} for row in rows],
+    )
+    for table, seconds in ((HOURS, HOUR), (DAYS, DAY)):
+        insert = _insert(connection, table)
+        added = {name: table.c[name] + insert.excluded[name] for name in _ADDED}
+        statement = insert.on_conflict_do_update(
+            index_elements=["key_id", "start", "model"], set_={**added, "key_name": insert.excluded.key_name}
+        )
+        connection.execute(statement, _summed(rows, seconds))
+
+
+def _summed(rows: Iterable[Mapping[str, Any]], seconds: int) -> list[dict[str, Any]]:
+    sums: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for row in rows:
+        group = (row["key_id"], start_of(row["started_at"], seconds), row["model"])
+        sum_ = sums.setdefault(group, dict.fromkeys(_ADDED, 0))
+        sum_["key_name"] = row["key_name"]
+        for name, value in _addends(row).items():
+            sum_[name] += value
+    return [{"key_id": key_id, "start": start, "model": model, **sum_} for (key_id, start, model), sum_ in sums.items()]
+
+
+def _addends(row: Mapping[str, Any]) -> dict[str, float]:
+    status, error = row["status"], row["error"]
+    aborted = error == CLIENT_CLOSED or status == _CLIENT_CLOSED_STATUS
+    failed = not aborted and (error is not None or (status or 0) >= _FIRST_ERROR_STATUS)
+    return {
+        "requests": 1,
+        "errors": int(failed),
+        "aborted": int(aborted),
+        **{name: row[name] for name in _TOKENS},
+        "seconds": row["duration"] or 0.0,
+        "queued_seconds": row["queued"] or 0.0,
+        "queued_count": int(row["queued"] is not None),
+        "first_token_seconds": row["first_token"] or 0.0,
+        "first_token_count": int(row["first_token"] is not None),
+    }
+
+
+def _write_last_used(connection: Connection, started: Sequence[Started]) -> None:
+    last: dict[str, float] = {}
+    for start in started:
+        last[start.key_id] = max(start.at, last.get(start.key_id, start.at))
+    if not last:
+        return
+    earlier = KEYS.c.last_used_at.is_(None) | (KEYS.c.last_used_at < bindparam("at"))
+    statement = update(KEYS).where(KEYS.c.id == bindparam("of_id"), earlier).values(last_used_at=bindparam("at"))
+    connection.execute(statement, [{"of_id": key_id, "at": last[key_id]} for key_id in sorted(last)])
+
+
+def _tokens(usage: Usage) -> dict[str, int]:
+    return {name: min(max(getattr(usage, name), 0), _MOST_TOKENS) for name in _TOKENS}
+
+
+def _insert(connection: Connection, table: Table) -> Any:
+    """An insert that knows conflicts: each dialect has one of its own."""
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - large, and only one of the two is needed
+
+        return postgresql.insert(table)
+    from sqlalchemy.dialects import sqlite  # noqa: PLC0415
+
+    return sqlite.insert(table)

@@ -1,0 +1,190 @@
+"""Reading the ledger: sums by group, from days and, at the edges, hours; and single requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import CTE, ColumnElement, Connection, Row, Select, Table, func, or_, select, true, union_all
+
+from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS
+from llm_api_server.usage import Usage
+
+HOUR = 3600
+DAY = 86400
+_COUNTS = ("requests", "errors", "aborted", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+_TIMES = ("seconds", "queued_seconds", "queued_count", "first_token_seconds", "first_token_count")
+
+GroupBy = Literal["key", "model", "day", "hour"]
+
+
+class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which requests to sum up, by when they started. `since` and `until` are in Unix seconds and count in whole hours
+    (UTC). Only days are left of what is older than `storage.keep_hours`: begin at midnight there.
+    """
+
+    since: float | None = None
+    until: float | None = None
+    key_id: str | None = None
+    key_name: str | None = None
+    model: str | None = None
+    group_by: tuple[GroupBy, ...] = ()
+
+
+class UsageSum(msgspec.Struct, frozen=True, kw_only=True):
+    """A group: the fields it is grouped by are set, `day` as 2026-01-31, `hour` as 2026-01-31T12:00:00Z.
+
+    `seconds` is the time of all requests together; `first_token` and `queued` are averages of those that have one.
+    """
+
+    key_id: str | None = None
+    key_name: str | None = None
+    model: str | None = None
+    day: str | None = None
+    hour: str | None = None
+    requests: int
+    errors: int
+    aborted: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    seconds: float
+    first_token: float | None
+    queued: float | None
+
+
+class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, as `usage.Started` and `usage.Ended` have it. `ended_at` is None while it runs."""
+
+    id: int
+    row: str
+    worker: str
+    request_id: str
+    key_id: str
+    key_name: str
+    model: str
+    endpoint: str
+    stream: bool
+    prompt: str | None
+    started_at: float
+    ended_at: float | None
+    status: int | None
+    error: str | None
+    instance: str | None
+    usage: Usage
+    queued: float | None
+    first_token: float | None
+    duration: float | None
+
+
+def start_of(at: float, seconds: int) -> int:
+    """The beginning of the hour or day (UTC) that `at` is in."""
+    return int(at // seconds) * seconds
+
+
+def month_of(at: float) -> tuple[int, int]:
+    """The beginning of the month (UTC) that `at` is in, and of the next."""
+    first = datetime.fromtimestamp(at, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
+    return int(first.timestamp()), int(following.timestamp())
+
+
+def read_sums(connection: Connection, wanted: UsageQuery) -> list[UsageSum]:
+    sums = _source(wanted).cte("sums")
+    name = func.coalesce(KEYS.c.name, sums.c.key_name)
+    groups: dict[str, list[ColumnElement[Any]]] = {
+        "key": [sums.c.key_id],
+        "model": [sums.c.model],
+        "day": [sums.c.start - sums.c.start % DAY],
+        "hour": [sums.c.start],
+    }
+    by = [column.label(group) for group in groups if group in wanted.group_by for column in groups[group]]
+    filters = [
+        column == value
+        for column, value in ((sums.c.key_id, wanted.key_id), (name, wanted.key_name), (sums.c.model, wanted.model))
+        if value is not None
+    ]
+    shown = [func.max(name).label("key_name")] if "key" in wanted.group_by else []
+    statement: Select[Any] = (
+        select(*by, *shown, *(func.sum(sums.c[column]).label(column) for column in (*_COUNTS, *_TIMES)))
+        .select_from(_with_keys(sums))
+        .where(*filters)
+        .having(func.count() > 0)
+    )
+    if by:
+        statement = statement.group_by(*by).order_by(*by)
+    return [_sum(row, wanted) for row in connection.execute(statement)]
+
+
+def read_rows(
+    connection: Connection, filters: Sequence[ColumnElement[bool]], key_name: str | None, limit: int
+) -> list[RequestRow]:
+    statement = select(REQUESTS).where(*filters).order_by(REQUESTS.c.id.desc()).limit(limit)
+    if key_name is not None:
+        named = select(KEYS.c.id).where(KEYS.c.name == key_name)
+        renamed = select(KEYS.c.id).where(KEYS.c.name != key_name, KEYS.c.id == REQUESTS.c.key_id).exists()
+        statement = statement.where(or_(REQUESTS.c.key_id.in_(named), (REQUESTS.c.key_name == key_name) & ~renamed))
+    return [_request(row) for row in connection.execute(statement)]
+
+
+def _with_keys(sums: CTE) -> Any:
+    """Keys go by the name that they have now; those that are gone, or of the configuration, by their last."""
+    return sums.outerjoin(KEYS, KEYS.c.id == sums.c.key_id)
+
+
+def _source(wanted: UsageQuery) -> Any:
+    """The sums to read: days where whole days are asked for, hours for the rest."""
+    since = start_of(wanted.since, HOUR) if wanted.since is not None else None
+    until = math.ceil(wanted.until / HOUR) * HOUR if wanted.until is not None else None
+    if "hour" in wanted.group_by:
+        return _between(HOURS, since, until)
+    first = math.ceil(since / DAY) * DAY if since is not None else None
+    last = start_of(until, DAY) if until is not None else None
+    if since is not None and until is not None and math.ceil(since / DAY) * DAY > start_of(until, DAY):
+        return _between(HOURS, since, until)
+    parts = [_between(DAYS, first, last)]
+    if since != first:
+        parts.append(_between(HOURS, since, first))
+    if until != last:
+        parts.append(_between(HOURS, last, until))
+    return union_all(*parts)
+
+
+def _between(table: Table, since: int | None, until: int | None) -> Select[Any]:
+    start = table.c.start
+    return select(table).where(
+        start >= since if since is not None else true(), start < until if until is not None else true()
+    )
+
+
+def _sum(row: Row[Any], wanted: UsageQuery) -> UsageSum:
+    values = row._asdict()
+    return UsageSum(
+        key_id=values.get("key"),
+        key_name=values.get("key_name"),
+        model=values.get("model"),
+        day=_iso(values["day"])[:10] if "day" in wanted.group_by else None,
+        hour=_iso(values["hour"]) if "hour" in wanted.group_by else None,
+        seconds=float(values["seconds"]),
+        first_token=_average(values["first_token_seconds"], values["first_token_count"]),
+        queued=_average(values["queued_seconds"], values["queued_count"]),
+        **{name: int(values[name]) for name in _COUNTS},
+    )
+
+
+def _average(total: float, count: int) -> float | None:
+    return float(total) / int(count) if count else None
+
+
+def _iso(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _request(row: Row[Any]) -> RequestRow:
+    values = row._asdict()
+    usage = Usage(**{name: values.pop(name) for name in Usage.__struct_fields__})
+    return RequestRow(usage=usage, **values)
