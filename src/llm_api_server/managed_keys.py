@@ -72,6 +72,8 @@ class ManagedKeys:
         return [*map(_from_config, self._configured), *map(_from_record, self._keys.list())]
 
     def get(self, name_or_id: str) -> ListedKey:
+        if not name_or_id.isprintable():  # PostgreSQL takes no NUL, and no name of the store has what cannot be shown
+            raise NoSuchKey(f"There is no key {name_or_id!r}.")
         try:
             return _from_record(self._keys.get(name_or_id))
         except NoSuchKey:

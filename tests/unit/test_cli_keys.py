@@ -89,8 +89,8 @@ def test_quiet_prints_the_secret_alone(run: Run, folder: Path) -> None:
 def test_every_field_has_an_option(run: Run) -> None:
     before = time.time()
     answer = run(
-        "keys", "create", "--name", "app", "--note", "of Ann", "--permission", "chat,embeddings", "--permission", "models",
-        "--model", "qwen-*", "--model", "small", "--requests-per-minute", "60", "--tokens-per-minute", "1000",
+        "keys", "create", "--name", "app", "--note", "of Ann",
+        "--permission", "chat,embeddings", "--permission", "models", "--model", "qwen-*", "--model", "small", "--requests-per-minute", "60", "--tokens-per-minute", "1000",
         "--max-concurrent", "2", "--tokens-per-day", "5000", "--tokens-per-month", "90000", "--priority", "2.5",
         "--expires", "30d", "--network", "10.0.0.0/8,192.168.0.0/16", "--disabled", "--json",
     )  # fmt: skip
@@ -149,7 +149,7 @@ def test_an_update_changes_what_is_given_and_takes_limits_away(run: Run) -> None
         "keys", "update", "app", "--name", "new", "--note", "", "--requests-per-minute", "none", "--expires", "never",
         "--network", "none", "--disabled", "--json",
     )  # fmt: skip
-    changes = {
+    changes: dict[str, Any] = {
         "name": "new", "note": None, "requests_per_minute": None, "expires_at": None, "networks": [],
         "enabled": False, "state": "disabled",
     }  # fmt: skip

@@ -25,7 +25,10 @@ def test_no_text_becomes_a_formula(text: str) -> None:
 
 
 def test_csv_is_read_back_as_it_was() -> None:
-    rows = [{"a": 'quote " and, comma', "b": None, "c": -1.5}, {"a": "line\nend", "b": "a=b", "c": 2}]
+    rows: list[dict[str, object]] = [
+        {"a": 'quote " and, comma', "b": None, "c": -1.5},
+        {"a": "line\nend", "b": "a=b", "c": 2},
+    ]
     text = as_csv(["a", "b", "c"], rows)
     assert list(csv.DictReader(io.StringIO(text, newline=""))) == [
         {"a": 'quote " and, comma', "b": "", "c": "-1.5"},

@@ -11,9 +11,8 @@ from llm_api_server.times import as_utc, parse_duration, parse_end, parse_since
 NOW = datetime(2026, 5, 10, 15, 30, tzinfo=UTC).timestamp()
 
 
-def utc(*parts: int) -> float:
-    year, month, day, *rest = parts
-    return datetime(year, month, day, *rest, tzinfo=UTC).timestamp()
+def utc(year: int, month: int, day: int, hour: int = 0, minute: int = 0) -> float:
+    return datetime(year, month, day, hour, minute, tzinfo=UTC).timestamp()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from llm_api_server.errors import InvalidRequest
 from llm_api_server.gateway.admin import require_admin
 from llm_api_server.gateway.records import record_of
 from llm_api_server.gateway.routes import key_of
-from llm_api_server.gateway.store_access import StoreAccess
+from llm_api_server.gateway.store_access import NO_NUL, StoreAccess
 from llm_api_server.times import parse_end
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class KeyChanges(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str | None = Field(None, description="Unique; shown in logs and accounts.")
-    note: str | None = Field(None, description="Whose it is, or what for.")
+    note: str | None = Field(None, pattern=NO_NUL, description="Whose it is, or what for.")
     permissions: list[str] | None = Field(None, description="What it may call; `all` by default.")
     models: list[str] | None = Field(None, description="Models it may use; shell patterns; all by default.")
     requests_per_minute: int | None = Field(None, description="Most requests in any 60 seconds.")
@@ -134,7 +134,9 @@ def _add_reading(router: APIRouter, store: StoreAccess) -> None:
 
     @router.get("/audit", summary="Who changed which key, newest first")
     async def audit(
-        key: Annotated[str | None, Query(description="Only of this key: its id, or a name that it has or had.")] = None,
+        key: Annotated[
+            str | None, Query(pattern=NO_NUL, description="Only of this key: its id, or a name that it has or had.")
+        ] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         before: Annotated[int | None, Query(ge=0, le=_LARGEST, description="Only before this revision.")] = None,
     ) -> Audit:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Texts that PostgreSQL can be asked for.
+NO_NUL = r"^[^\x00]*$"
 #: Threads of one worker that may wait for the database at the same time.
 _MAX_THREADS = 4
 _RETRY_AFTER = 5.0

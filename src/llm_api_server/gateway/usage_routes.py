@@ -16,7 +16,7 @@ from llm_api_server import usage_rows
 from llm_api_server.errors import InvalidRequest
 from llm_api_server.gateway.admin import require_admin
 from llm_api_server.gateway.routes import KeyDependency
-from llm_api_server.gateway.store_access import StoreAccess, Stored
+from llm_api_server.gateway.store_access import NO_NUL, StoreAccess, Stored
 from llm_api_server.times import parse_since
 from llm_api_server.types import UsageGroup
 
@@ -31,8 +31,8 @@ _LARGEST = 2**53
 Format = Annotated[
     Literal["json", "csv"] | None, Query(description="Default: what `Accept` asks for, `text/csv` or JSON.")
 ]
-Model = Annotated[str | None, Query(description="Only of this model.")]
-OfKey = Annotated[str | None, Query(description="Only of this key: its id or name.")]
+Model = Annotated[str | None, Query(pattern=NO_NUL, description="Only of this model.")]
+OfKey = Annotated[str | None, Query(pattern=NO_NUL, description="Only of this key: its id or name.")]
 
 
 class Sums(BaseModel):
