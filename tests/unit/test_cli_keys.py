@@ -90,7 +90,8 @@ def test_every_field_has_an_option(run: Run) -> None:
     before = time.time()
     answer = run(
         "keys", "create", "--name", "app", "--note", "of Ann",
-        "--permission", "chat,embeddings", "--permission", "models", "--model", "qwen-*", "--model", "small", "--requests-per-minute", "60", "--tokens-per-minute", "1000",
+        "--permission", "chat,embeddings", "--permission", "models", "--model", "qwen-*", "--model", "small",
+        "--requests-per-minute", "60", "--tokens-per-minute", "1000",
         "--max-concurrent", "2", "--tokens-per-day", "5000", "--tokens-per-month", "90000", "--priority", "2.5",
         "--expires", "30d", "--network", "10.0.0.0/8,192.168.0.0/16", "--disabled", "--json",
     )  # fmt: skip
