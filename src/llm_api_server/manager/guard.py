@@ -27,6 +27,8 @@ _SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - shm_open(3) makes its files there
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 #: struct flock: type, whence, start, length, pid.
 _FLOCK = struct.Struct("hhllixxxx")
+#: The manager holds this open-file-description lock (fcntl(2)), so that guards can ask for a holder without taking it.
+MANAGER_LOCK = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def main(arguments: list[str]) -> int:
@@ -98,8 +100,7 @@ def _is_locked(lock: Path) -> bool:
     """Whether a manager lives. Asks for the lock's holder; taking the lock to test it could keep a manager out."""
     try:
         with lock.open("r+b") as file:
-            query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, query))[0]
+            kind = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, MANAGER_LOCK))[0]
     except OSError:
         return False
     return bool(kind != fcntl.F_UNLCK)

@@ -13,7 +13,6 @@ import fcntl
 import os
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -29,13 +28,18 @@ from llm_api_server.engines.host import this_host
 from llm_api_server.engines.select import engines_by_model
 from llm_api_server.errors import ConfigError
 from llm_api_server.log import setup_logging
+from llm_api_server.manager.accounts import Accounts
 from llm_api_server.manager.devices import HostInventory
 from llm_api_server.manager.forking import ForkingLauncher
+from llm_api_server.manager.guard import MANAGER_LOCK
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import ORPHAN_TIMEOUT, LocalLauncher
 from llm_api_server.manager.server import Connection
+from llm_api_server.manager.store_threads import StoreThreads
+from llm_api_server.store.database import Database
+from llm_api_server.store.keys import Keys
+from llm_api_server.store.usage import UsageLedger
 
-_FLOCK = struct.Struct("hhllixxxx")
 #: How long a second manager waits for a first one that is just ending.
 _LOCK_TIMEOUT = 60.0
 
@@ -71,10 +75,8 @@ def _locked(run_dir: RunDir) -> Iterator[bool]:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """An open-file-description lock (fcntl(2)): guards can ask for its holder without taking it."""
-    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, MANAGER_LOCK)
     except BlockingIOError:
         return False
     return True
@@ -100,15 +102,19 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
         leaving.append((client, request))
         stop.set()
 
+    database = Database(config.storage_url)
+    accounts = Accounts(StoreThreads(database), Keys(database), UsageLedger(database), config.storage)
     run_dir.socket.unlink(missing_ok=True)
+    accounts.start()
     await manager.start()
-    server = await loop.create_unix_server(lambda: Connection(manager, on_shutdown), str(run_dir.socket))
+    server = await loop.create_unix_server(lambda: Connection(manager, accounts, on_shutdown), str(run_dir.socket))
     logger.info("manager ready (pid {}), {} models configured", os.getpid(), len(config.models.available))
     await _wait_for_end(manager, stop)
     run_dir.socket.unlink(missing_ok=True)
     server.close()
     await manager.close()
     await launcher.close()
+    await accounts.close()
     for client, request in leaving:
         client.send(control.Models(manager.statuses(), request))
     logger.info("manager stopped")

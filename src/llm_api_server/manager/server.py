@@ -1,4 +1,4 @@
-"""The manager's end of the control socket: connections in, calls of `Manager` out. On the manager's one loop."""
+"""The manager's end of the control socket: connections in, calls of `Manager` and `Accounts` out. On one loop."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from llm_api_server.errors import ControlError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from llm_api_server.manager.accounts import Accounts
     from llm_api_server.manager.manager import Manager
 
 
 class Connection(asyncio.Protocol):
     """One worker or command line. Only our own user can connect: the run directory is 0700."""
 
-    def __init__(self, manager: Manager, on_shutdown: Callable[[Connection, int], None]) -> None:
+    def __init__(self, manager: Manager, accounts: Accounts, on_shutdown: Callable[[Connection, int], None]) -> None:
         self.is_worker = False
         self.grants: dict[str, int] = {}
         self.in_flight: dict[str, int] = {}
         self._manager = manager
+        self._accounts = accounts
         self._on_shutdown = on_shutdown
         self._decoder = control.to_manager_decoder()
         self._transport: asyncio.Transport | None = None
@@ -36,6 +38,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._manager.disconnected(self)
+        self._accounts.disconnected(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -68,8 +71,27 @@ class Connection(asyncio.Protocol):
                 self._manager.report(self, in_flight)
             case control.Cancel(request):
                 self._manager.cancel(self, request)
-            case control.Hello(_, in_flight):
+            case control.Hello(_, in_flight, worker, admitted):
+                self._accounts.hello(self, worker, admitted)
                 self._manager.hello(self, in_flight)
+            case control.Admit() | control.Settle() | control.FindKey() | control.ReportUsage():
+                self._count(message)
+            case _:
+                self._command(message)
+
+    def _count(self, message: control.Admit | control.Settle | control.FindKey | control.ReportUsage) -> None:
+        match message:
+            case control.Admit():
+                self._accounts.admit(self, message)
+            case control.Settle(request, tokens):
+                self._accounts.settle(self, request, tokens)
+            case control.FindKey():
+                self._accounts.find_key(self, message)
+            case control.ReportUsage():
+                self._accounts.report(self, message)
+
+    def _command(self, message: control.Command) -> None:
+        match message:
             case control.LoadModel(request, model, wait):
                 self._manager.load(self, request, model, wait=wait)
             case control.UnloadModel(request, model, wait):

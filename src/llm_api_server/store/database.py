@@ -42,6 +42,7 @@ class Database:
         self._patience = patience
         self._lock = threading.Lock()
         self._engine: Engine | None = None
+        self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
         """Connect, and upgrade the schema where it is behind. Raises `StoreError`; may be called again."""
@@ -72,10 +73,15 @@ class Database:
 
     def _opened(self) -> Engine:
         with self._lock:
+            if self._engine is not None and self._file is not None and self._file != _identity(self._engine.url):
+                # Deleted or replaced, say by a backup: the old file would take everything with it.
+                self._engine.dispose()
+                self._engine = None
             if self._engine is None:
                 url = _parse(self._url)
                 with self._explained(url):
                     self._engine = self._connect(url)
+                self._file = _identity(url) if _is_sqlite(url) else None
             return self._engine
 
     def _connect(self, url: URL) -> Engine:
@@ -128,6 +134,15 @@ def _parse(given: str) -> URL:
 
 def _is_sqlite(url: URL) -> bool:
     return url.drivername in {"sqlite", "sqlite+pysqlite"}
+
+
+def _identity(url: URL) -> tuple[int, int] | None:
+    """What tells a file from another of the same name."""
+    try:
+        status = Path(str(url.database)).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _sqlite(url: URL, patience: float) -> Engine:

@@ -20,6 +20,7 @@ from llm_api_server import store
 from llm_api_server.errors import StoreError
 from llm_api_server.store import schema
 from llm_api_server.store.database import Database
+from llm_api_server.store.keys import Actor, KeyFields, Keys
 from tests import postgres
 from tests.postgres import Cluster
 
@@ -63,6 +64,7 @@ def test_a_current_database_is_opened_without_alembic(url: str) -> None:
     program = """
 import sys
 from llm_api_server.store.database import Database
+from llm_api_server.store.keys import Actor, KeyFields, Keys
 database = Database(sys.argv[1])
 database.open()
 database.close()
@@ -80,6 +82,7 @@ def test_processes_that_open_a_new_database_at_once_upgrade_it_once(url: str) ->
     program = """
 import sys
 from llm_api_server.store.database import Database
+from llm_api_server.store.keys import Actor, KeyFields, Keys
 database = Database(sys.argv[1], patience=60)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -216,6 +219,7 @@ def test_what_may_not_be_written_is_a_clear_error(read_only: str) -> None:
 import os, sys
 from llm_api_server.errors import StoreError
 from llm_api_server.store.database import Database
+from llm_api_server.store.keys import Actor, KeyFields, Keys
 database = Database(sys.argv[1])
 import sqlite3, sqlalchemy.dialects.sqlite.pysqlite
 if os.getuid() == 0:
@@ -303,3 +307,21 @@ def test_without_postgres_tests_are_skipped_unless_it_is_needed(
     monkeypatch.setenv(postgres.NEED_VARIABLE, needed)
     with pytest.raises(outcome, match="apt-get install postgresql"):
         postgres.skip_without_postgres()
+
+
+def test_a_file_that_was_deleted_or_replaced_is_not_written_any_more(tmp_path: Path) -> None:
+    used, other = Database(f"sqlite:///{tmp_path / 'used.db'}"), Database(f"sqlite:///{tmp_path / 'other.db'}")
+    actor = Actor("cli:ann")
+    Keys(used).create(KeyFields(name="first"), actor)
+    Keys(other).create(KeyFields(name="second"), actor)
+    other.close()
+    for path in tmp_path.glob("used.db*"):
+        path.unlink()
+    (tmp_path / "other.db").replace(tmp_path / "used.db")
+    assert [record.key.name for record in Keys(used).list()] == ["second"]
+    for path in tmp_path.glob("used.db*"):
+        path.unlink()
+    assert Keys(used).list() == []
+    Keys(used).create(KeyFields(name="third"), actor)
+    used.close()
+    assert [record.key.name for record in Keys(Database(f"sqlite:///{tmp_path / 'used.db'}")).list()] == ["third"]

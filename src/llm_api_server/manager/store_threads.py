@@ -1,0 +1,43 @@
+"""The database, for a process that must never wait for it: one thread reads and one writes, each in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from llm_api_server.store.database import Database
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+class StoreThreads:
+    """Opens the database before the first use, and again after it could not be opened."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+
+    async def read(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """Answers come in the order of the questions. Raises `StoreError`."""
+        return await self._run(self._reader, lambda: work(*args, **kwargs))
+
+    async def write(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """Also for what must see all that was written before. Raises `StoreError`."""
+        return await self._run(self._writer, lambda: work(*args, **kwargs))
+
+    def close(self) -> None:
+        """Forget what has not begun; what has begun may take its time, and nobody waits for it."""
+        for executor in (self._reader, self._writer):
+            executor.shutdown(wait=False, cancel_futures=True)
+        self._database.close()
+
+    async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+        def opened() -> Result:
+            self._database.open()
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(executor, opened)

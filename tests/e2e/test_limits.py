@@ -1,0 +1,238 @@
+"""Limits over real sockets: 32 clients, several workers, a real engine. All that a key may have, and never more."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.running import KEYS, Server, running, wait_until
+
+pytestmark = pytest.mark.anyio
+
+MODEL = "SmolLM2-135M-Instruct"
+CLIENTS = 32
+PER_MINUTE, TOKENS, CONCURRENT = 25, 900, 3
+LIMITED = {
+    "requests": {"requests_per_minute": PER_MINUTE},
+    "tokens": {"tokens_per_minute": TOKENS},
+    "concurrent": {"max_concurrent": CONCURRENT},
+    "day": {"tokens_per_day": 300},
+    "month": {"tokens_per_month": 300},
+    "every": {"requests_per_minute": 5, "tokens_per_minute": 10_000, "max_concurrent": 4, "tokens_per_day": 10_000},
+}
+
+
+def secret(name: str) -> str:
+    return f"sk-limited-by-{name}-0123456789"
+
+
+def make_config(smollm2_gguf: Path, workers: int) -> dict[str, Any]:
+    keys = [{"key": secret(name), "name": name, **limits} for name, limits in LIMITED.items()]
+    return {
+        "server": {"workers": workers},
+        "auth": {"api_keys": [*KEYS, *keys]},
+        "models": {
+            "default": MODEL,
+            "preload": [MODEL],
+            "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 256}},
+        },
+        "inference": {"max_batch_size": 8},
+    }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("limits"), make_config(smollm2_gguf, 4)) as one:
+        wait_until(lambda: one.models()[MODEL]["state"] == "ready")
+        yield one
+
+
+def body(tokens: int = 1, **more: Any) -> dict[str, Any]:
+    return {"prompt": "Once", "max_tokens": tokens, "ignore_eos": True, **more}
+
+
+async def ask_at_once(server: Server, name: str, count: int, **options: Any) -> list[httpx.Response]:
+    """`count` requests by `CLIENTS` clients, each with connections of its own."""
+    numbers = itertools.count()
+
+    async def client() -> list[httpx.Response]:
+        answers = []
+        headers = {"Authorization": f"Bearer {secret(name)}"}
+        async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as one:
+            while next(numbers) < count:
+                answers.append(await one.post("/v1/completions", json=body(**options)))
+        return answers
+
+    found = await asyncio.gather(*(client() for _ in range(min(CLIENTS, count))))
+    return [answer for answers in found for answer in answers]
+
+
+async def spend(server: Server, name: str, tokens: int) -> tuple[int, httpx.Response]:
+    """Tokens that were had, by all clients at once and then by one until it is refused; and that refusal."""
+    answers = await ask_at_once(server, name, 64, tokens=tokens)
+    while answers[-1].status_code == 200 or len(answers) == 64:
+        answers += await ask_at_once(server, name, 1, tokens=tokens)
+    assert {answer.status_code for answer in answers} <= {200, 429}
+    return sum(answer.json()["usage"]["total_tokens"] for answer in answers if answer.status_code == 200), answers[-1]
+
+
+def reservation(tokens: int) -> int:
+    """At most: the prompt is estimated by the length of the body, the answer is as long as it may be."""
+    return tokens + len(str(body(tokens)))
+
+
+def check_refusal(answer: httpx.Response, code: str, words: str) -> None:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (429, code, None)
+    assert words in error["message"]
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+async def test_requests_per_minute_are_exact(tmp_path: Path, smollm2_gguf: Path, workers: int) -> None:
+    with running(tmp_path, make_config(smollm2_gguf, workers)) as server:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        answers = await ask_at_once(server, "requests", 4 * PER_MINUTE)
+        passed = [answer for answer in answers if answer.status_code == 200]
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert (len(passed), len(refused)) == (PER_MINUTE, 3 * PER_MINUTE)
+        for answer in refused:
+            check_refusal(answer, "rate_limit_exceeded", f"{PER_MINUTE} requests per minute")
+        left = sorted(int(answer.headers["x-ratelimit-remaining-requests"]) for answer in passed)
+        assert left == list(range(PER_MINUTE))
+        assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {str(PER_MINUTE)}
+        assert all(re.fullmatch(r"(\d+m)?\d+m?s", answer.headers["x-ratelimit-reset-requests"]) for answer in answers)
+
+
+async def test_tokens_per_minute_hold_within_one_reservation(server: Server) -> None:
+    used, refused = await spend(server, "tokens", 20)
+    assert TOKENS - reservation(20) < used <= TOKENS
+    check_refusal(refused, "rate_limit_exceeded", f"{TOKENS} tokens per minute")
+
+
+async def test_concurrent_requests_never_exceed_their_limit(server: Server) -> None:
+    before = len(engine_events(server))
+    answers = await ask_at_once(server, "concurrent", 300, tokens=8)
+    passed = [answer for answer in answers if answer.status_code == 200]
+    for answer in answers:
+        if answer.status_code != 200:
+            check_refusal(answer, "rate_limit_exceeded", "concurrent requests")
+    wait_until(lambda: len(engine_events(server)) == before + 2 * len(passed))
+    running_now, most = 0, 0
+    for change in engine_events(server)[before:]:
+        running_now += change
+        most = max(most, running_now)
+    assert most == CONCURRENT
+    assert running_now == 0
+
+
+def engine_events(server: Server) -> list[int]:
+    """+1 for each request that the engine took up, -1 for each that it ended: by its own log."""
+    (log,) = (server.folder / "logs" / "engines").glob("*.log")
+    events = []
+    for line in log.read_text(errors="replace").splitlines():
+        if "launch_slot_" in line and "processing task" in line:
+            events.append(1)
+        elif "stop processing" in line:
+            events.append(-1)
+    return events
+
+
+@pytest.mark.parametrize("period", ["day", "month"])
+@pytest.mark.parametrize("kills", [False, True])
+async def test_budgets_hold_across_a_restart_of_everything(
+    tmp_path: Path, smollm2_gguf: Path, period: str, kills: bool
+) -> None:
+    config = make_config(smollm2_gguf, 4)
+
+    server = Server(tmp_path, config)
+    try:
+        server.start()
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        used, refused = await spend(server, period, 20)
+        assert 300 - reservation(20) < used <= 300
+        check_refusal(refused, "insufficient_quota", f"300 tokens per {period}")
+        assert refused.headers["x-should-retry"] == "false"
+        if kills:
+            await asyncio.sleep(1.5)  # a kill takes at most the last second of the ledger with it
+        else:
+            assert server.stop() == 0
+    finally:
+        server.kill_all()
+    with running(tmp_path, config) as again:
+        wait_until(lambda: again.models()[MODEL]["state"] == "ready")
+        more, refused = await spend(again, period, 1)
+        assert 300 - reservation(1) < used + more <= 300
+        check_refusal(refused, "insufficient_quota", f"300 tokens per {period}")
+
+
+def test_every_answer_of_a_limited_key_tells_how_it_stands(server: Server) -> None:
+    with server.client(secret("every")) as client:
+        first = client.post("/v1/completions", json=body())
+        assert first.status_code == 200
+        assert first.headers["x-ratelimit-remaining-requests"] == "4"
+        assert int(first.headers["x-ratelimit-remaining-tokens"]) < 10_000
+        for answer in (
+            client.get("/v1/models"),
+            client.post("/v1/completions", json={"prompt": 7}),
+            client.post("/v1/completions", json=body(model="nothing")),
+            client.get("/nowhere"),
+        ):
+            assert answer.headers["x-ratelimit-limit-requests"] == "5"
+            assert answer.headers["x-ratelimit-remaining-requests"] == "4"
+            assert answer.headers["x-ratelimit-limit-tokens"] == "10000"
+        with client.stream("POST", "/v1/completions", json=body(stream=True)) as stream:
+            assert stream.headers["x-ratelimit-remaining-requests"] == "3"
+            stream.read()
+    with server.client() as client:
+        assert not any(name.startswith("x-ratelimit") for name in client.get("/v1/models").headers)
+
+
+def test_the_official_client_sees_a_rate_limit_and_an_empty_budget(tmp_path: Path, smollm2_gguf: Path) -> None:
+    config = make_config(smollm2_gguf, 1)
+    config["auth"]["api_keys"][-1] |= {"requests_per_minute": 1}
+    with running(tmp_path, config) as server:
+        for name, code in (("every", "rate_limit_exceeded"), ("day", "insufficient_quota")):
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret(name), max_retries=0)
+            client.completions.create(model=MODEL, prompt="Once", max_tokens=1)
+            with pytest.raises(openai.RateLimitError) as caught:
+                client.completions.create(model=MODEL, prompt="Once", max_tokens=400 if name == "day" else 1)
+            assert caught.value.code == code
+
+
+def test_clients_that_leave_free_their_place(server: Server) -> None:
+    """Concurrency of a key is not eaten up by streams that were given up."""
+    name = "concurrent"
+
+    def give_up() -> int:
+        with (
+            server.client(secret(name)) as client,
+            client.stream("POST", "/v1/completions", json=body(200, stream=True)) as stream,
+        ):
+            if stream.status_code == 200:
+                next(stream.iter_raw())
+            return stream.status_code
+
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(give_up())) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 200 in statuses
+
+    def all_places_are_free() -> bool:
+        with server.client(secret(name)) as client:
+            return client.post("/v1/completions", json=body()).status_code == 200
+
+    for _ in range(CONCURRENT):
+        wait_until(all_places_are_free)
