@@ -6,21 +6,15 @@ is running. Commands import what they need when they run, so that `--help` answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from llm_api_server.config import Config
-    from llm_api_server.config_checks import Checks
-    from llm_api_server.control import ModelStatus
+from llm_api_server import cli_base, cli_keys, cli_usage
+from llm_api_server.cli_base import ConfigOption, JsonOption
 
-EXIT_FAILED = 1
-EXIT_BAD_CONFIG = 2
-EXIT_NOT_RUNNING = 3
+if TYPE_CHECKING:
+    from llm_api_server.control import ModelStatus
 
 app = typer.Typer(
     name="llm-api-server",
@@ -32,16 +26,11 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Texts about the configuration file.", no_args_is_help=True, rich_markup_mode=None)
 models_app = typer.Typer(help="Models of the running server.", no_args_is_help=True, rich_markup_mode=None)
-keys_app = typer.Typer(help="Keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
-app.add_typer(keys_app, name="keys")
+app.add_typer(cli_keys.app, name="keys")
+app.command("usage")(cli_usage.usage)
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Configuration file; default: $LLM_API_SERVER_CONFIG, else ./config.yaml."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 NameArgument = Annotated[str, typer.Argument(help="A model's name or alias.")]
 
 
@@ -68,8 +57,8 @@ def serve(
             os.environ[f"LLM_API_SERVER_{variable}"] = str(value)
     from llm_api_server.engines.config_problems import engine_checks
 
-    loaded = _load(None, engine_checks(may_import=False))
-    with _errors():
+    loaded = cli_base.load(None, engine_checks(may_import=False))
+    with cli_base.errors():
         from llm_api_server.serving import serve as run
 
         raise typer.Exit(run(loaded))
@@ -80,10 +69,10 @@ def stop(config: ConfigOption = None) -> None:
     """Stop the running server: requests under way may finish."""
     from llm_api_server.lifecycle import stop_server
 
-    loaded = _load(config)
-    with _errors():
+    loaded = cli_base.load(config)
+    with cli_base.errors():
         if not stop_server(loaded):
-            _not_running(loaded)
+            cli_base.not_running(loaded)
     typer.echo("Stopped.")
 
 
@@ -93,7 +82,7 @@ def check_config(config: ConfigOption = None) -> None:
     from llm_api_server.config_checks import config_warnings
     from llm_api_server.engines.config_problems import engine_checks, engine_warnings
 
-    loaded = _load(config, engine_checks(may_import=True))
+    loaded = cli_base.load(config, engine_checks(may_import=True))
     for warning in (*config_warnings(loaded), *engine_warnings(loaded)):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{loaded.source}: ok")
@@ -109,7 +98,7 @@ def init(
     from llm_api_server.first_run import write_first_config
 
     path = find_config(config).absolute()
-    with _errors():
+    with cli_base.errors():
         if write_first_config(path, with_starter=starter, progress=typer.echo):
             typer.echo(f"Wrote {path}.")
         else:
@@ -140,24 +129,13 @@ def config_schema() -> None:
     typer.echo(schema(), nl=False)
 
 
-@keys_app.command("new")
-def keys_new() -> None:
-    """Print a random key and the line that admits it without holding it. Stores nothing."""
-    from llm_api_server.access import digest, new_key
-
-    key = new_key()
-    typer.echo(f"key:    {key}")
-    typer.echo(f'config: - {{key: "sha256:{digest(key)}", name: NAME, permissions: [all]}}')
-    typer.echo("The key is shown only here. Put the line into auth.api_keys and start the server again.", err=True)
-
-
 @models_app.command("list")
 def models_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show all models and their states."""
     from llm_api_server import models_view
 
-    loaded = _load(config)
-    with _errors(loaded):
+    loaded = cli_base.load(config)
+    with cli_base.errors(loaded):
         statuses = models_view.fetch(loaded)
         typer.echo(models_view.as_json(statuses) if as_json else models_view.as_table(statuses))
 
@@ -167,8 +145,8 @@ def models_show(name: NameArgument, config: ConfigOption = None, as_json: JsonOp
     """Show all there is to know about one model."""
     from llm_api_server import models_view
 
-    loaded = _load(config)
-    with _errors(loaded):
+    loaded = cli_base.load(config)
+    with cli_base.errors(loaded):
         status = models_view.find(models_view.fetch(loaded), name)
         typer.echo(models_view.as_json(status) if as_json else models_view.as_lines(status))
 
@@ -178,8 +156,8 @@ def models_explain(name: NameArgument, config: ConfigOption = None, as_json: Jso
     """Tell whether a model would fit: now, after which others, or never, with the arithmetic."""
     from llm_api_server import models_view
 
-    loaded = _load(config)
-    with _errors(loaded):
+    loaded = cli_base.load(config)
+    with cli_base.errors(loaded):
         explanation = models_view.explain(loaded, name)
         typer.echo(models_view.as_json(explanation) if as_json else models_view.as_text(explanation))
 
@@ -189,8 +167,8 @@ def models_load(name: NameArgument, config: ConfigOption = None) -> None:
     """Load a model and wait until it is ready."""
     from llm_api_server import models_view
 
-    loaded = _load(config)
-    with _errors(loaded):
+    loaded = cli_base.load(config)
+    with cli_base.errors(loaded):
         _print_outcome(models_view.load(loaded, name))
 
 
@@ -199,51 +177,10 @@ def models_unload(name: NameArgument, config: ConfigOption = None) -> None:
     """Let a model finish its requests, unload it, and wait until it is gone."""
     from llm_api_server import models_view
 
-    loaded = _load(config)
-    with _errors(loaded):
+    loaded = cli_base.load(config)
+    with cli_base.errors(loaded):
         _print_outcome(models_view.unload(loaded, name))
 
 
 def _print_outcome(status: ModelStatus) -> None:
     typer.echo(f"{status.id}: {status.state}")
-
-
-def _load(path: Path | None, checks: Checks | None = None) -> Config:
-    from llm_api_server.config import find_config, load_config
-    from llm_api_server.errors import ConfigError
-
-    try:
-        return load_config(find_config(path), checks)
-    except ConfigError as error:
-        _fail(str(error), EXIT_BAD_CONFIG)
-
-
-@contextmanager
-def _errors(config: Config | None = None) -> Iterator[None]:
-    """Turn what can go wrong into a message and an exit code."""
-    from llm_api_server.errors import ConfigError, ControlError, ServerError
-    from llm_api_server.lifecycle import is_absent
-
-    try:
-        yield
-    except ConfigError as error:
-        _fail(str(error), EXIT_BAD_CONFIG)
-    except ControlError as error:
-        if config is not None and is_absent(error):
-            _not_running(config)
-        _fail(str(error), EXIT_FAILED)
-    except (ServerError, OSError) as error:
-        _fail(str(error), EXIT_FAILED)
-
-
-def _not_running(config: Config) -> NoReturn:
-    _fail(
-        f"No server is running with {config.source}. Start one with `llm-api-server serve`, or name its file with "
-        "--config.",
-        EXIT_NOT_RUNNING,
-    )
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)

@@ -7,6 +7,7 @@
     ├── NoSuchKey                      the store has no key of that name or id
     ├── NameTaken                      another key has that name
     ├── KeyRevoked                     what is asked for cannot be done with a revoked key
+    ├── KeyInConfiguration             a key of the configuration is changed there
     ├── InvalidKeyFields               a value of a key cannot be; has field
     └── ApiError                       has status, type, code, param, message
         ├── InvalidRequest         400 invalid_request_error
@@ -16,7 +17,9 @@
         ├── PermissionDenied       403 code permission_denied
         ├── UnknownEndpoint        404 code unknown_url
         ├── ModelNotFound          404 code model_not_found
+        ├── KeyNotFound            404 code key_not_found
         ├── MethodNotAllowed       405 code method_not_allowed
+        ├── NameInUse              409 code name_taken
         ├── RequestTooLarge        413 code request_too_large
         ├── RateLimited            429 code rate_limit_exceeded
         ├── InsufficientQuota      429 code insufficient_quota (a budget is spent)
@@ -70,12 +73,17 @@ class KeyRevoked(ServerError):
     """A revoked key stays revoked."""
 
 
+class KeyInConfiguration(ServerError):
+    """The key is in the configuration: it is changed there."""
+
+
 class InvalidKeyFields(ServerError):
     """`field` of a key cannot be what was given; the message says what it may be."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
         self.field = field
+        self.reason = reason
 
 
 class ApiError(ServerError):
@@ -128,6 +136,14 @@ class UnknownEndpoint(ApiError):
 
 class ModelNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
+
+
+class KeyNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "key_not_found"
+
+
+class NameInUse(ApiError):
+    status, type, code = 409, "invalid_request_error", "name_taken"
 
 
 class MethodNotAllowed(ApiError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from llm_api_server import control
+from llm_api_server import control, texts
 from llm_api_server.config import Config
 from llm_api_server.control import (
     DeviceStatus,
@@ -116,10 +116,8 @@ def as_table(statuses: Sequence[ModelStatus]) -> str:
     if not statuses:
         return "No models are configured: add one to models.available."
     rows = [list(_COLUMNS), *([show(status) for show in _COLUMNS.values()] for status in statuses)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     reasons = [f"{status.id}: {_reason(status)}" for status in statuses if status.error]
-    return "\n".join([*lines, *([""] if reasons else []), *reasons])
+    return "\n".join([texts.as_table(rows), *([""] if reasons else []), *reasons])
 
 
 def as_lines(status: ModelStatus) -> str:
@@ -133,9 +131,7 @@ def as_lines(status: ModelStatus) -> str:
     fields["devices"] = ", ".join(f"{device} {gib(size)}" for device, size in status.devices.items()) or None
     fields["tasks"] = ", ".join(status.tasks or ()) or None
     fields["phases"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in status.phases.items()) or None
-    shown = {name: value for name, value in fields.items() if value is not None and value != []}
-    width = max(len(name) for name in shown)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in shown.items())
+    return texts.as_lines(fields)
 
 
 def _reason(status: ModelStatus) -> str:

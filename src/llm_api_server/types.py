@@ -41,6 +41,9 @@ Permission = Literal[
 ]
 PERMISSIONS: frozenset[str] = frozenset(get_args(Permission))
 
+#: What usage is summed up by.
+UsageGroup = Literal["key", "model", "day", "hour"]
+
 ModelType = Literal[
     "auto",
     "qwen",

@@ -33,6 +33,11 @@ class KeyRing:
         return self._by_id.get(key_id)
 
 
+def configured_keys(auth: AuthConfig) -> list[Key]:
+    """In the order of the configuration."""
+    return [key_of(entry) for entry in auth.api_keys]
+
+
 def digest(key: str) -> str:
     """Hex SHA-256 of a key of the configuration, which may be given as `sha256:` and its digest."""
     if key.startswith(SHA256_PREFIX):

@@ -22,6 +22,7 @@ from llm_api_server.errors import ApiError, InternalError, InvalidRequest, Unkno
 from llm_api_server.gateway import openapi
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.admin import admin_routes
+from llm_api_server.gateway.admin_keys import key_routes
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink, ManagerProcess
@@ -37,8 +38,10 @@ from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
 from llm_api_server.gateway.proxy import EngineProxy
 from llm_api_server.gateway.records import RequestRecord, record_of
 from llm_api_server.gateway.routes import PUBLIC_PATHS, model_routes, system_routes, token_routes
+from llm_api_server.gateway.store_access import StoreAccess
 from llm_api_server.gateway.store_keys import StoreKeys
 from llm_api_server.gateway.upstream import UpstreamClient
+from llm_api_server.gateway.usage_routes import admin_usage_routes, usage_routes
 from llm_api_server.log import setup_logging
 
 _EXPOSED_HEADERS = [
@@ -67,10 +70,11 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
     accounts = Accounts(leases.link)
     tokens = token_signer(config.auth)
     catalog = Catalog(config)
+    store = StoreAccess(config)
     proxy = EngineProxy(config, catalog, leases, accounts, upstream)
     app: ASGIApp = Dispatcher(
         {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
-        _routes(config, catalog, leases, tokens, _lifespan(leases, accounts, upstream)),
+        _routes(config, catalog, leases, tokens, store, _lifespan(leases, accounts, upstream, store)),
     )
     authenticator = _authenticator(config, leases.link, tokens) if config.auth.enabled else None
     app = AuthenticationMiddleware(app, authenticator=authenticator, public=PUBLIC_PATHS)
@@ -78,7 +82,7 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
         app = CORSMiddleware(
             app,
             allow_origins=config.server.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
@@ -110,7 +114,7 @@ def _changed_at(config: Config) -> int:
 _Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]
 
 
-def _lifespan(leases: Leases, accounts: Accounts, upstream: UpstreamClient) -> _Lifespan:
+def _lifespan(leases: Leases, accounts: Accounts, upstream: UpstreamClient, store: StoreAccess) -> _Lifespan:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await leases.link.start()
@@ -121,6 +125,7 @@ def _lifespan(leases: Leases, accounts: Accounts, upstream: UpstreamClient) -> _
             leases.close()
             await leases.link.close()
             upstream.close()
+            store.close()
 
     return lifespan
 
@@ -130,6 +135,7 @@ def _routes(
     catalog: Catalog,
     leases: Leases,
     tokens: TokenSigner | None,
+    store: StoreAccess,
     lifespan: _Lifespan,
 ) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
@@ -139,6 +145,9 @@ def _routes(
     app.include_router(model_routes(catalog, leases, _changed_at(config)))
     app.include_router(token_routes(tokens))
     app.include_router(admin_routes(catalog, leases))
+    app.include_router(key_routes(store))
+    app.include_router(usage_routes(store))
+    app.include_router(admin_usage_routes(store))
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     app.add_exception_handler(RequestValidationError, _on_error)

@@ -21,7 +21,7 @@ _ERRORS = {
     400: "The request is wrong; `param` says where.",
     401: "No key, or a wrong one.",
     403: "The key may not do this.",
-    404: "No such model.",
+    404: "No such model or key.",
     413: "The body is too large.",
     429: "The upstream limits requests; `Retry-After` says when to come back.",
     500: "The engine failed.",

@@ -16,6 +16,8 @@ from llm_api_server.control import Quota, Standing
 MINUTE = 60.0
 #: Seconds that are counted together, so that a minute of any traffic takes few entries.
 _STEP = 0.1
+#: Who waits as long as told must not come too early by an error of the last digit; far less than a step.
+_ROUNDING = 1e-6
 #: When a place among `max_concurrent` becomes free nobody knows.
 _RETRY_CONCURRENT = 1.0
 
@@ -56,11 +58,11 @@ class Window:
     def change(self, now: float, entry: Entry, amount: int) -> None:
         """Add `amount`, perhaps below zero, to what an entry held; nothing when that has left the window."""
         self.total(now)
-        if entry.at + MINUTE > now:
+        if entry.at + MINUTE > now + _ROUNDING:
             self._change(entry, amount)
 
     def total(self, now: float) -> int:
-        while self._entries and self._entries[0].at + MINUTE <= now:
+        while self._entries and self._entries[0].at + MINUTE <= now + _ROUNDING:
             self._total -= self._entries.popleft().amount
         return self._total
 

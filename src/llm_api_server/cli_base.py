@@ -1,0 +1,67 @@
+"""What all commands share: options, exit codes, and errors as messages. Codes are explained in `cli.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from llm_api_server.config import Config
+    from llm_api_server.config_checks import Checks
+
+EXIT_FAILED = 1
+EXIT_BAD_CONFIG = 2
+EXIT_NOT_RUNNING = 3
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration file; default: $LLM_API_SERVER_CONFIG, else ./config.yaml."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def load(path: Path | None, checks: Checks | None = None) -> Config:
+    from llm_api_server.config import find_config, load_config
+    from llm_api_server.errors import ConfigError
+
+    try:
+        return load_config(find_config(path), checks)
+    except ConfigError as error:
+        fail(str(error), EXIT_BAD_CONFIG)
+
+
+@contextmanager
+def errors(config: Config | None = None) -> Iterator[None]:
+    """Turn what can go wrong into a message and an exit code."""
+    from llm_api_server.errors import ConfigError, ControlError, InvalidKeyFields, ServerError
+    from llm_api_server.lifecycle import is_absent
+
+    try:
+        yield
+    except ConfigError as error:
+        fail(str(error), EXIT_BAD_CONFIG)
+    except InvalidKeyFields as error:
+        fail(f"{error.field}: {error.reason}", EXIT_BAD_CONFIG)
+    except ControlError as error:
+        if config is not None and is_absent(error):
+            not_running(config)
+        fail(str(error), EXIT_FAILED)
+    except (ServerError, OSError) as error:
+        fail(str(error), EXIT_FAILED)
+
+
+def not_running(config: Config) -> NoReturn:
+    fail(
+        f"No server is running with {config.source}. Start one with `llm-api-server serve`, or name its file with "
+        "--config.",
+        EXIT_NOT_RUNNING,
+    )
+
+
+def fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
