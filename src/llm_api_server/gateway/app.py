@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import TokenSigner, token_signer
 from llm_api_server.config import Config, config_from_environment
@@ -38,6 +39,7 @@ from llm_api_server.gateway.proxy import EngineProxy
 from llm_api_server.gateway.records import RequestRecord, record_of
 from llm_api_server.gateway.routes import PUBLIC_PATHS, model_routes, system_routes, token_routes
 from llm_api_server.gateway.store_access import StoreAccess
+from llm_api_server.gateway.store_keys import StoreKeys
 from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.gateway.usage_routes import admin_usage_routes, usage_routes
 from llm_api_server.log import setup_logging
@@ -66,8 +68,7 @@ def create_app(config: Config | None = None) -> ASGIApp:
 def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIApp:
     """The layers, innermost first; a request passes them from the last to the first."""
     accounts = Accounts(leases.link)
-    keys = KeyRing(config.auth)
-    tokens = token_signer(config.auth, keys)
+    tokens = token_signer(config.auth)
     catalog = Catalog(config)
     store = StoreAccess(config)
     proxy = EngineProxy(config, catalog, leases, accounts, upstream)
@@ -75,7 +76,8 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
         {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
         _routes(config, catalog, leases, tokens, store, _lifespan(leases, accounts, upstream, store)),
     )
-    app = AuthenticationMiddleware(app, keys=keys, tokens=tokens, public=PUBLIC_PATHS, enabled=config.auth.enabled)
+    authenticator = _authenticator(config, leases.link, tokens) if config.auth.enabled else None
+    app = AuthenticationMiddleware(app, authenticator=authenticator, public=PUBLIC_PATHS)
     if config.server.cors_origins:
         app = CORSMiddleware(
             app,
@@ -85,6 +87,13 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
             expose_headers=_EXPOSED_HEADERS,
         )
     return RequestIdMiddleware(app, accounts)
+
+
+def _authenticator(config: Config, link: ManagerLink, tokens: TokenSigner | None) -> Authenticator:
+    source = StoreKeys(link)
+    authenticator = Authenticator(KeyRing(config.auth), source, tokens=tokens)
+    source.when_changed(authenticator.forget)
+    return authenticator
 
 
 def _engine_app(proxy: EngineProxy, endpoint: Endpoint) -> ASGIApp:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -19,7 +20,7 @@ from alembic.script import ScriptDirectory
 from llm_api_server import store
 from llm_api_server.errors import StoreError
 from llm_api_server.store import schema
-from llm_api_server.store.database import Database
+from llm_api_server.store.database import _UPGRADE_LOCK, Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
 from tests import postgres
 from tests.postgres import Cluster
@@ -64,7 +65,6 @@ def test_a_current_database_is_opened_without_alembic(url: str) -> None:
     program = """
 import sys
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
 database = Database(sys.argv[1])
 database.open()
 database.close()
@@ -81,8 +81,8 @@ print("alembic" in sys.modules)
 def test_processes_that_open_a_new_database_at_once_upgrade_it_once(url: str) -> None:
     program = """
 import sys
+import alembic.operations, alembic.runtime.migration, alembic.script
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
 database = Database(sys.argv[1], patience=60)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -219,7 +219,6 @@ def test_what_may_not_be_written_is_a_clear_error(read_only: str) -> None:
 import os, sys
 from llm_api_server.errors import StoreError
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
 database = Database(sys.argv[1])
 import sqlite3, sqlalchemy.dialects.sqlite.pysqlite
 if os.getuid() == 0:
@@ -268,15 +267,28 @@ def test_the_old_form_of_urls_is_taken(postgres_cluster: Cluster) -> None:
     database.close()
 
 
-def test_a_lost_connection_is_made_anew(postgres_cluster: Cluster) -> None:
+@pytest.mark.parametrize("asked_meanwhile", [False, True])
+def test_a_lost_connection_is_made_anew(postgres_cluster: Cluster, asked_meanwhile: bool) -> None:
     database = Database(postgres_cluster.new_database())
     database.open()
     postgres_cluster.stop()
     try:
-        with pytest.raises(StoreError, match="cannot be used"):
-            revision(database)
+        if asked_meanwhile:
+            with pytest.raises(StoreError, match="cannot be used"):
+                revision(database)
     finally:
         postgres_cluster.start()
+    assert revision(database) == 0
+    database.close()
+
+
+def test_an_upgrade_waits_for_one_that_runs(postgres_cluster: Cluster) -> None:
+    url = postgres_cluster.new_database()
+    with psycopg.connect(url) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(%s)", [_UPGRADE_LOCK])
+        with pytest.raises(StoreError, match="another process holds it"):
+            Database(url, patience=0.1).open()
+    database = Database(url)
     assert revision(database) == 0
     database.close()
 
@@ -324,4 +336,5 @@ def test_a_file_that_was_deleted_or_replaced_is_not_written_any_more(tmp_path: P
     assert Keys(used).list() == []
     Keys(used).create(KeyFields(name="third"), actor)
     used.close()
-    assert [record.key.name for record in Keys(Database(f"sqlite:///{tmp_path / 'used.db'}")).list()] == ["third"]
+    assert [record.key.name for record in Keys(used).list()] == ["third"]
+    used.close()

@@ -176,6 +176,16 @@ def test_a_second_rotation_gives_the_first_secret_no_more_time(keys: Keys, clock
     assert ends == [start + 60, start + 630]
 
 
+def test_secrets_that_ended_are_forgotten_at_the_next_rotation(keys: Keys, database: Database, clock: Clock) -> None:
+    secrets = [keys.create(KeyFields(name="app"), ALICE)[1]]
+    for _ in range(3):
+        secrets.append(keys.rotate("app", 60, ALICE)[1])
+        clock.now += 60
+    with database.reading() as connection:
+        kept = set(connection.execute(sa.select(schema.DIGESTS.c.digest)).scalars())
+    assert kept == {digest(secret) for secret in secrets[-2:]}
+
+
 def test_a_rotation_without_overlap_ends_the_old_secret(keys: Keys) -> None:
     _, old = keys.create(KeyFields(name="app"), ALICE)
     record, new = keys.rotate("app", 0, ALICE)
