@@ -1,4 +1,4 @@
-"""Keys by command line and admin API on a running server with two workers: both see the same store."""
+"""Keys and usage by command line and admin API on a running server with two workers: both see the same store."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.running import BIN, Server, environment, running
+from tests.running import BIN, RESTRICTED_KEY, Server, environment, running, wait_until
 
+MODEL = "SmolLM2-135M-Instruct"
 KEYS = "/admin/api/keys"
 
 
@@ -67,3 +68,26 @@ def test_commands_and_api_share_one_store(tmp_path: Path) -> None:
     assert command(server, "usage") == "Nothing was used.\n"
     texts = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert not [secret for secret in secrets for text in texts if secret.encode() in text]
+
+
+def test_usage_of_real_requests_is_shown_everywhere(tmp_path: Path, smollm2_gguf: Path) -> None:
+    models = {"default": MODEL, "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 256}}}
+    with running(tmp_path, {"server": {"workers": 2}, "models": models}) as server:
+        body = {"prompt": "Once", "max_tokens": 4, "ignore_eos": True}
+        with server.client() as client, server.client(RESTRICTED_KEY) as other:
+            answers = [client.post("/v1/completions", json=body).raise_for_status().json() for _ in range(2)]
+            prompt_tokens = sum(answer["usage"]["prompt_tokens"] for answer in answers)
+
+            def total(path: str = "/admin/api/usage", **params: str) -> Any:
+                return client.get(path, params=params).raise_for_status().json()["total"]
+
+            wait_until(lambda: (total() or {}).get("requests") == 2)
+            assert total() == total(key="all", model=MODEL, since="1d") == total("/v1/usage", group_by="hour")
+            assert (total()["prompt_tokens"], total()["completion_tokens"]) == (prompt_tokens, 8)
+            assert other.get("/v1/usage").json() == {"data": [], "total": None}
+            rows = client.get("/admin/api/requests").json()["data"]
+            assert [(row["key_name"], row["model"], row["status"], row["prompt"]) for row in rows] == [
+                ("all", MODEL, 200, None)
+            ] * 2
+            assert command(server, "usage", "--json")["total"] == total()
+            assert rows[0]["request_id"] in command(server, "usage", "--requests", "--csv")

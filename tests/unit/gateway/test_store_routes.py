@@ -219,6 +219,15 @@ async def test_bad_values_name_the_field(client: httpx.AsyncClient, fields: dict
     refused(await client.patch(f"{KEYS}/app", json=fields), 400, param=param)
 
 
+@pytest.mark.parametrize("field", ["name", "note"])
+async def test_half_a_character_is_refused(client: httpx.AsyncClient, field: str) -> None:
+    body = '{"name": "app", "%s": "\\ud800"}' % field  # noqa: UP031 - braces
+    headers = {"content-type": "application/json"}
+    answer = await client.post(KEYS, content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
 async def test_what_is_not_there_or_not_possible_is_told(client: httpx.AsyncClient) -> None:
     for answer in (
         await client.patch(f"{KEYS}/none", json={}),
