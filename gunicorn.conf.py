@@ -13,6 +13,7 @@ keepalive = lifecycle.KEEP_ALIVE_TIMEOUT
 graceful_timeout = int(_config.server.drain_timeout) + 5
 # How long a worker's event loop may be stuck. How long a request may take is server.timeout.
 timeout = 60
+forwarded_allow_ips = ",".join(_config.server.trusted_proxies)
 control_socket = str(_config.run_dir / "gunicorn.ctl")
 logconfig_dict = lifecycle.gunicorn_logging()
 

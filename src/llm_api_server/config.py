@@ -98,6 +98,9 @@ class ServerConfig(Section):
     drain_timeout: Seconds = Field(30, description="Seconds that running requests may take to finish on SIGTERM.")
     max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest request body; beyond it 413.")
     cors_origins: list[str] = Field([], description="Origins that browsers may call from; empty: CORS is off.")
+    trusted_proxies: list[Network] = Field(
+        [], description="Networks of proxies whose X-Forwarded-For is believed; empty: nobody's."
+    )
     allow_unauthenticated: bool = Field(
         False, description="Permit auth.enabled: false on an address that is not loopback."
     )

@@ -18,7 +18,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from llm_api_server import __version__
-from llm_api_server.auth.keys import KeyRing
+from llm_api_server.auth.keys import key_of
 from llm_api_server.config import ApiKeyConfig, Config
 from llm_api_server.config_checks import config_warnings, is_loopback
 from llm_api_server.config_file import read_document
@@ -107,7 +107,7 @@ def _request_to_try(config: Config, entry: ApiKeyConfig | None) -> tuple[str, di
     name = models.default or next(iter(models.available), None)
     if name is None or (entry is None and config.auth.enabled):
         return None
-    key = KeyRing(config.auth).find(entry.key) if entry else None
+    key = key_of(entry) if entry else None
     if key is not None and not (key.may("chat") and key.may_use(name)):
         return None
     if name in models.available and models.available[name].task == "embed":
@@ -129,6 +129,8 @@ def _uvicorn_config(config: Config) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
+        proxy_headers=bool(config.server.trusted_proxies),
+        forwarded_allow_ips=config.server.trusted_proxies,
         timeout_keep_alive=KEEP_ALIVE_TIMEOUT,
         timeout_graceful_shutdown=math.ceil(config.server.drain_timeout),
         timeout_worker_healthcheck=_WORKER_TIMEOUT,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Iterator
+from collections.abc import ItemsView
 
 from llm_api_server import access
 from llm_api_server.access import Key, Limits
@@ -18,25 +16,18 @@ ANONYMOUS = Key("anonymous", "anonymous", frozenset({"all"}))
 
 
 class KeyRing:
-    """Finds keys by their SHA-256 digest; the keys themselves are not kept."""
+    """Keys by their SHA-256 digest and by their ids; the keys themselves are not kept."""
 
     def __init__(self, auth: AuthConfig) -> None:
-        keys = {digest(entry.key): _key(entry) for entry in auth.api_keys}
-        self._by_digest = {known: (known, key) for known, key in keys.items()}
-        self._by_id = {key.key_id: key for key in keys.values()}
+        self._by_digest = {digest(entry.key): key_of(entry) for entry in auth.api_keys}
+        self._by_id = {key.key_id: key for key in self._by_digest.values()}
 
     def __len__(self) -> int:
         return len(self._by_digest)
 
-    def find(self, secret: str) -> Key | None:
-        """The key for `secret`, which may be a header's bytes read as Latin-1."""
-        for raw in _as_bytes(secret):
-            wanted = hashlib.sha256(raw).hexdigest()
-            # A dictionary's timing can tell something of the digest only, never of the key.
-            known, key = self._by_digest.get(wanted, ("", None))
-            if hmac.compare_digest(known, wanted):
-                return key
-        return None
+    def items(self) -> ItemsView[str, Key]:
+        """Digests and keys."""
+        return self._by_digest.items()
 
     def find_by_id(self, key_id: str) -> Key | None:
         return self._by_id.get(key_id)
@@ -49,7 +40,7 @@ def digest(key: str) -> str:
     return access.digest(key)
 
 
-def _key(entry: ApiKeyConfig) -> Key:
+def key_of(entry: ApiKeyConfig) -> Key:
     return Key(
         name=entry.name,
         key_id=digest(entry.key)[:_KEY_ID_LENGTH],
@@ -67,12 +58,3 @@ def _key(entry: ApiKeyConfig) -> Key:
         networks=tuple(entry.networks),
         enabled=entry.enabled,
     )
-
-
-def _as_bytes(secret: str) -> Iterator[bytes]:
-    yield secret.encode("utf-8", "surrogatepass")
-    if not secret.isascii():
-        try:
-            yield secret.encode("latin-1")
-        except UnicodeEncodeError:
-            return

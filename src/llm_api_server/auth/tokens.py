@@ -9,7 +9,6 @@ import jwt
 import msgspec
 
 from llm_api_server.access import Key
-from llm_api_server.auth.keys import KeyRing
 from llm_api_server.config import AuthConfig
 from llm_api_server.errors import InvalidKey, InvalidRequest
 from llm_api_server.types import PERMISSIONS, Permission
@@ -19,7 +18,9 @@ _ALGORITHM = "HS256"
 _WILDCARDS = frozenset("*?[")
 
 
-class _Claims(msgspec.Struct):
+class Claims(msgspec.Struct):
+    """What a token of ours says. `exp` in Unix seconds."""
+
     sub: str
     exp: int
     permissions: list[Permission]
@@ -27,14 +28,11 @@ class _Claims(msgspec.Struct):
 
 
 class TokenSigner:
-    """Issues and verifies tokens for the keys of `keys`. `now` tells Unix seconds."""
+    """Issues tokens and reads them. `now` tells Unix seconds."""
 
-    def __init__(
-        self, secret: str, max_lifetime: float, keys: KeyRing, *, now: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, secret: str, max_lifetime: float, *, now: Callable[[], float] = time.time) -> None:
         self._secret = secret
         self._max_lifetime = max_lifetime
-        self._keys = keys
         self._now = now
 
     def issue(
@@ -48,7 +46,7 @@ class TokenSigner:
 
         Raises `InvalidRequest`, with `param`, when more is asked for than the key has.
         """
-        claims = _Claims(
+        claims = Claims(
             sub=key.key_id,
             exp=int(self._now() + self._lifetime(expires_in)),
             permissions=_narrow_permissions(key, permissions),
@@ -57,18 +55,13 @@ class TokenSigner:
         payload = {**msgspec.to_builtins(claims), "iss": ISSUER, "aud": AUDIENCE, "iat": int(self._now())}
         return jwt.encode(payload, self._secret, algorithm=_ALGORITHM), claims.exp
 
-    def verify(self, token: str) -> Key:
-        """The key that `token` stands for, with what both it and the token may do. Raises `InvalidKey`."""
-        claims = self._claims(token)
-        if claims.exp <= self._now():
-            raise InvalidKey("This token has expired. Get a new one from /auth/token.")
-        key = self._keys.find_by_id(claims.sub)
-        if key is None:
-            raise InvalidKey("The key that this token was made from no longer exists.")
+    def narrow(self, key: Key, claims: Claims) -> Key:
+        """What both `key` and the token may do, for as long as both last."""
         return msgspec.structs.replace(
             key,
             permissions=_common(key, claims.permissions),
             models=tuple(pattern for pattern in claims.models if _covers(key, pattern)),
+            expires_at=min(claims.exp, key.expires_at or claims.exp),
         )
 
     def _lifetime(self, expires_in: float | None) -> float:
@@ -80,8 +73,15 @@ class TokenSigner:
             )
         return expires_in
 
-    def _claims(self, token: str) -> _Claims:
-        # The time is checked by `verify`, against its own clock.
+    def read(self, token: str) -> Claims:
+        """What a token says, if it is one of ours. Raises `InvalidKey`."""
+        claims = self._decode(token)
+        if claims.exp <= self._now():
+            raise InvalidKey("This token has expired. Get a new one from /auth/token.")
+        return claims
+
+    def _decode(self, token: str) -> Claims:
+        # The time is checked by `read`, against its own clock.
         options: jwt.types.Options = {
             "require": ["exp", "iat", "sub", "iss", "aud"],
             "verify_exp": False,
@@ -91,16 +91,16 @@ class TokenSigner:
             payload = jwt.decode(
                 token, self._secret, algorithms=[_ALGORITHM], audience=AUDIENCE, issuer=ISSUER, options=options
             )
-            return msgspec.convert(payload, _Claims)
+            return msgspec.convert(payload, Claims)
         except (jwt.InvalidTokenError, msgspec.ValidationError, ValueError) as error:
             raise InvalidKey("Incorrect token provided. Get a new one from /auth/token.") from error
 
 
-def token_signer(auth: AuthConfig, keys: KeyRing) -> TokenSigner | None:
+def token_signer(auth: AuthConfig) -> TokenSigner | None:
     """The signer of this configuration; None where tokens are off."""
     if not auth.are_tokens_on or auth.secret_key is None:
         return None
-    return TokenSigner(auth.secret_key, auth.token_timeout, keys)
+    return TokenSigner(auth.secret_key, auth.token_timeout)
 
 
 def _narrow_permissions(key: Key, asked: Iterable[str] | None) -> list[Permission]:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import TokenSigner, token_signer
 from llm_api_server.config import Config, config_from_environment
@@ -36,6 +37,7 @@ from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
 from llm_api_server.gateway.proxy import EngineProxy
 from llm_api_server.gateway.records import RequestRecord, record_of
 from llm_api_server.gateway.routes import PUBLIC_PATHS, model_routes, system_routes, token_routes
+from llm_api_server.gateway.store_keys import StoreKeys
 from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.log import setup_logging
 
@@ -63,15 +65,15 @@ def create_app(config: Config | None = None) -> ASGIApp:
 def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIApp:
     """The layers, innermost first; a request passes them from the last to the first."""
     accounts = Accounts(leases.link)
-    keys = KeyRing(config.auth)
-    tokens = token_signer(config.auth, keys)
+    tokens = token_signer(config.auth)
     catalog = Catalog(config)
     proxy = EngineProxy(config, catalog, leases, accounts, upstream)
     app: ASGIApp = Dispatcher(
         {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
         _routes(config, catalog, leases, tokens, _lifespan(leases, accounts, upstream)),
     )
-    app = AuthenticationMiddleware(app, keys=keys, tokens=tokens, public=PUBLIC_PATHS, enabled=config.auth.enabled)
+    authenticator = _authenticator(config, leases.link, tokens) if config.auth.enabled else None
+    app = AuthenticationMiddleware(app, authenticator=authenticator, public=PUBLIC_PATHS)
     if config.server.cors_origins:
         app = CORSMiddleware(
             app,
@@ -81,6 +83,13 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
             expose_headers=_EXPOSED_HEADERS,
         )
     return RequestIdMiddleware(app, accounts)
+
+
+def _authenticator(config: Config, link: ManagerLink, tokens: TokenSigner | None) -> Authenticator:
+    source = StoreKeys(link)
+    authenticator = Authenticator(KeyRing(config.auth), source, tokens=tokens)
+    source.when_changed(authenticator.forget)
+    return authenticator
 
 
 def _engine_app(proxy: EngineProxy, endpoint: Endpoint) -> ASGIApp:

@@ -14,9 +14,8 @@ from typing import Any
 from loguru import logger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm_api_server.access import Key
-from llm_api_server.auth.keys import ANONYMOUS, KeyRing
-from llm_api_server.auth.tokens import TokenSigner
+from llm_api_server.auth.authenticator import Authenticator
+from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
 from llm_api_server.gateway.accounts import Accounts, limit_headers
 from llm_api_server.gateway.records import RequestRecord, attach, record_of
@@ -90,39 +89,24 @@ class _SendWithId:
 
 
 class AuthenticationMiddleware:
-    """Deny by default: whatever is not in `public` needs a valid key or token."""
+    """Deny by default: whatever is not in `public` needs a valid key or token. Without `authenticator` all may all."""
 
-    def __init__(
-        self, app: ASGIApp, *, keys: KeyRing, tokens: TokenSigner | None, public: frozenset[str], enabled: bool
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator | None, public: frozenset[str]) -> None:
         self._app = app
-        self._keys = keys
-        self._tokens = tokens
+        self._authenticator = authenticator
         self._public = public
-        self._is_enabled = enabled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._public:
             record = record_of(scope)
-            if self._is_enabled:
-                record.key, record.by_token = self._authenticate(scope)
-            else:
+            if self._authenticator is None:
                 record.key = ANONYMOUS
+            else:
+                client = scope.get("client")
+                record.key, record.by_token = await self._authenticator.authenticate(
+                    _secret(scope["headers"]), client[0] if client else None
+                )
         await self._app(scope, receive, send)
-
-    def _authenticate(self, scope: Scope) -> tuple[Key, bool]:
-        """The key and whether it came as a token. Raises `InvalidKey`."""
-        secret = _secret(scope["headers"])
-        if not secret:
-            raise InvalidKey(
-                "You didn't provide an API key. Send it in the Authorization header: 'Authorization: Bearer YOUR_KEY'."
-            )
-        key = self._keys.find(secret)
-        if key is not None:
-            return key, False
-        if self._tokens is not None and secret.count(".") == 2:  # noqa: PLR2004 - a JWT has three parts
-            return self._tokens.verify(secret), True
-        raise InvalidKey("Incorrect API key provided.")
 
 
 class Dispatcher:
@@ -194,9 +178,9 @@ def _request_id(scope: Mapping[str, Any]) -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
-def _secret(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """`Authorization: Bearer KEY`, or `x-api-key` as Anthropic's clients send it."""
-    other = None
+def _secret(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """`Authorization: Bearer KEY`, or `x-api-key` as Anthropic's clients send it. Raises `InvalidKey`."""
+    other = ""
     for name, value in headers:
         if name == b"authorization":
             scheme, _, credentials = value.decode("latin-1").strip().partition(" ")
@@ -204,4 +188,8 @@ def _secret(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
                 return credentials.strip()
         elif name == b"x-api-key":
             other = value.decode("latin-1").strip()
+    if not other:
+        raise InvalidKey(
+            "You didn't provide an API key. Send it in the Authorization header: 'Authorization: Bearer YOUR_KEY'."
+        )
     return other

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from loguru import logger
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from llm_api_server.config import Config
 from llm_api_server.control import InstanceInfo
@@ -24,13 +24,13 @@ from llm_api_server.errors import (
     NotSupported,
     PermissionDenied,
     RequestTimeout,
-    RequestTooLarge,
     ShuttingDown,
 )
 from llm_api_server.gateway import estimate, forced_tools, openai, tokens
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.client import ClientGone, Pings, read_body, watch
 from llm_api_server.gateway.context import ContextLimits
 from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE, translate_error
 from llm_api_server.gateway.forced_tools import ForcedCallStream
@@ -61,10 +61,6 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-class _ClientGone(Exception):
-    """The client closed its connection."""
 
 
 class EngineProxy:
@@ -99,11 +95,11 @@ class EngineProxy:
         exchange = _Exchange(self, endpoint, record, headers, send)
         try:
             async with asyncio.timeout(self.timeout):
-                body = await _read_body(headers, receive, self.max_body_bytes)
+                body = await read_body(headers, receive, self.max_body_bytes)
                 exchange.read(body)
-                async with _watch(receive):
+                async with watch(receive):
                     await exchange.run()
-        except _ClientGone:
+        except ClientGone:
             record.status = record.status or CLIENT_CLOSED_REQUEST
             record.error = "client_closed_request"
         except TimeoutError:
@@ -135,7 +131,7 @@ class _Exchange:
         self._adapter: str | None = None
         self._lease: Lease | None = None
         self._response: Response | None = None
-        self._pings: _Pings | None = None
+        self._pings: Pings | None = None
         self._is_started = False
         self._is_event_stream = False
 
@@ -164,7 +160,7 @@ class _Exchange:
         """Admit, lease, forward, relay. Raises `ApiError`."""
         await self._admit()
         if self._facts.stream:
-            self._pings = _Pings(self._send_ping, self._proxy.first_ping_delay, self._proxy.ping_interval)
+            self._pings = Pings(self._send_ping, self._proxy.first_ping_delay, self._proxy.ping_interval)
         response = await self._forward()
         if response.status >= 400:  # noqa: PLR2004
             self._record.prompt_estimate = 0
@@ -417,86 +413,6 @@ class _Exchange:
         pings, self._pings = self._pings, None
         if pings is not None:
             await pings.stop()
-
-
-class _Pings:
-    """Comments on a stream that waits. A timer until the first one is due, a task only from then on."""
-
-    def __init__(self, ping: Callable[[], Awaitable[None]], delay: float, interval: float) -> None:
-        self._ping = ping
-        self._interval = interval
-        self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(delay, self._start)
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    async def stop(self) -> None:
-        """Returns when no ping is being written any more."""
-        self.cancel()
-        if self._task is not None:
-            # `await task` could not tell the end of the ping from a cancellation of the request itself.
-            await asyncio.wait({self._task})
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                self._task.result()
-
-    def _start(self) -> None:
-        self._task = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        while True:
-            await self._ping()
-            await asyncio.sleep(self._interval)
-
-
-@contextlib.asynccontextmanager
-async def _watch(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the body of the `async with`, and raise `_ClientGone` in its place, when the client leaves."""
-    request = asyncio.current_task()
-    assert request is not None
-    is_gone = False
-
-    async def watch() -> None:
-        nonlocal is_gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        is_gone = True
-        request.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if is_gone and request.uncancel() == 0:
-            raise _ClientGone from None
-        raise
-    finally:
-        watcher.cancel()
-
-
-async def _read_body(headers: dict[str, str], receive: Receive, limit: int) -> bytes:
-    length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is larger than the {limit} bytes that are allowed.")
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
 
 from llm_api_server.access import Key
-from llm_api_server.auth.keys import KeyRing
+from llm_api_server.auth.authenticator import Authenticator
+from llm_api_server.auth.keys import KeyRing, digest
 from llm_api_server.auth.tokens import AUDIENCE, ISSUER, TokenSigner, token_signer
 from llm_api_server.config import AuthConfig
 from llm_api_server.errors import InvalidKey, InvalidRequest
@@ -33,9 +36,26 @@ def ring(*entries: dict[str, Any]) -> KeyRing:
 
 
 def key_of(keys: KeyRing, entry: dict[str, Any]) -> Key:
-    key = keys.find(entry["key"])
-    assert key is not None
-    return key
+    return dict(keys.items())[digest(entry["key"])]
+
+
+class NoStore:
+    async def find(self, *, digest: str | None = None, key_id: str | None = None) -> None:
+        """It has no keys."""
+
+
+class Tokens:
+    """Issues tokens, and verifies them as requests do."""
+
+    def __init__(self, keys: KeyRing, now: Clock) -> None:
+        self._signer = TokenSigner(SECRET, 3600, now=now)
+        self._authenticator = Authenticator(keys, NoStore(), tokens=self._signer, now=now)
+        self.issue = self._signer.issue
+
+    def verify(self, token: str) -> Key:
+        key, is_token = asyncio.run(self._authenticator.authenticate(token, None))
+        assert is_token
+        return key
 
 
 def rights(key: Key) -> tuple[list[str], list[str]]:
@@ -53,8 +73,8 @@ def keys() -> KeyRing:
 
 
 @pytest.fixture
-def signer(keys: KeyRing, clock: Clock) -> TokenSigner:
-    return TokenSigner(SECRET, 3600, keys, now=clock)
+def signer(keys: KeyRing, clock: Clock) -> Tokens:
+    return Tokens(keys, clock)
 
 
 def forged(clock: Clock, *, secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
@@ -65,15 +85,15 @@ def forged(clock: Clock, *, secret: str = SECRET, algorithm: str = "HS256", **cl
     return jwt.encode({k: v for k, v in payload.items() if v is not None}, secret, algorithm=algorithm)
 
 
-def test_a_token_has_all_its_key_has(signer: TokenSigner, keys: KeyRing, clock: Clock) -> None:
+def test_a_token_has_all_its_key_has(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
     for entry in (NARROW, WIDE):
         key = key_of(keys, entry)
         token, end = signer.issue(key)
-        assert signer.verify(token) == key
+        assert signer.verify(token) == msgspec.structs.replace(key, expires_at=end)
         assert end == clock.now + 3600
 
 
-def test_a_token_may_have_less(signer: TokenSigner, keys: KeyRing, clock: Clock) -> None:
+def test_a_token_may_have_less(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
     token, end = signer.issue(key_of(keys, NARROW), ["chat"], ["qwen3"], 60)
     key = signer.verify(token)
     assert key.name == "narrow"
@@ -99,7 +119,7 @@ def test_a_token_may_have_less(signer: TokenSigner, keys: KeyRing, clock: Clock)
     ],
 )
 def test_more_than_the_key_has_is_refused_by_name(
-    signer: TokenSigner, keys: KeyRing, asked: dict[str, Any], param: str
+    signer: Tokens, keys: KeyRing, asked: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
         signer.issue(key_of(keys, NARROW), **asked)
@@ -108,7 +128,7 @@ def test_more_than_the_key_has_is_refused_by_name(
     assert (wanted[-1] if isinstance(wanted, list) else param) in caught.value.message
 
 
-def test_a_token_ends(signer: TokenSigner, keys: KeyRing, clock: Clock) -> None:
+def test_a_token_ends(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
     token, end = signer.issue(key_of(keys, WIDE), expires_in=60)
     clock.now = end - 1
     assert signer.verify(token).name == "wide"
@@ -117,16 +137,16 @@ def test_a_token_ends(signer: TokenSigner, keys: KeyRing, clock: Clock) -> None:
         signer.verify(token)
 
 
-def test_a_token_ends_with_its_key(signer: TokenSigner, keys: KeyRing, clock: Clock) -> None:
+def test_a_token_ends_with_its_key(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
     token, _ = signer.issue(key_of(keys, NARROW))
-    after = TokenSigner(SECRET, 3600, ring(WIDE), now=clock)
+    after = Tokens(ring(WIDE), clock)
     with pytest.raises(InvalidKey, match="no longer exists"):
         after.verify(token)
 
 
-def test_a_token_narrows_with_its_key(keys: KeyRing, signer: TokenSigner, clock: Clock) -> None:
+def test_a_token_narrows_with_its_key(keys: KeyRing, signer: Tokens, clock: Clock) -> None:
     token, _ = signer.issue(key_of(keys, NARROW))
-    narrowed = TokenSigner(SECRET, 3600, ring({**NARROW, "permissions": ["models"], "models": ["a"]}), now=clock)
+    narrowed = Tokens(ring({**NARROW, "permissions": ["models"], "models": ["a"]}), clock)
     assert rights(narrowed.verify(token)) == (["models"], ["a"])
 
 
@@ -152,19 +172,19 @@ def test_a_token_narrows_with_its_key(keys: KeyRing, signer: TokenSigner, clock:
     ],
 )
 @pytest.mark.filterwarnings("ignore::jwt.InsecureKeyLengthWarning")
-def test_any_other_token_is_refused(signer: TokenSigner, clock: Clock, claims: dict[str, Any]) -> None:
+def test_any_other_token_is_refused(signer: Tokens, clock: Clock, claims: dict[str, Any]) -> None:
     assert signer.verify(forged(clock)).name == "wide"
     with pytest.raises(InvalidKey):
         signer.verify(forged(clock, **claims))
 
 
-@pytest.mark.parametrize("token", ["", "a.b.c", "..", "sk-wide-0123456789", "é.é.é", "e30.e30.e30"])
-def test_what_is_no_token_is_refused(signer: TokenSigner, token: str) -> None:
+@pytest.mark.parametrize("token", ["", "a.b.c", "..", "é.é.é", "e30.e30.e30"])
+def test_what_is_no_token_is_refused(signer: Tokens, token: str) -> None:
     with pytest.raises(InvalidKey):
         signer.verify(token)
 
 
-def test_an_unsigned_token_is_refused(signer: TokenSigner, clock: Clock) -> None:
+def test_an_unsigned_token_is_refused(signer: Tokens, clock: Clock) -> None:
     head = base64.urlsafe_b64encode(json.dumps({"alg": "none", "typ": "JWT"}).encode()).rstrip(b"=").decode()
     body = forged(clock).split(".")[1]
     for signature in ("", "AAAA"):
@@ -173,8 +193,7 @@ def test_an_unsigned_token_is_refused(signer: TokenSigner, clock: Clock) -> None
 
 
 def test_there_is_a_signer_only_with_a_real_secret() -> None:
-    keys = ring(WIDE)
-    assert token_signer(AuthConfig(secret_key=SECRET), keys) is not None
-    assert token_signer(AuthConfig(secret_key=SECRET, tokens=False), keys) is None
-    assert token_signer(AuthConfig(secret_key="your-secret-key"), keys) is None
-    assert token_signer(AuthConfig(), keys) is None
+    assert token_signer(AuthConfig(secret_key=SECRET)) is not None
+    assert token_signer(AuthConfig(secret_key=SECRET, tokens=False)) is None
+    assert token_signer(AuthConfig(secret_key="your-secret-key")) is None
+    assert token_signer(AuthConfig()) is None

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llm_api_server.gateway.proxy import _Pings
+from llm_api_server.gateway.client import Pings
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ async def test_a_request_that_is_cancelled_while_its_pings_end_is_cancelled() ->
         finally:
             await may_end.wait()
 
-    pings = _Pings(ping, delay=0, interval=1)
+    pings = Pings(ping, delay=0, interval=1)
     await is_pinging.wait()
     request = asyncio.create_task(pings.stop())
     await asyncio.sleep(0)
@@ -41,7 +41,7 @@ async def test_nobody_pings_after_the_end() -> None:
         if count == 3:
             raise OSError("the client is gone")
 
-    pings = _Pings(ping, delay=0, interval=0)
+    pings = Pings(ping, delay=0, interval=0)
     while count < 3:
         await asyncio.sleep(0)
     await pings.stop()
