@@ -338,3 +338,21 @@ def test_a_file_that_was_deleted_or_replaced_is_not_written_any_more(tmp_path: P
     used.close()
     assert [record.key.name for record in Keys(used).list()] == ["third"]
     used.close()
+
+
+def test_a_file_that_is_being_switched_to_wal_is_waited_for(tmp_path: Path) -> None:
+    """SQLite's busy timeout does not hold there."""
+    for number in range(20):
+        databases = [Database(f"sqlite:///{tmp_path / f'{number}.db'}", patience=60) for _ in range(6)]
+        barrier = threading.Barrier(len(databases))
+
+        def use(database: Database, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            database.open()
+            database.close()
+
+        threads = [threading.Thread(target=use, args=(database,)) for database in databases]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
