@@ -1,0 +1,84 @@
+"""What it costs to tell who asks, with few and with many keys: the authenticator alone, in one process.
+
+Each kind of caller is asked for in a random order, with a warm cache as far as that reaches (10,000 store keys).
+The last line of the output is one JSON object; times are microseconds of the best of `--rounds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import time
+
+from llm_api_server.access import Key, digest
+from llm_api_server.auth.authenticator import MAX_REMEMBERED, Authenticator
+from llm_api_server.auth.keys import KeyRing
+from llm_api_server.auth.tokens import TokenSigner
+from llm_api_server.config import ApiKeyConfig, AuthConfig
+
+SIZES = (10, 1_000, 100_000)
+CALLS = 5_000
+SECRET = "dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"  # noqa: S105 - of this measurement only
+
+
+class Memory:
+    """All keys of a store."""
+
+    def __init__(self, keys: dict[str, Key]) -> None:
+        self._by_digest = {digest(secret): key for secret, key in keys.items()}
+        self._by_id = {key.key_id: key for key in keys.values()}
+
+    async def find(self, *, digest: str | None = None, key_id: str | None = None) -> Key | None:
+        return self._by_digest.get(digest or "") or self._by_id.get(key_id or "")
+
+
+def doors(size: int) -> dict[str, tuple[Authenticator, list[str]]]:
+    """For each kind of caller who tells them apart and up to `CALLS` of what they send."""
+    signer = TokenSigner(SECRET, 3600)
+    keys = {f"sk-store-{number:030}": Key(f"k{number}", f"id{number}", frozenset({"all"})) for number in range(size)}
+    configured = [ApiKeyConfig(key=f"sk-config-{number:030}", name=f"c{number}") for number in range(size)]
+    store = Authenticator(KeyRing(AuthConfig()), Memory(keys), tokens=signer)
+    ring = Authenticator(KeyRing(AuthConfig(api_keys=configured)), Memory({}))
+    some = random.Random(1).sample(sorted(keys), min(size, CALLS))
+    return {
+        "store_key": (store, some),
+        "token": (
+            Authenticator(KeyRing(AuthConfig()), Memory(keys), tokens=signer),
+            [signer.issue(keys[one])[0] for one in some],
+        ),
+        "config_key": (ring, [one.replace("store", "config") for one in some]),
+    }
+
+
+async def measure(door: Authenticator, sent: list[str], rounds: int) -> float:
+    """Microseconds per call, all of `sent` known before."""
+    calls = (sent * (CALLS // len(sent) + 1))[:CALLS]
+    for secret in sent:
+        await door.authenticate(secret, "10.0.0.1")
+    best = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for secret in calls:
+            await door.authenticate(secret, "10.0.0.1")
+        best = min(best, time.perf_counter() - started)
+    return best / CALLS * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    figures: dict[str, dict[str, float]] = {}
+    for size in SIZES:
+        for kind, (door, sent) in doors(size).items():
+            figures.setdefault(kind, {})[str(size)] = round(asyncio.run(measure(door, sent, rounds)), 3)
+    for kind, times in figures.items():
+        print(f"{kind:12}", *(f"{size:>7} keys {cost:6.2f} us" for size, cost in times.items()), sep="  ")
+        times["ratio"] = round(times[str(SIZES[-1])] / times[str(SIZES[0])], 2)
+    print(json.dumps({"authenticate_us": figures, "remembered": MAX_REMEMBERED, "rounds": rounds}))
+
+
+if __name__ == "__main__":
+    main()
