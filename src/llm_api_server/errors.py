@@ -113,6 +113,11 @@ class ApiError(ServerError):
         #: How the key stands with its limits (`control.Standing`), where these are the reason.
         self.standing: Any = None
 
+    @property
+    def kind(self) -> str:
+        """For logs and the ledger: the message may repeat what a client sent."""
+        return self.code or self.type
+
 
 class InvalidRequest(ApiError):
     status, type = 400, "invalid_request_error"

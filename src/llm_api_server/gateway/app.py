@@ -161,7 +161,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code == 405 and record.method == "OPTIONS":  # noqa: PLR2004
         return Response(status_code=204, headers=error.headers)
     known = _as_api_error(error, request, record)
-    record.error = known.code or known.message
+    record.error = known.kind
     status, headers, body = error_response(known, request.url.path)
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 

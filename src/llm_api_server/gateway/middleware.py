@@ -50,7 +50,7 @@ class RequestIdMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except ApiError as error:
-            record.error = error.code or error.message
+            record.error = error.kind
             await _send_unless_started(record, send_with_id, error_response(error, scope["path"]))
         except Exception:  # noqa: BLE001 - the edge of a request: whatever went wrong must not leak
             logger.exception("request {} failed", record.request_id)

@@ -187,7 +187,7 @@ class _Exchange:
         self.close()
         if not self._is_started:
             raise error
-        self._record.error = error.code or error.message
+        self._record.error = error.kind
         if self._is_event_stream:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL_TIMEOUT):
@@ -327,7 +327,7 @@ class _Exchange:
                 if out:
                     await self._send_stream(out)
                 if reader.failed is not None:
-                    self._record.error = reader.failed.code or reader.failed.message
+                    self._record.error = reader.failed.kind
                     break
             await self._send_stream(reader.flush())
             await self._send_body(b"", more=False)

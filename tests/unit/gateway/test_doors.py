@@ -42,6 +42,17 @@ NEEDED = {
     "GET /admin/api/models/{model_id:path}/explain": "admin",
     "POST /admin/api/models/{model_id:path}/load": "admin",
     "POST /admin/api/models/{model_id:path}/unload": "admin",
+    "GET /admin/api/keys": "admin",
+    "POST /admin/api/keys": "admin",
+    "GET /admin/api/keys/{key_id:path}": "admin",
+    "PATCH /admin/api/keys/{key_id:path}": "admin",
+    "DELETE /admin/api/keys/{key_id:path}": "admin",
+    "POST /admin/api/keys/{key_id:path}/rotate": "admin",
+    "POST /admin/api/keys/{key_id:path}/revoke": "admin",
+    "GET /admin/api/audit": "admin",
+    "GET /admin/api/usage": "admin",
+    "GET /admin/api/requests": "admin",
+    "GET /v1/usage": ANY_KEY,
     "POST /v1/chat/completions": "chat",
     "POST /v1/completions": "completions",
     "POST /v1/embeddings": "embeddings",
@@ -105,7 +116,7 @@ def app() -> Iterator[ASGIApp]:
 def status_of(app: ASGIApp, route: str, headers: Headers) -> int:
     """Of a request without a body."""
     method, _, path = route.partition(" ")
-    path = path.replace("{model_id:path}", "m")
+    path = path.replace("{model_id:path}", "m").replace("{key_id:path}", "k")
     sent: list[Any] = []
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
     scope |= {"headers": headers, "client": ("127.0.0.1", 1), "server": ("test", 80), "scheme": "http"}
