@@ -324,14 +324,14 @@ class VllmEngine:
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_MAX_IMAGE_PIXELS": str(self._config.inference.max_image_pixels),  # its own limit may be lower
+            # Its endpoints to end a request and to sleep; nobody but us reaches its socket.
+            "VLLM_SERVER_DEV_MODE": "1",
             "PYTHONSAFEPATH": "1",  # `-m` must not import from the folder the server was started in
             # Kernels are built at run time with the `ninja` of vLLM's own environment.
             "PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)]),
         }
         if is_local:
             env["HF_HUB_OFFLINE"] = "1"
-        if self._host.has_nvidia and any(model.sleep for model in self._config.models.available.values()):
-            env["VLLM_SERVER_DEV_MODE"] = "1"  # its endpoints for sleep; for all alike, so that all can be forked
         if not self._host.has_nvidia:
             # Not bound to cores: several engines would all take the first ones.
             env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self._host.cores)}

@@ -48,28 +48,42 @@ class Pings:
 
 
 @contextlib.asynccontextmanager
-async def watch(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the body of the `async with`, and raise `ClientGone` in its place, when the client leaves."""
+async def watch(receive: Receive, deadline: float, wind_down: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Raise `ClientGone` when the client leaves, `TimeoutError` when the loop's time is `deadline`.
+
+    First `wind_down` is awaited while the body of the `async with` goes on; then that is cancelled.
+    """
     request = asyncio.current_task()
     assert request is not None
-    is_gone = False
+    reason: Exception | None = None
 
     async def wait() -> None:
-        nonlocal is_gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        is_gone = True
+        nonlocal reason
+        try:
+            async with asyncio.timeout_at(deadline):
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+            reason = ClientGone()
+        except TimeoutError as error:
+            reason = error
+        await wind_down()
         request.cancel()
 
     watcher = asyncio.create_task(wait())
     try:
         yield
     except asyncio.CancelledError:
-        if is_gone and request.uncancel() == 0:
-            raise ClientGone from None
+        if reason is not None and request.uncancel() == 0:
+            raise reason from None
+        raise
+    except Exception:
+        if reason is not None:
+            raise reason from None
         raise
     finally:
         watcher.cancel()
+    if reason is not None:
+        raise reason
 
 
 async def read_body(headers: dict[str, str], receive: Receive, limit: int) -> bytes:

@@ -32,12 +32,17 @@ def answer_tokens(endpoint: Endpoint, facts: RequestFacts, context_length: int |
     request = facts.request
     if not endpoint.streams or isinstance(request, schemas.CountTokensRequest):
         return 0, 0
-    prompts = request.prompt if isinstance(request, schemas.CompletionRequest) else None
-    several = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
+    several = prompts(request) if isinstance(request, schemas.CompletionRequest) else 1
     choices = max(getattr(request, "n", None) or 1, getattr(request, "best_of", None) or 1) * several
     if facts.max_tokens is not None:
         return facts.max_tokens * choices, 0
     return 0, min(context_length or OPEN_ANSWER_TOKENS, OPEN_ANSWER_TOKENS) * choices
+
+
+def prompts(request: schemas.CompletionRequest) -> int:
+    """How many there are in one request: a list of numbers is one."""
+    given = request.prompt
+    return len(given) if isinstance(given, list) and not isinstance(given[0], int) else 1
 
 
 def prompt_text(body: bytes) -> str | None:

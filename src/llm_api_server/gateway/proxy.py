@@ -26,7 +26,7 @@ from llm_api_server.errors import (
     RequestTimeout,
     ShuttingDown,
 )
-from llm_api_server.gateway import estimate, forced_tools, openai, tokens
+from llm_api_server.gateway import aborts, estimate, forced_tools, openai, schemas, tokens
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.assemble import Assembler
 from llm_api_server.gateway.catalog import Catalog
@@ -52,6 +52,8 @@ RETRY_DELAY = 0.1
 ATTEMPTS = 2
 #: How long a client that has stopped reading is waited for with the last event.
 FAREWELL_TIMEOUT = 1.0
+#: How long an engine that was told to end an answer may take to say how long it was.
+LAST_WORDS_TIMEOUT = 2.0
 MAX_ERROR_BYTES = 64 * 1024
 _CHAT = frozenset({"chat", "responses", "messages"})
 _EVENT_STREAM = "text/event-stream"
@@ -93,12 +95,13 @@ class EngineProxy:
         if headers.get("content-encoding", "identity") != "identity":
             raise InvalidRequest("Compressed request bodies are not accepted; send the body as it is.")
         exchange = _Exchange(self, endpoint, record, headers, send)
+        deadline = asyncio.get_running_loop().time() + self.timeout
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout_at(deadline):
                 body = await read_body(headers, receive, self.max_body_bytes)
-                exchange.read(body)
-                async with watch(receive):
-                    await exchange.run()
+            exchange.read(body)
+            async with watch(receive, deadline, exchange.wind_down):
+                await exchange.run()
         except ClientGone:
             record.status = record.status or CLIENT_CLOSED_REQUEST
             record.error = "client_closed_request"
@@ -132,6 +135,9 @@ class _Exchange:
         self._lease: Lease | None = None
         self._response: Response | None = None
         self._pings: Pings | None = None
+        #: What vLLM calls the request under way, to end it by.
+        self._engine_ids: list[str] = []
+        self._is_muted = False
         self._is_started = False
         self._is_event_stream = False
 
@@ -181,8 +187,20 @@ class _Exchange:
             logger.warning("{}: instance {}: {}", self._record.request_id, self._instance.id, error)
             raise EngineError("The engine stopped in the middle of its answer.") from error
 
+    async def wind_down(self) -> None:
+        """Nobody waits for the answer any more: end it at the engine, and let its last words tell what it has used.
+
+        Returns when waiting longer is of no use; the client gets nothing more of the answer.
+        """
+        self._is_muted = True
+        if self._pings is not None:
+            self._pings.cancel()
+        if self._lease is not None and await aborts.abort(self._proxy.upstream, self._instance, self._engine_ids):
+            await asyncio.sleep(LAST_WORDS_TIMEOUT)
+
     async def fail(self, error: ApiError) -> None:
         """Answer with `error`: as a response while nothing has been sent, else as the stream's last event."""
+        self._is_muted = False
         await self._stop_pings()
         self.close()
         if not self._is_started:
@@ -248,12 +266,16 @@ class _Exchange:
             body = await tokens.question(self._proxy.upstream, self._facts, instance, body)
         await self._proxy.limits.check(self._facts, instance, body)
         self._record.prompt_estimate = self._prompt_tokens
+        headers = {"accept": self._headers.get("accept", "*/*"), **instance.headers, **self._api_headers(instance)}
+        if instance.engine != "remote":
+            headers["x-request-id"] = self._row
+        self._engine_ids = aborts.engine_ids(self._facts, self._row)
         return await self._proxy.upstream.post(
             instance.address,
             openai.upstream_path(self._endpoint, instance.engine),
             body,
             content_type=_JSON if self._form is None else self._headers["content-type"],
-            headers={"accept": self._headers.get("accept", "*/*"), **instance.headers, **self._api_headers(instance)},
+            headers=headers,
         )
 
     def _api_headers(self, instance: InstanceInfo) -> dict[str, str]:
@@ -276,6 +298,8 @@ class _Exchange:
             changes["stream"] = streams
         if streams and self._endpoint.dialect == "openai" and not facts.wants_usage:
             changes["stream_options"] = openai.ask_for_usage(self._body)
+        if instance.engine == "vllm" and isinstance(facts.request, schemas.ResponsesRequest):
+            changes["request_id"] = f"resp_{self._row}"
         if instance.engine != "remote" and not self._proxy.catalog.knows_developer_role(instance.model):
             changes.update(openai.developer_changes(facts, self._body))
         return openai.rewrite(self._body, changes)
@@ -302,6 +326,11 @@ class _Exchange:
         status = self._proxy.leases.models.get(self._model)
         if status is not None and status.chat_template is False and self._endpoint.permission in _CHAT:
             raise NotSupported(NO_CHAT_TEMPLATE)
+
+    @property
+    def _row(self) -> str:
+        assert self._record.row is not None, "it was admitted"
+        return self._record.row
 
     @property
     def _instance(self) -> InstanceInfo:
@@ -358,6 +387,10 @@ class _Exchange:
         return error_event(self._endpoint.dialect, error)
 
     def _stream_reader(self, *, show_usage: bool) -> StreamReader:
+        reader = self._record.reader = self._new_reader(show_usage=show_usage)
+        return reader
+
+    def _new_reader(self, *, show_usage: bool) -> StreamReader:
         choices = getattr(self._facts.request, "n", None) or 1
         if self._is_forced(self._instance):
             return ForcedCallStream(show_usage=show_usage, choices=choices)
@@ -399,6 +432,8 @@ class _Exchange:
         await self._send_body(waiting_comment(self._model))
 
     async def _send_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        if self._is_muted:
+            return
         seconds = self._record.first_byte_seconds = self._record.elapsed()
         timing = (b"openai-processing-ms", str(round(seconds * 1000)).encode())
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, timing]})
@@ -407,7 +442,8 @@ class _Exchange:
         self._is_event_stream = headers is _STREAM_HEADERS
 
     async def _send_body(self, data: bytes, *, more: bool = True) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        if not self._is_muted:
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _stop_pings(self) -> None:
         pings, self._pings = self._pings, None

@@ -12,6 +12,7 @@ from loguru import logger
 
 from llm_api_server.access import Key
 from llm_api_server.control import Standing
+from llm_api_server.gateway.sse import StreamReader
 from llm_api_server.usage import NO_USAGE, Usage
 
 #: Status of a request whose client left before the answer (nginx's word for it).
@@ -49,11 +50,13 @@ class RequestRecord:
     row: str | None = None
     #: Tokens of the prompt as far as its length tells, from the moment an engine has it.
     prompt_estimate: int = 0
+    #: Counts what has come of a stream.
+    reader: StreamReader | None = None
     extra_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def usage_or_estimate(self) -> Usage:
-        """What the engine said; while it has said nothing of the prompt, what its length tells."""
-        usage = self.usage or NO_USAGE
+        """What the engine said; while it has said nothing, what has come and what the length of the prompt tells."""
+        usage = self.usage or (self.reader.usage_so_far if self.reader is not None else NO_USAGE)
         if usage.prompt_tokens or not self.prompt_estimate:
             return usage
         return msgspec.structs.replace(usage, prompt_tokens=self.prompt_estimate)

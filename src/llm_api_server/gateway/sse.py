@@ -14,16 +14,23 @@ import msgspec
 from llm_api_server.errors import ApiError, anthropic_error_body, render
 from llm_api_server.gateway.engine_errors import translate_error
 from llm_api_server.gateway.openai import Dialect
-from llm_api_server.usage import Usage
+from llm_api_server.usage import NO_USAGE, Usage
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _OVERLAP_BYTES = 1024
 _USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+#: Of an event that brings a token; OpenAI's streams have hardly others.
+_TOKEN_MARKS: dict[Dialect, bytes] = {
+    "openai": b"\n\n",
+    "responses": b".delta\ndata:",
+    "anthropic": b"event: content_block_delta",
+}
 
 
 class _Details(msgspec.Struct):
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
 
 
 class _UsageObject(msgspec.Struct):
@@ -32,9 +39,11 @@ class _UsageObject(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     total_tokens: int | None = None
@@ -88,6 +97,8 @@ class StreamReader:
         self._show_usage = show_usage
         self._choices = choices
         self._without_role = set(range(choices)) if is_chat else set()
+        self._mark, self._events_without_tokens = _TOKEN_MARKS[dialect], choices if is_chat else 0
+        self._events = 0
         self._tail = b""
         self._last: _Event | None = None
         self._prompt_tokens_of_choices = 0
@@ -104,9 +115,19 @@ class StreamReader:
             self._tail = b""
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._keep_tail(data)
+        self._events += data.count(self._mark)
         if self._without_role or b'"usage"' in data or b'"error"' in data or b"[DONE]" in data or b": null\n" in data:
             return b"".join(self._filter(data))
         return data
+
+    @property
+    def usage_so_far(self) -> Usage:
+        """What the engine said; before that the tokens that have come, by the number of events that carry one."""
+        if self.usage is not None and self.usage.completion_tokens:
+            return self.usage
+        told = self.usage or NO_USAGE
+        came = max(0, self._events - self._events_without_tokens)
+        return msgspec.structs.replace(told, completion_tokens=came)
 
     def flush(self) -> bytes:
         """What is left when the engine ends its answer without an empty line."""
@@ -190,6 +211,7 @@ class StreamReader:
             prompt_tokens=now.prompt_tokens or before.prompt_tokens,
             completion_tokens=now.completion_tokens or before.completion_tokens,
             cached_tokens=now.cached_tokens or before.cached_tokens,
+            reasoning_tokens=now.reasoning_tokens or before.reasoning_tokens,
         )
 
     def _add_choice(self, seen: _UsageObject) -> None:
@@ -201,6 +223,7 @@ class StreamReader:
             prompt_tokens=self._prompt_tokens_of_choices // self._choices or now.prompt_tokens,
             completion_tokens=before.completion_tokens + now.completion_tokens,
             cached_tokens=before.cached_tokens + now.cached_tokens,
+            reasoning_tokens=before.reasoning_tokens + now.reasoning_tokens,
         )
 
     def _add_usage_chunk(self, seen: _UsageObject, event: bytes) -> None:
@@ -212,6 +235,7 @@ class StreamReader:
             prompt_tokens=max(now.prompt_tokens, before.prompt_tokens),
             completion_tokens=now.completion_tokens + before.completion_tokens,
             cached_tokens=max(now.cached_tokens, before.cached_tokens),
+            reasoning_tokens=now.reasoning_tokens + before.reasoning_tokens,
         )
 
     def _usage_chunk(self) -> bytes:
@@ -305,6 +329,8 @@ def _decode_usage(data: bytes) -> Usage | None:
 
 def _usage(seen: _UsageObject) -> Usage:
     details = seen.prompt_tokens_details or seen.input_tokens_details
+    of_answer = seen.completion_tokens_details or seen.output_tokens_details
+    reasoning = (of_answer.reasoning_tokens if of_answer else None) or 0
     if seen.cache_read_input_tokens is not None or seen.cache_creation_input_tokens is not None:
         # Anthropic counts cached tokens apart from `input_tokens`.
         cached = seen.cache_read_input_tokens or 0
@@ -314,4 +340,4 @@ def _usage(seen: _UsageObject) -> Usage:
     prompt_tokens = seen.prompt_tokens if seen.prompt_tokens is not None else seen.input_tokens
     if not prompt_tokens and seen.total_tokens:  # some engines give embeddings only a total
         prompt_tokens = max(0, seen.total_tokens - (completion or 0))
-    return Usage(prompt_tokens or 0, completion or 0, (details.cached_tokens if details else None) or 0)
+    return Usage(prompt_tokens or 0, completion or 0, (details.cached_tokens if details else None) or 0, reasoning)

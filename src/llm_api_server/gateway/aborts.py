@@ -1,0 +1,44 @@
+"""Ends a generation that nobody waits for, so that the engine itself says how many tokens it had. For `proxy.py`.
+
+vLLM's development mode has an endpoint for it: the answer under way then ends at once, with its usage. Every answer of
+llama.cpp is a stream, what has come of it is counted, and closing the connection ends it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from llm_api_server.control import InstanceInfo
+from llm_api_server.gateway import estimate, schemas
+from llm_api_server.gateway.openai import RequestFacts
+from llm_api_server.gateway.upstream import UpstreamClient, UpstreamError
+
+_OK = 200
+_MAX_ANSWER_BYTES = 64 * 1024
+
+
+def engine_ids(facts: RequestFacts, request_id: str) -> list[str]:
+    """What vLLM calls the parts of a request that was sent with `request_id`; nothing where it has no such name."""
+    match facts.request:
+        case schemas.ChatRequest() | schemas.MessagesRequest():
+            return [f"chatcmpl-{request_id}"]
+        case schemas.CompletionRequest():
+            return [f"cmpl-{request_id}-{index}" for index in range(estimate.prompts(facts.request))]
+        case schemas.ResponsesRequest():
+            return [f"resp_{request_id}_0"]
+    return []
+
+
+async def abort(upstream: UpstreamClient, instance: InstanceInfo, ids: list[str]) -> bool:
+    """Whether the engine has ended it: then its answer is about to come to its end."""
+    if instance.engine != "vllm" or not ids:  # an empty list would end everybody's
+        return False
+    body = msgspec.json.encode({"request_ids": ids})
+    try:
+        response = await upstream.post(
+            instance.address, "/abort_requests", body, content_type="application/json", headers=instance.headers
+        )
+        await response.read_all(_MAX_ANSWER_BYTES)
+    except UpstreamError:
+        return False
+    return response.status == _OK
