@@ -109,13 +109,9 @@ class ServerConfig(Section):
     )
 
 
-class ApiKeyConfig(Section):
-    """One key."""
+class LimitedConfig(Section):
+    """How much a caller may use."""
 
-    key: str = Field(min_length=8, repr=False, description="The key, or `sha256:` and its hex digest, or ${ENV}.")
-    name: Name = Field(description="Shown in logs and accounts instead of the key.")
-    permissions: list[Permission] = Field(["all"], description="What it may call.")
-    models: list[str] = Field(["*"], description="Models it may use; shell patterns.")
     requests_per_minute: int | None = Field(None, ge=1, description="Most requests in any 60 seconds.")
     tokens_per_minute: int | None = Field(
         None, ge=1, description="Most tokens, prompts and answers, in any 60 seconds."
@@ -124,6 +120,15 @@ class ApiKeyConfig(Section):
     tokens_per_day: int | None = Field(None, ge=1, description="Most tokens in a day (UTC).")
     tokens_per_month: int | None = Field(None, ge=1, description="Most tokens in a month (UTC).")
     priority: float = Field(1.0, gt=0, le=1000, description="Weight of its requests where several wait.")
+
+
+class ApiKeyConfig(LimitedConfig):
+    """One key."""
+
+    key: str = Field(min_length=8, repr=False, description="The key, or `sha256:` and its hex digest, or ${ENV}.")
+    name: Name = Field(description="Shown in logs and accounts instead of the key.")
+    permissions: list[Permission] = Field(["all"], description="What it may call.")
+    models: list[str] = Field(["*"], description="Models it may use; shell patterns.")
     expires_at: datetime | None = Field(
         None, description="When it ends, such as 2027-01-31T12:00:00Z; UTC unless said."
     )
@@ -147,6 +152,24 @@ class ApiKeyConfig(Section):
         return self.key.startswith(SHA256_PREFIX)
 
 
+Algorithm = Literal["RS256", "ES256"]
+
+
+class IssuerConfig(LimitedConfig):
+    """An identity provider (OpenID Connect) whose tokens are let in."""
+
+    issuer: str = Field(min_length=1, description="`iss` of its tokens, exactly.")
+    audience: list[str] = Field(min_length=1, description="`aud` of tokens that are meant for this server.")
+    jwks: str = Field(min_length=1, description="Its keys: an https URL, or a file relative to the configuration file.")
+    algorithms: list[Algorithm] = Field(["RS256", "ES256"], min_length=1, description="How its tokens are signed.")
+    name_claim: str = Field("sub", min_length=1, description="Claim that names the caller, in logs and accounts.")
+    permissions: list[Permission] = Field(
+        ["chat", "completions", "embeddings", "responses", "messages", "rerank", "tokenize"],
+        description="What its callers may call.",
+    )
+    models: list[str] = Field(["*"], description="Models they may use; shell patterns.")
+
+
 class AuthConfig(Section):
     """Who may use it."""
 
@@ -165,6 +188,8 @@ class AuthConfig(Section):
         description="Keys known from the start.",
         examples=[[{"key": "${LLM_API_KEY}", "name": "default", "permissions": ["all"], "models": ["*"]}]],
     )
+
+    issuers: list[IssuerConfig] = Field([], description="Identity providers whose tokens are let in as well.")
 
     @property
     def are_tokens_on(self) -> bool:

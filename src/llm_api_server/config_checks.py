@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from llm_api_server import log_file
 from llm_api_server.config_file import ConfigDocument, KeyPath, suggest
@@ -75,13 +76,18 @@ def _exposure(config: Config) -> Iterator[Problem]:
         yield ("auth", "enabled"), sentence
 
 
-def _has_keys(config: Config) -> Iterator[Problem]:
-    if config.auth.enabled and not config.auth.api_keys:
-        sentence = (
-            "auth.enabled is true and there is no key, so nobody could use this server. `llm-api-server keys new` "
-            "prints one to add here"
-        )
-        yield ("auth", "api_keys"), sentence
+def _issuers(config: Config) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, entry in enumerate(config.auth.issuers):
+        path: KeyPath = ("auth", "issuers", index)
+        if entry.issuer in seen:
+            yield (*path, "issuer"), f"is the issuer of auth.issuers[{seen[entry.issuer]}] already"
+        seen.setdefault(entry.issuer, index)
+        url = urlsplit(entry.jwks)
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            yield (*path, "jwks"), "keys that come over http could be anybody's. Use https"
+        elif "://" in entry.jwks and url.scheme not in {"http", "https"}:
+            yield (*path, "jwks"), "give an https URL or a file"
 
 
 def _keys_differ(config: Config) -> Iterator[Problem]:
@@ -187,7 +193,7 @@ def _log_retention(config: Config) -> Iterator[Problem]:
 _CHECKS: Checks = {
     _exposure: [("auth", "enabled"), ("server", "host"), ("server", "allow_unauthenticated")],
     _run_dir: [("server", "run_dir")],
-    _has_keys: [("auth", "enabled"), ("auth", "api_keys")],
+    _issuers: [("auth", "issuers")],
     _keys_differ: [("auth", "api_keys")],
     _tokens: [("auth", "tokens"), ("auth", "secret_key")],
     _log_format: [("logging", "format")],
@@ -204,6 +210,11 @@ _CHECKS: Checks = {
 
 def _auth_warnings(config: Config) -> Iterator[str]:
     auth, server = config.auth, config.server
+    if auth.enabled and not auth.api_keys and not auth.issuers:
+        yield (
+            "auth.api_keys is empty: only keys of the store are let in. `llm-api-server keys create --name NAME` makes "
+            "one."
+        )
     if not auth.enabled and not is_loopback(server.host):
         yield f"auth.enabled is false: everybody who reaches {server.host}:{server.port} may use this server."
     if auth.enabled and auth.tokens is None and auth.secret_key and is_weak_secret(auth.secret_key):

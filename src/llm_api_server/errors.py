@@ -27,6 +27,7 @@
         ├── EngineError            500 code engine_error
         ├── ModelLoadFailed        503 code model_load_failed
         ├── EngineUnavailable      503 code engine_unavailable
+        ├── IssuerUnavailable      503 code issuer_unavailable (an identity provider's keys cannot be had)
         ├── StoreUnavailable       503 code store_unavailable (the database cannot be reached)
         ├── ShuttingDown           503 code server_shutting_down
         └── RequestTimeout         504 code timeout
@@ -189,6 +190,10 @@ class EngineUnavailable(ApiError):
 
 class StoreUnavailable(ApiError):
     status, type, code = 503, "service_unavailable_error", "store_unavailable"
+
+
+class IssuerUnavailable(ApiError):
+    status, type, code = 503, "service_unavailable_error", "issuer_unavailable"
 
 
 class ShuttingDown(ApiError):

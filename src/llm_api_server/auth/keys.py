@@ -6,7 +6,7 @@ from collections.abc import ItemsView
 
 from llm_api_server import access
 from llm_api_server.access import Key, Limits
-from llm_api_server.config import SHA256_PREFIX, ApiKeyConfig, AuthConfig
+from llm_api_server.config import SHA256_PREFIX, ApiKeyConfig, AuthConfig, LimitedConfig
 
 _KEY_ID_LENGTH = 12
 
@@ -45,19 +45,17 @@ def digest(key: str) -> str:
     return access.digest(key)
 
 
+def limits_of(entry: LimitedConfig) -> Limits:
+    return Limits(**{name: getattr(entry, name) for name in Limits.__struct_fields__})
+
+
 def key_of(entry: ApiKeyConfig) -> Key:
     return Key(
         name=entry.name,
         key_id=digest(entry.key)[:_KEY_ID_LENGTH],
         permissions=frozenset(entry.permissions),
         models=tuple(entry.models),
-        limits=Limits(
-            entry.requests_per_minute,
-            entry.tokens_per_minute,
-            entry.max_concurrent,
-            entry.tokens_per_day,
-            entry.tokens_per_month,
-        ),
+        limits=limits_of(entry),
         priority=entry.priority,
         expires_at=entry.expires_at.timestamp() if entry.expires_at else None,
         networks=tuple(entry.networks),

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llm_api_server.auth.authenticator import Authenticator
+from llm_api_server.auth.issuers import Issuers
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import TokenSigner, token_signer
 from llm_api_server.config import Config, config_from_environment
@@ -91,7 +92,7 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
 
 def _authenticator(config: Config, link: ManagerLink, tokens: TokenSigner | None) -> Authenticator:
     source = StoreKeys(link)
-    authenticator = Authenticator(KeyRing(config.auth), source, tokens=tokens)
+    authenticator = Authenticator(KeyRing(config.auth), source, tokens=tokens, issuers=Issuers(config))
     source.when_changed(authenticator.forget)
     return authenticator
 

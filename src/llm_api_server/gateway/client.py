@@ -66,8 +66,10 @@ async def watch(receive: Receive, deadline: float, wind_down: Callable[[], Await
             reason = ClientGone()
         except TimeoutError as error:
             reason = error
-        await wind_down()
-        request.cancel()
+        try:
+            await wind_down()
+        finally:
+            request.cancel()
 
     watcher = asyncio.create_task(wait())
     try:

@@ -52,8 +52,9 @@ RETRY_DELAY = 0.1
 ATTEMPTS = 2
 #: How long a client that has stopped reading is waited for with the last event.
 FAREWELL_TIMEOUT = 1.0
-#: How long an engine that was told to end an answer may take to say how long it was.
+#: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.
 LAST_WORDS_TIMEOUT = 2.0
+ABORT_INTERVAL = 0.2
 MAX_ERROR_BYTES = 64 * 1024
 _CHAT = frozenset({"chat", "responses", "messages"})
 _EVENT_STREAM = "text/event-stream"
@@ -195,8 +196,17 @@ class _Exchange:
         self._is_muted = True
         if self._pings is not None:
             self._pings.cancel()
-        if self._lease is not None and await aborts.abort(self._proxy.upstream, self._instance, self._engine_ids):
-            await asyncio.sleep(LAST_WORDS_TIMEOUT)
+        if self._lease is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_TIMEOUT):
+                # More than once: the first may come before the engine knows the request.
+                for _ in range(round(LAST_WORDS_TIMEOUT / ABORT_INTERVAL)):
+                    if not await aborts.abort(self._proxy.upstream, self._instance, self._engine_ids):
+                        break
+                    await asyncio.sleep(ABORT_INTERVAL)
+        if self._record.reader is not None:
+            self._record.reader.cut_off()
 
     async def fail(self, error: ApiError) -> None:
         """Answer with `error`: as a response while nothing has been sent, else as the stream's last event."""

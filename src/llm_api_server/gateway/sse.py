@@ -129,6 +129,11 @@ class StreamReader:
         came = max(0, self._events - self._events_without_tokens)
         return msgspec.structs.replace(told, completion_tokens=came)
 
+    def cut_off(self) -> None:
+        """The connection is about to be closed: llama.cpp notices when it has made one more token of each choice."""
+        if self._events > self._events_without_tokens:
+            self._events += self._choices
+
     def flush(self) -> bytes:
         """What is left when the engine ends its answer without an empty line."""
         tail, self._tail = self._tail, b""
