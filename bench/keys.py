@@ -1,6 +1,7 @@
 """What it costs to tell who asks, with few and with many keys: the authenticator alone, in one process.
 
-Each kind of caller is asked for in a random order, with a warm cache as far as that reaches (10,000 store keys).
+Each kind of caller is asked for in a random order, with a warm cache as far as that reaches (10,000 store keys). A key
+of the store that no worker has seen yet is looked up by the manager: `lookup` is that, in a SQLite file.
 The last line of the output is one JSON object; times are microseconds of the best of `--rounds`.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import asyncio
 import json
 import random
+import tempfile
 import time
 
 from llm_api_server.access import Key, digest
@@ -17,9 +19,13 @@ from llm_api_server.auth.authenticator import MAX_REMEMBERED, Authenticator
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import TokenSigner
 from llm_api_server.config import ApiKeyConfig, AuthConfig
+from llm_api_server.store.database import Database
+from llm_api_server.store.keys import Actor, KeyFields, Keys
+from llm_api_server.store.schema import DIGESTS, KEYS
 
 SIZES = (10, 1_000, 100_000)
 CALLS = 5_000
+LOOKUPS = 500
 SECRET = "dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"  # noqa: S105 - of this measurement only
 
 
@@ -66,6 +72,29 @@ async def measure(door: Authenticator, sent: list[str], rounds: int) -> float:
     return best / CALLS * 1e6
 
 
+def measure_lookup(size: int, rounds: int) -> float:
+    """Microseconds per look-up of a key by its digest, among `size` in a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Database(f"sqlite:///{folder}/keys.db")
+        keys = Keys(database)
+        keys.create(KeyFields(name="first"), Actor("bench"))
+        with database.writing() as connection:
+            first = dict(connection.execute(KEYS.select()).mappings().one())
+            rows = [first | {"id": f"key_{number:016x}", "name": f"k{number}"} for number in range(size - 1)]
+            digests = [{"digest": digest(row["id"]), "key_id": row["id"]} for row in rows]
+            connection.execute(KEYS.insert(), rows)
+            connection.execute(DIGESTS.insert(), digests)
+        some = [one["digest"] for one in random.Random(1).choices(digests, k=LOOKUPS)]
+        best = float("inf")
+        for _ in range(rounds):
+            started = time.perf_counter()
+            for one in some:
+                keys.find(digest=one)
+            best = min(best, time.perf_counter() - started)
+        database.close()
+    return best / LOOKUPS * 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -74,6 +103,7 @@ def main() -> None:
     for size in SIZES:
         for kind, (door, sent) in doors(size).items():
             figures.setdefault(kind, {})[str(size)] = round(asyncio.run(measure(door, sent, rounds)), 3)
+        figures.setdefault("lookup", {})[str(size)] = round(measure_lookup(size, rounds), 1)
     for kind, times in figures.items():
         print(f"{kind:12}", *(f"{size:>7} keys {cost:6.2f} us" for size, cost in times.items()), sep="  ")
         times["ratio"] = round(times[str(SIZES[-1])] / times[str(SIZES[0])], 2)

@@ -1,0 +1,48 @@
+"""Raw bytes where a key belongs, on a real server's socket: answered with 4xx or cut off, never let in, never a 5xx."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+from tests.running import KEY, Server, running
+
+REQUESTS = 600
+PARTS = [
+    b"Bearer", b"bearer", b"Basic", b" ", b"\t", b"  ", b":", b",", b"sk-", KEY[:-1].encode(), KEY.upper().encode(),
+    b"eyJhbGciOiJub25lIn0", b".", b"..", b"e30.e30.", b"\x00", b"\xff\xfe", "é新".encode(), b"%00", b"'--", b"null",
+    b"\r\n ", b"=" * 50, b"A" * 300,
+]  # fmt: skip
+
+
+def ask(server: Server, headers: bytes) -> int:
+    """The status; 0 where the connection was closed without one."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + headers + b"\r\n\r\n")
+        answer = b""
+        try:
+            while data := connection.recv(65536):
+                answer += data
+        except ConnectionError:
+            return 0
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+def test_nothing_but_a_key_opens(tmp_path: Path) -> None:
+    chance = random.Random(20261122)
+    with running(tmp_path, {"auth": {"secret_key": "dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"}}) as server:
+        seen = set()
+        for _ in range(REQUESTS):
+            lines = []
+            for _ in range(chance.randint(1, 3)):
+                name = chance.choice([b"authorization", b"Authorization", b"x-api-key", b"X-API-KEY"])
+                value = b"".join(chance.choices(PARTS, k=chance.randint(0, 5))) + chance.randbytes(chance.randint(0, 8))
+                lines.append(name + b": " + value)
+            status = ask(server, b"\r\n".join(lines))
+            assert status == 0 or 400 <= status < 500, (status, lines)
+            seen.add(status)
+        assert 401 in seen
+        assert ask(server, b"authorization: Bearer " + KEY.encode()) == 200
+        log = (server.folder / "logs" / "gateway.log").read_text()
+        assert "Traceback" not in log
