@@ -6,7 +6,7 @@ from llm_api_server.config import config_from_environment
 from llm_api_server.errors import ConfigError
 
 if __name__ == "__main__":
-    from llm_api_server.cli import main
+    from llm_api_server.cli.main import main
 
     main(["serve", *sys.argv[1:]])
 elif __name__ != "__mp_main__":  # workers of `python main.py` read this file again

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_api_server import lifecycle
-from llm_api_server.cli import app
+from llm_api_server.cli.main import app
 from tests.unit.engines.fake_vllm import fake_vllm, interpreter
 
 CONFIG = """\

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm_api_server import cli_base
-from llm_api_server.cli_base import ConfigOption, JsonOption
+from llm_api_server.cli import base
+from llm_api_server.cli.base import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from llm_api_server.managed_keys import ListedKey, ManagedKeys
@@ -92,7 +92,7 @@ def keys_create(
 @app.command("list")
 def keys_list(*, as_json: JsonOption = False, config: ConfigOption = None) -> None:
     """Show all keys, those of the configuration among them."""
-    from llm_api_server import keys_view
+    from llm_api_server.cli import keys_view
 
     with _managed(config) as (keys, _):
         listed = keys.list()
@@ -134,7 +134,7 @@ def keys_update(
         "priority": priority, "expires_at": expires, "networks": network, "enabled": enabled,
     }  # fmt: skip
     if all(value is None or value == [] for value in given.values()):
-        cli_base.fail("Nothing to change: give at least one option.", cli_base.EXIT_BAD_CONFIG)
+        base.fail("Nothing to change: give at least one option.", base.EXIT_BAD_CONFIG)
     with _managed(config) as (keys, _):
         _print_key(keys.update(key, _fields(given), _actor()), as_json=as_json)
 
@@ -156,7 +156,7 @@ def keys_rotate(
     try:
         seconds = parse_duration(overlap)
     except ValueError as error:
-        cli_base.fail(f"--overlap: {error}", cli_base.EXIT_BAD_CONFIG)
+        base.fail(f"--overlap: {error}", base.EXIT_BAD_CONFIG)
     with _managed(config) as (keys, _):
         new, secret = keys.rotate(key, seconds, _actor())
         until = new.old_secret_until
@@ -192,7 +192,7 @@ def keys_audit(
     config: ConfigOption = None,
 ) -> None:
     """Show who changed which key, newest first."""
-    from llm_api_server import keys_view
+    from llm_api_server.cli import keys_view
 
     with _managed(config) as (_, store):
         entries = store.audit(key=key, limit=limit)
@@ -202,8 +202,8 @@ def keys_audit(
 @contextmanager
 def _managed(path: Path | None) -> Iterator[tuple[ManagedKeys, Keys]]:
     """All keys, and those of the store alone, while the database is open."""
-    loaded = cli_base.load(path)
-    with cli_base.errors(loaded):
+    loaded = base.load(path)
+    with base.errors(loaded):
         from llm_api_server.managed_keys import ManagedKeys
         from llm_api_server.store.database import Database
         from llm_api_server.store.keys import Keys
@@ -268,14 +268,14 @@ def _words(values: Sequence[str]) -> list[str]:
 
 
 def _print_key(key: ListedKey, *, as_json: bool) -> None:
-    from llm_api_server import keys_view
+    from llm_api_server.cli import keys_view
 
     typer.echo(keys_view.as_json(key) if as_json else keys_view.as_lines(key))
 
 
 def _print_secret(done: str, key: ListedKey, secret: str, *, quiet: bool, as_json: bool) -> None:
     """The only place that shows it."""
-    from llm_api_server import keys_view
+    from llm_api_server.cli import keys_view
 
     if as_json:
         typer.echo(keys_view.as_json(key, secret=secret))

@@ -1,4 +1,4 @@
-"""What all commands share: options, exit codes, and errors as messages. Codes are explained in `cli.py`."""
+"""What all commands share: options, exit codes, and errors as messages. Codes are explained in `main.py`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from llm_api_server import __version__, control, first_run
-from llm_api_server.cli import app
+from llm_api_server.cli.main import app
 from llm_api_server.config import load_config
 from llm_api_server.control import ListModels, LoadModel, Models, ModelStatus, Refused, Shutdown, UnloadModel
 from llm_api_server.starter import StarterError
@@ -279,7 +279,7 @@ def test_stop_ends_a_manager_that_runs_alone(run: Run, manager: TinyManager) -> 
 def test_help_needs_none_of_the_heavy_modules() -> None:
     program = """
 import sys
-from llm_api_server.cli import main
+from llm_api_server.cli.main import main
 try:
     main(["--help"])
 except SystemExit as end:

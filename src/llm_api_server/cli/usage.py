@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_api_server import cli_base
-from llm_api_server.cli_base import ConfigOption, JsonOption
+from llm_api_server.cli import base
+from llm_api_server.cli.base import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from llm_api_server.config import Config
@@ -37,14 +37,12 @@ def usage(
 ) -> None:
     """Show what was used: requests, tokens, times. Hours and days are those of UTC."""
     if as_csv and as_json:
-        cli_base.fail("Give --csv or --json, not both.", cli_base.EXIT_BAD_CONFIG)
+        base.fail("Give --csv or --json, not both.", base.EXIT_BAD_CONFIG)
     if requests and (since or until):
-        cli_base.fail(
-            "--requests shows the newest ones: use --limit instead of --since and --until.", cli_base.EXIT_BAD_CONFIG
-        )
+        base.fail("--requests shows the newest ones: use --limit instead of --since and --until.", base.EXIT_BAD_CONFIG)
     groups = _groups(by)
     span = _time(since), _time(until)
-    loaded = cli_base.load(config)
+    loaded = base.load(config)
     with _ledger(loaded) as (ledger, keys):
         only = keys.picked(key)
         if requests:
@@ -57,7 +55,8 @@ def usage(
 
 
 def _print_requests(rows: Sequence[RequestRow], *, as_csv: bool, as_json: bool) -> None:
-    from llm_api_server import usage_rows, usage_view
+    from llm_api_server import usage_rows
+    from llm_api_server.cli import usage_view
 
     if as_csv:
         typer.echo(usage_rows.requests_csv(rows), nl=False)
@@ -68,7 +67,8 @@ def _print_requests(rows: Sequence[RequestRow], *, as_csv: bool, as_json: bool) 
 def _print_sums(ledger: UsageLedger, query: UsageQuery, *, as_csv: bool, as_json: bool) -> None:
     import msgspec
 
-    from llm_api_server import usage_rows, usage_view
+    from llm_api_server import usage_rows
+    from llm_api_server.cli import usage_view
 
     found = ledger.query(query)
     if as_csv:
@@ -85,7 +85,7 @@ def _groups(by: str) -> tuple[UsageGroup, ...]:
     try:
         return parse_groups(by)
     except ValueError as error:
-        cli_base.fail(f"--by: {error}", cli_base.EXIT_BAD_CONFIG)
+        base.fail(f"--by: {error}", base.EXIT_BAD_CONFIG)
 
 
 def _time(text: str | None) -> float | None:
@@ -96,13 +96,13 @@ def _time(text: str | None) -> float | None:
     try:
         return None if text is None else parse_since(text, time.time())
     except ValueError as error:
-        cli_base.fail(str(error), cli_base.EXIT_BAD_CONFIG)
+        base.fail(str(error), base.EXIT_BAD_CONFIG)
 
 
 @contextmanager
 def _ledger(config: Config) -> Iterator[tuple[UsageLedger, ManagedKeys]]:
     """While the database is open."""
-    with cli_base.errors(config):
+    with base.errors(config):
         from llm_api_server.managed_keys import ManagedKeys
         from llm_api_server.store.database import Database
         from llm_api_server.store.keys import Keys

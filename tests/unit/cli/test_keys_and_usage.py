@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_api_server.access import digest
-from llm_api_server.cli import app
+from llm_api_server.cli.main import app
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_api_server import cli_base, cli_keys, cli_usage
-from llm_api_server.cli_base import ConfigOption, JsonOption
+from llm_api_server.cli import base, keys, usage
+from llm_api_server.cli.base import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from llm_api_server.control import ModelStatus
@@ -28,8 +28,8 @@ config_app = typer.Typer(help="Texts about the configuration file.", no_args_is_
 models_app = typer.Typer(help="Models of the running server.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
-app.add_typer(cli_keys.app, name="keys")
-app.command("usage")(cli_usage.usage)
+app.add_typer(keys.app, name="keys")
+app.command("usage")(usage.usage)
 
 NameArgument = Annotated[str, typer.Argument(help="A model's name or alias.")]
 
@@ -57,8 +57,8 @@ def serve(
             os.environ[f"LLM_API_SERVER_{variable}"] = str(value)
     from llm_api_server.engines.config_problems import engine_checks
 
-    loaded = cli_base.load(None, engine_checks(may_import=False))
-    with cli_base.errors():
+    loaded = base.load(None, engine_checks(may_import=False))
+    with base.errors():
         from llm_api_server.serving import serve as run
 
         raise typer.Exit(run(loaded))
@@ -69,10 +69,10 @@ def stop(config: ConfigOption = None) -> None:
     """Stop the running server: requests under way may finish."""
     from llm_api_server.lifecycle import stop_server
 
-    loaded = cli_base.load(config)
-    with cli_base.errors():
+    loaded = base.load(config)
+    with base.errors():
         if not stop_server(loaded):
-            cli_base.not_running(loaded)
+            base.not_running(loaded)
     typer.echo("Stopped.")
 
 
@@ -82,7 +82,7 @@ def check_config(config: ConfigOption = None) -> None:
     from llm_api_server.config_checks import config_warnings
     from llm_api_server.engines.config_problems import engine_checks, engine_warnings
 
-    loaded = cli_base.load(config, engine_checks(may_import=True))
+    loaded = base.load(config, engine_checks(may_import=True))
     for warning in (*config_warnings(loaded), *engine_warnings(loaded)):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{loaded.source}: ok")
@@ -98,7 +98,7 @@ def init(
     from llm_api_server.first_run import write_first_config
 
     path = find_config(config).absolute()
-    with cli_base.errors():
+    with base.errors():
         if write_first_config(path, with_starter=starter, progress=typer.echo):
             typer.echo(f"Wrote {path}.")
         else:
@@ -132,10 +132,10 @@ def config_schema() -> None:
 @models_app.command("list")
 def models_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show all models and their states."""
-    from llm_api_server import models_view
+    from llm_api_server.cli import models_view
 
-    loaded = cli_base.load(config)
-    with cli_base.errors(loaded):
+    loaded = base.load(config)
+    with base.errors(loaded):
         statuses = models_view.fetch(loaded)
         typer.echo(models_view.as_json(statuses) if as_json else models_view.as_table(statuses))
 
@@ -143,10 +143,10 @@ def models_list(config: ConfigOption = None, as_json: JsonOption = False) -> Non
 @models_app.command("show")
 def models_show(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show all there is to know about one model."""
-    from llm_api_server import models_view
+    from llm_api_server.cli import models_view
 
-    loaded = cli_base.load(config)
-    with cli_base.errors(loaded):
+    loaded = base.load(config)
+    with base.errors(loaded):
         status = models_view.find(models_view.fetch(loaded), name)
         typer.echo(models_view.as_json(status) if as_json else models_view.as_lines(status))
 
@@ -154,10 +154,10 @@ def models_show(name: NameArgument, config: ConfigOption = None, as_json: JsonOp
 @models_app.command("explain")
 def models_explain(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Tell whether a model would fit: now, after which others, or never, with the arithmetic."""
-    from llm_api_server import models_view
+    from llm_api_server.cli import models_view
 
-    loaded = cli_base.load(config)
-    with cli_base.errors(loaded):
+    loaded = base.load(config)
+    with base.errors(loaded):
         explanation = models_view.explain(loaded, name)
         typer.echo(models_view.as_json(explanation) if as_json else models_view.as_text(explanation))
 
@@ -165,20 +165,20 @@ def models_explain(name: NameArgument, config: ConfigOption = None, as_json: Jso
 @models_app.command("load")
 def models_load(name: NameArgument, config: ConfigOption = None) -> None:
     """Load a model and wait until it is ready."""
-    from llm_api_server import models_view
+    from llm_api_server.cli import models_view
 
-    loaded = cli_base.load(config)
-    with cli_base.errors(loaded):
+    loaded = base.load(config)
+    with base.errors(loaded):
         _print_outcome(models_view.load(loaded, name))
 
 
 @models_app.command("unload")
 def models_unload(name: NameArgument, config: ConfigOption = None) -> None:
     """Let a model finish its requests, unload it, and wait until it is gone."""
-    from llm_api_server import models_view
+    from llm_api_server.cli import models_view
 
-    loaded = cli_base.load(config)
-    with cli_base.errors(loaded):
+    loaded = base.load(config)
+    with base.errors(loaded):
         _print_outcome(models_view.unload(loaded, name))
 
 

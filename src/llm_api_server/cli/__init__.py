@@ -1,0 +1,1 @@
+"""The command `llm-api-server`: parses, calls one function, prints. `*_view.py` make the texts."""
