@@ -6,6 +6,8 @@ import random
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.running import KEY, Server, running
 
 REQUESTS = 600
@@ -46,3 +48,16 @@ def test_nothing_but_a_key_opens(tmp_path: Path) -> None:
         assert ask(server, b"authorization: Bearer " + KEY.encode()) == 200
         log = (server.folder / "logs" / "gateway.log").read_text()
         assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("command", ["serve", "gunicorn"])
+@pytest.mark.parametrize(("trusted", "status"), [([], 403), (["127.0.0.0/8"], 200), (["10.0.0.0/8"], 403)])
+def test_only_a_trusted_proxy_tells_the_clients_address(
+    tmp_path: Path, command: str, trusted: list[str], status: int
+) -> None:
+    key = {"key": KEY, "name": "away", "networks": ["203.0.113.0/24"]}
+    config = {"server": {"trusted_proxies": trusted}, "auth": {"api_keys": [key]}}
+    with running(tmp_path, config, command=command) as server:
+        forwarded = b"\r\nx-forwarded-for: 203.0.113.7"
+        assert ask(server, b"authorization: Bearer " + KEY.encode() + forwarded) == status
+        assert ask(server, b"authorization: Bearer " + KEY.encode()) == 403

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 MODEL = "SmolLM2-135M-Instruct"
 CLIENTS = 32
-PER_MINUTE, TOKENS, CONCURRENT = 25, 900, 3
+PER_MINUTE, TOKENS, CONCURRENT = 25, 500, 3
 LIMITED = {
     "requests": {"requests_per_minute": PER_MINUTE},
     "tokens": {"tokens_per_minute": TOKENS},

@@ -39,7 +39,7 @@ def make_config(smollm2_gguf: Path, **storage: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def server(tmp_path: Path, smollm2_gguf: Path) -> Iterator[Server]:
-    with running(tmp_path, make_config(smollm2_gguf, key_grace=4)) as one:
+    with running(tmp_path, make_config(smollm2_gguf, key_grace=15)) as one:
         wait_until(lambda: one.models()[MODEL]["state"] == "ready")
         yield one
 

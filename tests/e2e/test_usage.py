@@ -12,7 +12,7 @@ import pytest
 from tests import mixed_load
 from tests.running import Server, running, wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 
 MODEL = "SmolLM2-135M-Instruct"
 REQUESTS = 500

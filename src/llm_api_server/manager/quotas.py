@@ -120,6 +120,7 @@ class Account:
     running: int = 0
     reserved: int = 0
     spent: _Spent = field(default_factory=_Spent)
+    settled_at: float = float("-inf")
 
     def add_spent(self, of_day: int, of_month: int, wall: float) -> None:
         """What was used before this account was opened."""
@@ -146,6 +147,7 @@ class Account:
 
     def settle(self, reservation: Reservation, used: int, now: float, wall: float) -> None:
         self.spent.turn(wall)
+        self.settled_at = now
         self.running -= 1
         self.reserved -= reservation.tokens
         self.spent.of_day += used
@@ -160,8 +162,9 @@ class Account:
         )
 
     def is_idle(self, now: float) -> bool:
-        """Nothing is lost when it is forgotten, but what was spent, which the store knows."""
-        return self.running == 0 and self.requests.total(now) == 0 and self.tokens.total(now) == 0
+        """Nothing is lost when it is forgotten: what was spent is in the store by now."""
+        is_over = self.running == 0 and self.settled_at + MINUTE < now
+        return is_over and self.requests.total(now) == 0 and self.tokens.total(now) == 0
 
     def _take(self, limits: Limits, tokens: int, now: float) -> Reservation:
         self.running += 1

@@ -158,6 +158,15 @@ def test_a_request_admitted_by_another_manager_counts_until_it_is_settled() -> N
     assert account.spent.of_day == 40
 
 
+def test_an_account_is_forgotten_only_when_the_store_knows_all_of_it() -> None:
+    account, limits = Account(), Limits(tokens_per_day=100)
+    first = admitted(admit(account, limits, 0.0, tokens=10))
+    assert not account.is_idle(1000.0)
+    account.settle(first, 10, 1000.0, NOON)
+    assert not account.is_idle(1001.0)
+    assert account.is_idle(1061.0)
+
+
 def test_standing_tells_what_is_left_and_when_all_of_it_is_back() -> None:
     account, limits = Account(), Limits(requests_per_minute=3, tokens_per_minute=100)
     standing = account.standing(limits, 0.0)
