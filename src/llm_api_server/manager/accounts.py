@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,8 @@ RETURN_TIMEOUT = 5.0
 #: Seconds between two rounds of house-keeping; the first comes as soon as workers have had the time to connect.
 HOUSEKEEPING_INTERVAL = 3600.0
 CLOSE_TIMEOUT = 5.0
+#: How often a report is tried to be written to a database that answers and does not take it.
+MAX_TRIES = 600
 MAX_REMEMBERED_KEYS = 100_000
 MAX_WAITING_REPORTS = 100_000
 
@@ -93,8 +95,8 @@ class Accounts:
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        for loop in (self._poll(), self._write(), self._keep_house()):
-            self._loops.append(asyncio.create_task(loop))
+        for loop in (self._poll, self._write, self._keep_house):
+            self._loops.append(asyncio.create_task(_restarted(loop)))
 
     async def close(self) -> None:
         """Write what workers said last; what cannot be written is lost, and the log says how much."""
@@ -248,8 +250,7 @@ class Accounts:
         while True:
             try:
                 of_day, of_month = await self._threads.write(self._ledger.spent, key_id, time.time())
-            except StoreError as error:
-                self._note_lost(str(error))
+            except StoreError:  # told by those who look for changes
                 await asyncio.sleep(RETRY_INTERVAL)
             else:
                 opened.account.add_spent(of_day, of_month, time.time())
@@ -300,21 +301,36 @@ class Accounts:
             logger.error("the ledger loses {} rows: the database could not be written", len(lost.ended))
 
     async def _write(self) -> None:
-        """One report after the other; one that cannot be written is tried again until it can."""
+        """One report after the other."""
         while self._reports or not self._is_closing:
             await self._has_reports.wait()
             while self._reports:
                 client, worker, number, batch = self._reports[0]
-                try:
-                    await self._threads.write(self._ledger.write, batch, worker)
-                except StoreError as error:
-                    self._note_lost(str(error))
-                    await asyncio.sleep(RETRY_INTERVAL)
-                    continue
+                await self._write_one(batch, worker)
                 self._reports.popleft()
                 if client in self._workers and client is not None:
                     client.send(UsageKept(number))
             self._has_reports.clear()
+
+    async def _write_one(self, batch: Batch, worker: str) -> None:
+        """Again and again while the database takes nothing; what it never takes must not keep all else from it."""
+        tries = 0
+        while True:
+            try:
+                await self._threads.write(self._ledger.write, batch, worker)
+            except StoreError as error:
+                tries += 1
+                if tries == 1:
+                    logger.warning("usage cannot be written just now, it is kept and tried again: {}", error)
+                if tries > MAX_TRIES and self._lost_since is None:
+                    logger.error("the ledger loses {} rows: the database does not take them", len(batch.ended))
+                    return
+            except Exception:  # noqa: BLE001 - a fault of ours in one report must not stop the ledger
+                logger.exception("the ledger loses {} rows", len(batch.ended))
+                return
+            else:
+                return
+            await asyncio.sleep(RETRY_INTERVAL)
 
     async def _keep_house(self) -> None:
         """Settle rows that nobody will settle any more, and forget what has been kept long enough."""
@@ -343,6 +359,18 @@ class Accounts:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _restarted(loop: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Until it ends by itself: what nobody foresaw is logged, and the loop goes on."""
+    while True:
+        try:
+            await loop()
+        except Exception:  # noqa: BLE001 - the edge of the task
+            logger.exception("a fault in the accounts")
+            await asyncio.sleep(RETRY_INTERVAL)
+        else:
+            return
 
 
 def _now() -> float:

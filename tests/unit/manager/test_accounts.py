@@ -15,6 +15,7 @@ from llm_api_server import control
 from llm_api_server.access import Limits, digest
 from llm_api_server.config import StorageConfig
 from llm_api_server.control import Admission
+from llm_api_server.errors import StoreError
 from llm_api_server.manager import accounts as module
 from llm_api_server.manager.accounts import Accounts
 from llm_api_server.manager.store_threads import StoreThreads
@@ -239,6 +240,43 @@ async def test_a_worker_that_comes_back_is_not_lost(accounts: Accounts, client: 
     accounts.report(again, control.ReportUsage(2, Batch(ended=[ended("a", Usage(2, 2))])))
     await until(lambda: again.of(control.UsageKept))
     assert [row.error for row in store.ledger.rows(limit=10)] == [None]
+
+
+async def test_what_the_database_never_takes_does_not_stop_the_ledger(
+    accounts: Accounts, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_TRIES", 3)
+    write = accounts._ledger.write
+
+    def refuse(batch: Batch, worker: str) -> None:
+        if batch.started[0].row == "poison":
+            raise StoreError("The database takes no such value.")
+        if batch.started[0].row == "fault":
+            raise TypeError("a fault of ours")
+        write(batch, worker)
+
+    monkeypatch.setattr(accounts._ledger, "write", refuse)
+    for number, row in enumerate(("poison", "fault", "good"), 1):
+        accounts.report(client, control.ReportUsage(number, Batch([started(row)], [], [ended(row, Usage(1, 1))])))
+    await until(lambda: len(client.of(control.UsageKept)) == 3)
+    assert [row.row for row in store.ledger.rows(limit=10)] == ["good"]
+
+
+async def test_a_fault_in_a_loop_does_not_end_it(
+    accounts: Accounts, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = iter([TypeError("a fault of ours")])
+    look = accounts._keys.changed_since
+
+    def fail_once(revision: int) -> tuple[int, list[str]]:
+        for fault in faults:
+            raise fault
+        return look(revision)
+
+    monkeypatch.setattr(accounts._keys, "changed_since", fail_once)
+    await asyncio.sleep(0.1)
+    store.keys.create(KeyFields(name="ann"), ANN)
+    await until(lambda: client.of(control.KeysChanged))
 
 
 async def test_closing_writes_what_was_said_last(store: Store) -> None:
