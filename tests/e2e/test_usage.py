@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from tests.running import Server, running, wait_until
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 
 MODEL = "SmolLM2-135M-Instruct"
-REQUESTS = 500
 
 
 def total(server: Server) -> dict[str, Any]:
@@ -41,16 +41,16 @@ def metrics(server: Server) -> dict[str, float]:
     return found
 
 
-async def compare(server: Server, metric: str, most_tokens: int) -> None:
+async def compare(server: Server, metric: str, requests: int, most_tokens: int) -> None:
     wait_until(lambda: server.models()[MODEL]["state"] == "ready", timeout=200)
     before = metrics(server)[metric]
-    left = await mixed_load.run(server, REQUESTS, seed=20261122, most_tokens=most_tokens)
-    assert left > REQUESTS / 10
+    left = await mixed_load.run(server, requests, seed=20261122, most_tokens=most_tokens)
+    assert left > requests / 10
     # Who leaves before it was admitted has no row.
-    wait_until(lambda: REQUESTS - left <= total(server)["requests"] <= REQUESTS)
+    wait_until(lambda: requests - left <= total(server)["requests"] <= requests)
     wait_until(lambda: not open_rows(server))
     ours, theirs = total(server)["completion_tokens"], metrics(server)[metric] - before
-    print(f"{left} of {REQUESTS} left; completion tokens: ledger {ours}, engine {theirs:.0f}")
+    print(f"{left} of {requests} left; completion tokens: ledger {ours}, engine {theirs:.0f}")
     assert total(server)["aborted"] >= left / 2
     assert ours == pytest.approx(theirs, rel=0.01)
 
@@ -60,7 +60,7 @@ async def test_the_ledger_counts_what_vllm_counts(tmp_path: Path, smollm2_folder
     available = {MODEL: {"path": str(smollm2_folder), "max_tokens": 512}}
     config = {"server": {"workers": 2}, "models": {"default": MODEL, "preload": [MODEL], "available": available}}
     with running(tmp_path, config) as server:
-        await compare(server, "vllm:generation_tokens_total", 20)
+        await compare(server, "vllm:generation_tokens_total", 500, 20)
 
 
 async def test_the_ledger_counts_what_llama_cpp_counts(tmp_path: Path, smollm2_gguf: Path) -> None:
@@ -71,4 +71,41 @@ async def test_the_ledger_counts_what_llama_cpp_counts(tmp_path: Path, smollm2_g
         "inference": {"max_batch_size": 8},
     }
     with running(tmp_path, config) as server:
-        await compare(server, "llamacpp:tokens_predicted_total", 32)
+        await compare(server, "llamacpp:tokens_predicted_total", 250, 40)
+
+
+def rows(server: Server) -> list[dict[str, Any]]:
+    with server.client() as client:
+        found: list[dict[str, Any]] = client.get("/admin/api/requests").raise_for_status().json()["data"]
+        return [row for row in found if row["ended_at"] is not None]
+
+
+def test_prompts_are_kept_where_that_is_asked_for_and_time_that_is_over_settles(
+    tmp_path: Path, smollm2_gguf: Path
+) -> None:
+    available = {MODEL: {"path": str(smollm2_gguf), "max_tokens": 8192}}
+    config = {
+        "server": {"timeout": 3},
+        "models": {"default": MODEL, "preload": [MODEL], "available": available},
+        "storage": {"record_prompts": True},
+    }
+    with running(tmp_path, config) as server, server.client() as client:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        messages = [{"role": "user", "content": "Say hello."}]
+        body = {"messages": messages, "max_tokens": 2, "temperature": 0}
+        client.post("/v1/chat/completions", json=body).raise_for_status()
+        wait_until(lambda: len(rows(server)) == 1)
+        assert json.loads(rows(server)[0]["prompt"]) == {"messages": messages}
+        for stream in (False, True):
+            endless = {"prompt": "Once", "max_tokens": 8000, "ignore_eos": True, "stream": stream}
+            answer = client.post("/v1/completions", json=endless)
+            assert answer.status_code == (200 if stream else 504)
+            assert '"code":"timeout"' in answer.text
+        wait_until(lambda: len(rows(server)) == 3)
+        plain, streamed = sorted(rows(server)[:2], key=lambda row: row["stream"])
+        assert (plain["status"], plain["error"]) == (504, "timeout")
+        assert (streamed["status"], streamed["error"]) == (200, "timeout")
+        for row in (plain, streamed):
+            assert row["completion_tokens"] > 10
+            assert row["duration"] >= 3
+            assert 0 < row["queued"] <= row["first_token"] < row["duration"]

@@ -62,7 +62,10 @@ class Issuers:
 
     async def verify(self, token: str) -> Key:
         """Who it is, until the token ends. Raises `InvalidKey`, or `IssuerUnavailable` without keys to verify it by."""
-        return await self._issuers[_issuer_of(token) or ""].verify(token)
+        issuer = self._issuers.get(_issuer_of(token) or "")
+        if issuer is None:
+            raise InvalidKey(_REFUSED)
+        return await issuer.verify(token)
 
 
 class _Issuer:

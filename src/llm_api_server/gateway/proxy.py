@@ -205,7 +205,7 @@ class _Exchange:
                     if not await aborts.abort(self._proxy.upstream, self._instance, self._engine_ids):
                         break
                     await asyncio.sleep(ABORT_INTERVAL)
-        if self._record.reader is not None:
+        if self._record.reader is not None and self._instance.engine == "llama_cpp":
             self._record.reader.cut_off()
 
     async def fail(self, error: ApiError) -> None:

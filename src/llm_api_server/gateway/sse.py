@@ -20,6 +20,7 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 _OVERLAP_BYTES = 1024
 _USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+_CRLF_EVENT_END = b"\r\n\r\n"
 #: Of an event that brings a token; OpenAI's streams have hardly others.
 _TOKEN_MARKS: dict[Dialect, bytes] = {
     "openai": b"\n\n",
@@ -115,7 +116,7 @@ class StreamReader:
             self._tail = b""
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._keep_tail(data)
-        self._events += data.count(self._mark)
+        self._events += data.count(self._mark) or data.count(_CRLF_EVENT_END)
         if self._without_role or b'"usage"' in data or b'"error"' in data or b"[DONE]" in data or b": null\n" in data:
             return b"".join(self._filter(data))
         return data

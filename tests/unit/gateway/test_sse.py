@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_api_server.errors import EngineError
+from llm_api_server.gateway.openai import Dialect
 from llm_api_server.gateway.sse import BodyReader, StreamReader, error_event, waiting_comment
 from llm_api_server.usage import Usage
 
@@ -158,3 +159,41 @@ def test_error_events_of_each_dialect() -> None:
 
 def test_comment_cannot_smuggle_lines() -> None:
     assert waiting_comment("a\n\ndata: x") == b": waiting for a??data: x\n\n"
+
+
+def chunks(*texts: str, end: str = "\n\n") -> list[bytes]:
+    return [f'data: {{"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}]}}{end}'.encode() for text in texts]
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_tokens_so_far_are_counted_until_the_engine_tells_them(end: str, joined: bool) -> None:
+    reader = StreamReader("openai", is_chat=True)
+    data = [b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}' + end.encode(), *chunks("a", "b", end=end)]
+    for read in [b"".join(data)] if joined else data:
+        reader.feed(read)
+    assert reader.usage_so_far == Usage(0, 2)
+    reader.cut_off()
+    assert reader.usage_so_far == Usage(0, 3)
+    reader.feed(b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}' + end.encode())
+    assert reader.usage_so_far == Usage(5, 7)
+
+
+def test_a_stream_without_a_token_has_none_when_it_is_cut_off() -> None:
+    reader = StreamReader("openai", is_chat=True)
+    reader.feed(b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\n')
+    reader.cut_off()
+    assert reader.usage_so_far == Usage()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "event"),
+    [
+        ("anthropic", b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"a"}}\n\n'),
+        ("responses", b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta"}\n\n'),
+    ],
+)
+def test_only_events_that_bring_tokens_count(dialect: Dialect, event: bytes) -> None:
+    reader = StreamReader(dialect)
+    reader.feed(b'event: start\ndata: {"type":"start"}\n\n' + event * 3 + b'event: stop\ndata: {"type":"stop"}\n\n')
+    assert reader.usage_so_far == Usage(0, 3)
