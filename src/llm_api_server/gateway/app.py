@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import resources
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,7 +37,7 @@ from llm_api_server.gateway.middleware import (
     method_not_allowed,
 )
 from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
-from llm_api_server.gateway.proxy import EngineProxy
+from llm_api_server.gateway.proxy import FRONT_DOOR, EngineProxy, FrontDoor
 from llm_api_server.gateway.records import RequestRecord, record_of
 from llm_api_server.gateway.routes import PUBLIC_PATHS, model_routes, system_routes, token_routes
 from llm_api_server.gateway.store_access import StoreAccess
@@ -72,12 +73,12 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
     tokens = token_signer(config.auth)
     catalog = Catalog(config)
     store = StoreAccess(config)
-    proxy = EngineProxy(config, catalog, leases, accounts, upstream)
+    authenticator = _authenticator(config, leases.link, tokens) if config.auth.enabled else None
+    proxy = EngineProxy(config, catalog, leases, accounts, upstream, authenticator)
     app: ASGIApp = Dispatcher(
         {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
-        _routes(config, catalog, leases, tokens, store, _lifespan(leases, accounts, upstream, store)),
+        _routes(config, catalog, leases, tokens, store, _lifespan(config, proxy, store)),
     )
-    authenticator = _authenticator(config, leases.link, tokens) if config.auth.enabled else None
     app = AuthenticationMiddleware(app, authenticator=authenticator, public=PUBLIC_PATHS)
     if config.server.cors_origins:
         app = CORSMiddleware(
@@ -112,20 +113,22 @@ def _changed_at(config: Config) -> int:
         return 0
 
 
-_Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]
+_Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]
 
 
-def _lifespan(leases: Leases, accounts: Accounts, upstream: UpstreamClient, store: StoreAccess) -> _Lifespan:
+def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifespan:
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await leases.link.start()
+    async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        await proxy.leases.link.start()
+        proxy.start()
         try:
-            yield
+            yield {FRONT_DOOR: FrontDoor(config, proxy)}
         finally:
-            accounts.close()
-            leases.close()
-            await leases.link.close()
-            upstream.close()
+            proxy.close()
+            proxy.accounts.close()
+            proxy.leases.close()
+            await proxy.leases.link.close()
+            proxy.upstream.close()
             store.close()
 
     return lifespan

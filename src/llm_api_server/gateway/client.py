@@ -1,111 +1,164 @@
-"""The client's end of a request: its body, whether it is still there, comments that keep it waiting."""
+"""The client's end of a request, whichever server carries it: straight on a transport (`http_protocol.py`), or ASGI.
+
+An exchange writes without waiting. It is told when the client does not read as fast, and when it leaves.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Sequence
+from typing import Protocol
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Send
 
 from llm_api_server.errors import RequestTooLarge
+
+HIGH_WATER_BYTES = 64 * 1024
+#: How long a client that has stopped reading is waited for with the last event.
+FAREWELL_TIMEOUT = 1.0
 
 
 class ClientGone(Exception):
     """The client closed its connection."""
 
 
-class Pings:
-    """Comments on a stream that waits. A timer until the first one is due, a task only from then on."""
+class Listener(Protocol):
+    """The exchange, as its client sees it."""
 
-    def __init__(self, ping: Callable[[], Awaitable[None]], delay: float, interval: float) -> None:
-        self._ping = ping
-        self._interval = interval
-        self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(delay, self._start)
+    def on_blocked(self) -> None:
+        """More is written than the client reads."""
 
-    def cancel(self) -> None:
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
+    def on_writable(self) -> None: ...
 
-    async def stop(self) -> None:
-        """Returns when no ping is being written any more."""
-        self.cancel()
-        if self._task is not None:
-            # `await task` could not tell the end of the ping from a cancellation of the request itself.
-            await asyncio.wait({self._task})
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                self._task.result()
+    def on_gone(self) -> None: ...
 
-    def _start(self) -> None:
-        self._task = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        while True:
-            await self._ping()
-            await asyncio.sleep(self._interval)
+    def on_shutdown(self) -> None: ...
 
 
-@contextlib.asynccontextmanager
-async def watch(receive: Receive, deadline: float, wind_down: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Raise `ClientGone` when the client leaves, `TimeoutError` when the loop's time is `deadline`.
+class Client(Protocol):
+    """`start`, any number of `write`, `end`; nothing of it waits, and it goes out with the next `flush`."""
 
-    First `wind_down` is awaited while the body of the `async with` goes on; then that is cancelled.
-    """
-    request = asyncio.current_task()
-    assert request is not None
-    reason: Exception | None = None
+    @property
+    def address(self) -> str | None: ...
 
-    async def wait() -> None:
-        nonlocal reason
+    @property
+    def is_writable(self) -> bool: ...
+
+    async def body(self) -> bytes:
+        """The request's, once; does not wait where it is here already. Raises `RequestTooLarge`."""
+
+    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def abort(self) -> None:
+        """Leave the answer without an end: the client sees that it is incomplete."""
+
+    def hurry(self) -> None:
+        """It is not waited for much longer: it reads what was written soon, or loses the connection."""
+
+    def over(self) -> None:
+        """The exchange has nothing more to do with it."""
+
+
+class AsgiClient:
+    """A client behind `receive` and `send`. Used where another server, or a middleware, stands before us."""
+
+    address: str | None = None
+
+    def __init__(self, receive: Receive, send: Send, content_length: bytes, limit: int) -> None:
+        self._receive = receive
+        self._send = send
+        self._is_too_large = content_length.isdigit() and int(content_length) > limit
+        self._limit = limit
+        self._messages: list[Message] = []
+        self._size = 0
+        self._is_over = False
+        self._listener: Listener | None = None
+        self._wake = asyncio.Event()
+        self._body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def serve(self, listener: Listener) -> None:
+        """Carry messages until the exchange is over. A cancellation is the end of the server's patience."""
+        self._listener = listener
+        reader = asyncio.create_task(self._read(listener))
         try:
-            async with asyncio.timeout_at(deadline):
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-            reason = ClientGone()
-        except TimeoutError as error:
-            reason = error
-        try:
-            await wind_down()
+            while not (self._is_over and not self._messages):
+                await self._wake.wait()
+                self._wake.clear()
+                await self._send_all()
+                listener.on_writable()
+        except asyncio.CancelledError:
+            listener.on_shutdown()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_TIMEOUT):
+                    await self._send_all()
         finally:
-            request.cancel()
+            reader.cancel()
+            self._body.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
 
-    watcher = asyncio.create_task(wait())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if reason is not None and request.uncancel() == 0:
-            raise reason from None
-        raise
-    except Exception:
-        if reason is not None:
-            raise reason from None
-        raise
-    finally:
-        watcher.cancel()
-    if reason is not None:
-        raise reason
+    async def _send_all(self) -> None:
+        while self._messages:
+            messages, self._messages, self._size = self._messages, [], 0
+            for message in messages:
+                await self._send(message)
+
+    async def _read(self, listener: Listener) -> None:
+        chunks: list[bytes] = []
+        size = 0
+        while (message := await self._receive())["type"] != "http.disconnect":
+            if self._body.done():
+                continue
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            self._is_too_large = self._is_too_large or size > self._limit
+            if self._is_too_large or not message.get("more_body", False):
+                self._body.set_result(b"".join(chunks))
+        listener.on_gone()
+
+    @property
+    def is_writable(self) -> bool:
+        return self._size < HIGH_WATER_BYTES
+
+    async def body(self) -> bytes:
+        if not self._is_too_large:
+            body = await self._body
+        if self._is_too_large:
+            raise too_large(self._limit)
+        return body
+
+    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self._messages.append({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    def write(self, data: bytes) -> None:
+        self._size += len(data)
+        self._messages.append({"type": "http.response.body", "body": data, "more_body": True})
+        if self._listener is not None and not self.is_writable:
+            self._listener.on_blocked()
+
+    def end(self) -> None:
+        self._messages.append({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def flush(self) -> None:
+        self._wake.set()
+
+    def abort(self) -> None:
+        """The server closes what a response without an end was on."""
+
+    def hurry(self) -> None:
+        """The server's own limits hold."""
+
+    def over(self) -> None:
+        self._is_over = True
+        self._wake.set()
 
 
-async def read_body(headers: dict[str, str], receive: Receive, limit: int) -> bytes:
-    length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _too_large(limit: int) -> RequestTooLarge:
+def too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"The request body is larger than the {limit} bytes that are allowed.")

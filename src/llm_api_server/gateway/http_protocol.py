@@ -1,25 +1,41 @@
-"""uvicorn's HTTP protocol with a limit on the head of a request. Used by `serving.py` and `gunicorn_worker.py`.
+"""uvicorn's HTTP protocol with a way past ASGI for requests of engine endpoints, and a limit on the head of a request.
 
-uvicorn's httptools protocol has none: before any key is checked, one connection could fill the memory with a header.
+Used by `serving.py` and `gunicorn_worker.py`. uvicorn's httptools protocol has no such limit: before any key is
+checked, one connection could fill the memory with a header.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from llm_api_server.gateway.client import FAREWELL_TIMEOUT, too_large
+from llm_api_server.gateway.openai import Endpoint
+from llm_api_server.gateway.proxy import FRONT_DOOR, FrontDoor
 
 #: Request line and headers together. Checked per read, so that some more may arrive.
 MAX_HEAD_BYTES = 256 * 1024
+#: A body that is not here with its head is waited for up to this size before anybody looks who sends it.
+_MAX_BLIND_BYTES = 64 * 1024
 
 
 class HttpProtocol(HttpToolsProtocol):
     """Answers 400 and closes when a head does not end within `MAX_HEAD_BYTES`."""
 
+    cycle: Any  # uvicorn's own, or a `DirectClient`
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_in_head = True
         self._head_bytes = 0
+        self._door: FrontDoor | None = self.app_state.get(FRONT_DOOR)
+        #: The request being answered, where that goes past ASGI.
+        self._active: DirectClient | None = None
+
+    # ── from the transport ──
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
@@ -27,11 +43,223 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The headers of your request are too long.")
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._active is not None:
+            self._active.on_gone()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._active is not None:
+            self._active.exchange.on_blocked()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._active is not None:
+            self._active.exchange.on_writable()
+
+    # ── from the parser ──
+
     def on_headers_complete(self) -> None:
         self._is_in_head = False
+        door = self._door
+        if door is not None and self.parser.get_method() == b"POST" and not self.parser.should_upgrade():
+            endpoint = door.endpoints.get(self.url)
+            if endpoint is not None and door.takes(self.headers):
+                self._open(door, endpoint)
+                return
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if isinstance(self.cycle, DirectClient):
+            self.cycle.on_body(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._is_in_head = True
         self._head_bytes = 0
-        super().on_message_complete()
+        if isinstance(self.cycle, DirectClient):
+            self.cycle.on_body_complete()
+        else:
+            super().on_message_complete()
+
+    def _open(self, door: FrontDoor, endpoint: Endpoint) -> None:
+        before = self.cycle
+        client = self.cycle = DirectClient(self, door, endpoint)
+        if before is None or before.response_complete:
+            self._active = client
+            client.on_turn()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cast("Any", client), self.app))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """uvicorn's way to start a request, those that had to wait for the one before among them."""
+        if isinstance(cycle, DirectClient):
+            self._active = cycle
+            # In a turn of its own: a row of requests that fail at once would else be a deep stack.
+            self.loop.call_soon(cycle.on_turn)
+        else:
+            self._active = None
+            super()._start_asgi_task(cycle, app)
+
+
+class DirectClient:
+    """The client's end of a request on uvicorn's transport, in the place of uvicorn's own cycle.
+
+    Its first attributes are those that uvicorn's protocol uses.
+    """
+
+    def __init__(self, protocol: HttpProtocol, door: FrontDoor, endpoint: Endpoint) -> None:
+        self.response_complete = False
+        self.disconnected = False
+        self.keep_alive = protocol.parser.get_http_version() != "1.0" and protocol.parser.should_keep_alive()
+        self.message_event = _NOTHING
+        self._protocol = protocol
+        self._door = door
+        self._transport = protocol.transport
+        self._raw_headers = protocol.headers
+        self._can_chunk = protocol.parser.get_http_version() != "1.0"
+        headers = dict(protocol.headers)
+        length = headers.get(b"content-length", b"")
+        self._is_too_large = length.isdigit() and int(length) > door.max_body_bytes
+        self._expects_continue = protocol.expect_100_continue
+        self._is_early = self._is_too_large or self._expects_continue
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._has_body = False
+        self._has_turn = False
+        self._has_begun = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._out: list[bytes] = []
+        self._is_chunked = False
+        self.exchange, self._record = door.open(endpoint, headers, self)
+
+    # ── from the protocol ──
+
+    def on_turn(self) -> None:
+        """All requests before it on this connection are answered."""
+        self._has_turn = True
+        self.exchange.arrive()
+        self._begin_if_ready()
+
+    def on_body(self, data: bytes) -> None:
+        if self.response_complete or self._is_too_large:
+            return
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._size > self._door.max_body_bytes:
+            self._is_too_large = True
+            self._chunks.clear()
+            self._wake()
+        if self._size > _MAX_BLIND_BYTES:
+            self._is_early = True
+            self._begin_if_ready()
+
+    def on_body_complete(self) -> None:
+        self._has_body = True
+        self._wake()
+        self._begin_if_ready()
+
+    def on_gone(self) -> None:
+        self.disconnected = True
+        self._has_begun = True  # or never will
+        if not self.response_complete:
+            self.exchange.on_gone()
+
+    def _begin_if_ready(self) -> None:
+        if self._has_turn and not self._has_begun and (self._has_body or self._is_early):
+            self._has_begun = True
+            self.exchange.begin()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # ── for the exchange ──
+
+    @property
+    def address(self) -> str | None:
+        peer = self._protocol.client
+        return self._door.address(peer[0] if peer else None, self._raw_headers)
+
+    @property
+    def is_writable(self) -> bool:
+        return not self._protocol.flow.write_paused
+
+    async def body(self) -> bytes:
+        if not self._has_body and not self._is_too_large:
+            if self._expects_continue:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._is_too_large:
+            raise too_large(self._door.max_body_bytes)
+        chunks, self._chunks = self._chunks, []
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        out = self._out
+        out.append(STATUS_LINE[status])
+        has_length = False
+        for part in (self._protocol.server_state.default_headers, headers, self._door.head_of(self._record)):
+            for name, value in part:
+                out += (name, b": ", value, b"\r\n")
+                has_length = has_length or name == b"content-length"
+        if not has_length:
+            if self._can_chunk:
+                self._is_chunked = True
+                out.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive = False
+        if not self.keep_alive:
+            out.append(b"connection: close\r\n")
+        out.append(b"\r\n")
+
+    def write(self, data: bytes) -> None:
+        if self._is_chunked:
+            self._out += (b"%x\r\n" % len(data), data, b"\r\n")
+        else:
+            self._out.append(data)
+
+    def end(self) -> None:
+        if self._is_chunked:
+            self._out.append(b"0\r\n\r\n")
+        self.response_complete = True
+
+    def flush(self) -> None:
+        out, self._out = self._out, []
+        if out and not self.disconnected:
+            self._transport.write(b"".join(out))
+
+    def abort(self) -> None:
+        self.keep_alive = False
+        self.response_complete = True
+
+    def hurry(self) -> None:
+        self._protocol.loop.call_later(FAREWELL_TIMEOUT, self._abort_if_blocked)
+
+    def over(self) -> None:
+        self.response_complete = True
+        self._door.over(self._record)
+        protocol = self._protocol
+        protocol._active = None  # noqa: SLF001 - the two are one mechanism
+        if not self.keep_alive:
+            self._transport.close()
+        if not self.disconnected:
+            protocol.on_response_complete()
+
+    def _abort_if_blocked(self) -> None:
+        if not self.is_writable and not self._transport.is_closing():
+            self._transport.abort()
+
+
+class _Nothing:
+    """In the place of an event that nobody waits for."""
+
+    def set(self) -> None:
+        pass
+
+
+_NOTHING = _Nothing()

@@ -9,7 +9,6 @@ import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from loguru import logger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,7 +39,7 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         record = RequestRecord(
-            request_id=_request_id(scope),
+            request_id=request_id(dict(scope["headers"])),
             method=scope["method"],
             path=scope["path"],
             started_at=time.monotonic(),
@@ -59,9 +58,7 @@ class RequestIdMiddleware:
                 record, send_with_id, error_response(InternalError(INTERNAL_ERROR), scope["path"])
             )
         finally:
-            record.seconds = record.elapsed()
-            record.log()
-            self._accounts.end(record)
+            finish(record, self._accounts)
 
 
 class _SendWithId:
@@ -79,12 +76,7 @@ class _SendWithId:
                 record.status = message["status"]
             if record.standing is None and record.key is not None:
                 record.standing = await self._accounts.look(record.key)
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-request-id", record.request_id.encode()),
-                *record.extra_headers,
-                *limit_headers(record.standing),
-            ]
+            message["headers"] = [*message.get("headers", ()), *answer_headers(record)]
         await self._send(message)
 
 
@@ -104,7 +96,7 @@ class AuthenticationMiddleware:
             else:
                 client = scope.get("client")
                 record.key, record.by_token = await self._authenticator.authenticate(
-                    _secret(scope["headers"]), client[0] if client else None
+                    secret(dict(scope["headers"])), client[0] if client else None
                 )
         await self._app(scope, receive, send)
 
@@ -168,28 +160,33 @@ async def _send_unless_started(record: RequestRecord, send: Send, response: Resp
         await send_response(send, response)
 
 
-def _request_id(scope: Mapping[str, Any]) -> str:
+def request_id(headers: Mapping[bytes, bytes]) -> str:
     """The client's own id if it is short and visible ASCII, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            if 0 < len(value) <= MAX_REQUEST_ID_CHARS and _VISIBLE_ASCII.issuperset(value):
-                return bytes(value).decode("ascii")
-            break
+    value = headers.get(b"x-request-id")
+    if value is not None and 0 < len(value) <= MAX_REQUEST_ID_CHARS and _VISIBLE_ASCII.issuperset(value):
+        return value.decode("ascii")
     return f"req_{uuid.uuid4().hex}"
 
 
-def _secret(headers: Sequence[tuple[bytes, bytes]]) -> str:
+def answer_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
+    """Of every answer: the request's id, and how its key stands."""
+    return [(b"x-request-id", record.request_id.encode()), *record.extra_headers, *limit_headers(record.standing)]
+
+
+def finish(record: RequestRecord, accounts: Accounts) -> None:
+    """A request is over: its line in the log, and the end of its row."""
+    record.seconds = record.elapsed()
+    record.log()
+    accounts.end(record)
+
+
+def secret(headers: Mapping[bytes, bytes]) -> str:
     """`Authorization: Bearer KEY`, or `x-api-key` as Anthropic's clients send it. Raises `InvalidKey`."""
-    other = ""
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, credentials = value.decode("latin-1").strip().partition(" ")
-            if scheme.lower() == "bearer" and credentials.strip():
-                return credentials.strip()
-        elif name == b"x-api-key":
-            other = value.decode("latin-1").strip()
-    if not other:
-        raise InvalidKey(
-            "You didn't provide an API key. Send it in the Authorization header: 'Authorization: Bearer YOUR_KEY'."
-        )
-    return other
+    scheme, _, credentials = headers.get(b"authorization", b"").decode("latin-1").strip().partition(" ")
+    if scheme.lower() == "bearer" and (found := credentials.strip()):
+        return found
+    if other := headers.get(b"x-api-key", b"").decode("latin-1").strip():
+        return other
+    raise InvalidKey(
+        "You didn't provide an API key. Send it in the Authorization header: 'Authorization: Bearer YOUR_KEY'."
+    )

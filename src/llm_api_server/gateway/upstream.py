@@ -1,7 +1,7 @@
 """HTTP/1.1 client for engines: unix sockets, TCP and TLS, keep-alive connections pooled per address.
 
-Used by `proxy.py` and `context.py` on the worker's event loop. Per response there is one waiter and no task or timer;
-`read` returns everything that has arrived since the last call, so that a client's bytes take one write per read.
+Used on the worker's event loop. Whoever asks is called with what has arrived, once per read of the socket (`Receiver`:
+no task, future or timer per read), or waits for it (`Response`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from functools import lru_cache
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -68,29 +69,40 @@ class Address:
         return self.prefix + path
 
 
-class Response:
-    """One answer of an engine. `headers` have lower-case names."""
+class Receiver(Protocol):
+    """Gets an answer, on the event loop. After the last data or an error nothing more comes."""
 
-    def __init__(self, connection: _Connection) -> None:
-        self._connection: _Connection | None = connection
+    def on_head(self, status: int, headers: dict[str, str]) -> None:
+        """`headers` have lower-case names."""
+
+    def on_data(self, data: bytes, *, is_last: bool) -> None:
+        """What one read of the socket brought of the body, perhaps nothing."""
+
+    def on_error(self, error: UpstreamError) -> None: ...
+
+
+class Response:
+    """One answer of an engine for those who wait for it. `headers` have lower-case names."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
         self._chunks: list[bytes] = []
         self._buffered = 0
-        self._complete = False
+        self._is_complete = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.status = 0
         self.headers: dict[str, str] = {}
-        self.has_head = False
 
     async def read(self) -> bytes:
         """All body bytes that have arrived, waiting for some; b"" at the end. Raises `BrokenResponse`."""
         while not self._chunks:
-            if self._complete:
+            if self._is_complete:
                 return b""
             if self._error is not None:
                 raise self._error
             await self._wait()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        data = b"".join(self._chunks)
         self._chunks.clear()
         self._buffered = 0
         if self._connection is not None:
@@ -108,11 +120,12 @@ class Response:
 
     def abort(self) -> None:
         """Close the connection unless the answer is complete. An engine that sees it stops generating."""
-        if self._connection is not None and not self._complete:
+        if self._connection is not None:
             self._connection.abort()
 
-    async def _wait_head(self) -> None:
-        while not self.has_head:
+    async def wait_head(self, connection: Connection) -> None:
+        self._connection = None if self._is_complete else connection
+        while not self.status:
             if self._error is not None:
                 raise self._error
             await self._wait()
@@ -129,19 +142,18 @@ class Response:
             self._waiter.set_result(None)
 
     def on_head(self, status: int, headers: dict[str, str]) -> None:
-        self.status, self.headers, self.has_head = status, headers, True
+        self.status, self.headers = status, headers
         self._wake()
 
-    def on_body(self, data: bytes) -> int:
-        """Keep `data`; returns how much waits to be read."""
-        self._chunks.append(data)
-        self._buffered += len(data)
-        self._wake()
-        return self._buffered
-
-    def on_complete(self) -> None:
-        self._complete = True
-        self._connection = None
+    def on_data(self, data: bytes, *, is_last: bool) -> None:
+        if data:
+            self._chunks.append(data)
+            self._buffered += len(data)
+        if is_last:
+            self._is_complete = True
+            self._connection = None
+        elif self._buffered > HIGH_WATER_BYTES and self._connection is not None:
+            self._connection.pause()
         self._wake()
 
     def on_error(self, error: UpstreamError) -> None:
@@ -150,17 +162,21 @@ class Response:
         self._wake()
 
 
-class _Connection(asyncio.Protocol):
-    """One socket: writes a request, parses its answer into a `Response`, goes back to its pool."""
+class Connection(asyncio.Protocol):
+    """One socket: writes a request, parses its answer for a `Receiver`, goes back to its pool."""
 
     def __init__(self, pool: _Pool) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._response: Response | None = None
+        self._receiver: Receiver | None = None
         self._headers: dict[str, str] = {}
+        self._chunks: list[bytes] = []
         self._head_bytes = 0
-        self._got_bytes = False
+        self._has_head = False
+        self._has_end = False
+        self._stays_open = False
+        self._ends_at_close = False
         self._is_paused = False
         self.idle_since = 0.0
         self.is_reused = False
@@ -175,19 +191,22 @@ class _Connection(asyncio.Protocol):
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        response = self._response
-        if response is None:
+        receiver = self._receiver
+        if receiver is None:
             self.abort()  # bytes that nobody asked for: the connection cannot be trusted any more
             return
-        self._got_bytes = True
-        if not response.has_head:
+        if not self._has_head:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(BrokenResponse(f"the engine's answer is not HTTP: {error}"))
             return
-        if self._head_bytes > MAX_HEAD_BYTES and not response.has_head:
+        if self._has_end:
+            self._deliver_end(receiver)
+        elif self._chunks:
+            receiver.on_data(self._take(), is_last=False)
+        elif self._head_bytes > MAX_HEAD_BYTES and not self._has_head:
             self._fail(BrokenResponse("the head of the engine's answer is too long"))
 
     def eof_received(self) -> bool:
@@ -196,58 +215,65 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
         self._transport = None
-        if self._response is None:
+        receiver = self._receiver
+        if receiver is None:
             return
-        if self._ends_at_close():
-            self._response.on_complete()
-            self._response = None
-        elif not self._got_bytes:
-            self._fail(NoResponse(f"the engine closed the connection without an answer ({exc or 'end of stream'})"))
+        reason = exc or "end of stream"
+        if self._has_head and self._ends_at_close:
+            self._receiver = None
+            receiver.on_data(b"", is_last=True)
+        elif not self._head_bytes:
+            self._fail(NoResponse(f"the engine closed the connection without an answer ({reason})"))
         else:
-            self._fail(BrokenResponse(f"the engine closed the connection in mid-answer ({exc or 'end of stream'})"))
+            self._fail(BrokenResponse(f"the engine closed the connection in mid-answer ({reason})"))
 
     # ── httptools callbacks ──
+
+    def on_message_begin(self) -> None:
+        if self._has_end:
+            self._stays_open = False  # bytes that nobody asked for
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status >= 200 and self._response is not None:  # noqa: PLR2004 - 1xx announce, they do not answer
-            self._response.on_head(status, self._headers)
-        self._headers = {}
+        headers, self._headers = self._headers, {}
+        if status >= 200 and self._receiver is not None and not self._has_head:  # noqa: PLR2004 - 1xx announce, they do not answer
+            self._has_head = True
+            # Without a length and without chunks the end of the connection is that of the body (RFC 9112, 6.3).
+            self._ends_at_close = "content-length" not in headers and "transfer-encoding" not in headers
+            self._receiver.on_head(status, headers)
 
     def on_body(self, data: bytes) -> None:
-        response = self._response
-        if response is not None and response.on_body(data) > HIGH_WATER_BYTES:
-            self._pause()
+        if not self._has_end:
+            self._chunks.append(data)
 
     def on_message_complete(self) -> None:
-        response = self._response
-        if response is None or not response.has_head:
+        if not self._has_head or self._has_end:
             return
-        self._response = None
-        response.on_complete()
-        if self._parser.should_keep_alive():
-            self.resume()
-            self._pool.give_back(self)
-        else:
-            self.abort()
+        self._has_end = True
+        self._stays_open = self._parser.should_keep_alive()  # the parser knows only now
 
-    # ── for the pool and the response ──
+    # ── for the pool and the receiver ──
 
-    def start(self, request: bytes) -> Response:
+    def start(self, request: bytes, receiver: Receiver) -> None:
         """Send one request. The connection is new or idle."""
         assert self._transport is not None
-        self._response = Response(self)
-        self._got_bytes = False
+        self._receiver = receiver
         self._head_bytes = 0
+        self._has_head = self._has_end = False
         self._transport.write(request)
-        return self._response
 
     @property
     def is_open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
+
+    def pause(self) -> None:
+        """Read no more for now: the engine will feel it."""
+        if not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
 
     def resume(self) -> None:
         if self._is_paused and self._transport is not None:
@@ -255,27 +281,38 @@ class _Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
+        """Close it; an engine that sees it stops generating. The receiver hears nothing more."""
+        self._receiver = None
         self._pool.forget(self)
         if self._transport is not None:
             self._transport.abort()
 
-    def _pause(self) -> None:
-        if not self._is_paused and self._transport is not None:
-            self._is_paused = True
-            self._transport.pause_reading()
+    def abort_for(self, receiver: Receiver) -> None:
+        """`abort`, unless the connection has other work by now."""
+        if self._receiver is receiver:
+            self.abort()
 
-    def _ends_at_close(self) -> bool:
-        """Without a length and without chunks the end of the connection is the end of the body (RFC 9112, 6.3)."""
-        response = self._response
-        if response is None or not response.has_head:
-            return False
-        return "content-length" not in response.headers and "transfer-encoding" not in response.headers
+    def _take(self) -> bytes:
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        return data
+
+    def _deliver_end(self, receiver: Receiver) -> None:
+        self._receiver = None
+        data = self._take()
+        if self._stays_open:
+            self.resume()
+            self._pool.give_back(self)
+        else:
+            self.abort()
+        receiver.on_data(data, is_last=True)
 
     def _fail(self, error: UpstreamError) -> None:
-        response, self._response = self._response, None
-        if response is not None:
-            response.on_error(error)
+        receiver = self._receiver
         self.abort()
+        if receiver is not None:
+            receiver.on_error(error)
 
 
 class _Pool:
@@ -284,11 +321,11 @@ class _Pool:
     def __init__(self, address: Address, tls: ssl.SSLContext | None) -> None:
         self._address = address
         self._tls = tls
-        self._idle: list[_Connection] = []
-        self._all: set[_Connection] = set()
+        self._idle: list[Connection] = []
+        self._all: set[Connection] = set()
         self._connecting = 0
 
-    def take_idle(self) -> _Connection | None:
+    def take_idle(self) -> Connection | None:
         now = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
@@ -298,17 +335,17 @@ class _Pool:
             connection.abort()
         return None
 
-    async def connect(self) -> _Connection:
+    async def connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         address = self._address
         self._connecting += 1
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 if address.socket_path is not None:
-                    _, connection = await loop.create_unix_connection(lambda: _Connection(self), address.socket_path)
+                    _, connection = await loop.create_unix_connection(lambda: Connection(self), address.socket_path)
                 else:
                     _, connection = await loop.create_connection(
-                        lambda: _Connection(self), address.host, address.port, ssl=self._tls
+                        lambda: Connection(self), address.host, address.port, ssl=self._tls
                     )
         except OSError as error:  # TimeoutError is one, without a text
             raise NoResponse(f"cannot connect to the engine: {str(error) or 'timed out'}") from error
@@ -317,14 +354,14 @@ class _Pool:
         self._all.add(connection)
         return connection
 
-    def give_back(self, connection: _Connection) -> None:
+    def give_back(self, connection: Connection) -> None:
         if len(self._idle) >= MAX_IDLE_CONNECTIONS:
             connection.abort()
             return
         connection.idle_since = asyncio.get_running_loop().time()
         self._idle.append(connection)
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: Connection) -> None:
         self._all.discard(connection)
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
@@ -345,58 +382,74 @@ class UpstreamClient:
         self._pools: dict[str, _Pool] = {}
         self._tls: ssl.SSLContext | None = None
 
+    async def send(
+        self, address_text: str, request: bytes, receiver: Receiver, *, is_fresh: bool = False
+    ) -> Connection:
+        """Write what `encode_request` made; does not wait where a connection is idle, unless it must be `is_fresh`.
+
+        A connection that says `is_reused` may fail with `NoResponse` because the engine had closed it meanwhile: then
+        ask again for a fresh one. Raises `NoResponse` when it cannot connect.
+        """
+        pool = self._pools.get(address_text) or self._pool(address_text)
+        connection = None if is_fresh else pool.take_idle()
+        if connection is None:
+            connection = await pool.connect()
+        connection.start(request, receiver)
+        return connection
+
     async def post(
-        self, address_text: str, path: str, body: bytes, *, content_type: str, headers: Mapping[str, str]
+        self, address: str, path: str, body: bytes, *, content_type: str, headers: Mapping[str, str]
     ) -> Response:
         """Send `body` and wait for the head of the answer.
 
         A pooled connection that the engine had closed meanwhile is replaced by a fresh one, once. Raises `NoResponse`
         when nothing of an answer came, `BrokenResponse` when it was broken.
         """
-        address = Address.parse(address_text)
-        request = _encode_request(address, path, body, content_type, headers)
-        pool = self._pool(address_text, address)
-        connection = pool.take_idle() or await pool.connect()
+        request = encode_request(address, path, body, content_type=content_type, headers=headers)
+        response = Response()
+        connection = await self.send(address, request, response)
         try:
-            return await _exchange(connection, request)
-        except NoResponse:
-            if not connection.is_reused:
-                raise
-        return await _exchange(await pool.connect(), request)
+            try:
+                await response.wait_head(connection)
+            except NoResponse:
+                if not connection.is_reused:
+                    raise
+                response = Response()
+                connection = await self.send(address, request, response, is_fresh=True)
+                await response.wait_head(connection)
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        return response
 
     def close(self) -> None:
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
 
-    def _pool(self, key: str, address: Address) -> _Pool:
-        pool = self._pools.get(key)
-        if pool is None:
-            # Every load of a model has a socket of its own; the pools of those that are gone go with the next new one.
-            self._pools = {name: one for name, one in self._pools.items() if not one.is_unused}
-            if address.tls and self._tls is None:
-                self._tls = ssl.create_default_context()
-            pool = self._pools[key] = _Pool(address, self._tls if address.tls else None)
+    def _pool(self, key: str) -> _Pool:
+        # Every load of a model has a socket of its own; the pools of those that are gone go with the next new one.
+        self._pools = {name: one for name, one in self._pools.items() if not one.is_unused}
+        address = _parsed(key)
+        if address.tls and self._tls is None:
+            self._tls = ssl.create_default_context()
+        pool = self._pools[key] = _Pool(address, self._tls if address.tls else None)
         return pool
 
 
-async def _exchange(connection: _Connection, request: bytes) -> Response:
-    response = connection.start(request)
-    try:
-        await response._wait_head()  # noqa: SLF001 - the two classes are one mechanism
-    except asyncio.CancelledError:
-        response.abort()
-        raise
-    return response
-
-
-def _encode_request(address: Address, path: str, body: bytes, content_type: str, headers: Mapping[str, str]) -> bytes:
+def encode_request(address: str, path: str, body: bytes, *, content_type: str, headers: Mapping[str, str]) -> bytes:
+    """Head and body of a POST, in one piece."""
+    target = _parsed(address)
     lines = [
-        f"POST {address.target(path)} HTTP/1.1",
-        f"host: {address.host_header}",
+        f"POST {target.target(path)} HTTP/1.1",
+        f"host: {target.host_header}",
         f"content-type: {content_type}",
         f"content-length: {len(body)}",
         "accept-encoding: identity",
         *(f"{name}: {value}" for name, value in headers.items()),
+        "\r\n",
     ]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+    return "\r\n".join(lines).encode("latin-1") + body
+
+
+_parsed = lru_cache(1024)(Address.parse)

@@ -1,0 +1,189 @@
+"""How each kind of an engine's answer becomes the client's. Pure; chosen and driven by `exchange.py`.
+
+An answer is fed with what every read brought and returns what the client gets of it now; its head is sent with the
+first bytes, so that until then an error can have a status of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from llm_api_server.errors import ApiError, EngineError
+from llm_api_server.gateway.assemble import Assembler
+from llm_api_server.gateway.engine_errors import translate_error
+from llm_api_server.gateway.openai import Dialect
+from llm_api_server.gateway.sse import BodyReader, StreamReader, error_event
+from llm_api_server.usage import Usage
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_TOKENS_BYTES = 256 * 1024 * 1024
+EVENT_STREAM = "text/event-stream"
+JSON = "application/json"
+STREAM_HEAD = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Answer(Protocol):
+    """`status` and `head` go before the first bytes; with `is_stream` a failure may be told by an event."""
+
+    status: int
+    is_stream: bool
+
+    @property
+    def head(self) -> Headers: ...
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the engine said of its use, as far as it has."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Raises `ApiError` for what the client must get instead."""
+
+    def end(self) -> bytes:
+        """The engine's answer is complete; what the client still gets. Raises `ApiError`."""
+
+
+class StreamAnswer:
+    """An event stream as it comes. After `failed` its last bytes were the error's event."""
+
+    status = 200
+    head: Headers = STREAM_HEAD
+    is_stream = True
+
+    def __init__(self, reader: StreamReader, dialect: Dialect) -> None:
+        self._reader = reader
+        self._dialect = dialect
+        self._is_started = False
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._reader.usage
+
+    @property
+    def failed(self) -> ApiError | None:
+        return self._reader.failed
+
+    def feed(self, data: bytes) -> bytes:
+        out = self._reader.feed(data)
+        failed = self._reader.failed
+        if failed is not None and not self._is_started and out == error_event(self._dialect, failed):
+            raise failed  # vLLM's way to say that a schema is bad
+        self._is_started = self._is_started or bool(out)
+        return out
+
+    def end(self) -> bytes:
+        return self._reader.flush()
+
+
+class PlainAnswer:
+    """Any other body, byte for byte."""
+
+    is_stream = False
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        self.status = status
+        self._headers = headers
+        self._reader = BodyReader()
+
+    @property
+    def head(self) -> Headers:
+        head = [(b"content-type", self._headers.get("content-type", JSON).encode("latin-1"))]
+        if (length := self._headers.get("content-length")) is not None:
+            head.append((b"content-length", length.encode("latin-1")))
+        return head
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._reader.usage
+
+    def feed(self, data: bytes) -> bytes:
+        self._reader.feed(data)
+        return data
+
+    def end(self) -> bytes:
+        return b""
+
+
+class _Whole:
+    """An answer that is only known when the engine's is complete."""
+
+    status = 200
+    is_stream = False
+
+    def __init__(self) -> None:
+        self._length = 0
+
+    @property
+    def head(self) -> Headers:
+        return ((b"content-type", JSON.encode()), (b"content-length", b"%d" % self._length))
+
+
+class AssembledAnswer(_Whole):
+    """The engine streams, the client gets one JSON answer."""
+
+    def __init__(self, reader: StreamReader, dialect: Dialect) -> None:
+        super().__init__()
+        self._reader = reader
+        self._assembler = Assembler(dialect)
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._reader.usage
+
+    def feed(self, data: bytes) -> bytes:
+        self._assembler.feed(self._reader.feed(data))
+        if self._reader.failed is not None:
+            raise self._reader.failed
+        return b""
+
+    def end(self) -> bytes:
+        self._assembler.feed(self._reader.flush())
+        body = self._assembler.body()
+        self._length = len(body)
+        return body
+
+
+class ConvertedAnswer(_Whole):
+    """A JSON answer that `convert` puts into another form."""
+
+    usage: Usage | None = None
+
+    def __init__(self, convert: Callable[[bytes], bytes]) -> None:
+        super().__init__()
+        self._convert = convert
+        self._body = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        self._body += data
+        if len(self._body) > MAX_TOKENS_BYTES:
+            raise EngineError("The engine's answer is too long.")
+        return b""
+
+    def end(self) -> bytes:
+        body = self._convert(bytes(self._body))
+        self._length = len(body)
+        return body
+
+
+class ErrorAnswer(_Whole):
+    """An engine's refusal; its end raises it as ours."""
+
+    usage: Usage | None = None
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        super().__init__()
+        self._engine_status = status
+        self._retry_after = headers.get("retry-after")
+        self._body = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        self._body += data[: MAX_ERROR_BYTES - len(self._body)]
+        return b""
+
+    def end(self) -> bytes:
+        raise translate_error(self._engine_status, bytes(self._body), retry_after=self._retry_after)

@@ -1,0 +1,458 @@
+"""The data path: one request to one engine and its answer back.
+
+What must be decided before an engine gets the request is one coroutine, which seldom waits (`eager.py`). From then on
+the engine's connection calls with what it has read, and it is written on at once: no task, future or timer per chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+from llm_api_server.control import InstanceInfo
+from llm_api_server.errors import (
+    ApiError,
+    EngineError,
+    EngineUnavailable,
+    InternalError,
+    InvalidRequest,
+    PermissionDenied,
+    RequestTimeout,
+    ShuttingDown,
+)
+from llm_api_server.gateway import aborts, eager, estimate, tokens
+from llm_api_server.gateway.answers import (
+    EVENT_STREAM,
+    STREAM_HEAD,
+    Answer,
+    AssembledAnswer,
+    ConvertedAnswer,
+    ErrorAnswer,
+    Headers,
+    PlainAnswer,
+    StreamAnswer,
+)
+from llm_api_server.gateway.client import Client, ClientGone
+from llm_api_server.gateway.leases import Lease
+from llm_api_server.gateway.middleware import INTERNAL_ERROR, error_response
+from llm_api_server.gateway.openai import Endpoint
+from llm_api_server.gateway.question import Question
+from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
+from llm_api_server.gateway.sse import StreamReader, error_event, waiting_comment
+from llm_api_server.gateway.upstream import Connection, NoResponse, UpstreamError
+
+if TYPE_CHECKING:
+    from llm_api_server.gateway.proxy import EngineProxy
+
+#: How long to wait before an instance that did not answer is asked for again: its end is about to be noticed.
+RETRY_DELAY = 0.1
+ATTEMPTS = 2
+#: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.
+LAST_WORDS_TIMEOUT = 2.0
+ABORT_INTERVAL = 0.2
+_CHAT = frozenset({"chat", "responses", "messages"})
+_FIRST_ERROR_STATUS = 400
+
+
+class Exchange:
+    """One request, from its head to the last byte of its answer. `Listener` of its client, `Receiver` of its engine.
+
+    From `arrive` on it is watched, with `begin` it starts. The record has a key already where a middleware has found
+    it.
+    """
+
+    def __init__(
+        self,
+        proxy: EngineProxy,
+        endpoint: Endpoint,
+        record: RequestRecord,
+        headers: dict[bytes, bytes],
+        client: Client,
+    ) -> None:
+        self._proxy = proxy
+        self._endpoint = endpoint
+        self._record = record
+        self._headers = headers
+        self._client = client
+        self._deadline = proxy.now() + proxy.timeout
+        self._next_ping = float("inf")
+        self._question: Question | None = None
+        self._prompt_tokens = 0
+        self._lease: Lease | None = None
+        self._attempt = 0
+        self._request = b""
+        self._connection: Connection | None = None
+        self._answer: Answer | None = None
+        #: What vLLM calls the request under way, to end it by.
+        self._engine_ids: list[str] = []
+        self._task: asyncio.Task[None] | None = None
+        #: Why nobody waits for the answer any more.
+        self._reason: Exception | None = None
+        self._last_words: asyncio.Future[None] | None = None
+        self._is_started = False
+        self._is_event_stream = False
+        self._is_over = False
+
+    # ── from its client and the clock ──
+
+    def arrive(self) -> None:
+        """It is its turn."""
+        self._proxy.running.add(self)
+
+    def begin(self) -> None:
+        self._task = eager.run(self._open())
+
+    def on_gone(self) -> None:
+        self._stop(ClientGone())
+
+    def on_shutdown(self) -> None:
+        """The server waits no longer."""
+        if self._is_over:
+            return
+        error = ShuttingDown("This server is shutting down.")
+        self._reason = self._reason or error
+        if self._task is not None:
+            self._task.cancel()
+        self._fail(error)
+
+    def on_blocked(self) -> None:
+        if self._connection is not None and self._reason is None:
+            self._connection.pause()
+
+    def on_writable(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
+
+    def on_tick(self, now: float) -> None:
+        """Some time has passed."""
+        if now >= self._deadline:
+            self._stop(RequestTimeout(f"The request took longer than {self._proxy.timeout:g} seconds."))
+        elif now >= self._next_ping:
+            self._next_ping = now + self._proxy.ping_interval
+            if self._client.is_writable:
+                self._write(STREAM_HEAD, waiting_comment(self._asked.model))
+                self._client.flush()
+
+    def _stop(self, reason: Exception) -> None:
+        """Nobody waits for the answer any more."""
+        if self._reason is not None or self._is_over:
+            return
+        self._reason = reason
+        self._next_ping = float("inf")
+        if self._connection is None:
+            if self._task is not None:
+                self._task.cancel()
+            else:
+                self._give_up()
+        else:
+            self._connection.resume()
+            self._last_words = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._wind_down(self._last_words))
+
+    def _give_up(self) -> None:
+        """End it for the reason that it was stopped for."""
+        if self._is_over:
+            return
+        if isinstance(self._reason, ApiError):
+            self._fail(self._reason)
+        else:
+            self._record.status = self._record.status or CLIENT_CLOSED_REQUEST
+            self._record.error = "client_closed_request"
+            self._finish()
+
+    async def _wind_down(self, last_words: asyncio.Future[None]) -> None:
+        """End the answer at the engine, and let its last words tell what it has used.
+
+        Gives up when waiting longer is of no use; the client gets nothing more of the answer.
+        """
+        try:
+            async with asyncio.timeout(LAST_WORDS_TIMEOUT):
+                # More than once: the first may come before the engine knows the request.
+                while not last_words.done() and await aborts.abort(
+                    self._proxy.upstream, self._instance, self._engine_ids
+                ):
+                    await asyncio.wait({last_words}, timeout=ABORT_INTERVAL)
+            if self._record.reader is not None and self._instance.engine == "llama_cpp" and not last_words.done():
+                self._record.reader.cut_off()
+        except TimeoutError:
+            pass
+        finally:
+            self._give_up()
+
+    # ── to the engine ──
+
+    async def _open(self) -> None:
+        """Everything up to the moment when an engine has the request."""
+        try:
+            await self._proxy.authenticate(self._record, self._headers, self._client)
+            self._check_head()
+            question = self._question = self._read(await self._client.body())
+            await self._admit(question)
+            if question.facts.stream:
+                self._next_ping = self._proxy.now() + self._proxy.first_ping_delay
+            await self._forward(question)
+        except asyncio.CancelledError:
+            if self._reason is None:
+                raise
+            self._give_up()
+        except Exception as error:  # noqa: BLE001 - the edge of a request: whatever went wrong must not leak
+            await self._refuse(error)
+
+    async def _refuse(self, error: Exception) -> None:
+        if not isinstance(error, ApiError):
+            error = self._internal_error()
+        if self._record.standing is None and self._record.key is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                self._record.standing = await self._proxy.accounts.look(self._record.key)
+        self._fail(error)
+
+    def _check_head(self) -> None:
+        endpoint, key = self._endpoint, self._record.key
+        if key is None or not key.may(endpoint.permission):
+            raise PermissionDenied(f"Your key has no permission for {endpoint.path} ('{endpoint.permission}').")
+        if self._headers.get(b"content-encoding", b"identity") != b"identity":
+            raise InvalidRequest("Compressed request bodies are not accepted; send the body as it is.")
+
+    def _read(self, body: bytes) -> Question:
+        """Everything about the request that can be wrong without an engine. Raises `ApiError`."""
+        proxy, record = self._proxy, self._record
+        assert record.key is not None
+        question = Question(self._endpoint, self._headers, body, streaming_default=proxy.streaming_default)
+        question.find(proxy.catalog, record.key)
+        record.model = question.name
+        record.stream = question.facts.stream
+        question.check(proxy.leases.models.get(question.model), proxy.max_image_pixels)
+        return question
+
+    async def _admit(self, question: Question) -> None:
+        """Count it against the limits of its key and give it a row in the ledger."""
+        proxy = self._proxy
+        status = proxy.leases.models.get(question.model)
+        prompt = self._prompt_tokens = estimate.prompt_tokens(self._endpoint, question.facts, len(question.body))
+        stated, spare = estimate.answer_tokens(
+            self._endpoint, question.facts, status.context_length if status is not None else None
+        )
+        await proxy.accounts.admit(self._record, prompt + stated, spare)
+        proxy.accounts.start(self._record, question.prompt_text() if proxy.records_prompts else None)
+
+    async def _forward(self, question: Question) -> None:
+        """Hand it to an instance that is ready. Raises `ApiError`."""
+        while True:
+            lease = self._lease = await self._proxy.leases.acquire(question.model, self._endpoint.task)
+            self._record.queued_seconds = self._record.elapsed()
+            self._record.instance = lease.instance.id
+            row = self._row
+            self._request = await question.encode(lease.instance, row, self._proxy)
+            self._record.prompt_estimate = self._prompt_tokens
+            self._engine_ids = aborts.engine_ids(question.facts, row)
+            self._attempt += 1
+            try:
+                await self._send()
+            except NoResponse as error:
+                await self._try_another(error, question.model)
+            else:
+                return
+
+    async def _send(self, *, is_fresh: bool = False) -> None:
+        self._connection = await self._proxy.upstream.send(
+            self._instance.address, self._request, self, is_fresh=is_fresh
+        )
+
+    async def _try_another(self, error: UpstreamError, model: str) -> None:
+        """An instance that gives no answer is asked for again, once. Raises `EngineUnavailable` the second time."""
+        self._log_engine(error)
+        assert self._lease is not None
+        self._lease.release(broken=True)
+        if self._attempt >= ATTEMPTS:
+            raise EngineUnavailable(f"The engine of '{model}' does not answer.", retry_after=1)
+        await asyncio.sleep(RETRY_DELAY)
+
+    async def _again(self, error: UpstreamError, *, is_stale: bool) -> None:
+        """It was sent and nothing came back: over a new connection where the old one was stale, else elsewhere."""
+        try:
+            if is_stale:
+                try:
+                    await self._send(is_fresh=True)
+                except NoResponse as failure:
+                    error = failure
+                else:
+                    return
+            question = self._asked
+            await self._try_another(error, question.model)
+            await self._forward(question)
+        except asyncio.CancelledError:
+            if self._reason is None:
+                raise
+            self._give_up()
+        except Exception as failure:  # noqa: BLE001 - as in `_open`
+            await self._refuse(failure)
+
+    # ── from the engine ──
+
+    def on_head(self, status: int, headers: dict[str, str]) -> None:
+        if self._is_over:
+            return
+        question, instance = self._asked, self._instance
+        facts = question.facts
+        is_stream = headers.get("content-type", "").startswith(EVENT_STREAM)
+        if status >= _FIRST_ERROR_STATUS:
+            self._record.prompt_estimate = 0
+            self._answer = ErrorAnswer(status, headers)
+        elif tokens.is_translated(facts, instance):
+            self._answer = ConvertedAnswer(partial(tokens.answer, facts, instance))
+        elif not is_stream:
+            self._answer = PlainAnswer(status, headers)
+        elif facts.stream:
+            self._answer = StreamAnswer(self._reader(question, show_usage=facts.wants_usage), self._endpoint.dialect)
+        else:
+            self._answer = AssembledAnswer(self._reader(question, show_usage=True), self._endpoint.dialect)
+
+    def on_data(self, data: bytes, *, is_last: bool) -> None:
+        if self._is_over:
+            return
+        try:
+            self._relay(data, is_last=is_last)
+        except ApiError as error:
+            self._settle_or_fail(error)
+        except Exception:  # noqa: BLE001 - nothing of ours may fall into the event loop
+            self._settle_or_fail(self._internal_error())
+
+    def on_error(self, error: UpstreamError) -> None:
+        if self._is_over:
+            return
+        connection, self._connection = self._connection, None
+        if self._reason is not None:
+            self._hear_last_words()
+        elif isinstance(error, NoResponse):
+            assert connection is not None
+            self._task = asyncio.create_task(self._again(error, is_stale=connection.is_reused))
+        else:
+            self._log_engine(error)
+            if self._answer is None:
+                self._fail(EngineError("The engine's answer could not be understood."))
+            elif isinstance(self._answer, ErrorAnswer):
+                self.on_data(b"", is_last=True)
+            else:
+                self._fail(EngineError("The engine stopped in the middle of its answer."))
+
+    def _relay(self, data: bytes, *, is_last: bool) -> None:
+        answer = self._answer
+        assert answer is not None, "a head comes first"
+        if data and self._record.first_token_seconds is None and not isinstance(answer, ErrorAnswer):
+            self._record.first_token_seconds = self._record.elapsed()
+        out = answer.feed(data) if data else b""
+        is_failed = isinstance(answer, StreamAnswer) and answer.failed is not None
+        if is_last and not is_failed:
+            out += answer.end()
+        if self._reason is None and (out or is_last):
+            if self._is_event_stream and not answer.is_stream:  # pings have promised a stream
+                raise EngineError("The engine did not answer with a stream.")
+            self._next_ping = float("inf")
+            self._write(answer.head, out, answer.status)
+        if is_failed:
+            assert isinstance(answer, StreamAnswer)
+            assert answer.failed is not None
+            self._record.error = answer.failed.kind
+        if is_last or is_failed:
+            self._complete()
+        elif self._reason is None:
+            self._client.flush()
+
+    def _write(self, head: Headers, data: bytes, status: int = 200) -> None:
+        """`data`, after the head where that has not been sent."""
+        if not self._is_started:
+            self._is_started = True
+            self._is_event_stream = head is STREAM_HEAD
+            seconds = self._record.first_byte_seconds = self._record.elapsed()
+            self._record.status = status
+            self._client.start(status, (*head, (b"openai-processing-ms", b"%d" % round(seconds * 1000))))
+        if data:
+            self._client.write(data)
+
+    def _complete(self) -> None:
+        """The engine's answer is whole, or as whole as it gets."""
+        if self._reason is not None:
+            self._hear_last_words()
+            return
+        self._client.end()
+        self._client.flush()
+        self._finish()
+
+    def _hear_last_words(self) -> None:
+        self._connection = None
+        if self._last_words is not None and not self._last_words.done():
+            self._last_words.set_result(None)
+
+    def _settle_or_fail(self, error: ApiError) -> None:
+        if self._reason is not None:
+            self._hear_last_words()
+        else:
+            self._fail(error)
+
+    def _reader(self, question: Question, *, show_usage: bool) -> StreamReader:
+        reader = self._record.reader = question.stream_reader(self._instance, show_usage=show_usage)
+        return reader
+
+    # ── the end ──
+
+    def _fail(self, error: ApiError) -> None:
+        """Answer with `error`: as a response while nothing has been sent, else as the stream's last event."""
+        if self._is_over:
+            return
+        record = self._record
+        record.error = error.kind
+        if not self._is_started:
+            self._is_started = True
+            status, headers, body = error_response(error, record.path)
+            record.status = status
+            self._client.start(status, (*headers, (b"content-length", b"%d" % len(body))))
+            self._client.write(body)
+            self._client.end()
+        elif self._is_event_stream:
+            self._client.write(error_event(self._endpoint.dialect, error))
+            self._client.end()
+        else:  # a JSON answer cannot be mended
+            self._client.abort()
+        self._client.flush()
+        if not self._client.is_writable:
+            self._client.hurry()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Give back what the request holds, however it ended."""
+        self._is_over = True
+        self._proxy.running.discard(self)
+        if self._answer is not None:
+            self._record.usage = self._answer.usage
+        if self._connection is not None:
+            self._connection.abort_for(self)
+            self._connection = None
+        if self._lease is not None:
+            self._lease.release()
+        self._client.over()
+
+    def _internal_error(self) -> InternalError:
+        logger.exception("request {} failed", self._record.request_id)
+        return InternalError(INTERNAL_ERROR)
+
+    def _log_engine(self, error: UpstreamError) -> None:
+        logger.warning("{}: instance {}: {}", self._record.request_id, self._instance.id, error)
+
+    @property
+    def _row(self) -> str:
+        assert self._record.row is not None, "it was admitted"
+        return self._record.row
+
+    @property
+    def _instance(self) -> InstanceInfo:
+        assert self._lease is not None
+        return self._lease.instance
+
+    @property
+    def _asked(self) -> Question:
+        assert self._question is not None, "it was read"
+        return self._question

@@ -1,0 +1,146 @@
+"""What a client asks of an engine: read once, put into the form that each kind of instance understands.
+
+`exchange.py` makes one per request. What must be known of an instance first, the instance is asked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_api_server.access import Key
+from llm_api_server.control import InstanceInfo, ModelStatus
+from llm_api_server.errors import NotSupported
+from llm_api_server.gateway import estimate, forced_tools, openai, schemas, tokens
+from llm_api_server.gateway.answers import EVENT_STREAM, JSON
+from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE
+from llm_api_server.gateway.forced_tools import ForcedCallStream
+from llm_api_server.gateway.media import check_pixels
+from llm_api_server.gateway.multipart import Form
+from llm_api_server.gateway.openai import Endpoint
+from llm_api_server.gateway.sse import StreamReader
+from llm_api_server.gateway.upstream import encode_request
+
+if TYPE_CHECKING:
+    from llm_api_server.gateway.proxy import EngineProxy
+
+_CHAT = frozenset({"chat", "responses", "messages"})
+
+
+class Question:
+    """`headers` are the client's. Raises `InvalidRequest` for a body of a wrong shape."""
+
+    def __init__(
+        self, endpoint: Endpoint, headers: dict[bytes, bytes], body: bytes, *, streaming_default: bool
+    ) -> None:
+        self._endpoint = endpoint
+        self._headers = headers
+        self._form: Form | None = None
+        self.body = body
+        self.model = ""
+        self._adapter: str | None = None
+        if endpoint.request is None:
+            self._form = Form(self._header(b"content-type", ""), body)
+            self.facts = self._form.read()
+        else:
+            by_default = streaming_default and EVENT_STREAM in self._header(b"accept", "")
+            self.facts = openai.read_request(endpoint, body, stream_by_default=by_default)
+
+    def find(self, catalog: Catalog, key: Key) -> None:
+        """Settle which model it is for. Raises `ApiError` where there is none, or none that the key may use."""
+        found = catalog.find(self.facts.model, key)
+        self.model, self._adapter = found.model, found.adapter
+        self._knows_developer = catalog.knows_developer_role(found.model)
+
+    @property
+    def name(self) -> str:
+        """Of the model or the adapter that it is for."""
+        return self._adapter or self.model
+
+    def check(self, status: ModelStatus | None, max_pixels: int) -> None:
+        """Whether the model can do that, as far as it is known. Raises `ApiError`."""
+        check_pixels(self.facts.media, max_pixels)
+        if self._adapter and self._endpoint.task not in {None, "generate"}:
+            raise NotSupported(f"The adapter '{self._adapter}' generates text only; ask '{self.model}' for this.")
+        if status is None:
+            return
+        if status.vision is False:
+            for media in self.facts.media:
+                if media.kind == "image":
+                    raise NotSupported(f"The model '{self.model}' cannot see images.", param=media.param)
+        # llama.cpp would chat with words that the model was never taught; vLLM refuses by itself.
+        if status.chat_template is False and self._endpoint.permission in _CHAT:
+            raise NotSupported(NO_CHAT_TEMPLATE)
+
+    def prompt_text(self) -> str | None:
+        """For those who keep prompts; None where there is no text."""
+        return estimate.prompt_text(self.body) if self._form is None else None
+
+    async def encode(self, instance: InstanceInfo, row: str, proxy: EngineProxy) -> bytes:
+        """The request as this instance gets it, under the name `row`. Raises `ApiError` where it cannot do that."""
+        openai.check_supported(self.facts, instance.engine)
+        body = self._body_for(instance, row)
+        if self._is_forced(instance):
+            knows_tools = await proxy.templates.knows_tools(instance)
+            body = openai.rewrite(body, forced_tools.changes(self.facts, body, knows_tools=knows_tools))
+        if tokens.is_translated(self.facts, instance):
+            body = await tokens.question(proxy.upstream, self.facts, instance, body)
+        await proxy.limits.check(self.facts, instance, body)
+        headers = {"accept": self._header(b"accept", "*/*"), **instance.headers, **self._api_headers(instance)}
+        if instance.engine != "remote":
+            headers["x-request-id"] = row
+        return encode_request(
+            instance.address,
+            openai.upstream_path(self._endpoint, instance.engine),
+            body,
+            content_type=JSON if self._form is None else self._header(b"content-type", ""),
+            headers=headers,
+        )
+
+    def stream_reader(self, instance: InstanceInfo, *, show_usage: bool) -> StreamReader:
+        """For the event stream that `instance` answers with."""
+        choices = getattr(self.facts.request, "n", None) or 1
+        if self._is_forced(instance):
+            return ForcedCallStream(show_usage=show_usage, choices=choices)
+        is_chat = self._endpoint.permission == "chat"
+        return StreamReader(self._endpoint.dialect, show_usage=show_usage, is_chat=is_chat, choices=choices)
+
+    def _api_headers(self, instance: InstanceInfo) -> dict[str, str]:
+        """Anthropic's version headers choose the form of an answer, so a remote gets the client's."""
+        if self._endpoint.dialect != "anthropic" or instance.engine != "remote":
+            return {}
+        names = ("anthropic-version", "anthropic-beta")
+        return {name: self._header(name.encode(), "") for name in names if name.encode() in self._headers}
+
+    def _body_for(self, instance: InstanceInfo, row: str) -> bytes:
+        """The body as this instance must see it; the client's own where nothing has to change."""
+        facts = self.facts
+        name = self._adapter or instance.upstream_model or instance.model
+        if self._form is not None:
+            return self._form.with_fields({"model": name}) if facts.model != name else self.body
+        changes: dict[str, Any] = openai.tokenize_changes(facts, instance.engine)
+        if facts.model != name:
+            changes["model"] = name
+        streams = facts.stream or self._is_assembled(instance)
+        if not facts.says_stream or streams != facts.stream:
+            changes["stream"] = streams
+        if streams and self._endpoint.dialect == "openai" and not facts.wants_usage:
+            changes["stream_options"] = openai.ask_for_usage(self.body)
+        if instance.engine == "vllm" and isinstance(facts.request, schemas.ResponsesRequest):
+            changes["request_id"] = f"resp_{row}"
+        if instance.engine != "remote" and not self._knows_developer:
+            changes.update(openai.developer_changes(facts, self.body))
+        return openai.rewrite(self.body, changes)
+
+    def _is_assembled(self, instance: InstanceInfo) -> bool:
+        """Whether a plain answer is made from a stream: so llama.cpp notices when the client leaves."""
+        may = self._endpoint.streams and not self.facts.stream
+        return may and (instance.engine == "llama_cpp" or self._is_forced(instance))
+
+    def _is_forced(self, instance: InstanceInfo) -> bool:
+        """Whether a tool call is demanded of an engine that would not hold itself to it."""
+        return instance.engine != "remote" and forced_tools.is_forced(self.facts)
+
+    def _header(self, name: bytes, otherwise: str) -> str:
+        value = self._headers.get(name)
+        return otherwise if value is None else value.decode("latin-1")
