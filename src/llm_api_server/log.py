@@ -1,6 +1,7 @@
 """Where the log lines of gateway and manager go: loguru's sinks as configured, with everything else led into them.
 
 `setup_logging` is called once per process, by whoever starts it. No key or token reaches a sink, whatever the level.
+Lines that come by the thousand are written together (`log_lines`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import inspect
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from loguru import logger
 
@@ -19,13 +21,16 @@ from llm_api_server.log_file import SharedLogFile
 from llm_api_server.redaction import Redactor, one_line
 
 if TYPE_CHECKING:  # loguru has them for type checkers only
-    from loguru import Record
+    from loguru import Message, Record
 
 Process = Literal["gateway", "manager"]
 
 #: Servers that bring handlers of their own, and chatter that repeats what our request lines say.
 _FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "gunicorn", "gunicorn.error")
 _SILENCED = ("uvicorn.access", "gunicorn.access")
+#: Between lines that are logged together. It is a control character, so no message has it.
+_SEPARATOR = "\x1e"
+_LINES = "lines"
 
 
 def setup_logging(config: Config, process: Process) -> None:
@@ -40,10 +45,43 @@ def setup_logging(config: Config, process: Process) -> None:
     path = config.log_dir / f"{process}.log"
     reason = _add_file(path, config, shown)
     if reason is not None or options.console:
-        logger.add(sys.stderr, **shown)
+        logger.add(_Lines(sys.stderr), colorize=sys.stderr.isatty(), **shown)
     if reason is not None:
         logger.warning("cannot write the log file {}: {}; logging to standard error", path, reason)
     _lead_standard_logging(options.level)
+
+
+def log_lines(level: str, lines: Sequence[str]) -> None:
+    """Log each of `lines` as a message of its own, all with the same time: for the cost of little more than one."""
+    logger.bind(**{_LINES: lines}).log(level, "")
+
+
+class _Writable(Protocol):
+    def write(self, message: str, /) -> Any: ...
+
+
+class _Lines:
+    """A sink in front of another: what was logged together becomes lines of their own, written at once."""
+
+    def __init__(self, sink: _Writable) -> None:
+        self._sink = sink
+
+    def write(self, message: Message) -> None:
+        together = message.record["message"]
+        if _SEPARATOR in together:
+            before, _, after = message.partition(together)
+            record = message.record
+            message = type(message)("".join(f"{before}{line}{after}" for line in together.split(_SEPARATOR)))
+            message.record = record
+        self._sink.write(message)
+
+    def flush(self) -> None:
+        if hasattr(self._sink, "flush"):
+            self._sink.flush()
+
+    def stop(self) -> None:
+        if hasattr(self._sink, "stop"):
+            self._sink.stop()
 
 
 class InterceptHandler(logging.Handler):
@@ -67,6 +105,10 @@ class _Cleaner:
         self._redact = Redactor(_secrets(config))
 
     def __call__(self, record: Record) -> None:
+        if _LINES in record["extra"]:
+            together = "\n".join(map(one_line, record["extra"].pop(_LINES)))
+            record["message"] = self._redact(together).replace("\n", _SEPARATOR)
+            return
         message = self._redact(one_line(record["message"]))
         exception = record["exception"]
         if exception is not None:
@@ -91,7 +133,7 @@ def _add_file(path: Path, config: Config, shown: dict[str, Any]) -> str | None:
         sink = SharedLogFile(path, config.logging.rotation, config.logging.retention)
     except OSError as error:
         return error.strerror or str(error)
-    logger.add(sink, **shown)
+    logger.add(_Lines(sink), **shown)
     return None
 
 

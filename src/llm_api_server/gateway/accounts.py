@@ -21,6 +21,7 @@ from llm_api_server import control
 from llm_api_server.access import NO_LIMITS, Key
 from llm_api_server.control import Standing
 from llm_api_server.errors import ApiError
+from llm_api_server.gateway.eager import in_task
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.usage import NO_USAGE, Batch, Ended, Progress, Started, Usage
@@ -102,6 +103,7 @@ class Accounts:
         if limits.requests_per_minute is None and limits.tokens_per_minute is None:
             return None
         question = control.Admit(self._link.number(), key.key_id, key.name, limits, counts=False)
+        await in_task()
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
                 answer = await self._link.ask(question, repeats=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import resources
 from typing import Any
@@ -46,6 +47,8 @@ from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.gateway.usage_routes import admin_usage_routes, usage_routes
 from llm_api_server.log import setup_logging
 
+#: Requests leave few cycles behind.
+_GC_THRESHOLDS = (20_000, 20, 50)
 _EXPOSED_HEADERS = [
     "x-request-id",
     "openai-processing-ms",
@@ -69,17 +72,14 @@ def create_app(config: Config | None = None) -> ASGIApp:
 
 def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIApp:
     """The layers, innermost first; a request passes them from the last to the first."""
-    accounts = Accounts(leases.link)
     tokens = token_signer(config.auth)
-    catalog = Catalog(config)
     store = StoreAccess(config)
-    authenticator = _authenticator(config, leases.link, tokens) if config.auth.enabled else None
-    proxy = EngineProxy(config, catalog, leases, accounts, upstream, authenticator)
+    proxy = build_proxy(config, leases, upstream, tokens)
     app: ASGIApp = Dispatcher(
         {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
-        _routes(config, catalog, leases, tokens, store, _lifespan(config, proxy, store)),
+        _routes(config, proxy.catalog, leases, tokens, store, _lifespan(config, proxy, store)),
     )
-    app = AuthenticationMiddleware(app, authenticator=authenticator, public=PUBLIC_PATHS)
+    app = AuthenticationMiddleware(app, authenticator=proxy.authenticator, public=PUBLIC_PATHS)
     if config.server.cors_origins:
         app = CORSMiddleware(
             app,
@@ -88,7 +88,15 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    return RequestIdMiddleware(app, accounts)
+    return RequestIdMiddleware(app, proxy.accounts, proxy.log)
+
+
+def build_proxy(
+    config: Config, leases: Leases, upstream: UpstreamClient, tokens: TokenSigner | None = None
+) -> EngineProxy:
+    """The data path, which needs no app around it."""
+    authenticator = _authenticator(config, leases.link, tokens) if config.auth.enabled else None
+    return EngineProxy(config, Catalog(config), leases, Accounts(leases.link), upstream, authenticator)
 
 
 def _authenticator(config: Config, link: ManagerLink, tokens: TokenSigner | None) -> Authenticator:
@@ -121,6 +129,7 @@ def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifesp
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         await proxy.leases.link.start()
         proxy.start()
+        _calm_garbage_collector()
         try:
             yield {FRONT_DOOR: FrontDoor(config, proxy)}
         finally:
@@ -132,6 +141,13 @@ def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifesp
             store.close()
 
     return lifespan
+
+
+def _calm_garbage_collector() -> None:
+    """What is there at the start stays: looked through again and again it would cost pauses of tens of milliseconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def _routes(

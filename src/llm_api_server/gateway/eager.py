@@ -15,7 +15,7 @@ from typing import Any
 def run(work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
     """None when `work` has ended already; what it raises then is raised here.
 
-    Before its first wait `work` is in no task: it must not use `asyncio.timeout` or `asyncio.current_task` there.
+    Before its first wait `work` is in no task; what needs one waits for `in_task`.
     """
     try:
         waits_for = work.send(None)
@@ -37,3 +37,9 @@ def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, An
             waits_for = work.send(value) if failure is None else work.throw(failure)
         except StopIteration:
             return
+
+
+async def in_task() -> None:
+    """From here on the caller is in a task, as `asyncio.timeout` demands."""
+    if asyncio.current_task() is None:
+        await asyncio.sleep(0)

@@ -16,6 +16,8 @@ from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.types import Task
 
 REPORT_INTERVAL = 0.25
+#: Seconds that an instance without requests is kept, unless it is to drain: traffic with short gaps asks nobody.
+LINGER = 0.5
 
 
 class Lease:
@@ -39,11 +41,12 @@ class Lease:
 class _Held:
     """An instance that this worker has grants for."""
 
-    __slots__ = ("grants", "in_flight", "info", "is_drained")
+    __slots__ = ("grants", "idle_since", "in_flight", "info", "is_drained")
 
     def __init__(self, info: InstanceInfo) -> None:
         self.info = info
         self.grants = 0
+        self.idle_since = 0.0
         self.in_flight = 0
         self.is_drained = False
 
@@ -127,10 +130,12 @@ class Leases:
         return Lease(self, held)
 
     def on_release(self, held: _Held) -> None:
-        """Called by `Lease.release`. The last one in flight gives all grants back."""
+        """Called by `Lease.release`. All grants are given back when there has been none in flight for a while."""
         held.in_flight -= 1
+        held.idle_since = asyncio.get_running_loop().time()
         self._plan_report()
-        self._return_grants(held)
+        if held.is_drained:
+            self._return_grants(held)
 
     def _return_grants(self, held: _Held) -> None:
         if held.in_flight > 0 or self._held.get(held.info.id) is not held:
@@ -155,8 +160,10 @@ class Leases:
             self._return_grants(held)  # whoever asked has left
 
     def _on_drain(self, drain: control.Drain) -> None:
-        if drain.instance in self._held:
-            self._held[drain.instance].is_drained = True
+        held = self._held.get(drain.instance)
+        if held is not None:
+            held.is_drained = True
+            self._return_grants(held)
 
     def _on_models(self, answer: Models) -> None:
         self.models = {model.id: model for model in answer.models}
@@ -178,6 +185,13 @@ class Leases:
     def _report(self) -> None:
         self._report_timer = None
         self.link.send(control.Report(self._in_flight()))
+        now = asyncio.get_running_loop().time()
+        idle = [held for held in self._held.values() if held.in_flight == 0]
+        for held in idle:
+            if now - held.idle_since >= LINGER:
+                self._return_grants(held)
+            else:
+                self._plan_report()
 
     def _in_flight(self) -> dict[str, int]:
         return {one.info.id: one.in_flight for one in self._held.values()}

@@ -98,6 +98,7 @@ class ManagerLink:
         self._handlers: dict[type, Callable[[Any], None]] = {}
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
+        self._out: list[bytes] = []
         self._is_closing = False
 
     def add(self, part: Part) -> None:
@@ -149,8 +150,17 @@ class ManagerLink:
 
     def send(self, message: control.ToManager) -> None:
         """Without a connection nothing is sent: the parts say everything that still holds in the next one."""
-        if self._transport is not None:
-            self._transport.write(control.encode(message))
+        if self._transport is None:
+            return
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._out.append(control.encode(message))
+
+    def _write(self) -> None:
+        """All messages of this turn of the loop at once."""
+        out, self._out = self._out, []
+        if self._transport is not None and out:
+            self._transport.write(b"".join(out))
 
     def on_message(self, message: control.ToClient) -> None:
         question = self._questions.get(getattr(message, "request", 0))
@@ -174,6 +184,7 @@ class ManagerLink:
                 await protocol.lost
                 self._on_lost()
         finally:
+            self._write()
             if self._transport is not None:
                 self._transport.close()
                 self._transport = None
@@ -201,6 +212,7 @@ class ManagerLink:
 
     def _on_connected(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._out.clear()
         hello = control.Hello(os.getpid(), worker=self.worker)
         for part in self._parts:
             part.greet(hello)

@@ -17,7 +17,7 @@ from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
 from llm_api_server.gateway.accounts import Accounts, limit_headers
-from llm_api_server.gateway.records import RequestRecord, attach, record_of
+from llm_api_server.gateway.records import RequestLog, RequestRecord, attach, record_of
 
 MAX_REQUEST_ID_CHARS = 128
 _VISIBLE_ASCII = frozenset(range(0x21, 0x7F))
@@ -30,9 +30,10 @@ class RequestIdMiddleware:
     Outermost, so that nothing can answer without an id.
     """
 
-    def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
+    def __init__(self, app: ASGIApp, accounts: Accounts, log: RequestLog) -> None:
         self._app = app
         self._accounts = accounts
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,7 +59,7 @@ class RequestIdMiddleware:
                 record, send_with_id, error_response(InternalError(INTERNAL_ERROR), scope["path"])
             )
         finally:
-            finish(record, self._accounts)
+            finish(record, self._accounts, self._log)
 
 
 class _SendWithId:
@@ -173,10 +174,10 @@ def answer_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
     return [(b"x-request-id", record.request_id.encode()), *record.extra_headers, *limit_headers(record.standing)]
 
 
-def finish(record: RequestRecord, accounts: Accounts) -> None:
+def finish(record: RequestRecord, accounts: Accounts, log: RequestLog) -> None:
     """A request is over: its line in the log, and the end of its row."""
     record.seconds = record.elapsed()
-    record.log()
+    log.add(record)
     accounts.end(record)
 
 

@@ -25,7 +25,7 @@ from llm_api_server.gateway.exchange import Exchange
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.middleware import answer_headers, finish, request_id, secret
 from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
-from llm_api_server.gateway.records import RequestRecord, record_of
+from llm_api_server.gateway.records import RequestLog, RequestRecord, record_of
 from llm_api_server.gateway.templates import Templates
 from llm_api_server.gateway.upstream import UpstreamClient
 
@@ -65,7 +65,8 @@ class EngineProxy:
         self.records_prompts = config.storage.record_prompts
         self.first_ping_delay = FIRST_PING_DELAY
         self.ping_interval = PING_INTERVAL
-        self._authenticator = authenticator
+        self.log = RequestLog()
+        self.authenticator = authenticator
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -77,6 +78,7 @@ class EngineProxy:
             self._timer.cancel()
         for exchange in list(self.running):
             exchange.on_shutdown()
+        self.log.flush()
 
     def now(self) -> float:
         """Of the clock that deadlines are given in."""
@@ -86,10 +88,10 @@ class EngineProxy:
         """Note the key, where no middleware has. Raises `ApiError`."""
         if record.key is not None:
             return
-        if self._authenticator is None:
+        if self.authenticator is None:
             record.key = ANONYMOUS
             return
-        record.key, record.by_token = await self._authenticator.authenticate(secret(headers), client.address)
+        record.key, record.by_token = await self.authenticator.authenticate(secret(headers), client.address)
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request by ASGI, behind the middleware."""
@@ -141,7 +143,7 @@ class FrontDoor:
         return answer_headers(record)
 
     def over(self, record: RequestRecord) -> None:
-        finish(record, self._proxy.accounts)
+        finish(record, self._proxy.accounts, self._proxy.log)
 
 
 async def _nobody(scope: object, receive: object, send: object) -> None:

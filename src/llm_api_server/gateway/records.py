@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from loguru import logger
 
 from llm_api_server.access import Key
 from llm_api_server.control import Standing
 from llm_api_server.gateway.sse import StreamReader
+from llm_api_server.log import log_lines
 from llm_api_server.usage import NO_USAGE, Usage
 
 #: Status of a request whose client left before the answer (nginx's word for it).
 CLIENT_CLOSED_REQUEST = 499
+#: Seconds that a request's line waits for others: how much of the log a killed worker can take with it.
+WRITE_INTERVAL = 0.1
+_MAX_CHARS = 300
 _SCOPE_KEY = "llm_api_server.record"
 
 
@@ -64,12 +68,14 @@ class RequestRecord:
     def elapsed(self) -> float:
         return time.monotonic() - self.started_at
 
-    def log(self) -> None:
-        """One line per request; requests that never touch a model are written at DEBUG."""
-        parts = [
-            f"{self.method} {_printable(self.path)} {self.status}",
-            f"key={self.key.name if self.key else '-'}",
-        ]
+    @property
+    def level(self) -> str:
+        """Requests that never touch a model are of interest to few."""
+        return "INFO" if self.model is not None or self.error is not None else "DEBUG"
+
+    def line(self) -> str:
+        """For the log."""
+        parts = [f"{self.method} {_printable(self.path)} {self.status} key={self.key.name if self.key else '-'}"]
         if self.model is not None:
             parts.append(f"model={_printable(self.model)}")
         if self.usage is not None:
@@ -79,7 +85,28 @@ class RequestRecord:
         parts.append(f"seconds={self.seconds:.3f} id={self.request_id}")
         if self.error is not None:
             parts.append(f"error={_printable(self.error)}")
-        logger.log("INFO" if self.model is not None or self.error is not None else "DEBUG", "{}", " ".join(parts))
+        return " ".join(parts)
+
+
+class RequestLog:
+    """Writes the lines of requests a few times a second, all that have come together."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, list[str]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, record: RequestRecord) -> None:
+        self._lines.setdefault(record.level, []).append(record.line())
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WRITE_INTERVAL, self.flush)
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines = self._lines, {}
+        for level, some in lines.items():
+            log_lines(level, some)
 
 
 def attach(scope: MutableMapping[str, Any], record: RequestRecord) -> None:
@@ -94,4 +121,6 @@ def record_of(scope: MutableMapping[str, Any]) -> RequestRecord:
 
 
 def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text[:300])
+    if text.isprintable() and len(text) <= _MAX_CHARS:
+        return text
+    return "".join(char if char.isprintable() else "?" for char in text[:_MAX_CHARS])

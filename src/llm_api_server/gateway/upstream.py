@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from llm_api_server.gateway.eager import in_task
+
 HIGH_WATER_BYTES = 64 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 MAX_IDLE_CONNECTIONS = 64
@@ -340,6 +342,7 @@ class _Pool:
         address = self._address
         self._connecting += 1
         try:
+            await in_task()
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 if address.socket_path is not None:
                     _, connection = await loop.create_unix_connection(lambda: Connection(self), address.socket_path)

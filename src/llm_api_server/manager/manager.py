@@ -465,7 +465,7 @@ class Manager:
     def _in_flight(self, instance: str) -> int:
         """What the workers report; a lease whose report is still to come counts as one."""
         return sum(
-            max(client.in_flight.get(instance, 0), min(1, client.grants.get(instance, 0))) for client in self._clients
+            client.in_flight.get(instance, min(1, client.grants.get(instance, 0))) for client in self._clients
         )
 
     def _changed(self) -> None:

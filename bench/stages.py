@@ -1,0 +1,253 @@
+"""Where the time of a request and of a chunk goes in a worker: its real code, between transports that only count.
+
+`make bench-stages`. One process, no sockets: what the kernel takes is not in here. Each stage is a function of the
+worker; its own time is what it and what it calls take, without the stages below it. The table is the median of
+`--rounds`; the last line is one JSON object, times in microseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import inspect
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
+
+from llm_api_server.auth.authenticator import Authenticator
+from llm_api_server.config import ApiKeyConfig, AuthConfig, Config, LoggingConfig, ModelConfig, ModelsConfig, ServerConfig
+from llm_api_server.control import InstanceInfo, RunDir
+from llm_api_server.gateway.accounts import Accounts
+from llm_api_server.gateway.app import build_proxy
+from llm_api_server.gateway.exchange import Exchange
+from llm_api_server.gateway.http_protocol import DirectClient, HttpProtocol
+from llm_api_server.gateway.leases import Lease, Leases, _Held
+from llm_api_server.gateway.link import ManagerLink
+from llm_api_server.gateway.proxy import FRONT_DOOR, FrontDoor
+from llm_api_server.gateway.question import Question
+from llm_api_server.gateway.records import RequestLog
+from llm_api_server.gateway.sse import BodyReader, StreamReader
+from llm_api_server.gateway.upstream import Connection, UpstreamClient
+from llm_api_server.log import setup_logging
+
+KEY = "sk-profile-0123456789abcdefghijklmnopqr"
+LIMITS: dict[str, int] = {}
+PLAIN = (
+    b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":'
+    b'"assistant","content":"Hello! How can I help you today?"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,'
+    b'"completion_tokens":9,"total_tokens":18}}'
+)
+CHUNK = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
+    b'"delta":{"role":"assistant","content":" word"},"finish_reason":null}]}\n\n'
+)
+CHUNKS = 64
+
+
+class Transport:
+    """Takes what is written and hands it to `on_write`."""
+
+    def __init__(self, on_write: Callable[[bytes], None]) -> None:
+        self._on_write = on_write
+
+    def write(self, data: bytes) -> None:
+        self._on_write(data)
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("127.0.0.1", 1) if name in ("peername", "sockname") else None
+
+    def is_closing(self) -> bool:
+        return False
+
+    def nothing(self) -> None: ...
+
+    close = abort = pause_reading = resume_reading = nothing
+
+
+class Worker:
+    """The data path of one worker, with one connection to a client and one to an engine."""
+
+    def __init__(self, folder: Path) -> None:
+        config = Config(
+            server=ServerConfig(run_dir=str(folder)),
+            auth=AuthConfig(api_keys=[ApiKeyConfig(key=KEY, name="profile", **cast("Any", LIMITS))]),
+            models=ModelsConfig(default="m", available={"m": ModelConfig(path="org/m", engine="vllm")}),
+            logging=LoggingConfig(path=str(folder / "logs"), console=False),
+        )
+        setup_logging(config, "gateway")
+        self.link = ManagerLink(RunDir(folder), lambda _: None)
+        self.link._transport = cast("asyncio.Transport", Transport(lambda _: None))  # noqa: SLF001
+        leases = Leases(self.link)
+        held = leases._held["i"] = _Held(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
+        held.grants = 1
+        upstream = UpstreamClient()
+        self.proxy = build_proxy(config, leases, upstream)
+        door = FrontDoor(config, self.proxy)
+        settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
+        settings.load()
+        self.protocol = HttpProtocol(settings, ServerState(), {FRONT_DOOR: door}, asyncio.get_running_loop())
+        self.seen: list[bytes] = []
+        self.asked: list[bytes] = []
+        self.protocol.connection_made(cast("Any", Transport(self.seen.append)))
+        pool = upstream._pool("unix:/engine")  # noqa: SLF001
+        self.engine = Connection(pool)
+        self.engine.connection_made(cast("Any", Transport(self.asked.append)))
+        self.engine.idle_since = float("inf")
+        pool.give_back(self.engine)
+        pool._all.add(self.engine)  # noqa: SLF001
+
+    def ask(self, request: bytes, answer: list[bytes]) -> None:
+        """One request and its answer, as reads of the two sockets."""
+        self.protocol.data_received(request)
+        for data in answer:
+            self.engine.data_received(data)
+        self.asked.clear()
+        self.seen.clear()
+
+
+async def _nobody(scope: Any, receive: Any, send: Any) -> None:
+    """Engine endpoints do not come here."""
+
+
+def request_of(**more: Any) -> bytes:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello there!"}], **more}).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nuser-agent: bench\r\naccept: */*\r\n"
+        f"content-type: application/json\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def plain_answer() -> list[bytes]:
+    head = (
+        "HTTP/1.1 200 OK\r\ndate: Mon, 23 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
+        f"content-length: {len(PLAIN)}\r\ncontent-type: application/json\r\n\r\n"
+    )
+    return [head.encode() + PLAIN]
+
+
+def stream_answer() -> list[bytes]:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    last = b"data: [DONE]\n\n"
+    return [head, *[_framed(CHUNK)] * CHUNKS, _framed(last) + b"0\r\n\r\n"]
+
+
+def _framed(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def measure(worker: Worker, request: bytes, answer: list[bytes], count: int) -> float:
+    """Microseconds per request."""
+    started = time.perf_counter()
+    for number in range(count):
+        worker.ask(request, answer)
+        if number % 100 == 0:
+            await asyncio.sleep(0)
+    return (time.perf_counter() - started) / count * 1e6
+
+
+#: What is timed on its own: a name, and the functions that are it.
+STAGES: dict[str, list[tuple[type, str]]] = {
+    "read the request (uvicorn)": [(HttpProtocol, "data_received")],
+    "open: record and id": [(HttpProtocol, "_open")],
+    "decide, write to the engine": [(Exchange, "begin")],
+    "authenticate": [(Authenticator, "authenticate")],
+    "read and check the body": [(Question, "__init__"), (Question, "find"), (Question, "check")],
+    "limits": [(Accounts, "admit"), (Accounts, "_settle")],
+    "ledger": [(Accounts, "start"), (Accounts, "end")],
+    "lease": [(Leases, "acquire"), (Lease, "release")],
+    "write the engine's request": [(Question, "encode"), (UpstreamClient, "send")],
+    "parse the answer (httptools)": [(Connection, "data_received")],
+    "relay": [(Exchange, "on_head"), (Exchange, "on_data")],
+    "look for usage and errors": [(BodyReader, "feed"), (StreamReader, "feed"), (StreamReader, "flush")],
+    "write to the client": [(DirectClient, "start"), (DirectClient, "write"), (DirectClient, "flush")],
+    "finish": [(Exchange, "_finish")],
+    "log": [(RequestLog, "add"), (RequestLog, "flush")],
+}
+
+
+class Stopwatch:
+    """The own time of each stage: of nested ones the inner's is not the outer's."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self._inner = [0.0]
+
+    def watch(self) -> None:
+        for stage, functions in STAGES.items():
+            for owner, name in functions:
+                setattr(owner, name, self._timed(stage, getattr(owner, name)))
+
+    def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def end(started: float) -> None:
+            whole = time.perf_counter() - started
+            self.seconds[stage] += whole - self._inner.pop()
+            self._inner[-1] += whole
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            self._inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                end(started)
+
+        async def timed_async(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            self._inner.append(0.0)
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                end(started)
+
+        return timed_async if inspect.iscoroutinefunction(function) else timed
+
+
+async def run(folder: Path, count: int, rounds: int) -> dict[str, Any]:
+    worker = Worker(folder)
+    cases = {"plain": (request_of(), plain_answer()), "stream": (request_of(stream=True), stream_answer())}
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    whole: dict[str, float] = {}
+    for name, (request, answer) in cases.items():
+        await measure(worker, request, answer, count // 5)
+        whole[name] = statistics.median([await measure(worker, request, answer, count) for _ in range(rounds)])
+    watch = Stopwatch()
+    watch.watch()
+    stages: dict[str, dict[str, float]] = {}
+    for name, (request, answer) in cases.items():
+        watch.seconds = dict.fromkeys(STAGES, 0.0)
+        await measure(worker, request, answer, count)
+        stages[name] = {stage: seconds / count * 1e6 for stage, seconds in watch.seconds.items()}
+    return {"request_us": whole["plain"], "chunk_us": (whole["stream"] - whole["plain"]) / CHUNKS, "stages": stages}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        seen = runner.run(run(Path(folder), arguments.count, arguments.rounds))
+    print(f"{'stage':32} {'plain request, us':>18} {f'stream of {CHUNKS}, us':>18}")
+    for stage in STAGES:
+        print(f"{stage:32} {seen['stages']['plain'][stage]:18.1f} {seen['stages']['stream'][stage]:18.1f}")
+    print(f"a request without the clocks: {seen['request_us']:.1f} us; a chunk: {seen['chunk_us']:.2f} us")
+    seen["stages"] = {
+        name: {stage: round(cost, 2) for stage, cost in of.items()} for name, of in seen["stages"].items()
+    }
+    print(json.dumps({"bench": "stages", **seen}))
+
+
+if __name__ == "__main__":
+    main()
