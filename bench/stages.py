@@ -23,8 +23,17 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from llm_api_server import control
 from llm_api_server.auth.authenticator import Authenticator
-from llm_api_server.config import ApiKeyConfig, AuthConfig, Config, LoggingConfig, ModelConfig, ModelsConfig, ServerConfig
+from llm_api_server.config import (
+    ApiKeyConfig,
+    AuthConfig,
+    Config,
+    LoggingConfig,
+    ModelConfig,
+    ModelsConfig,
+    ServerConfig,
+)
 from llm_api_server.control import InstanceInfo, RunDir
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.app import build_proxy
@@ -85,7 +94,7 @@ class Worker:
         )
         setup_logging(config, "gateway")
         self.link = ManagerLink(RunDir(folder), lambda _: None)
-        self.link._transport = cast("asyncio.Transport", Transport(lambda _: None))  # noqa: SLF001
+        self.link._transport = cast("asyncio.Transport", Transport(self.tell))  # noqa: SLF001
         leases = Leases(self.link)
         held = leases._held["i"] = _Held(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
         held.grants = 1
@@ -104,6 +113,12 @@ class Worker:
         self.engine.idle_since = float("inf")
         pool.give_back(self.engine)
         pool._all.add(self.engine)  # noqa: SLF001
+
+    def tell(self, data: bytes) -> None:
+        """As a manager would: what is reported is kept."""
+        for message in control.to_manager_decoder().feed(data):
+            if isinstance(message, control.ReportUsage):
+                self.link.on_message(control.UsageKept(message.number))
 
     def ask(self, request: bytes, answer: list[bytes]) -> None:
         """One request and its answer, as reads of the two sockets."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import msgspec
 
@@ -45,7 +46,12 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
         return permission in self.permissions or "all" in self.permissions
 
     def may_use(self, model: str) -> bool:
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
+        return _matches(model, self.models)
+
+
+@lru_cache(10_000)
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def new_key() -> str:

@@ -1,6 +1,7 @@
 """What the ledger knows of a request: said by the workers, kept by the store. Pure.
 
-A request has one row. `Started` makes it, `Progress` says how far a long one is, `Ended` settles it, once.
+A request has one row. `Started` makes it, `Progress` says how far a long one is, `Ended` settles it, once. They come by
+the thousand and hold no cycles, so the garbage collector does not look at them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Tokens of one request. `cached_tokens` are part of the prompt, `reasoning_tokens` of the completion."""
 
     prompt_tokens: int = 0
@@ -20,7 +21,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 NO_USAGE = Usage()
 
 
-class Started(msgspec.Struct, frozen=True, omit_defaults=True):
+class Started(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A request was admitted. `row` is unique, `request_id` may be the client's own. `at` is in Unix seconds.
 
     `prompt` is there only with `storage.record_prompts`.
@@ -37,14 +38,14 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: str | None = None
 
 
-class Progress(msgspec.Struct, frozen=True):
+class Progress(msgspec.Struct, frozen=True, gc=False):
     """Tokens so far: what counts when nobody can say more."""
 
     row: str
     usage: Usage
 
 
-class Ended(msgspec.Struct, frozen=True, omit_defaults=True):
+class Ended(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How it ended. Times are in seconds from the start; None where it did not come to that.
 
     `status` is the HTTP status, 499 when the client left before the answer. `error` is the code of what went wrong,

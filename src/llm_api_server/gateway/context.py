@@ -30,9 +30,10 @@ class ContextLimits:
 
     async def check(self, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> None:
         """Raises `ContextLengthExceeded`. `body` is what the engine will get."""
-        total = _smallest(self._max_total, instance.context_length)
-        limits = _smallest(self._max_input, total)
-        if limits is None or instance.engine == "remote":
+        total, own = self._max_total, instance.context_length
+        if total is None or (own is not None and own < total):
+            total = own
+        if (total is None and self._max_input is None) or instance.engine == "remote":
             return
         # A full context leaves no room for the first token of an answer; embeddings need none.
         wanted = 0 if isinstance(facts.request, schemas.EmbeddingRequest) else max(facts.max_tokens or 0, 1)
@@ -101,10 +102,6 @@ class ContextLimits:
             return msgspec.json.decode(content, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError):
             return {}
-
-
-def _smallest(*limits: int | None) -> int | None:
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _fits(prompt_tokens: int, wanted: int, max_input: int | None, total: int | None) -> bool:

@@ -23,6 +23,8 @@ def prompt_tokens(endpoint: Endpoint, facts: RequestFacts, body_bytes: int) -> i
     """About what the engine will count for the prompt; 0 where it generates and reads nothing."""
     if endpoint.task is None or isinstance(facts.request, schemas.CountTokensRequest):
         return 0
+    if not facts.media:
+        return max(1, body_bytes // _BYTES_PER_TOKEN)
     text = body_bytes - sum(medium.size for medium in facts.media)
     return max(1, text // _BYTES_PER_TOKEN) + _TOKENS_PER_MEDIUM * len(facts.media)
 

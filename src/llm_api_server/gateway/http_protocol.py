@@ -243,6 +243,7 @@ class DirectClient:
     def over(self) -> None:
         self.response_complete = True
         self._door.over(self._record)
+        del self.exchange  # each knows the other: the garbage collector would have to find them
         protocol = self._protocol
         protocol._active = None  # noqa: SLF001 - the two are one mechanism
         if not self.keep_alive:

@@ -6,6 +6,7 @@ A part of the worker's link to the manager (`link.py`). Requests under way never
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,9 +84,12 @@ class Leases:
         """
         if self.link.is_closing:
             raise ShuttingDown("This server is shutting down.")
-        usable = [one for one in self._held.values() if one.is_usable(model, task)]
-        if usable:
-            return self._lease(min(usable, key=lambda one: one.in_flight))
+        best: _Held | None = None
+        for held in self._held.values():
+            if held.is_usable(model, task) and (best is None or held.in_flight < best.in_flight):
+                best = held
+        if best is not None:
+            return self._lease(best)
         question = control.Acquire(self.link.number(), model, task)
         self._waiting[question.request] = None
         try:
@@ -132,7 +136,7 @@ class Leases:
     def on_release(self, held: _Held) -> None:
         """Called by `Lease.release`. All grants are given back when there has been none in flight for a while."""
         held.in_flight -= 1
-        held.idle_since = asyncio.get_running_loop().time()
+        held.idle_since = time.monotonic()
         self._plan_report()
         if held.is_drained:
             self._return_grants(held)
@@ -185,7 +189,7 @@ class Leases:
     def _report(self) -> None:
         self._report_timer = None
         self.link.send(control.Report(self._in_flight()))
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         idle = [held for held in self._held.values() if held.in_flight == 0]
         for held in idle:
             if now - held.idle_since >= LINGER:

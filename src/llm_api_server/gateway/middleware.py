@@ -5,6 +5,7 @@ Their order is in `app.py`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import uuid
@@ -21,6 +22,9 @@ from llm_api_server.gateway.records import RequestLog, RequestRecord, attach, re
 
 MAX_REQUEST_ID_CHARS = 128
 _VISIBLE_ASCII = frozenset(range(0x21, 0x7F))
+#: Of this worker; the requests are numbered.
+_ID_PREFIX = uuid.uuid4().hex[:20]
+_numbers = itertools.count(1)
 INTERNAL_ERROR = "The server had an error while processing your request."
 
 
@@ -166,7 +170,7 @@ def request_id(headers: Mapping[bytes, bytes]) -> str:
     value = headers.get(b"x-request-id")
     if value is not None and 0 < len(value) <= MAX_REQUEST_ID_CHARS and _VISIBLE_ASCII.issuperset(value):
         return value.decode("ascii")
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{_ID_PREFIX}{next(_numbers):012x}"
 
 
 def answer_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:

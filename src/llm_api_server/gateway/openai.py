@@ -7,8 +7,9 @@ Wrong shapes raise `InvalidRequest` with OpenAI's `param`, so that no engine has
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -42,6 +43,11 @@ class Endpoint:
     dialect: Dialect = "openai"
     streams: bool = False
     paths: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def decoder(self) -> msgspec.json.Decoder[schemas.Request]:
+        assert self.request is not None, "multipart endpoints are read by multipart.py"
+        return msgspec.json.Decoder(self.request)
 
 
 _RERANK = {"llama_cpp": "/v1/rerank"}
@@ -115,15 +121,14 @@ class RequestFacts:
     says_stream: bool = True
     wants_usage: bool = False
     max_tokens: int | None = None
-    media: list[Media] = field(default_factory=list)
+    media: Sequence[Media] = ()
 
 
 def read_request(endpoint: Endpoint, body: bytes, *, stream_by_default: bool = False) -> RequestFacts:
     """Decode and check a JSON body. Raises `InvalidRequest`."""
-    assert endpoint.request is not None, "multipart endpoints are read by multipart.py"
     try:
         body.decode()
-        request = msgspec.json.decode(body, type=endpoint.request)
+        request = endpoint.decoder.decode(body)
         media = find_media(body)
         check_bounds(body)
     except msgspec.ValidationError as error:

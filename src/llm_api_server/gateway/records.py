@@ -75,17 +75,17 @@ class RequestRecord:
 
     def line(self) -> str:
         """For the log."""
-        parts = [f"{self.method} {_printable(self.path)} {self.status} key={self.key.name if self.key else '-'}"]
+        line = f"{self.method} {_printable(self.path)} {self.status} key={self.key.name if self.key else '-'}"
         if self.model is not None:
-            parts.append(f"model={_printable(self.model)}")
-        if self.usage is not None:
-            parts.append(f"prompt_tokens={self.usage.prompt_tokens} completion_tokens={self.usage.completion_tokens}")
+            line += f" model={_printable(self.model)}"
+        if (usage := self.usage) is not None:
+            line += f" prompt_tokens={usage.prompt_tokens} completion_tokens={usage.completion_tokens}"
         if self.first_byte_seconds is not None:
-            parts.append(f"ttft={self.first_byte_seconds:.3f}s")
-        parts.append(f"seconds={self.seconds:.3f} id={self.request_id}")
+            line += f" ttft={self.first_byte_seconds:.3f}s"
+        line += f" seconds={self.seconds:.3f} id={self.request_id}"
         if self.error is not None:
-            parts.append(f"error={_printable(self.error)}")
-        return " ".join(parts)
+            line += f" error={_printable(self.error)}"
+        return line
 
 
 class RequestLog:

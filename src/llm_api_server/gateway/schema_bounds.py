@@ -19,13 +19,21 @@ _PAIRS = (("minItems", "maxItems"), ("minLength", "maxLength"), ("minProperties"
 _TEXTS = ("pattern", "grammar")  # a schema's regular expression; llama.cpp's own member of a body
 _REPETITION = re.compile(r"\{\s*(\d+)\s*,\s*(\d+)\s*\}")
 #: A body without any of these has no bounds; `\u` because an escape may hide a key.
-_HINTS = (b'"min', b'"max', b'"pattern"', b'"grammar"', b"\\u")
+_HINTS = (
+    *(f'"{name}"'.encode() for pair in _PAIRS for name in pair),
+    *(f'"{name}"'.encode() for name in _TEXTS),
+    b"\\u",
+)
 
 
 def check_bounds(body: bytes) -> None:
     """Raises `InvalidRequest` for a lower bound above its upper one, or one that no answer could reach."""
-    if any(hint in body for hint in _HINTS):
-        _walk(msgspec.json.decode(body), "")
+    for hint in _HINTS:
+        if hint in body:
+            break
+    else:
+        return
+    _walk(msgspec.json.decode(body), "")
 
 
 def _walk(value: Any, param: str) -> None:

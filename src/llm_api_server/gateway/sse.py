@@ -277,10 +277,10 @@ class BodyReader:
         self.usage: Usage | None = None
 
     def feed(self, data: bytes) -> None:
-        window = self._tail + data
-        if b'"usage"' in window:
-            for match in _USAGE_OBJECT.finditer(window):
-                self.usage = _decode_usage(match[1]) or self.usage
+        window = self._tail + data if self._tail else data
+        place = window.rfind(b'"usage"')  # engines put it last
+        if place >= 0 and (match := _USAGE_OBJECT.match(window, place)):
+            self.usage = _decode_usage(match[1]) or self.usage
         self._tail = window[-_OVERLAP_BYTES:]
 
 

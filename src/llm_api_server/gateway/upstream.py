@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -328,7 +329,7 @@ class _Pool:
         self._connecting = 0
 
     def take_idle(self) -> Connection | None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open and now - connection.idle_since < IDLE_TIMEOUT:
@@ -361,7 +362,7 @@ class _Pool:
         if len(self._idle) >= MAX_IDLE_CONNECTIONS:
             connection.abort()
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = time.monotonic()
         self._idle.append(connection)
 
     def forget(self, connection: Connection) -> None:
@@ -442,17 +443,15 @@ class UpstreamClient:
 
 def encode_request(address: str, path: str, body: bytes, *, content_type: str, headers: Mapping[str, str]) -> bytes:
     """Head and body of a POST, in one piece."""
-    target = _parsed(address)
-    lines = [
-        f"POST {target.target(path)} HTTP/1.1",
-        f"host: {target.host_header}",
-        f"content-type: {content_type}",
-        f"content-length: {len(body)}",
-        "accept-encoding: identity",
-        *(f"{name}: {value}" for name, value in headers.items()),
-        "\r\n",
-    ]
-    return "\r\n".join(lines).encode("latin-1") + body
+    head = _first_lines(address, path) + "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    rest = f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+    return (head + rest).encode("latin-1") + body
 
 
 _parsed = lru_cache(1024)(Address.parse)
+
+
+@lru_cache(1024)
+def _first_lines(address: str, path: str) -> str:
+    target = _parsed(address)
+    return f"POST {target.target(path)} HTTP/1.1\r\nhost: {target.host_header}\r\naccept-encoding: identity\r\n"

@@ -464,9 +464,7 @@ class Manager:
 
     def _in_flight(self, instance: str) -> int:
         """What the workers report; a lease whose report is still to come counts as one."""
-        return sum(
-            client.in_flight.get(instance, min(1, client.grants.get(instance, 0))) for client in self._clients
-        )
+        return sum(client.in_flight.get(instance, min(1, client.grants.get(instance, 0))) for client in self._clients)
 
     def _changed(self) -> None:
         """Tell the workers: at once when a state changed, else a few times a second."""

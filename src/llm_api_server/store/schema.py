@@ -36,9 +36,13 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
-        if value is None or (value.isascii() and "\0" not in value):
-            return value
-        return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+        return cleaned(value)
+
+
+def cleaned(value: str | None) -> str | None:
+    if value is None or (value.isascii() and "\0" not in value):
+        return value
+    return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 #: One row. Whoever changes keys locks it first, so that revisions are committed in their order.

@@ -6,13 +6,25 @@ Rows are settled and sums increased in one transaction, so both say the same at 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, bindparam, case, delete, func, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Table,
+    bindparam,
+    case,
+    delete,
+    func,
+    select,
+    update,
+)
 
 from llm_api_server.store.database import Database
-from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS
+from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS, cleaned
 from llm_api_server.store.usage_query import (
     DAY,
     HOUR,
@@ -41,6 +53,12 @@ _FIRST_ERROR_STATUS = 400
 _MOST_TOKENS = 2**53
 _LONGEST_NAME = 512
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+#: Columns of a row that is written when its request is over.
+_WHOLE = (
+    "row", "worker", "request_id", "key_id", "key_name", "model", "endpoint", "stream", "prompt", "started_at",
+    "ended_at", "status", "error", "instance", *_TOKENS, "queued", "first_token", "duration",
+)  # fmt: skip
+_WHOLE_NAMES = ", ".join(f'"{name}"' for name in _WHOLE)
 _ADDED = (
     "requests", "errors", "aborted", *_TOKENS,
     "seconds", "queued_seconds", "queued_count", "first_token_seconds", "first_token_count",
@@ -59,10 +77,12 @@ class UsageLedger:
 
         What is said of a row that is unknown, or was settled before, is ignored.
         """
+        ends = {end.row: end for end in reversed(batch.ended)}
         with self._database.writing(_LOCK) as connection:
-            _insert_started(connection, batch.started, worker)
+            whole = _insert_whole(connection, batch.started, ends, worker)
+            _insert_started(connection, [start for start in batch.started if start.row not in whole], worker)
             _write_progress(connection, batch.progress)
-            _settle(connection, batch.ended)
+            _settle(connection, {row: end for row, end in ends.items() if row not in whole})
             _write_last_used(connection, batch.started)
 
     def settle_lost(self, *, except_workers: Collection[str] = (), only_worker: str | None = None) -> int:
@@ -152,6 +172,40 @@ def _total(table: Table, where: ColumnElement[bool] | None = None) -> ColumnElem
     return func.coalesce(func.sum(tokens if where is None else case((where, tokens), else_=0)), 0)
 
 
+def _insert_whole(
+    connection: Connection, started: Sequence[Started], ends: Mapping[str, Ended], worker: str
+) -> frozenset[str]:
+    """Requests that began and ended since the last batch: most of those of busy servers. The names of their rows.
+
+    What the table has already is left to those who settle.
+    """
+    both = {start.row: (start, ends[start.row]) for start in started if start.row in ends}
+    for row in _rows(connection, list(both), [REQUESTS.c.row]):
+        del both[row["row"]]
+    if both:
+        # Past SQLAlchemy, whose way from a row to its parameters takes several times as long as the database.
+        mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+        values = ", ".join([mark] * len(_WHOLE))
+        connection.exec_driver_sql(
+            f"INSERT INTO requests ({_WHOLE_NAMES}) VALUES ({values})",  # noqa: S608 - made of constants
+            [_whole(start, end, worker) for start, end in both.values()],
+        )
+        _add_to_sums(connection, both.values())
+    return frozenset(both)
+
+
+def _whole(start: Started, end: Ended, worker: str) -> tuple[Any, ...]:
+    """In the order of `_WHOLE`."""
+    usage = end.usage
+    return (
+        start.row, worker, cleaned(start.request_id), cleaned(start.key_id[:_LONGEST_NAME]),
+        cleaned(start.key_name[:_LONGEST_NAME]), cleaned(start.model[:_LONGEST_NAME]), start.endpoint, start.stream,
+        cleaned(start.prompt), start.at, start.at + end.duration, end.status, end.error, end.instance,
+        _count(usage.prompt_tokens), _count(usage.cached_tokens), _count(usage.completion_tokens),
+        _count(usage.reasoning_tokens), end.queued, end.first_token, end.duration,
+    )  # fmt: skip
+
+
 def _insert_started(connection: Connection, started: Sequence[Started], worker: str) -> None:
     if not started:
         return
@@ -187,31 +241,23 @@ def _write_progress(connection: Connection, progress: Sequence[Progress]) -> Non
     connection.execute(statement, told)
 
 
-def _settle(connection: Connection, ended: Sequence[Ended]) -> None:
-    """The first end of each row that is open."""
-    ends = {end.row: end for end in reversed(ended)}
-    _write_ends(
-        connection,
-        [
-            dict(row)
-            | _tokens(ends[row["row"]].usage)
-            | {
-                "ended_at": row["started_at"] + ends[row["row"]].duration,
-                "status": ends[row["row"]].status,
-                "error": ends[row["row"]].error,
-                "instance": ends[row["row"]].instance,
-                "queued": ends[row["row"]].queued,
-                "first_token": ends[row["row"]].first_token,
-                "duration": ends[row["row"]].duration,
-            }
-            for row in _open_rows(connection, list(ends))
-        ],
-    )
+def _settle(connection: Connection, ends: Mapping[str, Ended]) -> None:
+    """The rows that are open."""
+    settled = []
+    for row in _rows(connection, list(ends), _WITHOUT_PROMPT, _IS_OPEN):
+        end = ends[row["row"]]
+        told = {
+            name: getattr(end, name) for name in ("status", "error", "instance", "queued", "first_token", "duration")
+        }
+        settled.append(dict(row) | _tokens(end.usage) | told | {"ended_at": row["started_at"] + end.duration})
+    _write_ends(connection, settled)
 
 
-def _open_rows(connection: Connection, names: Sequence[str]) -> Iterator[RowMapping]:
+def _rows(
+    connection: Connection, names: Sequence[str], columns: Sequence[Column[Any]], *where: ColumnElement[bool]
+) -> Iterator[RowMapping]:
     for first in range(0, len(names), _CHUNK):
-        wanted = select(*_WITHOUT_PROMPT).where(REQUESTS.c.row.in_(names[first : first + _CHUNK]), _IS_OPEN)
+        wanted = select(*columns).where(REQUESTS.c.row.in_(names[first : first + _CHUNK]), *where)
         yield from connection.execute(wanted).mappings().all()
 
 
@@ -225,40 +271,64 @@ def _write_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         statement.values({name: bindparam(name) for name in names}),
         [{"of_id": row["id"], **{name: row[name] for name in names}} for row in rows],
     )
+    _add_to_sums(connection, [(_started_of(row), _ended_of(row)) for row in rows])
+
+
+def _started_of(row: Mapping[str, Any]) -> Started:
+    names = ("row", "request_id", "key_id", "key_name", "model", "endpoint", "stream")
+    return Started(**{name: row[name] for name in names}, at=row["started_at"])
+
+
+def _ended_of(row: Mapping[str, Any]) -> Ended:
+    names = ("row", "error", "instance", "queued", "first_token")
+    usage = Usage(**{name: row[name] for name in _TOKENS})
+    told = {name: row[name] for name in names}
+    return Ended(**told, status=row["status"] or 0, usage=usage, duration=row["duration"] or 0.0)
+
+
+def _add_to_sums(connection: Connection, requests: Collection[tuple[Started, Ended]]) -> None:
     for table, seconds in ((HOURS, HOUR), (DAYS, DAY)):
         insert = _insert(connection, table)
         added = {name: table.c[name] + insert.excluded[name] for name in _ADDED}
         statement = insert.on_conflict_do_update(
             index_elements=["key_id", "start", "model"], set_={**added, "key_name": insert.excluded.key_name}
         )
-        connection.execute(statement, _summed(rows, seconds))
+        connection.execute(statement, _summed(requests, seconds))
 
 
-def _summed(rows: Iterable[Mapping[str, Any]], seconds: int) -> list[dict[str, Any]]:
-    sums: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for row in rows:
-        group = (row["key_id"], start_of(row["started_at"], seconds), row["model"])
-        sum_ = sums.setdefault(group, dict.fromkeys(_ADDED, 0))
-        sum_["key_name"] = row["key_name"]
-        for name, value in _addends(row).items():
-            sum_[name] += value
-    return [{"key_id": key_id, "start": start, "model": model, **sum_} for (key_id, start, model), sum_ in sums.items()]
+def _summed(requests: Collection[tuple[Started, Ended]], seconds: int) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, int, str], list[Ended]] = {}
+    names: dict[str, str] = {}
+    for start, end in requests:
+        groups.setdefault((start.key_id, start_of(start.at, seconds), start.model), []).append(end)
+        names[start.key_id] = start.key_name[:_LONGEST_NAME]
+    return [
+        {
+            "key_id": key_id[:_LONGEST_NAME],
+            "start": start,
+            "model": model[:_LONGEST_NAME],
+            "key_name": names[key_id],
+            **_sum_of(ends),
+        }
+        for (key_id, start, model), ends in groups.items()
+    ]
 
 
-def _addends(row: Mapping[str, Any]) -> dict[str, float]:
-    status, error = row["status"], row["error"]
-    aborted = error == CLIENT_CLOSED or status == _CLIENT_CLOSED_STATUS
-    failed = not aborted and (error is not None or (status or 0) >= _FIRST_ERROR_STATUS)
+def _sum_of(ends: Sequence[Ended]) -> dict[str, float]:
+    aborted = sum(end.error == CLIENT_CLOSED or end.status == _CLIENT_CLOSED_STATUS for end in ends)
+    failed = sum(end.error is not None or end.status >= _FIRST_ERROR_STATUS for end in ends)
+    queued = [end.queued for end in ends if end.queued is not None]
+    first_token = [end.first_token for end in ends if end.first_token is not None]
     return {
-        "requests": 1,
-        "errors": int(failed),
-        "aborted": int(aborted),
-        **{name: row[name] for name in _TOKENS},
-        "seconds": row["duration"] or 0.0,
-        "queued_seconds": row["queued"] or 0.0,
-        "queued_count": int(row["queued"] is not None),
-        "first_token_seconds": row["first_token"] or 0.0,
-        "first_token_count": int(row["first_token"] is not None),
+        "requests": len(ends),
+        "errors": failed - aborted,  # those who left count as failed, too
+        "aborted": aborted,
+        **{name: sum([_count(getattr(end.usage, name)) for end in ends]) for name in _TOKENS},
+        "seconds": sum([end.duration for end in ends]),
+        "queued_seconds": sum(queued),
+        "queued_count": len(queued),
+        "first_token_seconds": sum(first_token),
+        "first_token_count": len(first_token),
     }
 
 
@@ -274,7 +344,11 @@ def _write_last_used(connection: Connection, started: Sequence[Started]) -> None
 
 
 def _tokens(usage: Usage) -> dict[str, int]:
-    return {name: min(max(getattr(usage, name), 0), _MOST_TOKENS) for name in _TOKENS}
+    return {name: _count(getattr(usage, name)) for name in _TOKENS}
+
+
+def _count(tokens: int) -> int:
+    return tokens if 0 <= tokens <= _MOST_TOKENS else min(max(tokens, 0), _MOST_TOKENS)
 
 
 def _insert(connection: Connection, table: Table) -> Any:
