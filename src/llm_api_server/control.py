@@ -9,7 +9,9 @@ on an instance it may start more there without asking, until a `Drain` names it.
 its grants back with one `Release`, which says how many, so that a grant that is under way at that moment is not lost.
 
 Limits: a request of a limited key is counted with `Admit` before it takes a lease, and `Settle` says what it used in
-the end. What all requests used comes in `ReportUsage`, in batches, each kept by the worker until `UsageKept`.
+the end. While a limit is far, `Admitted` comes with a share of what is left, from which the worker admits by itself;
+`Spend` says what it used of it, and gives back what it does not need, or what `Recall` asks for. What all requests used
+comes in `ReportUsage`, in batches, each kept by the worker until `UsageKept`.
 """
 
 from __future__ import annotations
@@ -133,6 +135,17 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: Quota | None = None
 
 
+class Share(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A part of what a key's limits leave. Of what is not limited it holds nothing, and nothing is needed."""
+
+    requests: int = 0
+    tokens: int = 0
+    places: int = 0
+
+
+NO_SHARE = Share()
+
+
 class Admission(msgspec.Struct, frozen=True):
     """One admitted request of a worker, by its number there, and the tokens that are reserved for it."""
 
@@ -215,6 +228,18 @@ class Settle(msgspec.Struct, tag="settle"):
     tokens: int
 
 
+class Spend(msgspec.Struct, tag="spend", omit_defaults=True):
+    """Since the last one `requests` were admitted from a share, and `tokens` used by those that ended; `back` is given
+    back. `is_answer`: to a `Recall`.
+    """
+
+    key_id: str
+    requests: int = 0
+    tokens: int = 0
+    back: Share = NO_SHARE
+    is_answer: bool = False
+
+
 class ReportUsage(msgspec.Struct, tag="usage"):
     """Rows for the ledger. Answered by `UsageKept`; after a loss of the connection it is said again."""
 
@@ -256,7 +281,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 
 Command = ListModels | LoadModel | UnloadModel | ExplainModel | Shutdown
-ToManager = Hello | Acquire | Cancel | Release | Report | FindKey | Admit | Settle | ReportUsage | Command
+ToManager = Hello | Acquire | Cancel | Release | Report | FindKey | Admit | Settle | Spend | ReportUsage | Command
 
 # ── manager → worker or command line ─────────────────────────────────────────────────────────────────────────────
 
@@ -294,9 +319,18 @@ class KeysChanged(msgspec.Struct, tag="keys_changed"):
 
 
 class Admitted(msgspec.Struct, tag="admitted"):
+    """`standing` is that after this request, `share` what the worker may admit by itself from now on."""
+
     request: int
     standing: Standing
     reserved: int = 0
+    share: Share = NO_SHARE
+
+
+class Recall(msgspec.Struct, tag="recall"):
+    """Another worker needs it: give back what is left of a key's share, and the rest as it gets free."""
+
+    key_id: str
 
 
 class UsageKept(msgspec.Struct, tag="usage_kept"):
@@ -323,7 +357,7 @@ class Explained(msgspec.Struct, tag="explained"):
     explanation: Explanation
 
 
-ToClient = Granted | Refused | Drain | Models | Explained | KeyFound | KeysChanged | Admitted | UsageKept
+ToClient = Granted | Refused | Drain | Models | Explained | KeyFound | KeysChanged | Admitted | Recall | UsageKept
 
 # ── framing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

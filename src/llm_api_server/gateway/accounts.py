@@ -1,8 +1,8 @@
 """Limits and the ledger, as a worker sees them: asks before a request may run, tells what it used when it is over.
 
-A part of the worker's link to the manager (`link.py`). Requests of keys without limits cost no message of their own:
-what the ledger needs goes out in batches, and a batch is kept here until the manager has it in the store. So a worker
-that is killed takes at most the last `REPORT_INTERVAL` with it.
+A part of the worker's link to the manager (`link.py`). Requests of keys without limits, or with limits that are far
+(`shares.py`), cost no message of their own: what the ledger needs goes out in batches, and a batch is kept here until
+the manager has it in the store. So a worker that is killed takes at most the last `REPORT_INTERVAL` with it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from loguru import logger
 
 from llm_api_server import control
 from llm_api_server.access import NO_LIMITS, Key
-from llm_api_server.control import Standing
+from llm_api_server.control import NO_SHARE, Standing
 from llm_api_server.errors import ApiError
 from llm_api_server.gateway.eager import in_task
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import RequestRecord
+from llm_api_server.gateway.shares import HeldShare
 from llm_api_server.usage import NO_USAGE, Batch, Ended, Progress, Started, Usage
 
 #: Seconds between two reports: how much of the ledger a killed worker can take with it.
@@ -63,13 +64,19 @@ class Accounts:
         self._link = link
         self._numbers = itertools.count(1)
         self._admitted: dict[int, control.Admission] = {}
+        self._shares: dict[str, HeldShare] = {}
+        #: What was taken from shares: of which, and how many tokens, by the request's number.
+        self._taken: dict[int, tuple[HeldShare, int]] = {}
         self._running: dict[str, RequestRecord] = {}
         self._reported: dict[str, Usage] = {}
         self._started: list[Started] = []
         self._ended: list[Ended] = []
         self._sent: deque[control.ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self.handlers: dict[type, Callable[[Any], None]] = {control.UsageKept: self._on_kept}
+        self.handlers: dict[type, Callable[[Any], None]] = {
+            control.UsageKept: self._on_kept,
+            control.Recall: self._on_recall,
+        }
         link.add(self)
 
     # ── limits ──
@@ -84,6 +91,12 @@ class Accounts:
         if key.limits == NO_LIMITS:
             return
         number = self._link.number()
+        share = self._shares.get(key.key_id)
+        if share is not None and share.limits == key.limits and share.take(tokens + spare):
+            record.admission = number
+            record.standing = share.standing()
+            self._taken[number] = share, tokens + spare
+            return
         question = control.Admit(number, key.key_id, key.name, key.limits, tokens, spare)
         try:
             answer = await self._link.ask(question)
@@ -96,6 +109,8 @@ class Accounts:
         record.admission = number
         record.standing = answer.standing
         self._admitted[number] = control.Admission(number, key.key_id, answer.reserved)
+        if answer.share != NO_SHARE:
+            self._add_share(key, answer)
 
     async def look(self, key: Key) -> Standing | None:
         """How a key stands without counting a request; None where it has no limits per minute or nobody can tell."""
@@ -113,8 +128,51 @@ class Accounts:
         return standing
 
     def _settle(self, record: RequestRecord, used: Usage) -> None:
-        if record.admission is not None and self._admitted.pop(record.admission, None) is not None:
-            self._link.send(control.Settle(record.admission, used.prompt_tokens + used.completion_tokens))
+        number = record.admission
+        if number is None:
+            return
+        tokens = used.prompt_tokens + used.completion_tokens
+        if (taken := self._taken.pop(number, None)) is not None:
+            share, reserved = taken
+            share.settle(reserved, tokens)
+            if share.is_recalled:
+                self._give_back(share)
+        elif self._admitted.pop(number, None) is not None:
+            self._link.send(control.Settle(number, tokens))
+
+    # ── shares ──
+
+    def _add_share(self, key: Key, answer: control.Admitted) -> None:
+        share = self._shares.get(key.key_id)
+        if share is not None and share.limits != key.limits:
+            share.is_recalled = True  # its requests end there; the key has other limits by now
+            self._give_back(share)
+            share = None
+        if share is None:
+            share = self._shares[key.key_id] = HeldShare(key.key_id, key.limits)
+        share.add(answer.share, answer.standing)
+        self._plan_report()
+
+    def _on_recall(self, recall: control.Recall) -> None:
+        share = self._shares.get(recall.key_id)
+        if share is None:
+            self._link.send(control.Spend(recall.key_id, is_answer=True))
+            return
+        share.is_recalled = True
+        self._give_back(share, is_answer=True)
+
+    def _give_back(self, share: HeldShare, *, is_answer: bool = False) -> None:
+        if (spend := share.spend(returns=True, is_answer=is_answer)) is not None:
+            self._link.send(spend)
+        if share.is_empty and self._shares.get(share.key_id) is share:
+            del self._shares[share.key_id]
+
+    def _tell_shares(self) -> None:
+        for share in list(self._shares.values()):
+            if share.is_idle:
+                self._give_back(share)
+            elif (spend := share.spend(returns=share.is_recalled)) is not None:
+                self._link.send(spend)
 
     # ── the ledger ──
 
@@ -172,6 +230,7 @@ class Accounts:
 
     def _report(self) -> None:
         self._timer = None
+        self._tell_shares()
         batch = Batch(self._started, self._progress(), self._ended)
         if batch != Batch():
             self._started, self._ended = [], []
@@ -179,7 +238,7 @@ class Accounts:
             self._sent.append(report)
             self._link.send(report)
             self._give_up_oldest()
-        if self._running:
+        if self._running or self._shares:
             self._plan_report()
 
     def _progress(self) -> list[Progress]:
@@ -204,6 +263,11 @@ class Accounts:
     # ── the connection ──
 
     def greet(self, hello: control.Hello) -> None:
+        """A manager that has not given them knows no shares: what was taken from them is announced one by one."""
+        for number, (share, reserved) in self._taken.items():
+            self._admitted[number] = control.Admission(number, share.key_id, reserved)
+        self._taken.clear()
+        self._shares.clear()
         hello.admitted = list(self._admitted.values())
 
     def connected(self) -> None:

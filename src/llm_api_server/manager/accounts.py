@@ -1,7 +1,7 @@
-"""Keys of the store, limits and the ledger, for all workers: the one place that counts. On the manager's one loop.
+"""Keys of the store and the ledger, for all workers, beside the count of their limits. On the manager's one loop.
 
-`server.py` calls the methods that take a `Client`. What a key may use is decided by `quotas.py`; the database is asked
-in threads (`store_threads.py`), and while it cannot be reached, keys that were seen and everything else go on.
+`server.py` calls the methods that take a `Client`. Limits are counted by `admissions`; the database is asked in threads
+(`store_threads.py`), and while it cannot be reached, keys that were seen and everything else go on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -20,8 +19,6 @@ from llm_api_server.access import Key
 from llm_api_server.config import StorageConfig
 from llm_api_server.control import (
     Admission,
-    Admit,
-    Admitted,
     FindKey,
     KeyFound,
     KeysChanged,
@@ -30,8 +27,8 @@ from llm_api_server.control import (
     UsageKept,
 )
 from llm_api_server.errors import StoreError, StoreUnavailable
+from llm_api_server.manager.admissions import Admissions
 from llm_api_server.manager.open_rows import OpenRows
-from llm_api_server.manager.quotas import Account, Refusal, Reservation
 from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks for changed keys.
 POLL_INTERVAL = 0.25
-#: Seconds that a budget waits for the database to tell what was used before; then it counts from now on.
-BASE_TIMEOUT = 2.0
 #: Seconds between two tries to write to a database that cannot be reached.
 RETRY_INTERVAL = 1.0
 #: Seconds that a worker that was lost has to come back before its requests count as lost.
@@ -57,23 +52,6 @@ MAX_REMEMBERED_KEYS = 100_000
 MAX_WAITING_REPORTS = 100_000
 
 
-@dataclass
-class _Opened:
-    """An account, and the look-up of what its key used before."""
-
-    account: Account = field(default_factory=Account)
-    base: asyncio.Task[None] | None = None
-
-
-@dataclass
-class _Worker:
-    """`admitted`: what it holds, by its own numbers; None while the answer is being found."""
-
-    client: Client
-    name: str = ""
-    admitted: dict[int, tuple[str, Reservation] | None] = field(default_factory=dict)
-
-
 class Accounts:
     """Built by `main`; `start` begins, `close` writes what is left."""
 
@@ -82,8 +60,8 @@ class Accounts:
         self._keys = keys
         self._ledger = ledger
         self._storage = storage
-        self._workers: dict[Client, _Worker] = {}
-        self._opened: dict[str, _Opened] = {}
+        self.admissions = Admissions(threads, ledger, self._keep)
+        self._workers: dict[Client, str] = {}
         self._remembered: OrderedDict[str, Key] = OrderedDict()
         self._revision: int | None = None
         self._lost_since: float | None = None
@@ -117,33 +95,25 @@ class Accounts:
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hello(self, client: Client, name: str, admitted: list[Admission]) -> None:
-        """A worker is here; what an earlier manager admitted for it goes on being counted."""
-        worker = self._workers[client] = _Worker(client, name)
-        for one in admitted:
-            reservation = self._account(one.key_id).restore(one.reserved)
-            worker.admitted[one.request] = (one.key_id, reservation)
+        self._workers[client] = name
+        self.admissions.hello(client, admitted)
 
     def disconnected(self, client: Client) -> None:
         """What it held is free at once. Its rows wait a little: it may only have lost the connection."""
-        worker = self._workers.pop(client, None)
-        if worker is None:
-            return
-        for held in worker.admitted.values():
-            if held is not None:
-                self._settle(held, 0)
-        asyncio.get_running_loop().call_later(RETURN_TIMEOUT, self._lose, worker.name)
+        name = self._workers.pop(client, None)
+        if name is not None:
+            self.admissions.disconnected(client)
+            asyncio.get_running_loop().call_later(RETURN_TIMEOUT, self._lose, name)
 
     def _lose(self, name: str) -> None:
         """The rows of a worker that has not come back are settled with what it had told of them."""
-        if any(worker.name == name for worker in self._workers.values()):
+        if name in self._workers.values():
             return
         ended, tokens = self._rows.lose(name, time.time())
         if not ended:
             return
         logger.warning("a worker was lost with {} requests: they count as far as it had told", len(ended))
-        for key_id, used in tokens.items():
-            if key_id in self._opened:
-                self._opened[key_id].account.add_spent(used, used, time.time())
+        self.admissions.add_spent(tokens)
         self._queue(None, name, 0, Batch(ended=ended))
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -201,8 +171,8 @@ class Accounts:
             await asyncio.sleep(POLL_INTERVAL)
 
     def _tell(self, message: KeysChanged) -> None:
-        for worker in self._workers.values():
-            worker.client.send(message)
+        for client in self._workers:
+            client.send(message)
 
     def _note_lost(self, reason: str) -> None:
         if self._lost_since is None:
@@ -221,77 +191,13 @@ class Accounts:
     def _is_grace_over(self) -> bool:
         return self._lost_since is not None and time.monotonic() - self._lost_since > self._storage.key_grace
 
-    # ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def admit(self, client: Client, question: Admit) -> None:
-        opened = self._opened.setdefault(question.key_id, _Opened())
-        limits = question.limits
-        if not question.counts:
-            client.send(Admitted(question.request, opened.account.standing(limits, _now())))
-            return
-        worker = self._workers.get(client)
-        if worker is None:
-            return
-        worker.admitted[question.request] = None
-        has_budget = limits.tokens_per_day is not None or limits.tokens_per_month is not None
-        if has_budget and (opened.base is None or not opened.base.done()):
-            self._keep(self._admit_with_base(worker, question, opened))
-        else:
-            self._admit(worker, question, opened.account)
-
-    async def _admit_with_base(self, worker: _Worker, question: Admit, opened: _Opened) -> None:
-        if opened.base is None:
-            opened.base = asyncio.create_task(self._open(question.key_id, opened))
-        await asyncio.wait({opened.base}, timeout=BASE_TIMEOUT)
-        self._admit(worker, question, opened.account)
-
-    async def _open(self, key_id: str, opened: _Opened) -> None:
-        """What the key used before this manager counted. Read behind all writes, so that nothing counts twice."""
-        while True:
-            try:
-                of_day, of_month = await self._threads.write(self._ledger.spent, key_id, time.time())
-            except StoreError:  # told by those who look for changes
-                await asyncio.sleep(RETRY_INTERVAL)
-            else:
-                opened.account.add_spent(of_day, of_month, time.time())
-                return
-
-    def _admit(self, worker: _Worker, question: Admit, account: Account) -> None:
-        number = question.request
-        if number not in worker.admitted or worker.client not in self._workers:
-            return  # it left meanwhile
-        now = _now()
-        found = account.admit(question.name, question.limits, (question.tokens, question.spare), now, time.time())
-        standing = account.standing(question.limits, now)
-        if isinstance(found, Refusal):
-            del worker.admitted[number]
-            worker.client.send(
-                Refused(number, found.code, found.message, found.retry_after, found.should_retry, standing)
-            )
-        else:
-            worker.admitted[number] = (question.key_id, found)
-            worker.client.send(Admitted(number, standing, found.tokens))
-
-    def settle(self, client: Client, request: int, tokens: int) -> None:
-        worker = self._workers.get(client)
-        held = worker.admitted.pop(request, None) if worker is not None else None
-        if held is not None:
-            self._settle(held, tokens)
-
-    def _settle(self, held: tuple[str, Reservation], tokens: int) -> None:
-        key_id, reservation = held
-        self._account(key_id).settle(reservation, tokens, _now(), time.time())
-
-    def _account(self, key_id: str) -> Account:
-        return self._opened.setdefault(key_id, _Opened()).account
-
     # ── the ledger ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def report(self, client: Client, report: ReportUsage) -> None:
-        worker = self._workers.get(client)
-        if worker is not None:
-            self._rows.note(worker.name, report.batch)
-            self._queue(client, worker.name, report.number, report.batch)
+        name = self._workers.get(client)
+        if name is not None:
+            self._rows.note(name, report.batch)
+            self._queue(client, name, report.number, report.batch)
 
     def _queue(self, client: Client | None, worker: str, number: int, batch: Batch) -> None:
         self._reports.append((client, worker, number, batch))
@@ -338,21 +244,15 @@ class Accounts:
         while True:
             storage = self._storage
             with contextlib.suppress(StoreError):  # told by those who ask more often
-                present = {worker.name for worker in self._workers.values()} | self._rows.workers()
+                present = {*self._workers.values(), *self._rows.workers()}
                 count = await self._threads.write(self._ledger.settle_lost, except_workers=present)
                 if count:
                     logger.warning("{} requests of workers that are gone count as far as they had told", count)
                 await self._threads.write(
                     self._ledger.prune, time.time(), storage.keep_requests, storage.keep_hours, storage.keep_days
                 )
-            self._forget_idle()
+            self.admissions.forget_idle()
             await asyncio.sleep(HOUSEKEEPING_INTERVAL)
-
-    def _forget_idle(self) -> None:
-        now = _now()
-        for key_id, opened in list(self._opened.items()):
-            if opened.account.is_idle(now) and (opened.base is None or opened.base.done()):
-                del self._opened[key_id]
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
         """Run it to its end; the loop itself would forget it."""
@@ -371,8 +271,3 @@ async def _restarted(loop: Callable[[], Coroutine[None, None, None]]) -> None:
             await asyncio.sleep(RETRY_INTERVAL)
         else:
             return
-
-
-def _now() -> float:
-    """It does not jump."""
-    return time.monotonic()

@@ -2,6 +2,10 @@
 
 `accounts.py` asks. Requests and tokens per minute hold in any 60 seconds; budgets are for days and months of UTC. A
 request reserves the tokens it may need when it is admitted, and what it did not use is given back when it is settled.
+
+Workers hold shares of what is left, so as not to ask for every request. A share counts as used from the moment it is
+given, and what was used of it from the moment the worker says so, which is later than it was: a limit may refuse a
+moment too long, and never lets one too many through.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from llm_api_server.access import Limits
-from llm_api_server.control import Quota, Standing
+from llm_api_server.control import NO_SHARE, Quota, Share, Standing
 
 MINUTE = 60.0
 #: Seconds that are counted together, so that a minute of any traffic takes few entries.
@@ -20,6 +24,11 @@ _STEP = 0.1
 _ROUNDING = 1e-6
 #: When a place among `max_concurrent` becomes free nobody knows.
 _RETRY_CONCURRENT = 1.0
+#: Of what is left a worker gets one part of so many, so that others find some; and no more than is used in moments.
+_SHARE_PARTS = 8
+_MOST_REQUESTS = 256
+#: A share of less is not worth its messages.
+_LEAST_REQUESTS = 2
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,8 @@ class Account:
     tokens: Window = field(default_factory=Window)
     running: int = 0
     reserved: int = 0
+    shared_requests: int = 0
+    shared_tokens: int = 0
     spent: _Spent = field(default_factory=_Spent)
     settled_at: float = float("-inf")
 
@@ -155,16 +166,62 @@ class Account:
         if reservation.entry is not None:
             self.tokens.change(now, reservation.entry, used - reservation.tokens)
 
+    def share(self, limits: Limits, tokens: int, now: float) -> Share:
+        """For a worker whose requests take about `tokens` each; nothing where a limit is near."""
+        counts = [_MOST_REQUESTS]
+        requests, places = limits.requests_per_minute, limits.max_concurrent
+        left = self._tokens_left(limits, now)
+        if requests is not None:
+            counts.append((requests - self._requests(now)) // _SHARE_PARTS)
+        if places is not None:
+            counts.append((places - self.running) // _SHARE_PARTS)
+        if left is not None:
+            counts.append(left // _SHARE_PARTS // max(1, tokens))
+        count = min(counts)
+        if count < _LEAST_REQUESTS:
+            return NO_SHARE
+        share = Share(
+            requests=count if requests is not None else 0,
+            tokens=count * tokens if left is not None else 0,
+            places=count if places is not None else 0,
+        )
+        self.shared_requests += share.requests
+        self.shared_tokens += share.tokens
+        self.reserved += share.tokens
+        self.running += share.places
+        return share
+
+    def spend(self, limits: Limits, requests: int, tokens: int, back: Share, now: float, wall: float) -> None:
+        """What a worker used of its shares, and what it gives back."""
+        self.spent.turn(wall)
+        self.settled_at = now
+        self.shared_requests -= requests + back.requests
+        self.shared_tokens -= tokens + back.tokens
+        self.reserved -= tokens + back.tokens
+        self.running -= back.places
+        self.spent.of_day += tokens
+        self.spent.of_month += tokens
+        if requests and limits.requests_per_minute is not None:
+            self.requests.add(now, requests)
+        if tokens and limits.tokens_per_minute is not None:
+            self.tokens.add(now, tokens)
+
     def standing(self, limits: Limits, now: float) -> Standing:
         return Standing(
-            requests=_quota(limits.requests_per_minute, self.requests, now),
-            tokens=_quota(limits.tokens_per_minute, self.tokens, now),
+            requests=_quota(limits.requests_per_minute, self._requests(now), self.requests, now),
+            tokens=_quota(limits.tokens_per_minute, self._tokens(now), self.tokens, now),
         )
 
     def is_idle(self, now: float) -> bool:
         """Nothing is lost when it is forgotten: what was spent is in the store by now."""
-        is_over = self.running == 0 and self.settled_at + MINUTE < now
+        is_over = not (self.running or self.shared_requests or self.shared_tokens) and self.settled_at + MINUTE < now
         return is_over and self.requests.total(now) == 0 and self.tokens.total(now) == 0
+
+    def _requests(self, now: float) -> int:
+        return self.requests.total(now) + self.shared_requests
+
+    def _tokens(self, now: float) -> int:
+        return self.tokens.total(now) + self.shared_tokens
 
     def _take(self, limits: Limits, tokens: int, now: float) -> Reservation:
         self.running += 1
@@ -176,8 +233,8 @@ class Account:
 
     def _refuse_request(self, name: str, limits: Limits, now: float) -> Refusal | None:
         most = limits.requests_per_minute
-        if most is not None and self.requests.total(now) >= most:
-            wait = self.requests.free_in(now, self.requests.total(now) - most + 1)
+        if most is not None and self._requests(now) >= most:
+            wait = self.requests.free_in(now, self._requests(now) - most + 1)
             return Refusal(
                 "rate_limit_exceeded",
                 f"Rate limit of the key '{name}' reached: {most} requests per minute. Try again in {_seconds(wait)}.",
@@ -194,7 +251,7 @@ class Account:
 
     def _refuse_tokens(self, name: str, limits: Limits, need: int, now: float, wall: float) -> Refusal | None:
         most = limits.tokens_per_minute
-        if most is not None and self.tokens.total(now) + need > most:
+        if most is not None and self._tokens(now) + need > most:
             return self._refuse_minute(name, most, need, now)
         until = _next_day(wall), _next_month(wall)
         budgets = (limits.tokens_per_day, self.spent.of_day), (limits.tokens_per_month, self.spent.of_month)
@@ -217,7 +274,7 @@ class Account:
                 f"'{name}' is {most} tokens per minute. Lower max_tokens or shorten the prompt."
             )
             return Refusal("rate_limit_exceeded", message, MINUTE, should_retry=False)
-        wait = self.tokens.free_in(now, self.tokens.total(now) + need - most)
+        wait = self.tokens.free_in(now, self._tokens(now) + need - most)
         return Refusal(
             "rate_limit_exceeded",
             f"Rate limit of the key '{name}' reached: {most} tokens per minute, and this request needs about {need}. "
@@ -229,7 +286,7 @@ class Account:
         left = [
             limit - used
             for limit, used in (
-                (limits.tokens_per_minute, self.tokens.total(now)),
+                (limits.tokens_per_minute, self._tokens(now)),
                 (limits.tokens_per_day, self.spent.of_day + self.reserved),
                 (limits.tokens_per_month, self.spent.of_month + self.reserved),
             )
@@ -238,10 +295,10 @@ class Account:
         return max(0, min(left)) if left else None
 
 
-def _quota(limit: int | None, window: Window, now: float) -> Quota | None:
+def _quota(limit: int | None, used: int, window: Window, now: float) -> Quota | None:
     if limit is None:
         return None
-    return Quota(limit, max(0, limit - window.total(now)), round(window.reset_in(now), 3))
+    return Quota(limit, max(0, limit - used), round(window.reset_in(now), 3))
 
 
 def _next_day(wall: float) -> float:

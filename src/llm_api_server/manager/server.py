@@ -74,17 +74,21 @@ class Connection(asyncio.Protocol):
             case control.Hello(_, in_flight, worker, admitted):
                 self._accounts.hello(self, worker, admitted)
                 self._manager.hello(self, in_flight)
-            case control.Admit() | control.Settle() | control.FindKey() | control.ReportUsage():
+            case control.Admit() | control.Settle() | control.Spend() | control.FindKey() | control.ReportUsage():
                 self._count(message)
             case _:
                 self._command(message)
 
-    def _count(self, message: control.Admit | control.Settle | control.FindKey | control.ReportUsage) -> None:
+    def _count(
+        self, message: control.Admit | control.Settle | control.Spend | control.FindKey | control.ReportUsage
+    ) -> None:
         match message:
             case control.Admit():
-                self._accounts.admit(self, message)
+                self._accounts.admissions.admit(self, message)
             case control.Settle(request, tokens):
-                self._accounts.settle(self, request, tokens)
+                self._accounts.admissions.settle(self, request, tokens)
+            case control.Spend():
+                self._accounts.admissions.spend(self, message)
             case control.FindKey():
                 self._accounts.find_key(self, message)
             case control.ReportUsage():

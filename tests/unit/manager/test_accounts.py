@@ -17,6 +17,7 @@ from llm_api_server.config import StorageConfig
 from llm_api_server.control import Admission
 from llm_api_server.errors import StoreError
 from llm_api_server.manager import accounts as module
+from llm_api_server.manager import admissions
 from llm_api_server.manager.accounts import Accounts
 from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.store.database import Database
@@ -157,35 +158,35 @@ async def test_requests_are_admitted_settled_and_free_when_their_worker_goes(acc
     accounts.hello(second, "two", [])
     limits = Limits(max_concurrent=2)
     for client, number in ((first, 1), (second, 1), (second, 2)):
-        accounts.admit(client, control.Admit(number, "id", "ann", limits))
+        accounts.admissions.admit(client, control.Admit(number, "id", "ann", limits))
     assert [type(one) for one in (*first.got, *second.got)] == [control.Admitted, control.Admitted, control.Refused]
-    accounts.settle(second, 1, 0)
-    accounts.settle(second, 1, 0)
-    accounts.settle(second, 7, 0)
-    accounts.admit(second, control.Admit(3, "id", "ann", limits))
+    accounts.admissions.settle(second, 1, 0)
+    accounts.admissions.settle(second, 1, 0)
+    accounts.admissions.settle(second, 7, 0)
+    accounts.admissions.admit(second, control.Admit(3, "id", "ann", limits))
     accounts.disconnected(first)
-    accounts.admit(second, control.Admit(4, "id", "ann", limits))
-    accounts.admit(second, control.Admit(5, "id", "ann", limits))
+    accounts.admissions.admit(second, control.Admit(4, "id", "ann", limits))
+    accounts.admissions.admit(second, control.Admit(5, "id", "ann", limits))
     assert [type(one) for one in second.got[2:]] == [control.Admitted, control.Admitted, control.Refused]
 
 
 async def test_a_new_manager_counts_what_runs(accounts: Accounts) -> None:
     client = FakeClient()
     accounts.hello(client, "w", [Admission(9, "id", 10)])
-    accounts.admit(client, control.Admit(10, "id", "ann", Limits(max_concurrent=1)))
-    accounts.settle(client, 9, 5)
-    accounts.admit(client, control.Admit(11, "id", "ann", Limits(max_concurrent=1)))
+    accounts.admissions.admit(client, control.Admit(10, "id", "ann", Limits(max_concurrent=1)))
+    accounts.admissions.settle(client, 9, 5)
+    accounts.admissions.admit(client, control.Admit(11, "id", "ann", Limits(max_concurrent=1)))
     assert [type(one) for one in client.got] == [control.Refused, control.Admitted]
 
 
 async def test_budgets_know_what_was_used_before(accounts: Accounts, client: FakeClient, store: Store) -> None:
     store.ledger.write(Batch([started("r")], [], [ended("r", Usage(50, 30))]), "w0")
     limits = Limits(tokens_per_day=100)
-    accounts.admit(client, control.Admit(1, "id", "ann", limits, tokens=10, spare=50))
+    accounts.admissions.admit(client, control.Admit(1, "id", "ann", limits, tokens=10, spare=50))
     await until(lambda: client.got)
     assert client.of(control.Admitted)[0].reserved == 20
-    accounts.settle(client, 1, 15)
-    accounts.admit(client, control.Admit(2, "id", "ann", limits, tokens=10))
+    accounts.admissions.settle(client, 1, 15)
+    accounts.admissions.admit(client, control.Admit(2, "id", "ann", limits, tokens=10))
     await until(lambda: len(client.got) == 2)
     assert client.of(control.Refused)[0].code == "insufficient_quota"
 
@@ -194,9 +195,9 @@ async def test_a_question_that_is_taken_back_while_the_store_is_asked_counts_not
     accounts: Accounts, client: FakeClient
 ) -> None:
     limits = Limits(tokens_per_day=100, max_concurrent=1)
-    accounts.admit(client, control.Admit(1, "id", "ann", limits))
-    accounts.settle(client, 1, 0)
-    accounts.admit(client, control.Admit(2, "id", "ann", limits))
+    accounts.admissions.admit(client, control.Admit(1, "id", "ann", limits))
+    accounts.admissions.settle(client, 1, 0)
+    accounts.admissions.admit(client, control.Admit(2, "id", "ann", limits))
     await until(lambda: client.got)
     assert [(type(one), one.request) for one in client.got] == [(control.Admitted, 2)]
 
@@ -204,12 +205,12 @@ async def test_a_question_that_is_taken_back_while_the_store_is_asked_counts_not
 async def test_limits_hold_while_the_store_is_locked_and_rows_are_kept_after_it(
     accounts: Accounts, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BASE_TIMEOUT", 0.1)
+    monkeypatch.setattr(admissions, "BASE_TIMEOUT", 0.1)
     await until(lambda: accounts._revision is not None)
     with sqlite3.connect(store.path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         accounts.report(client, control.ReportUsage(1, Batch([started("r")], [], [ended("r", Usage(5, 5))])))
-        accounts.admit(client, control.Admit(1, "id", "ann", Limits(tokens_per_day=100), tokens=10))
+        accounts.admissions.admit(client, control.Admit(1, "id", "ann", Limits(tokens_per_day=100), tokens=10))
         await until(lambda: client.of(control.Admitted))
         assert not client.of(control.UsageKept)
         other.execute("ROLLBACK")
