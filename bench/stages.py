@@ -34,7 +34,7 @@ from llm_api_server.config import (
     ModelsConfig,
     ServerConfig,
 )
-from llm_api_server.control import InstanceInfo, RunDir
+from llm_api_server.control import InstanceInfo, Quota, RunDir, Share, Standing
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.app import build_proxy
 from llm_api_server.gateway.exchange import Exchange
@@ -49,7 +49,7 @@ from llm_api_server.gateway.upstream import Connection, UpstreamClient
 from llm_api_server.log import setup_logging
 
 KEY = "sk-profile-0123456789abcdefghijklmnopqr"
-LIMITS: dict[str, int] = {}
+LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "max_concurrent": 10**6}
 PLAIN = (
     b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":'
     b'"assistant","content":"Hello! How can I help you today?"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,'
@@ -119,10 +119,17 @@ class Worker:
         for message in control.to_manager_decoder().feed(data):
             if isinstance(message, control.ReportUsage):
                 self.link.on_message(control.UsageKept(message.number))
+            elif isinstance(message, control.Admit):
+                standing = Standing(Quota(10**9, 10**9 - 1, 1.0), Quota(10**12, 10**12 - 100, 1.0))
+                share = Share(requests=256, tokens=256 * (message.tokens + message.spare), places=256)
+                self.link.on_message(control.Admitted(message.request, standing, message.tokens, share))
 
-    def ask(self, request: bytes, answer: list[bytes]) -> None:
+    async def ask(self, request: bytes, answer: list[bytes]) -> None:
         """One request and its answer, as reads of the two sockets."""
         self.protocol.data_received(request)
+        if not self.asked:  # its share of the limits is used up: the answer comes in the next turns of the loop
+            for _ in range(5):
+                await asyncio.sleep(0)
         for data in answer:
             self.engine.data_received(data)
         self.asked.clear()
@@ -164,7 +171,7 @@ async def measure(worker: Worker, request: bytes, answer: list[bytes], count: in
     """Microseconds per request."""
     started = time.perf_counter()
     for number in range(count):
-        worker.ask(request, answer)
+        await worker.ask(request, answer)
         if number % 100 == 0:
             await asyncio.sleep(0)
     return (time.perf_counter() - started) / count * 1e6

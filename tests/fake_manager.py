@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_api_server import control
 from llm_api_server.access import Key
-from llm_api_server.control import InstanceInfo, ModelStatus, RunDir, Standing
+from llm_api_server.control import NO_SHARE, InstanceInfo, ModelStatus, RunDir, Standing
 
 
 class FakeManager:
@@ -24,6 +24,7 @@ class FakeManager:
         self.keys: dict[str, Key] = {}
         self.keeps_usage = True
         self.standing = Standing()
+        self.share = NO_SHARE
         self._clients: set[_Client] = set()
         self._waiting: list[tuple[_Client, control.Acquire]] = []
         self._server: asyncio.Server | None = None
@@ -48,6 +49,10 @@ class FakeManager:
     def drain(self, instance: str) -> None:
         for client in self._clients:
             client.send(control.Drain(instance))
+
+    def recall(self, key_id: str) -> None:
+        for client in self._clients:
+            client.send(control.Recall(key_id))
 
     def change_keys(self, ids: list[str] | None) -> None:
         for client in self._clients:
@@ -78,7 +83,9 @@ class FakeManager:
                 self._waiting = [(one, asked) for one, asked in self._waiting if asked.request != request]
             case control.Admit(request) if not self.hold:
                 refused = self.refusal(request) if self.refusal is not None else None
-                client.send(refused or control.Admitted(request, self.standing, message.tokens + message.spare))
+                client.send(
+                    refused or control.Admitted(request, self.standing, message.tokens + message.spare, self.share)
+                )
             case control.FindKey(request, digest, key_id):
                 client.send(control.KeyFound(request, self.keys.get(digest or key_id or "")))
             case control.ReportUsage(number) if self.keeps_usage:

@@ -53,7 +53,7 @@ def setup_logging(config: Config, process: Process) -> None:
 
 def log_lines(level: str, lines: Sequence[str]) -> None:
     """Log each of `lines` as a message of its own, all with the same time: for the cost of little more than one."""
-    logger.bind(**{_LINES: lines}).log(level, "")
+    logger.bind(**{_LINES: True}).log(level, "{}", _SEPARATOR.join(map(one_line, lines)))
 
 
 class _Writable(Protocol):
@@ -106,8 +106,8 @@ class _Cleaner:
 
     def __call__(self, record: Record) -> None:
         if _LINES in record["extra"]:
-            together = "\n".join(map(one_line, record["extra"].pop(_LINES)))
-            record["message"] = self._redact(together).replace("\n", _SEPARATOR)
+            del record["extra"][_LINES]
+            record["message"] = self._redact(record["message"])
             return
         message = self._redact(one_line(record["message"]))
         exception = record["exception"]

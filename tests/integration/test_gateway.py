@@ -18,8 +18,10 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llm_api_server import control
+from llm_api_server.access import Key, digest
 from llm_api_server.config import (
     ApiKeyConfig,
     AuthConfig,
@@ -150,14 +152,16 @@ def make_manager(run_dir: RunDir, engine_socket: Path) -> FakeManager:
 
 
 @contextlib.asynccontextmanager
-async def running(run_dir: RunDir, engine_socket: Path, config: Config) -> AsyncIterator[Gateway]:
+async def running(
+    run_dir: RunDir, engine_socket: Path, config: Config, http: type[HttpToolsProtocol] = HttpProtocol
+) -> AsyncIterator[Gateway]:
     manager = make_manager(run_dir, engine_socket)
     await manager.start()
     leases = Leases(ManagerLink(run_dir, start_manager=lambda _: None))
     listener = socket.create_server(("127.0.0.1", 0))
     app = gateway_app.build_app(config, leases, UpstreamClient())
     server = uvicorn.Server(
-        uvicorn.Config(app, http=HttpProtocol, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        uvicorn.Config(app, http=http, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     headers = {"authorization": f"Bearer {KEY}"}
@@ -173,9 +177,14 @@ async def running(run_dir: RunDir, engine_socket: Path, config: Config) -> Async
 
 
 @pytest.fixture
-async def gateway(run_dir: RunDir, engine_socket: Path) -> AsyncIterator[Gateway]:
-    async with running(run_dir, engine_socket, make_config(run_dir)) as one:
+async def gateway(run_dir: RunDir, engine_socket: Path, request: pytest.FixtureRequest) -> AsyncIterator[Gateway]:
+    http = getattr(request, "param", HttpProtocol)
+    async with running(run_dir, engine_socket, make_config(run_dir), http) as one:
         yield one
+
+
+#: Past ASGI, and by ASGI: as another server would.
+both_ways = pytest.mark.parametrize("gateway", [HttpProtocol, HttpToolsProtocol], indirect=True, ids=["direct", "asgi"])
 
 
 @pytest.fixture
@@ -207,6 +216,7 @@ async def test_an_endless_head_is_refused_and_a_long_one_is_not(gateway: Gateway
     writer.close()
 
 
+@both_ways
 async def test_json_answer_passes_verbatim(gateway: Gateway) -> None:
     answer = await gateway.chat()
     assert answer.status_code == 200
@@ -234,6 +244,7 @@ async def test_usage_chunk_is_shown_when_asked_for(gateway: Gateway) -> None:
     assert found[-2]["usage"]["total_tokens"] == 12
 
 
+@both_ways
 async def test_events_cut_across_packets_arrive_whole_and_usage_stays_hidden(gateway: Gateway) -> None:
     found = events((await gateway.chat("split", stream=True)).text)
     assert content_of(found) == "Hello there!"
@@ -241,6 +252,7 @@ async def test_events_cut_across_packets_arrive_whole_and_usage_stays_hidden(gat
     assert "usage" not in found[-2]
 
 
+@both_ways
 async def test_each_chunk_is_relayed_when_it_comes(gateway: Gateway) -> None:
     """The engine sends piece N+1 only after the client has read piece N: any buffering would hang."""
     seen: list[str] = []
@@ -253,6 +265,7 @@ async def test_each_chunk_is_relayed_when_it_comes(gateway: Gateway) -> None:
     assert seen == ["0", "1", "2", "3", "4"]
 
 
+@both_ways
 async def test_large_json_answer_passes_whole(gateway: Gateway) -> None:
     answer = await gateway.chat("big:3000000")
     assert len(answer.json()["text"]) == 3_000_000
@@ -341,6 +354,7 @@ async def test_streaming_default_needs_a_client_that_accepts_streams(run_dir: Ru
 # ── clients that leave ──
 
 
+@both_ways
 async def test_client_that_leaves_a_stream_stops_the_engine(gateway: Gateway) -> None:
     gateway.open_gate(1)
     async with gateway.stream("chunks:100") as answer:
@@ -351,6 +365,7 @@ async def test_client_that_leaves_a_stream_stops_the_engine(gateway: Gateway) ->
     await until(lambda: bool(gateway.manager.heard_of(control.Release)))
 
 
+@both_ways
 async def test_client_that_leaves_before_a_json_answer_stops_the_engine(gateway: Gateway) -> None:
     waiting = asyncio.create_task(gateway.chat("silent"))
     await until(lambda: len(gateway.engine_log()) == 1)
@@ -359,6 +374,7 @@ async def test_client_that_leaves_before_a_json_answer_stops_the_engine(gateway:
     await until(lambda: bool(gateway.manager.heard_of(control.Release)))
 
 
+@both_ways
 async def test_client_that_leaves_the_queue_is_cancelled_there(gateway: Gateway) -> None:
     gateway.manager.hold = True
     waiting = asyncio.create_task(gateway.chat())
@@ -368,6 +384,7 @@ async def test_client_that_leaves_the_queue_is_cancelled_there(gateway: Gateway)
     assert gateway.engine_log() == []
 
 
+@both_ways
 async def test_slow_client_slows_the_engine_down(gateway: Gateway) -> None:
     """64 MiB are on offer; unread, only what buffers on the way hold may leave the engine."""
     sent = Path(f"{gateway.engine_socket}.sent")
@@ -435,6 +452,7 @@ async def test_failed_load_after_a_comment_is_an_error_event(run_dir: RunDir, en
     ]
 
 
+@both_ways
 async def test_refused_load_is_answered_with_its_reason(gateway: Gateway) -> None:
     gateway.manager.refusal = lambda request: control.Refused(request, "model_load_failed", "no room", retry_after=7.2)
     answer = await gateway.chat()
@@ -443,6 +461,7 @@ async def test_refused_load_is_answered_with_its_reason(gateway: Gateway) -> Non
     assert answer.json()["error"]["code"] == "model_load_failed"
 
 
+@both_ways
 async def test_engine_that_dies_in_a_stream_ends_it_with_an_error_event(gateway: Gateway) -> None:
     found = events((await gateway.chat("die-mid", stream=True)).text)
     assert content_of(found) == "Hello"
@@ -450,6 +469,7 @@ async def test_engine_that_dies_in_a_stream_ends_it_with_an_error_event(gateway:
     assert found[-1]["error"]["code"] == "engine_error"
 
 
+@both_ways
 async def test_an_error_event_before_anything_else_is_a_response(gateway: Gateway) -> None:
     """vLLM's way to refuse a schema in a stream."""
     answer = await gateway.chat("error-first", stream=True)
@@ -477,6 +497,7 @@ async def test_responses_streams_fail_in_their_own_form(gateway: Gateway) -> Non
     assert events((await gateway.client.post("/v1/responses", json=body)).text)[-1]["type"] == "error"
 
 
+@both_ways
 async def test_engine_that_gives_no_answer_is_tried_twice_then_unavailable(gateway: Gateway) -> None:
     answer = await gateway.chat("die")
     assert answer.status_code == 503
@@ -540,6 +561,7 @@ async def test_client_that_does_not_read_is_given_up_at_the_timeout(run_dir: Run
         await until(lambda: bool(gateway.manager.heard_of(control.Release)))
 
 
+@both_ways
 async def test_stream_that_outlasts_the_drain_time_ends_with_an_error_event(gateway: Gateway) -> None:
     gateway.open_gate(1)
     async with gateway.stream("chunks:2") as answer:
@@ -1021,6 +1043,65 @@ async def test_cors_is_off_unless_configured(gateway: Gateway, run_dir: RunDir, 
         assert answer.headers["access-control-allow-origin"] == "https://ui.test"
         answer = await open_gateway.client.get("/v1/models", headers={"origin": "https://evil.test"})
         assert "access-control-allow-origin" not in answer.headers
+        answer = await open_gateway.client.post(
+            "/v1/chat/completions", json=chat_body("hello", stream=True), headers={"origin": "https://ui.test"}
+        )
+        assert answer.headers["access-control-allow-origin"] == "https://ui.test"
+        assert events(answer.text)[-1] == "[DONE]"
+
+
+async def test_one_connection_carries_requests_of_all_kinds(gateway: Gateway) -> None:
+    """Heads that repeat, that differ, that come in pieces and that come together, past ASGI and by it."""
+    gateway.use_vllm()
+    host, port = gateway.client.base_url.host, gateway.client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+
+    def chat(text: str, *more: str) -> bytes:
+        body = json.dumps(chat_body(text)).encode()
+        lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", f"authorization: Bearer {KEY}", *more]
+        return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
+
+    async def answer() -> tuple[int, bytes]:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length is not None
+        return int(head.split()[1]), await reader.readexactly(int(length[1]))
+
+    for text in ("hello", "hello", "big:100000", "status:400", "hello"):
+        writer.write(chat(text))
+        assert (await answer())[0] == (400 if text == "status:400" else 200)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await answer())[0] == 200
+    whole = chat("hello")
+    for piece in (whole[:40], whole[40:-5], whole[-5:]):
+        writer.write(piece)
+        await asyncio.sleep(0.02)
+    assert (await answer())[0] == 200
+    writer.write(chat("hello") * 3 + b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" + chat("hello", "x-request-id: mine"))
+    assert [(await answer())[0] for _ in range(5)] == [200] * 5
+    writer.write(chat("hello").replace(KEY.encode(), b"sk-wrong"))
+    assert (await answer())[0] == 401
+    writer.write(chat("hello", "expect: 100-continue"))
+    assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+    assert (await answer())[0] == 200
+    writer.write(chat("hello") + chat("hello", "connection: close"))
+    assert [(await answer())[0] for _ in range(2)] == [200, 200]
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_key_is_looked_at_again_when_keys_have_changed(gateway: Gateway) -> None:
+    gateway.manager.keys = {digest("sk-of-the-store"): Key("bob", "id-of-bob", frozenset({"chat"}))}
+    gateway.client.headers["authorization"] = "Bearer sk-of-the-store"
+    for _ in range(3):
+        assert (await gateway.chat()).status_code == 200
+    assert len(gateway.manager.heard_of(control.FindKey)) == 1
+    gateway.manager.keys = {}
+    gateway.manager.change_keys(["id-of-bob"])
+    answer = await gateway.chat()
+    while answer.status_code == 200:  # the message is under way
+        answer = await gateway.chat()
+    assert answer.status_code == 401
 
 
 async def test_token_stands_for_its_key_with_fewer_rights(run_dir: RunDir, engine_socket: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from loguru import logger
 
 from llm_api_server.config import Config
-from llm_api_server.log import Process, setup_logging
+from llm_api_server.log import Process, log_lines, setup_logging
 from llm_api_server.log_file import SharedLogFile
 
 KEY = "team-key-without-the-usual-form"
@@ -202,3 +202,16 @@ def test_retention_removes_old_files(tmp_path: Path) -> None:
     for number in range(40):
         logger.info("line {}", number)
     assert 2 <= len(list(tmp_path.glob("short*.log"))) <= 3
+
+
+def test_lines_that_are_logged_together_are_lines_of_their_own(tmp_path: Path, configure: Configure) -> None:
+    setup_logging(configure(format="{level} {message} !"), "gateway")
+    log_lines("DEBUG", ["too fine"])
+    log_lines("INFO", ["one", "key sk-0123456789abcdef seen", "three\nfour\x1efive"])
+    log_lines("INFO", ["alone"])
+    assert written(tmp_path).splitlines() == [
+        "INFO one !",
+        "INFO key sk-*** seen !",
+        "INFO three\\nfour\\x1efive !",
+        "INFO alone !",
+    ]

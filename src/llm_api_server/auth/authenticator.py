@@ -35,6 +35,13 @@ class KeySource(Protocol):
         """By the hex SHA-256 of its secret or by its id. Raises `ApiError` when nobody can tell."""
 
 
+class Place(Protocol):
+    """Where a request comes from; asked only where that matters."""
+
+    @property
+    def address(self) -> str | None: ...
+
+
 class TokenIssuers(Protocol):
     """Tokens that others have issued (`issuers.py`)."""
 
@@ -60,25 +67,27 @@ class Authenticator:
         self._tokens = tokens
         self._issuers = issuers
         self._now = now
-        self._configured = {known: _Known.of(known, key) for known, key in keys.items()}
-        self._remembered: _Recent[_Known] = _Recent(MAX_REMEMBERED)
+        self._configured = {known: Known.of(known, key) for known, key in keys.items()}
+        self._remembered: _Recent[Known] = _Recent(MAX_REMEMBERED)
         self._unknown: _Recent[bool] = _Recent(MAX_UNKNOWN)
-        self._changes = 0
+        self.changes = 0
 
     async def authenticate(self, secret: str, address: str | None) -> tuple[Key, bool]:
         """The key, and whether it came as a token. `secret` may be a header's bytes read as Latin-1.
 
         Raises `InvalidKey` or `PermissionDenied`, or the source's `ApiError`.
         """
-        known = self._look(secret)
-        if known is None:
-            known = await self._find(secret)
-        self._check(known, address)
+        known = await self.find(secret)
+        self.check(known, _At(address))
         return known.key, known.is_token
+
+    async def find(self, secret: str) -> Known:
+        """Who sends `secret`, for as long as `changes` stays what it is. Raises as `authenticate` does."""
+        return self._look(secret) or await self._find(secret)
 
     def forget(self, ids: Collection[str] | None) -> None:
         """The keys with these ids have changed, and what was unknown may be known now; None: all may have."""
-        self._changes += 1
+        self.changes += 1
         self._unknown.clear()
         if ids is None:
             self._remembered.clear()
@@ -86,7 +95,7 @@ class Authenticator:
             changed = frozenset(ids)
             self._remembered.drop(lambda known: known.key.key_id in changed)
 
-    def _look(self, secret: str) -> _Known | None:
+    def _look(self, secret: str) -> Known | None:
         for wanted in _digests(secret):
             known = self._configured.get(wanted) or self._remembered.get(wanted)
             # A dictionary's timing can tell something of the digest only, never of the key.
@@ -94,28 +103,28 @@ class Authenticator:
                 return known
         return None
 
-    async def _find(self, secret: str) -> _Known:
+    async def _find(self, secret: str) -> Known:
         wanted = next(_digests(secret))
         if self._unknown.get(wanted):
             raise InvalidKey("Incorrect API key provided.")
         for _ in range(_TRIES):
-            changes = self._changes
+            changes = self.changes
             known = await self._ask(secret, wanted)
-            if changes == self._changes:
+            if changes == self.changes:
                 self._remember(wanted, known)
                 break
         if known is None:
             raise InvalidKey("Incorrect API key provided.")
         return known
 
-    async def _ask(self, secret: str, wanted: str) -> _Known | None:
+    async def _ask(self, secret: str, wanted: str) -> Known | None:
         if secret.count(".") == _TOKEN_DOTS:
             if self._issuers is not None and self._issuers.knows(secret):
-                return _Known.of(wanted, await self._issuers.verify(secret), is_token=True)
+                return Known.of(wanted, await self._issuers.verify(secret), is_token=True)
             if self._tokens is not None:
-                return _Known.of(wanted, await self._by_token(self._tokens, secret), is_token=True)
+                return Known.of(wanted, await self._by_token(self._tokens, secret), is_token=True)
         key = await self._source.find(digest=wanted)
-        return None if key is None else _Known.of(wanted, key)
+        return None if key is None else Known.of(wanted, key)
 
     async def _by_token(self, tokens: TokenSigner, token: str) -> Key:
         claims = tokens.read(token)
@@ -124,25 +133,31 @@ class Authenticator:
             raise InvalidKey("The key that this token was made from no longer exists.")
         return tokens.narrow(key, claims)
 
-    def _remember(self, wanted: str, known: _Known | None) -> None:
+    def _remember(self, wanted: str, known: Known | None) -> None:
         if known is None:
             self._unknown.put(wanted, value=True)
         else:
             self._remembered.put(wanted, known)
 
-    def _check(self, known: _Known, address: str | None) -> None:
+    def check(self, known: Known, place: Place) -> None:
+        """Whether the key may be used now and from there. Raises `InvalidKey` or `PermissionDenied`."""
         key = known.key
         if not key.enabled:
             raise InvalidKey("This API key is disabled.")
         if key.expires_at is not None and key.expires_at <= self._now():
             what = "token has expired. Get a new one." if known.is_token else "API key has expired."
             raise InvalidKey(f"This {what}")
-        if known.networks and not _is_within(address, known.networks):
+        if known.networks and not _is_within(place.address, known.networks):
             raise PermissionDenied("Your API key may not be used from this network.")
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _At:
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
     """Somebody who was seen, by the digest of what was sent."""
 
     digest: str
@@ -151,7 +166,7 @@ class _Known:
     networks: tuple[IPv4Network | IPv6Network, ...]
 
     @classmethod
-    def of(cls, known: str, key: Key, *, is_token: bool = False) -> _Known:
+    def of(cls, known: str, key: Key, *, is_token: bool = False) -> Known:
         return cls(known, key, is_token, tuple(ip_network(block) for block in key.networks))
 
 

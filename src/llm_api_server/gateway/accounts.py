@@ -13,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from loguru import logger
@@ -35,26 +36,30 @@ LOOK_TIMEOUT = 1.0
 MAX_WAITING_ROWS = 200_000
 
 
-def limit_headers(standing: Standing | None) -> list[tuple[bytes, bytes]]:
-    """OpenAI's headers; the times as it writes them: `120ms`, `1s`, `6m0s`."""
-    headers: list[tuple[bytes, bytes]] = []
+def limit_lines(standing: Standing | None) -> bytes:
+    """OpenAI's headers as lines of a head; the times as it writes them: `120ms`, `1s`, `6m0s`."""
+    lines = b""
     if standing is None:
-        return headers
-    for what, quota in ((b"requests", standing.requests), (b"tokens", standing.tokens)):
-        if quota is not None:
-            headers += [
-                (b"x-ratelimit-limit-" + what, b"%d" % quota.limit),
-                (b"x-ratelimit-remaining-" + what, b"%d" % quota.remaining),
-                (b"x-ratelimit-reset-" + what, _duration(quota.reset).encode()),
-            ]
-    return headers
+        return lines
+    if (quota := standing.requests) is not None:
+        lines += (
+            b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
+            b"x-ratelimit-reset-requests: %b\r\n" % (quota.limit, quota.remaining, _duration(quota.reset))
+        )
+    if (quota := standing.tokens) is not None:
+        lines += (
+            b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\n"
+            b"x-ratelimit-reset-tokens: %b\r\n" % (quota.limit, quota.remaining, _duration(quota.reset))
+        )
+    return lines
 
 
-def _duration(seconds: float) -> str:
+@lru_cache(1024)
+def _duration(seconds: float) -> bytes:
     if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
+        return b"%dms" % round(seconds * 1000)
     minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+    return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest
 
 
 class Accounts:

@@ -7,7 +7,6 @@ its turns of the loop would be a good part of their time.
 from __future__ import annotations
 
 import asyncio
-import types
 from collections.abc import Coroutine, Generator
 from typing import Any
 
@@ -21,22 +20,31 @@ def run(work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         waits_for = work.send(None)
     except StopIteration:
         return None
-    return asyncio.get_running_loop().create_task(_go_on(work, waits_for))
+    return asyncio.get_running_loop().create_task(_Begun(work, waits_for))
 
 
-@types.coroutine
-def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """The rest of `work`, which has begun and waits."""
-    while True:
-        try:
-            value = yield waits_for
-            failure = None
-        except BaseException as error:  # noqa: BLE001 - `work` decides what it means
-            failure = error
-        try:
-            waits_for = work.send(value) if failure is None else work.throw(failure)
-        except StopIteration:
-            return
+class _Begun(Coroutine[Any, Any, None]):
+    """A coroutine that has run up to its first wait, for a task to take it up there.
+
+    No generator: a task that is cancelled before its first step would never begin it, and `work` would not hear of it.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._work = work
+        self._first = [waits_for]
+
+    def send(self, value: Any) -> Any:
+        return self._first.pop() if self._first else self._work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        self._first.clear()
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        raise NotImplementedError("for tasks only")
 
 
 async def in_task() -> None:

@@ -37,9 +37,9 @@ from llm_api_server.gateway.answers import (
     StreamAnswer,
 )
 from llm_api_server.gateway.client import Client, ClientGone
+from llm_api_server.gateway.heads import Head
 from llm_api_server.gateway.leases import Lease
 from llm_api_server.gateway.middleware import INTERNAL_ERROR, error_response
-from llm_api_server.gateway.openai import Endpoint
 from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.sse import StreamReader, error_event, waiting_comment
@@ -65,37 +65,36 @@ class Exchange:
     it.
     """
 
+    # What most requests leave as it is, is not set for each.
+    _next_ping = float("inf")
+    _question: Question | None = None
+    _prompt_tokens = 0
+    _lease: Lease | None = None
+    _attempt = 0
+    _request = b""
+    _connection: Connection | None = None
+    _answer: Answer | None = None
+    _task: asyncio.Task[None] | None = None
+    #: Why nobody waits for the answer any more.
+    _reason: Exception | None = None
+    _last_words: asyncio.Future[None] | None = None
+    _is_started = False
+    _is_event_stream = False
+    _is_over = False
+
     def __init__(
         self,
         proxy: EngineProxy,
-        endpoint: Endpoint,
         record: RequestRecord,
-        headers: dict[bytes, bytes],
+        head: Head,
         client: Client,
     ) -> None:
         self._proxy = proxy
-        self._endpoint = endpoint
+        self._endpoint = head.endpoint
         self._record = record
-        self._headers = headers
+        self._head = head
         self._client = client
-        self._deadline = proxy.now() + proxy.timeout
-        self._next_ping = float("inf")
-        self._question: Question | None = None
-        self._prompt_tokens = 0
-        self._lease: Lease | None = None
-        self._attempt = 0
-        self._request = b""
-        self._connection: Connection | None = None
-        self._answer: Answer | None = None
-        #: What vLLM calls the request under way, to end it by.
-        self._engine_ids: list[str] = []
-        self._task: asyncio.Task[None] | None = None
-        #: Why nobody waits for the answer any more.
-        self._reason: Exception | None = None
-        self._last_words: asyncio.Future[None] | None = None
-        self._is_started = False
-        self._is_event_stream = False
-        self._is_over = False
+        self._deadline = record.started_at + proxy.timeout
 
     # ── from its client and the clock ──
 
@@ -172,9 +171,8 @@ class Exchange:
         try:
             async with asyncio.timeout(LAST_WORDS_TIMEOUT):
                 # More than once: the first may come before the engine knows the request.
-                while not last_words.done() and await aborts.abort(
-                    self._proxy.upstream, self._instance, self._engine_ids
-                ):
+                ids = aborts.engine_ids(self._asked.facts, self._row)
+                while not last_words.done() and await aborts.abort(self._proxy.upstream, self._instance, ids):
                     await asyncio.wait({last_words}, timeout=ABORT_INTERVAL)
             if self._record.reader is not None and self._instance.engine == "llama_cpp" and not last_words.done():
                 self._record.reader.cut_off()
@@ -188,7 +186,7 @@ class Exchange:
     async def _open(self) -> None:
         """Everything up to the moment when an engine has the request."""
         try:
-            await self._proxy.authenticate(self._record, self._headers, self._client)
+            await self._proxy.authenticate(self._record, self._head, self._client)
             self._check_head()
             question = self._question = self._read(await self._client.body())
             await self._admit(question)
@@ -214,14 +212,14 @@ class Exchange:
         endpoint, key = self._endpoint, self._record.key
         if key is None or not key.may(endpoint.permission):
             raise PermissionDenied(f"Your key has no permission for {endpoint.path} ('{endpoint.permission}').")
-        if self._headers.get(b"content-encoding", b"identity") != b"identity":
+        if self._head.headers.get(b"content-encoding", b"identity") != b"identity":
             raise InvalidRequest("Compressed request bodies are not accepted; send the body as it is.")
 
     def _read(self, body: bytes) -> Question:
         """Everything about the request that can be wrong without an engine. Raises `ApiError`."""
         proxy, record = self._proxy, self._record
         assert record.key is not None
-        question = Question(self._endpoint, self._headers, body, streaming_default=proxy.streaming_default)
+        question = Question(self._head, body, streaming_default=proxy.streaming_default)
         question.find(proxy.catalog, record.key)
         record.model = question.name
         record.stream = question.facts.stream
@@ -248,7 +246,6 @@ class Exchange:
             row = self._row
             self._request = await question.encode(lease.instance, row, self._proxy)
             self._record.prompt_estimate = self._prompt_tokens
-            self._engine_ids = aborts.engine_ids(question.facts, row)
             self._attempt += 1
             try:
                 await self._send()
@@ -302,7 +299,7 @@ class Exchange:
         if status >= _FIRST_ERROR_STATUS:
             self._record.prompt_estimate = 0
             self._answer = ErrorAnswer(status, headers)
-        elif tokens.is_translated(facts, instance):
+        elif question.is_translated(instance):
             self._answer = ConvertedAnswer(partial(tokens.answer, facts, instance))
         elif not is_stream:
             self._answer = PlainAnswer(status, headers)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from llm_api_server.gateway.client import FAREWELL_TIMEOUT, too_large
+from llm_api_server.gateway.heads import Head, Repeated
 from llm_api_server.gateway.openai import Endpoint
 from llm_api_server.gateway.proxy import FRONT_DOOR, FrontDoor
 
@@ -30,7 +32,11 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_in_head = True
+        self._is_between = True
         self._head_bytes = 0
+        self._last: Repeated | None = None
+        self._idle_since = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._door: FrontDoor | None = self.app_state.get(FRONT_DOOR)
         #: The request being answered, where that goes past ASGI.
         self._active: DirectClient | None = None
@@ -38,13 +44,24 @@ class HttpProtocol(HttpToolsProtocol):
     # ── from the transport ──
 
     def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        is_first = self._is_between and (before is None or before.response_complete)
+        if is_first and self._last is not None and (body := self._last.body_of(data)) is not None:
+            self._unset_keepalive_if_required()
+            self._repeat(self._last.head, body)
+            return
         self._head_bytes += len(data)
         super().data_received(data)
+        client = self.cycle
+        if is_first and self._is_between and isinstance(client, DirectClient) and client is not before:
+            self._last = Repeated.learn(client.head, data)
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The headers of your request are too long.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if self._active is not None:
             self._active.on_gone()
 
@@ -59,6 +76,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._active.exchange.on_writable()
 
     # ── from the parser ──
+
+    def on_message_begin(self) -> None:
+        self._is_between = False
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
@@ -77,7 +98,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._is_in_head = True
+        self._is_in_head = self._is_between = True
         self._head_bytes = 0
         if isinstance(self.cycle, DirectClient):
             self.cycle.on_body_complete()
@@ -86,13 +107,53 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _open(self, door: FrontDoor, endpoint: Endpoint) -> None:
         before = self.cycle
-        client = self.cycle = DirectClient(self, door, endpoint)
+        can_chunk = self.parser.get_http_version() != "1.0"
+        head = Head(
+            endpoint,
+            self.headers,
+            keep_alive=can_chunk and self.parser.should_keep_alive(),
+            can_chunk=can_chunk,
+            expects_continue=self.expect_100_continue,
+        )
+        client = self.cycle = DirectClient(self, door, head)
         if before is None or before.response_complete:
             self._active = client
             client.on_turn()
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cast("Any", client), self.app))
+
+    def _repeat(self, head: Head, body: bytes) -> None:
+        """A request whose head is known, and whose body is here."""
+        assert self._door is not None
+        client = self.cycle = self._active = DirectClient(self, self._door, head)
+        client.on_body(body)
+        client.on_body_complete()
+        client.on_turn()
+
+    def on_answered(self) -> None:
+        """As `on_response_complete`, without a timer of its own for each request."""
+        if self.pipeline or self.transport.is_closing():
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def _close_if_idle(self) -> None:
+        self._idle_timer = None
+        if self.transport.is_closing() or self._active is not None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle_timer = self.loop.call_later(left, self._close_if_idle)
+        elif self.cycle.response_complete:
+            self.transport.close()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """uvicorn's way to start a request, those that had to wait for the one before among them."""
@@ -111,35 +172,38 @@ class DirectClient:
     Its first attributes are those that uvicorn's protocol uses.
     """
 
-    def __init__(self, protocol: HttpProtocol, door: FrontDoor, endpoint: Endpoint) -> None:
-        self.response_complete = False
-        self.disconnected = False
-        self.keep_alive = protocol.parser.get_http_version() != "1.0" and protocol.parser.should_keep_alive()
+    response_complete = False
+    disconnected = False
+
+    _is_too_large = False
+    _size = 0
+    _has_body = False
+    _has_turn = False
+    _has_begun = False
+    _waiter: asyncio.Future[None] | None = None
+    _is_chunked = False
+
+    def __init__(self, protocol: HttpProtocol, door: FrontDoor, head: Head) -> None:
+        self.keep_alive = head.keep_alive
         self.message_event = _NOTHING
+        self.head = head
         self._protocol = protocol
         self._door = door
         self._transport = protocol.transport
-        self._raw_headers = protocol.headers
-        self._can_chunk = protocol.parser.get_http_version() != "1.0"
-        headers = dict(protocol.headers)
-        length = headers.get(b"content-length", b"")
-        self._is_too_large = length.isdigit() and int(length) > door.max_body_bytes
-        self._expects_continue = protocol.expect_100_continue
-        self._is_early = self._is_too_large or self._expects_continue
         self._chunks: list[bytes] = []
-        self._size = 0
-        self._has_body = False
-        self._has_turn = False
-        self._has_begun = False
-        self._waiter: asyncio.Future[None] | None = None
         self._out: list[bytes] = []
-        self._is_chunked = False
-        self.exchange, self._record = door.open(endpoint, headers, self)
+        self._is_early = head.expects_continue
+        length = head.headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > door.max_body_bytes:
+            self._is_early = self._is_too_large = True
+        self.exchange, self._record = door.open(head, self)
 
     # ── from the protocol ──
 
     def on_turn(self) -> None:
         """All requests before it on this connection are answered."""
+        if self.disconnected:
+            return
         self._has_turn = True
         self.exchange.arrive()
         self._begin_if_ready()
@@ -182,7 +246,7 @@ class DirectClient:
     @property
     def address(self) -> str | None:
         peer = self._protocol.client
-        return self._door.address(peer[0] if peer else None, self._raw_headers)
+        return self._door.address(peer[0] if peer else None, self.head.raw)
 
     @property
     def is_writable(self) -> bool:
@@ -190,7 +254,7 @@ class DirectClient:
 
     async def body(self) -> bytes:
         if not self._has_body and not self._is_too_large:
-            if self._expects_continue:
+            if self.head.expects_continue:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -203,12 +267,14 @@ class DirectClient:
         out = self._out
         out.append(STATUS_LINE[status])
         has_length = False
-        for part in (self._protocol.server_state.default_headers, headers, self._door.head_of(self._record)):
-            for name, value in part:
-                out += (name, b": ", value, b"\r\n")
-                has_length = has_length or name == b"content-length"
+        out.append(_lines(tuple(self._protocol.server_state.default_headers)))
+        for name, value in headers:
+            out += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                has_length = True
+        out.append(self._door.lines_of(self._record))
         if not has_length:
-            if self._can_chunk:
+            if self.head.can_chunk:
                 self._is_chunked = True
                 out.append(b"transfer-encoding: chunked\r\n")
             else:
@@ -249,11 +315,17 @@ class DirectClient:
         if not self.keep_alive:
             self._transport.close()
         if not self.disconnected:
-            protocol.on_response_complete()
+            protocol.on_answered()
 
     def _abort_if_blocked(self) -> None:
         if not self.is_writable and not self._transport.is_closing():
             self._transport.abort()
+
+
+@lru_cache(4)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """uvicorn's own, which change once a second."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 class _Nothing:

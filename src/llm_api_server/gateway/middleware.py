@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
-from llm_api_server.gateway.accounts import Accounts, limit_headers
+from llm_api_server.gateway.accounts import Accounts, limit_lines
 from llm_api_server.gateway.records import RequestLog, RequestRecord, attach, record_of
 
 MAX_REQUEST_ID_CHARS = 128
@@ -81,7 +81,7 @@ class _SendWithId:
                 record.status = message["status"]
             if record.standing is None and record.key is not None:
                 record.standing = await self._accounts.look(record.key)
-            message["headers"] = [*message.get("headers", ()), *answer_headers(record)]
+            message["headers"] = [*message.get("headers", ()), *_answer_headers(record)]
         await self._send(message)
 
 
@@ -173,9 +173,16 @@ def request_id(headers: Mapping[bytes, bytes]) -> str:
     return f"req_{_ID_PREFIX}{next(_numbers):012x}"
 
 
-def answer_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
-    """Of every answer: the request's id, and how its key stands."""
-    return [(b"x-request-id", record.request_id.encode()), *record.extra_headers, *limit_headers(record.standing)]
+def answer_lines(record: RequestRecord) -> bytes:
+    """Headers of every answer, as lines of its head: the request's id, and how its key stands."""
+    lines = b"x-request-id: %b\r\n%b" % (record.request_id.encode(), limit_lines(record.standing))
+    for name, value in record.extra_headers:
+        lines += b"%b: %b\r\n" % (name, value)
+    return lines
+
+
+def _answer_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in answer_lines(record).splitlines())]
 
 
 def finish(record: RequestRecord, accounts: Accounts, log: RequestLog) -> None:

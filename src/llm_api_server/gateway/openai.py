@@ -111,8 +111,7 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
 )
 
 
-@dataclass(slots=True)
-class RequestFacts:
+class RequestFacts(msgspec.Struct):
     """What was read of a request. `stream` is settled; `says_stream` tells whether the body says the same."""
 
     request: schemas.Request | None
@@ -171,7 +170,7 @@ def ask_for_usage(body: bytes) -> dict[str, Any]:
 def developer_changes(facts: RequestFacts, body: bytes) -> dict[str, Any]:
     """`messages` with the role `developer` named `system`, the only name most chat templates know."""
     request = facts.request
-    if not isinstance(request, schemas.ChatRequest) or all(one.role != "developer" for one in request.messages):
+    if not isinstance(request, schemas.ChatRequest) or "developer" not in {one.role for one in request.messages}:
         return {}
     messages = msgspec.json.decode(body, type=_MessagesOnly).messages
     for read, message in zip(request.messages, messages, strict=True):
@@ -187,6 +186,8 @@ def upstream_path(endpoint: Endpoint, engine: EngineName) -> str:
 def check_supported(facts: RequestFacts, engine: EngineName) -> None:
     """Refuse what this engine would ignore in silence. Raises `NotSupported`."""
     request = facts.request
+    if isinstance(request, schemas.ChatRequest):
+        return
     if engine != "remote" and isinstance(request, schemas.ResponsesRequest):
         stored = "Responses are not stored here"
         _refuse("previous_response_id", stored, when=request.previous_response_id is not None)
@@ -258,9 +259,10 @@ def _invalid(message: str, param: str) -> InvalidRequest:
 def _check(request: schemas.Request) -> None:
     if request.model == "":
         raise _invalid("Invalid 'model': expected a model's name.", "model")
+    if isinstance(request, schemas.ChatRequest):
+        _check_chat(request)
+        return
     match request:
-        case schemas.ChatRequest():
-            _check_chat(request)
         case schemas.CompletionRequest():
             _check_prompt(request)
         case schemas.EmbeddingRequest():
@@ -280,21 +282,24 @@ def _check(request: schemas.Request) -> None:
 
 def _check_chat(request: schemas.ChatRequest) -> None:
     for index, message in enumerate(request.messages):
-        _check_message(message, f"messages[{index}]")
+        if not isinstance(message.content, str):
+            _check_message(message, f"messages[{index}]")
     if request.top_logprobs is not None and not request.logprobs:
         raise _invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
-    _check_tools(request.tools or [])
-    _check_tool_choice(request)
-    _check_response_format(request.response_format)
+    if request.tools:
+        _check_tools(request.tools)
+    if request.tool_choice is not None:
+        _check_tool_choice(request)
+    if request.response_format is not None:
+        _check_response_format(request.response_format)
 
 
 def _check_message(message: schemas.Message, param: str) -> None:
+    """One whose content is not text alone."""
     if message.content is None and message.role != "assistant":
         raise _invalid(f"Missing required parameter: '{param}.content'.", f"{param}.content")
-    if not isinstance(message.content, list):
-        return
-    for index, part in enumerate(message.content):
-        if part.type == "text" and part.text is None:
+    for index, part in enumerate(message.content or []):
+        if isinstance(part, schemas.ContentPart) and part.type == "text" and part.text is None:
             place = f"{param}.content[{index}].text"
             raise _invalid(f"Missing required parameter: '{place}'.", place)
 
@@ -310,7 +315,7 @@ def _check_tool_choice(request: schemas.ChatRequest) -> None:
     choice = request.tool_choice
     if isinstance(choice, str) and choice not in ("none", "auto", "required"):
         raise _invalid("Invalid 'tool_choice': expected 'none', 'auto', 'required' or a function.", "tool_choice")
-    if choice is None or choice in ("none", "auto"):
+    if choice in ("none", "auto"):
         return
     if not request.tools:
         raise _invalid("'tool_choice' is only allowed when 'tools' are given.", "tool_choice")
@@ -325,8 +330,8 @@ def _check_tool_choice(request: schemas.ChatRequest) -> None:
             )
 
 
-def _check_response_format(wanted: schemas.ResponseFormat | None) -> None:
-    if wanted is None or wanted.type != "json_schema":
+def _check_response_format(wanted: schemas.ResponseFormat) -> None:
+    if wanted.type != "json_schema":
         return
     if wanted.json_schema is None:
         place = "response_format.json_schema"
@@ -376,9 +381,9 @@ def _wants_usage(request: schemas.Request) -> bool:
 
 
 def _max_tokens(request: schemas.Request) -> int | None:
+    if isinstance(request, schemas.ChatRequest):
+        return request.max_completion_tokens or request.max_tokens
     match request:
-        case schemas.ChatRequest():
-            return request.max_completion_tokens or request.max_tokens
         case schemas.CompletionRequest() | schemas.MessagesRequest():
             return request.max_tokens
         case schemas.ResponsesRequest():

@@ -22,8 +22,9 @@ from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.client import AsgiClient, Client
 from llm_api_server.gateway.context import ContextLimits
 from llm_api_server.gateway.exchange import Exchange
+from llm_api_server.gateway.heads import Head
 from llm_api_server.gateway.leases import Leases
-from llm_api_server.gateway.middleware import answer_headers, finish, request_id, secret
+from llm_api_server.gateway.middleware import answer_lines, finish, request_id, secret
 from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
 from llm_api_server.gateway.records import RequestLog, RequestRecord, record_of
 from llm_api_server.gateway.templates import Templates
@@ -84,20 +85,25 @@ class EngineProxy:
         """Of the clock that deadlines are given in."""
         return time.monotonic()
 
-    async def authenticate(self, record: RequestRecord, headers: Mapping[bytes, bytes], client: Client) -> None:
+    async def authenticate(self, record: RequestRecord, head: Head, client: Client) -> None:
         """Note the key, where no middleware has. Raises `ApiError`."""
         if record.key is not None:
             return
-        if self.authenticator is None:
+        authenticator = self.authenticator
+        if authenticator is None:
             record.key = ANONYMOUS
             return
-        record.key, record.by_token = await self.authenticator.authenticate(secret(headers), client.address)
+        if head.known is None or head.changes != authenticator.changes:
+            head.changes = authenticator.changes
+            head.known = await authenticator.find(secret(head.headers))
+        authenticator.check(head.known, client)
+        record.key, record.by_token = head.known.key, head.known.is_token
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request by ASGI, behind the middleware."""
-        headers = dict(scope["headers"])
-        client = AsgiClient(receive, send, headers.get(b"content-length", b""), self.max_body_bytes)
-        exchange = Exchange(self, endpoint, record_of(scope), headers, client)
+        head = Head(endpoint, scope["headers"])
+        client = AsgiClient(receive, send, head.headers.get(b"content-length", b""), self.max_body_bytes)
+        exchange = Exchange(self, record_of(scope), head, client)
         exchange.arrive()
         exchange.begin()
         await client.serve(exchange)
@@ -133,14 +139,14 @@ class FrontDoor:
         forwarded = b", ".join(value for name, value in headers if name == b"x-forwarded-for")
         return self._proxies.get_trusted_client_address(forwarded.decode("latin-1"))[0] or peer
 
-    def open(self, endpoint: Endpoint, headers: dict[bytes, bytes], client: Client) -> tuple[Exchange, RequestRecord]:
+    def open(self, head: Head, client: Client) -> tuple[Exchange, RequestRecord]:
         """A request whose head has come; to be begun."""
-        record = RequestRecord(request_id(headers), "POST", endpoint.path, time.monotonic())
-        return Exchange(self._proxy, endpoint, record, headers, client), record
+        record = RequestRecord(request_id(head.headers), "POST", head.endpoint.path, time.monotonic())
+        return Exchange(self._proxy, record, head, client), record
 
-    def head_of(self, record: RequestRecord) -> list[tuple[bytes, bytes]]:
-        """What every answer has."""
-        return answer_headers(record)
+    def lines_of(self, record: RequestRecord) -> bytes:
+        """Of the head of its answer, whatever that is."""
+        return answer_lines(record)
 
     def over(self, record: RequestRecord) -> None:
         finish(record, self._proxy.accounts, self._proxy.log)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from llm_api_server.access import Key
 from llm_api_server.control import InstanceInfo, ModelStatus
 from llm_api_server.errors import NotSupported
-from llm_api_server.gateway import estimate, forced_tools, openai, schemas, tokens
+from llm_api_server.gateway import estimate, forced_tools, openai, tokens
 from llm_api_server.gateway.answers import EVENT_STREAM, JSON
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE
 from llm_api_server.gateway.forced_tools import ForcedCallStream
+from llm_api_server.gateway.heads import Head
 from llm_api_server.gateway.media import check_pixels
 from llm_api_server.gateway.multipart import Form
-from llm_api_server.gateway.openai import Endpoint
 from llm_api_server.gateway.sse import StreamReader
 from llm_api_server.gateway.upstream import encode_request
 
@@ -28,22 +28,21 @@ _CHAT = frozenset({"chat", "responses", "messages"})
 
 
 class Question:
-    """`headers` are the client's. Raises `InvalidRequest` for a body of a wrong shape."""
+    """Raises `InvalidRequest` for a body of a wrong shape."""
 
-    def __init__(
-        self, endpoint: Endpoint, headers: dict[bytes, bytes], body: bytes, *, streaming_default: bool
-    ) -> None:
-        self._endpoint = endpoint
-        self._headers = headers
+    def __init__(self, head: Head, body: bytes, *, streaming_default: bool) -> None:
+        endpoint = self._endpoint = head.endpoint
+        self._head = head
         self._form: Form | None = None
         self.body = body
         self.model = ""
         self._adapter: str | None = None
+        self._is_forced_choice: bool | None = None
         if endpoint.request is None:
-            self._form = Form(self._header(b"content-type", ""), body)
+            self._form = Form(head.get(b"content-type"), body)
             self.facts = self._form.read()
         else:
-            by_default = streaming_default and EVENT_STREAM in self._header(b"accept", "")
+            by_default = streaming_default and EVENT_STREAM in head.get(b"accept")
             self.facts = openai.read_request(endpoint, body, stream_by_default=by_default)
 
     def find(self, catalog: Catalog, key: Key) -> None:
@@ -59,7 +58,8 @@ class Question:
 
     def check(self, status: ModelStatus | None, max_pixels: int) -> None:
         """Whether the model can do that, as far as it is known. Raises `ApiError`."""
-        check_pixels(self.facts.media, max_pixels)
+        if self.facts.media:
+            check_pixels(self.facts.media, max_pixels)
         if self._adapter and self._endpoint.task not in {None, "generate"}:
             raise NotSupported(f"The adapter '{self._adapter}' generates text only; ask '{self.model}' for this.")
         if status is None:
@@ -83,17 +83,21 @@ class Question:
         if self._is_forced(instance):
             knows_tools = await proxy.templates.knows_tools(instance)
             body = openai.rewrite(body, forced_tools.changes(self.facts, body, knows_tools=knows_tools))
-        if tokens.is_translated(self.facts, instance):
+        if self.is_translated(instance):
             body = await tokens.question(proxy.upstream, self.facts, instance, body)
         await proxy.limits.check(self.facts, instance, body)
-        headers = {"accept": self._header(b"accept", "*/*"), **instance.headers, **self._api_headers(instance)}
-        if instance.engine != "remote":
+        headers = {"accept": self._head.get(b"accept", "*/*")}
+        if instance.headers:
+            headers |= instance.headers
+        if instance.engine == "remote":
+            headers |= self._api_headers()
+        else:
             headers["x-request-id"] = row
         return encode_request(
             instance.address,
             openai.upstream_path(self._endpoint, instance.engine),
             body,
-            content_type=JSON if self._form is None else self._header(b"content-type", ""),
+            content_type=JSON if self._form is None else self._head.get(b"content-type"),
             headers=headers,
         )
 
@@ -105,12 +109,16 @@ class Question:
         is_chat = self._endpoint.permission == "chat"
         return StreamReader(self._endpoint.dialect, show_usage=show_usage, is_chat=is_chat, choices=choices)
 
-    def _api_headers(self, instance: InstanceInfo) -> dict[str, str]:
+    def is_translated(self, instance: InstanceInfo) -> bool:
+        """Whether the instance has the endpoint in a form of its own."""
+        return self._endpoint.task is None and tokens.is_translated(self.facts, instance)
+
+    def _api_headers(self) -> dict[str, str]:
         """Anthropic's version headers choose the form of an answer, so a remote gets the client's."""
-        if self._endpoint.dialect != "anthropic" or instance.engine != "remote":
+        if self._endpoint.dialect != "anthropic":
             return {}
         names = ("anthropic-version", "anthropic-beta")
-        return {name: self._header(name.encode(), "") for name in names if name.encode() in self._headers}
+        return {name: self._head.get(name.encode()) for name in names if name.encode() in self._head.headers}
 
     def _body_for(self, instance: InstanceInfo, row: str) -> bytes:
         """The body as this instance must see it; the client's own where nothing has to change."""
@@ -118,7 +126,9 @@ class Question:
         name = self._adapter or instance.upstream_model or instance.model
         if self._form is not None:
             return self._form.with_fields({"model": name}) if facts.model != name else self.body
-        changes: dict[str, Any] = openai.tokenize_changes(facts, instance.engine)
+        changes: dict[str, Any] = {}
+        if self._endpoint.task is None:
+            changes = openai.tokenize_changes(facts, instance.engine)
         if facts.model != name:
             changes["model"] = name
         streams = facts.stream or self._is_assembled(instance)
@@ -126,11 +136,11 @@ class Question:
             changes["stream"] = streams
         if streams and self._endpoint.dialect == "openai" and not facts.wants_usage:
             changes["stream_options"] = openai.ask_for_usage(self.body)
-        if instance.engine == "vllm" and isinstance(facts.request, schemas.ResponsesRequest):
+        if self._endpoint.dialect == "responses" and instance.engine == "vllm":
             changes["request_id"] = f"resp_{row}"
         if instance.engine != "remote" and not self._knows_developer:
             changes.update(openai.developer_changes(facts, self.body))
-        return openai.rewrite(self.body, changes)
+        return openai.rewrite(self.body, changes) if changes else self.body
 
     def _is_assembled(self, instance: InstanceInfo) -> bool:
         """Whether a plain answer is made from a stream: so llama.cpp notices when the client leaves."""
@@ -139,8 +149,6 @@ class Question:
 
     def _is_forced(self, instance: InstanceInfo) -> bool:
         """Whether a tool call is demanded of an engine that would not hold itself to it."""
-        return instance.engine != "remote" and forced_tools.is_forced(self.facts)
-
-    def _header(self, name: bytes, otherwise: str) -> str:
-        value = self._headers.get(name)
-        return otherwise if value is None else value.decode("latin-1")
+        if self._is_forced_choice is None:
+            self._is_forced_choice = forced_tools.is_forced(self.facts)
+        return self._is_forced_choice and instance.engine != "remote"

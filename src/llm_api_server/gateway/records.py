@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -24,8 +23,7 @@ _MAX_CHARS = 300
 _SCOPE_KEY = "llm_api_server.record"
 
 
-@dataclass(slots=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct):
     """One per request, created with its id. `seconds` is the whole time; `status` what the client saw first.
 
     `admission` is its number among those that limits count, `row` its name in the ledger; each None where there is
@@ -56,7 +54,7 @@ class RequestRecord:
     prompt_estimate: int = 0
     #: Counts what has come of a stream.
     reader: StreamReader | None = None
-    extra_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    extra_headers: list[tuple[bytes, bytes]] = []
 
     def usage_or_estimate(self) -> Usage:
         """What the engine said; while it has said nothing, what has come and what the length of the prompt tells."""
@@ -75,17 +73,20 @@ class RequestRecord:
 
     def line(self) -> str:
         """For the log."""
-        line = f"{self.method} {_printable(self.path)} {self.status} key={self.key.name if self.key else '-'}"
-        if self.model is not None:
-            line += f" model={_printable(self.model)}"
-        if (usage := self.usage) is not None:
-            line += f" prompt_tokens={usage.prompt_tokens} completion_tokens={usage.completion_tokens}"
-        if self.first_byte_seconds is not None:
-            line += f" ttft={self.first_byte_seconds:.3f}s"
-        line += f" seconds={self.seconds:.3f} id={self.request_id}"
-        if self.error is not None:
-            line += f" error={_printable(self.error)}"
-        return line
+        model = f" model={_printable(self.model)}" if self.model is not None else ""
+        usage = self.usage
+        tokens = (
+            f" prompt_tokens={usage.prompt_tokens} completion_tokens={usage.completion_tokens}"
+            if usage is not None
+            else ""
+        )
+        ttft = f" ttft={self.first_byte_seconds:.3f}s" if self.first_byte_seconds is not None else ""
+        error = f" error={_printable(self.error)}" if self.error is not None else ""
+        name = self.key.name if self.key is not None else "-"
+        return (
+            f"{self.method} {_printable(self.path)} {self.status} key={name}{model}{tokens}{ttft} "
+            f"seconds={self.seconds:.3f} id={self.request_id}{error}"
+        )
 
 
 class RequestLog:

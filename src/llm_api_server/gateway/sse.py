@@ -18,7 +18,6 @@ from llm_api_server.usage import NO_USAGE, Usage
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _OVERLAP_BYTES = 1024
-_USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _CRLF_EVENT_END = b"\r\n\r\n"
 #: Of an event that brings a token; OpenAI's streams have hardly others.
@@ -279,8 +278,8 @@ class BodyReader:
     def feed(self, data: bytes) -> None:
         window = self._tail + data if self._tail else data
         place = window.rfind(b'"usage"')  # engines put it last
-        if place >= 0 and (match := _USAGE_OBJECT.match(window, place)):
-            self.usage = _decode_usage(match[1]) or self.usage
+        if place >= 0 and (found := _object_after(window, place)) is not None:
+            self.usage = _decode_usage(found) or self.usage
         self._tail = window[-_OVERLAP_BYTES:]
 
 
@@ -324,6 +323,18 @@ def _status(error: msgspec.Raw) -> int:
     except (TypeError, KeyError):
         return 500
     return code if isinstance(code, int) and 400 <= code <= 599 else 500  # noqa: PLR2004
+
+
+def _object_after(data: bytes, place: int) -> bytes | None:
+    """The JSON object that is the next value, as far as braces tell: there are none in the texts of a usage."""
+    start = data.find(b"{", place)
+    end = data.find(b"}", start) + 1
+    while start >= 0 and end > 0:
+        found = data[start:end]
+        if found.count(b"{") == found.count(b"}"):
+            return found
+        end = data.find(b"}", end) + 1
+    return None
 
 
 def _decode_usage(data: bytes) -> Usage | None:

@@ -27,6 +27,8 @@ MAX_IDLE_CONNECTIONS = 64
 #: Engines (uvicorn, llama.cpp's cpp-httplib) close idle connections after 5 s; older ones are not worth the try.
 IDLE_TIMEOUT = 4.0
 CONNECT_TIMEOUT = 10.0
+_LENGTH, _TYPE = b"\r\ncontent-length:", b"\r\ncontent-type:"
+_CODING, _CONNECTION = b"\r\ntransfer-encoding:", b"\r\nconnection:"
 
 
 class UpstreamError(Exception):
@@ -199,6 +201,8 @@ class Connection(asyncio.Protocol):
             self.abort()  # bytes that nobody asked for: the connection cannot be trusted any more
             return
         if not self._has_head:
+            if not self._head_bytes and self._read_whole(data, receiver):
+                return
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -211,6 +215,31 @@ class Connection(asyncio.Protocol):
             receiver.on_data(self._take(), is_last=False)
         elif self._head_bytes > MAX_HEAD_BYTES and not self._has_head:
             self._fail(BrokenResponse("the head of the engine's answer is too long"))
+
+    def _read_whole(self, data: bytes, receiver: Receiver) -> bool:
+        """The usual JSON answer, all of it in one read; the receiver gets type and length only of its headers.
+
+        Whatever has more to it is left to the parser.
+        """
+        end = data.find(b"\r\n\r\n")
+        if end < 0 or not data.startswith(b"HTTP/1.1 200 "):
+            return False
+        head = data[: end + 2].lower()
+        start = head.find(_LENGTH) + len(_LENGTH)
+        length = head[start : head.find(b"\r", start)].strip(b" \t")
+        is_ordinary = head.count(_LENGTH) == 1 and _CODING not in head and _CONNECTION not in head
+        if not is_ordinary or not length.isdigit() or int(length) != len(data) - end - 4:
+            return False
+        headers = {"content-length": length.decode()}
+        start = head.find(_TYPE)
+        if start >= 0:
+            start += len(_TYPE)
+            headers["content-type"] = data[start : data.find(b"\r", start)].strip(b" \t").decode("latin-1")
+        self._receiver = None
+        self._pool.give_back(self)
+        receiver.on_head(200, headers)
+        receiver.on_data(data[end + 4 :], is_last=True)
+        return True
 
     def eof_received(self) -> bool:
         return False

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -13,13 +16,17 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
+#: How far behind others the thread that writes may fall where all want the processor: nobody waits for it.
+_NICENESS = 10
+
+
 class StoreThreads:
     """Opens the database before the first use, and again after it could not be opened."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write", initializer=_give_way)
 
     async def read(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         """Answers come in the order of the questions. Raises `StoreError`."""
@@ -41,3 +48,9 @@ class StoreThreads:
             return work()
 
         return await asyncio.get_running_loop().run_in_executor(executor, opened)
+
+
+def _give_way() -> None:
+    """On Linux niceness is a thread's own, so engines that this process starts later do not inherit it."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -15,7 +15,7 @@ from llm_api_server.access import NO_LIMITS, Key, Limits
 from llm_api_server.control import Quota, RunDir, Standing
 from llm_api_server.errors import InsufficientQuota
 from llm_api_server.gateway import accounts as module
-from llm_api_server.gateway.accounts import Accounts, limit_headers
+from llm_api_server.gateway.accounts import Accounts, limit_lines
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.gateway.store_keys import StoreKeys
@@ -103,19 +103,18 @@ async def test_a_refusal_comes_with_the_standing(accounts: Accounts, manager: Fa
         await accounts.admit(record, 1, 0)
     assert (caught.value.retry_after, caught.value.should_retry) == (3600, False)
     assert record.standing == standing
-    assert dict(limit_headers(standing)) == {
-        b"x-ratelimit-limit-requests": b"10",
-        b"x-ratelimit-remaining-requests": b"0",
-        b"x-ratelimit-reset-requests": b"13s",
-    }
+    assert limit_lines(standing).splitlines() == [
+        b"x-ratelimit-limit-requests: 10",
+        b"x-ratelimit-remaining-requests: 0",
+        b"x-ratelimit-reset-requests: 13s",
+    ]
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, b"0ms"), (0.12, b"120ms"), (1, b"1s"), (59.2, b"1m0s"), (360, b"6m0s")]
 )
 def test_durations_look_as_openai_writes_them(seconds: float, text: bytes) -> None:
-    headers = dict(limit_headers(Standing(tokens=Quota(1, 1, seconds))))
-    assert headers[b"x-ratelimit-reset-tokens"] == text
+    assert limit_lines(Standing(tokens=Quota(1, 1, seconds))).endswith(b"x-ratelimit-reset-tokens: " + text + b"\r\n")
 
 
 async def test_who_leaves_while_asking_gives_back_what_may_be_granted(accounts: Accounts, manager: FakeManager) -> None:
@@ -211,3 +210,67 @@ async def test_keys_are_asked_for_and_forgotten(link: ManagerLink, manager: Fake
     await manager.start()
     await until(lambda: len(forgotten) == 3)
     assert forgotten[2] is None
+
+
+async def test_requests_are_admitted_from_a_share_until_it_is_recalled(
+    accounts: Accounts, manager: FakeManager
+) -> None:
+    limits = Limits(requests_per_minute=1000, max_concurrent=100)
+    manager.standing = Standing(requests=Quota(1000, 990, 60.0))
+    manager.share = control.Share(requests=5, places=5)
+    records = [a_record(limits) for _ in range(5)]
+    await accounts.admit(records[0], 10, 0)
+    manager.share = control.NO_SHARE
+    for record in records[1:]:
+        await accounts.admit(record, 10, 0)
+    assert len(manager.heard_of(control.Admit)) == 1
+    assert records[4].standing == Standing(requests=Quota(1000, 986, 60.0))
+    for record in records[:3]:
+        accounts.end(record)
+    manager.recall("id-of-ann")
+    await until(lambda: any(one.is_answer for one in manager.heard_of(control.Spend)))
+    accounts.end(records[3])
+    accounts.end(records[4])
+    await until(lambda: sum(one.back.places for one in manager.heard_of(control.Spend)) == 5)
+    said = manager.heard_of(control.Spend)
+    assert (sum(one.requests for one in said), sum(one.back.requests for one in said)) == (4, 1)
+    assert len(manager.heard_of(control.Settle)) == 1
+    await accounts.admit(a_record(limits), 10, 0)
+    assert len(manager.heard_of(control.Admit)) == 2
+
+
+async def test_a_share_that_nobody_uses_goes_back(accounts: Accounts, manager: FakeManager) -> None:
+    manager.share = control.Share(requests=5)
+    record = a_record(Limits(requests_per_minute=1000))
+    await accounts.admit(record, 10, 0)
+    accounts.end(record)
+    await until(lambda: manager.heard_of(control.Spend))
+    assert manager.heard_of(control.Spend) == [control.Spend("id-of-ann", back=control.Share(requests=5))]
+    assert not accounts._shares
+
+
+async def test_a_new_manager_is_told_of_what_was_taken_from_a_share(accounts: Accounts, manager: FakeManager) -> None:
+    limits = Limits(max_concurrent=100, tokens_per_minute=10_000)
+    manager.share = control.Share(places=5, tokens=500)
+    first, second = a_record(limits), a_record(limits)
+    await accounts.admit(first, 10, 0)
+    await accounts.admit(second, 20, 0)
+    await manager.stop()
+    manager.heard.clear()
+    await manager.start()
+    await until(lambda: manager.heard_of(control.Hello))
+    (hello,) = manager.heard_of(control.Hello)
+    assert sorted(one.reserved for one in hello.admitted) == [10, 20]
+    accounts.end(second)
+    await until(lambda: manager.heard_of(control.Settle))
+    assert manager.heard_of(control.Settle) == [control.Settle(second.admission or 0, 0)]
+
+
+async def test_a_key_with_other_limits_gets_no_more_from_its_old_share(
+    accounts: Accounts, manager: FakeManager
+) -> None:
+    manager.share = control.Share(requests=5)
+    await accounts.admit(a_record(Limits(requests_per_minute=1000)), 10, 0)
+    await accounts.admit(a_record(Limits(requests_per_minute=500)), 10, 0)
+    assert [one.limits.requests_per_minute for one in manager.heard_of(control.Admit)] == [1000, 500]
+    await until(lambda: any(one.back.requests == 5 for one in manager.heard_of(control.Spend)))

@@ -194,7 +194,19 @@ async def test_reports_name_what_is_in_flight(leases: Leases, manager: FakeManag
     await until(lambda: control.Report({"m-1": 2}) in manager.heard)
     first.release()
     second.release()
-    await until(lambda: control.Report({}) in manager.heard)
+    await until(lambda: control.Report({"m-1": 0}) in manager.heard)
+
+
+async def test_traffic_with_short_gaps_asks_once_and_a_drain_ends_it_at_once(
+    leases: Leases, link: ManagerLink, manager: FakeManager
+) -> None:
+    for _ in range(5):
+        (await leases.acquire("m")).release()
+        await asyncio.sleep(0.02)
+    assert len(manager.heard_of(control.Acquire)) == 1
+    assert not manager.heard_of(control.Release)
+    link.on_message(control.Drain("m-1"))
+    await until(lambda: bool(manager.heard_of(control.Release)))
 
 
 def test_manager_process_is_started_once_and_again_when_it_ended(

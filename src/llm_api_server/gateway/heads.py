@@ -1,0 +1,86 @@
+"""The head of a request to an engine endpoint: read once, and kept while a connection repeats it.
+
+Clients that keep a connection send the same head with every request but for the length of the body. `Repeated` knows
+the bytes of the last one, so that the next needs no parser, and no look at its key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from llm_api_server.auth.authenticator import Known
+from llm_api_server.gateway.openai import Endpoint
+
+#: RFC 9112, 2.2 and 6.3: one line, digits only. Heads that repeat it are left to the parser.
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
+_LENGTH_NAME = b"content-length"
+_HEAD_END = b"\r\n\r\n"
+
+
+class Head:
+    """`headers` have lower-case names; of several with the same name it has the last, `raw` all."""
+
+    __slots__ = ("can_chunk", "changes", "endpoint", "expects_continue", "headers", "keep_alive", "known", "raw")
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        raw: Sequence[tuple[bytes, bytes]],
+        *,
+        keep_alive: bool = True,
+        can_chunk: bool = True,
+        expects_continue: bool = False,
+    ) -> None:
+        self.endpoint = endpoint
+        self.raw = raw
+        self.headers = dict(raw)
+        self.keep_alive = keep_alive
+        self.can_chunk = can_chunk
+        self.expects_continue = expects_continue
+        #: Who sent it, and of which number of the authenticator's changes that is true.
+        self.known: Known | None = None
+        self.changes = -1
+
+    def get(self, name: bytes, otherwise: str = "") -> str:
+        value = self.headers.get(name)
+        return otherwise if value is None else value.decode("latin-1")
+
+
+class Repeated:
+    """The bytes of a head around the length of its body."""
+
+    __slots__ = ("_after", "_before", "head")
+
+    def __init__(self, head: Head, before: bytes, after: bytes) -> None:
+        self.head = head
+        self._before = before
+        self._after = after
+
+    @classmethod
+    def learn(cls, head: Head, data: bytes) -> Repeated | None:
+        """From the bytes of one whole request; None where more than the length decides how it is read."""
+        end = data.find(_HEAD_END)
+        length = _LENGTH.search(data, 0, end + 2)
+        is_plain = head.keep_alive and head.can_chunk and not head.expects_continue
+        if length is None or not is_plain or b"transfer-encoding" in head.headers:
+            return None
+        if len(data) != end + len(_HEAD_END) + int(length[1]):
+            return None
+        if sum(name == _LENGTH_NAME for name, _ in head.raw) != 1:
+            return None
+        return cls(head, data[: length.start(1)], data[length.end(1) : end + len(_HEAD_END)])
+
+    def body_of(self, data: bytes) -> bytes | None:
+        """The body, where `data` is this head again with the whole of a body and nothing else."""
+        before, after = self._before, self._after
+        if not data.startswith(before):
+            return None
+        end = data.find(b"\r", len(before), len(before) + 16)
+        if end < 0 or not data.startswith(after, end):
+            return None
+        digits = data[len(before) : end]
+        start = end + len(after)
+        if not digits.isdigit() or int(digits) != len(data) - start:
+            return None
+        return data[start:]
