@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import inspect
 import json
 import statistics
@@ -35,6 +34,7 @@ from llm_api_server.config import (
     ServerConfig,
 )
 from llm_api_server.control import InstanceInfo, Quota, RunDir, Share, Standing
+from llm_api_server.garbage import calm_collector
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.app import build_proxy
 from llm_api_server.gateway.exchange import Exchange
@@ -237,9 +237,7 @@ class Stopwatch:
 async def run(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     worker = Worker(folder)
     cases = {"plain": (request_of(), plain_answer()), "stream": (request_of(stream=True), stream_answer())}
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    calm_collector()
     whole: dict[str, float] = {}
     for name, (request, answer) in cases.items():
         await measure(worker, request, answer, count // 5)

@@ -70,10 +70,12 @@ class StreamAnswer:
 
     def feed(self, data: bytes) -> bytes:
         out = self._reader.feed(data)
+        if self._is_started:
+            return out
         failed = self._reader.failed
-        if failed is not None and not self._is_started and out == error_event(self._dialect, failed):
+        if failed is not None and out == error_event(self._dialect, failed):
             raise failed  # vLLM's way to say that a schema is bad
-        self._is_started = self._is_started or bool(out)
+        self._is_started = bool(out)
         return out
 
     def end(self) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import resources
 from typing import Any
@@ -22,6 +21,7 @@ from llm_api_server.auth.tokens import TokenSigner, token_signer
 from llm_api_server.config import Config, config_from_environment
 from llm_api_server.control import RunDir
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
+from llm_api_server.garbage import calm_collector
 from llm_api_server.gateway import openapi
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.admin import admin_routes
@@ -47,8 +47,6 @@ from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.gateway.usage_routes import admin_usage_routes, usage_routes
 from llm_api_server.log import setup_logging
 
-#: Requests leave few cycles behind.
-_GC_THRESHOLDS = (20_000, 20, 50)
 _EXPOSED_HEADERS = [
     "x-request-id",
     "openai-processing-ms",
@@ -129,7 +127,7 @@ def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifesp
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         await proxy.leases.link.start()
         proxy.start()
-        _calm_garbage_collector()
+        calm_collector()
         try:
             yield {FRONT_DOOR: FrontDoor(config, proxy)}
         finally:
@@ -141,13 +139,6 @@ def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifesp
             store.close()
 
     return lifespan
-
-
-def _calm_garbage_collector() -> None:
-    """What is there at the start stays: looked through again and again it would cost pauses of tens of milliseconds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def _routes(

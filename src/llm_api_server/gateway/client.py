@@ -52,6 +52,9 @@ class Client(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
+    def send(self, data: bytes) -> None:
+        """`write` and `flush`."""
+
     def end(self) -> None: ...
 
     def flush(self) -> None: ...
@@ -142,6 +145,10 @@ class AsgiClient:
         self._messages.append({"type": "http.response.body", "body": data, "more_body": True})
         if self._listener is not None and not self.is_writable:
             self._listener.on_blocked()
+
+    def send(self, data: bytes) -> None:
+        self.write(data)
+        self._wake.set()
 
     def end(self) -> None:
         self._messages.append({"type": "http.response.body", "body": b"", "more_body": False})

@@ -80,6 +80,8 @@ class Exchange:
     _last_words: asyncio.Future[None] | None = None
     _is_started = False
     _is_event_stream = False
+    #: A stream that has begun, and whose client is there.
+    _is_flowing = False
     _is_over = False
 
     def __init__(
@@ -142,6 +144,7 @@ class Exchange:
             return
         self._reason = reason
         self._next_ping = float("inf")
+        self._is_flowing = False
         if self._connection is None:
             if self._task is not None:
                 self._task.cancel()
@@ -312,7 +315,10 @@ class Exchange:
         if self._is_over:
             return
         try:
-            self._relay(data, is_last=is_last)
+            if self._is_flowing and not is_last:
+                self._pass_on(data)
+            else:
+                self._relay(data, is_last=is_last)
         except ApiError as error:
             self._settle_or_fail(error)
         except Exception:  # noqa: BLE001 - nothing of ours may fall into the event loop
@@ -336,28 +342,42 @@ class Exchange:
             else:
                 self._fail(EngineError("The engine stopped in the middle of its answer."))
 
+    def _pass_on(self, data: bytes) -> None:
+        """What a stream that has begun brings next: nearly all that there is to do."""
+        assert isinstance(self._answer, StreamAnswer)
+        out = self._answer.feed(data)
+        if self._answer.failed is not None:
+            self._client.write(out)
+            self._end_failed(self._answer.failed)
+        elif out:
+            self._client.send(out)
+
     def _relay(self, data: bytes, *, is_last: bool) -> None:
         answer = self._answer
         assert answer is not None, "a head comes first"
         if data and self._record.first_token_seconds is None and not isinstance(answer, ErrorAnswer):
             self._record.first_token_seconds = self._record.elapsed()
         out = answer.feed(data) if data else b""
-        is_failed = isinstance(answer, StreamAnswer) and answer.failed is not None
-        if is_last and not is_failed:
+        failed = answer.failed if isinstance(answer, StreamAnswer) else None
+        if is_last and failed is None:
             out += answer.end()
         if self._reason is None and (out or is_last):
             if self._is_event_stream and not answer.is_stream:  # pings have promised a stream
                 raise EngineError("The engine did not answer with a stream.")
             self._next_ping = float("inf")
             self._write(answer.head, out, answer.status)
-        if is_failed:
-            assert isinstance(answer, StreamAnswer)
-            assert answer.failed is not None
-            self._record.error = answer.failed.kind
-        if is_last or is_failed:
+        if failed is not None:
+            self._end_failed(failed)
+        elif is_last:
             self._complete()
         elif self._reason is None:
             self._client.flush()
+            self._is_flowing = self._is_started and isinstance(answer, StreamAnswer)
+
+    def _end_failed(self, failed: ApiError) -> None:
+        """The stream's last event was the engine's error."""
+        self._record.error = failed.kind
+        self._complete()
 
     def _write(self, head: Headers, data: bytes, status: int = 200) -> None:
         """`data`, after the head where that has not been sent."""

@@ -289,6 +289,9 @@ class DirectClient:
         else:
             self._out.append(data)
 
+    def send(self, data: bytes) -> None:
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+
     def end(self) -> None:
         if self._is_chunked:
             self._out.append(b"0\r\n\r\n")

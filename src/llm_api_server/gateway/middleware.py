@@ -5,10 +5,8 @@ Their order is in `app.py`.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 
 from loguru import logger
@@ -20,11 +18,6 @@ from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNot
 from llm_api_server.gateway.accounts import Accounts, limit_lines
 from llm_api_server.gateway.records import RequestLog, RequestRecord, attach, record_of
 
-MAX_REQUEST_ID_CHARS = 128
-_VISIBLE_ASCII = frozenset(range(0x21, 0x7F))
-#: Of this worker; the requests are numbered.
-_ID_PREFIX = uuid.uuid4().hex[:20]
-_numbers = itertools.count(1)
 INTERNAL_ERROR = "The server had an error while processing your request."
 
 
@@ -44,7 +37,7 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         record = RequestRecord(
-            request_id=request_id(dict(scope["headers"])),
+            request_id=self._log.id_of(dict(scope["headers"])),
             method=scope["method"],
             path=scope["path"],
             started_at=time.monotonic(),
@@ -163,14 +156,6 @@ async def send_response(send: Send, response: Response) -> None:
 async def _send_unless_started(record: RequestRecord, send: Send, response: Response) -> None:
     if record.status == 0:
         await send_response(send, response)
-
-
-def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The client's own id if it is short and visible ASCII, else a new one."""
-    value = headers.get(b"x-request-id")
-    if value is not None and 0 < len(value) <= MAX_REQUEST_ID_CHARS and _VISIBLE_ASCII.issuperset(value):
-        return value.decode("ascii")
-    return f"req_{_ID_PREFIX}{next(_numbers):012x}"
 
 
 def answer_lines(record: RequestRecord) -> bytes:

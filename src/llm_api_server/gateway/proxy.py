@@ -24,7 +24,7 @@ from llm_api_server.gateway.context import ContextLimits
 from llm_api_server.gateway.exchange import Exchange
 from llm_api_server.gateway.heads import Head
 from llm_api_server.gateway.leases import Leases
-from llm_api_server.gateway.middleware import answer_lines, finish, request_id, secret
+from llm_api_server.gateway.middleware import answer_lines, finish, secret
 from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
 from llm_api_server.gateway.records import RequestLog, RequestRecord, record_of
 from llm_api_server.gateway.templates import Templates
@@ -141,7 +141,7 @@ class FrontDoor:
 
     def open(self, head: Head, client: Client) -> tuple[Exchange, RequestRecord]:
         """A request whose head has come; to be begun."""
-        record = RequestRecord(request_id(head.headers), "POST", head.endpoint.path, time.monotonic())
+        record = RequestRecord(self._proxy.log.id_of(head.headers), "POST", head.endpoint.path, time.monotonic())
         return Exchange(self._proxy, record, head, client), record
 
     def lines_of(self, record: RequestRecord) -> bytes:

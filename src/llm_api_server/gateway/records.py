@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import MutableMapping
+import uuid
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -19,6 +21,8 @@ from llm_api_server.usage import NO_USAGE, Usage
 CLIENT_CLOSED_REQUEST = 499
 #: Seconds that a request's line waits for others: how much of the log a killed worker can take with it.
 WRITE_INTERVAL = 0.1
+MAX_ID_CHARS = 128
+_VISIBLE_ASCII = frozenset(range(0x21, 0x7F))
 _MAX_CHARS = 300
 _SCOPE_KEY = "llm_api_server.record"
 
@@ -90,11 +94,20 @@ class RequestRecord(msgspec.Struct):
 
 
 class RequestLog:
-    """Writes the lines of requests a few times a second, all that have come together."""
+    """Gives requests their ids, and writes their lines a few times a second, all that have come together."""
 
     def __init__(self) -> None:
+        self._prefix = uuid.uuid4().hex[:20]
+        self._numbers = itertools.count(1)
         self._lines: dict[str, list[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def id_of(self, headers: Mapping[bytes, bytes]) -> str:
+        """The client's own if it is short and visible ASCII, else a new one: this worker's prefix and a number."""
+        value = headers.get(b"x-request-id")
+        if value is not None and 0 < len(value) <= MAX_ID_CHARS and _VISIBLE_ASCII.issuperset(value):
+            return value.decode("ascii")
+        return f"req_{self._prefix}{next(self._numbers):012x}"
 
     def add(self, record: RequestRecord) -> None:
         self._lines.setdefault(record.level, []).append(record.line())

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -32,7 +33,7 @@ from llm_api_server.manager.open_rows import OpenRows
 from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
-from llm_api_server.usage import Batch
+from llm_api_server.usage import Batch, Progress
 
 if TYPE_CHECKING:
     from llm_api_server.manager.manager import Client
@@ -46,10 +47,20 @@ RETURN_TIMEOUT = 5.0
 #: Seconds between two rounds of house-keeping; the first comes as soon as workers have had the time to connect.
 HOUSEKEEPING_INTERVAL = 3600.0
 CLOSE_TIMEOUT = 5.0
+#: Seconds between two writes of how far running requests are.
+PROGRESS_INTERVAL = 2.0
 #: How often a report is tried to be written to a database that answers and does not take it.
 MAX_TRIES = 600
 MAX_REMEMBERED_KEYS = 100_000
 MAX_WAITING_REPORTS = 100_000
+
+
+@dataclass
+class _Progress:
+    """What a worker said of its running requests and is not written yet."""
+
+    rows: dict[str, Progress] = field(default_factory=dict)
+    due_at: float = 0.0
 
 
 class Accounts:
@@ -66,6 +77,7 @@ class Accounts:
         self._revision: int | None = None
         self._lost_since: float | None = None
         self._rows = OpenRows()
+        self._progress: dict[str, _Progress] = {}
         self._reports: deque[tuple[Client | None, str, int, Batch]] = deque()
         self._has_reports = asyncio.Event()
         self._is_closing = False
@@ -109,6 +121,7 @@ class Accounts:
         """The rows of a worker that has not come back are settled with what it had told of them."""
         if name in self._workers.values():
             return
+        self._progress.pop(name, None)
         ended, tokens = self._rows.lose(name, time.time())
         if not ended:
             return
@@ -197,7 +210,19 @@ class Accounts:
         name = self._workers.get(client)
         if name is not None:
             self._rows.note(name, report.batch)
-            self._queue(client, name, report.number, report.batch)
+            self._queue(client, name, report.number, self._with_progress_due(name, report.batch))
+
+    def _with_progress_due(self, worker: str, batch: Batch) -> Batch:
+        """How far requests are is remembered at once and written seldom: it counts when this manager is killed, too."""
+        late = self._progress.setdefault(worker, _Progress())
+        late.rows.update((said.row, said) for said in batch.progress)
+        for ended in batch.ended:
+            late.rows.pop(ended.row, None)
+        now = time.monotonic()
+        due: list[Progress] = []
+        if late.rows and now >= late.due_at:
+            due, late.rows, late.due_at = list(late.rows.values()), {}, now + PROGRESS_INTERVAL
+        return Batch(batch.started, due, batch.ended)
 
     def _queue(self, client: Client | None, worker: str, number: int, batch: Batch) -> None:
         self._reports.append((client, worker, number, batch))

@@ -27,6 +27,7 @@ from llm_api_server.control import RunDir
 from llm_api_server.engines.host import this_host
 from llm_api_server.engines.select import engines_by_model
 from llm_api_server.errors import ConfigError
+from llm_api_server.garbage import calm_collector
 from llm_api_server.log import setup_logging
 from llm_api_server.manager.accounts import Accounts
 from llm_api_server.manager.devices import HostInventory
@@ -108,6 +109,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     accounts.start()
     await manager.start()
     server = await loop.create_unix_server(lambda: Connection(manager, accounts, on_shutdown), str(run_dir.socket))
+    calm_collector()
     logger.info("manager ready (pid {}), {} models configured", os.getpid(), len(config.models.available))
     await _wait_for_end(manager, stop)
     run_dir.socket.unlink(missing_ok=True)
