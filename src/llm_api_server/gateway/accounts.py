@@ -54,6 +54,38 @@ def limit_lines(standing: Standing | None) -> bytes:
     return lines
 
 
+def _started(record: RequestRecord, wall: float) -> Started:
+    """`wall`: what the clock of `started_at` lacks to Unix seconds."""
+    key = record.key
+    assert key is not None
+    assert record.row is not None
+    return Started(
+        row=record.row,
+        request_id=record.request_id,
+        key_id=key.key_id,
+        key_name=key.name,
+        model=record.model or "",
+        endpoint=record.path,
+        stream=record.stream,
+        at=wall + record.started_at,
+        prompt=record.prompt,
+    )
+
+
+def _ended(record: RequestRecord) -> Ended:
+    assert record.row is not None
+    return Ended(
+        row=record.row,
+        status=record.status,
+        error=record.error,
+        instance=record.instance,
+        usage=record.used,
+        queued=record.queued_seconds,
+        first_token=record.first_token_seconds,
+        duration=record.seconds,
+    )
+
+
 @lru_cache(1024)
 def _duration(seconds: float) -> bytes:
     if seconds < 1:
@@ -74,8 +106,9 @@ class Accounts:
         self._taken: dict[int, tuple[HeldShare, int]] = {}
         self._running: dict[str, RequestRecord] = {}
         self._reported: dict[str, Usage] = {}
-        self._started: list[Started] = []
-        self._ended: list[Ended] = []
+        #: Rows to be told of with the next report: that they have begun, that they have ended.
+        self._begun: list[RequestRecord] = []
+        self._over: list[RequestRecord] = []
         self._sent: deque[control.ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
@@ -91,17 +124,11 @@ class Accounts:
 
         `tokens` are reserved, and up to `spare` more where the limits leave them.
         """
+        if self.admit_at_once(record, tokens + spare):
+            return
         key = record.key
         assert key is not None
-        if key.limits == NO_LIMITS:
-            return
         number = self._link.number()
-        share = self._shares.get(key.key_id)
-        if share is not None and share.limits == key.limits and share.take(tokens + spare):
-            record.admission = number
-            record.standing = share.standing()
-            self._taken[number] = share, tokens + spare
-            return
         question = control.Admit(number, key.key_id, key.name, key.limits, tokens, spare)
         try:
             answer = await self._link.ask(question)
@@ -116,6 +143,20 @@ class Accounts:
         self._admitted[number] = control.Admission(number, key.key_id, answer.reserved)
         if answer.share != NO_SHARE:
             self._add_share(key, answer)
+
+    def admit_at_once(self, record: RequestRecord, tokens: int) -> bool:
+        """`admit`, where the key has no limits, or a share of them is here."""
+        key = record.key
+        assert key is not None
+        if key.limits == NO_LIMITS:
+            return True
+        share = self._shares.get(key.key_id)
+        if share is None or share.limits != key.limits or not share.take(tokens):
+            return False
+        number = record.admission = self._link.number()
+        record.standing = share.standing()
+        self._taken[number] = share, tokens
+        return True
 
     async def look(self, key: Key) -> Standing | None:
         """How a key stands without counting a request; None where it has no limits per minute or nobody can tell."""
@@ -132,10 +173,7 @@ class Accounts:
         standing: Standing = answer.standing
         return standing
 
-    def _settle(self, record: RequestRecord, used: Usage) -> None:
-        number = record.admission
-        if number is None:
-            return
+    def _settle(self, number: int, used: Usage) -> None:
         tokens = used.prompt_tokens + used.completion_tokens
         if (taken := self._taken.pop(number, None)) is not None:
             share, reserved = taken
@@ -183,45 +221,23 @@ class Accounts:
 
     def start(self, record: RequestRecord, prompt: str | None = None) -> None:
         """The request is admitted: from now on it has a row."""
-        key = record.key
-        assert key is not None
         record.row = f"{self._link.worker}-{next(self._numbers)}"
+        record.prompt = prompt
         self._running[record.row] = record
-        self._started.append(
-            Started(
-                row=record.row,
-                request_id=record.request_id,
-                key_id=key.key_id,
-                key_name=key.name,
-                model=record.model or "",
-                endpoint=record.path,
-                stream=record.stream,
-                at=time.time() - (time.monotonic() - record.started_at),
-                prompt=prompt,
-            )
-        )
-        self._plan_report()
+        self._begun.append(record)
+        if self._timer is None:
+            self._plan_report()
 
     def end(self, record: RequestRecord) -> None:
         """The request is over, in whatever way. Does nothing for one that never started, and nothing twice."""
-        used = record.usage_or_estimate()
-        self._settle(record, used)
+        used = record.used = record.usage_or_estimate()
+        if record.admission is not None:
+            self._settle(record.admission, used)
         if record.row is None or self._running.pop(record.row, None) is None:
             return
-        self._reported.pop(record.row, None)
-        self._ended.append(
-            Ended(
-                row=record.row,
-                status=record.status,
-                error=record.error,
-                instance=record.instance,
-                usage=used,
-                queued=record.queued_seconds,
-                first_token=record.first_token_seconds,
-                duration=record.seconds,
-            )
-        )
-        self._plan_report()
+        self._over.append(record)
+        if self._timer is None:
+            self._plan_report()
 
     def close(self) -> None:
         """Say what is still to be said."""
@@ -236,9 +252,12 @@ class Accounts:
     def _report(self) -> None:
         self._timer = None
         self._tell_shares()
-        batch = Batch(self._started, self._progress(), self._ended)
-        if batch != Batch():
-            self._started, self._ended = [], []
+        begun, over, self._begun, self._over = self._begun, self._over, [], []
+        wall = time.time() - time.monotonic()
+        batch = Batch([_started(one, wall) for one in begun], self._progress(), list(map(_ended, over)))
+        for record in over:
+            self._reported.pop(record.row or "", None)
+        if begun or over or batch.progress:
             report = control.ReportUsage(next(self._numbers), batch)
             self._sent.append(report)
             self._link.send(report)

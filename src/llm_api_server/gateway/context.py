@@ -28,25 +28,29 @@ class ContextLimits:
         self._max_total = inference.max_total_tokens
         self._upstream = upstream
 
-    async def check(self, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> None:
-        """Raises `ContextLengthExceeded`. `body` is what the engine will get."""
-        total, own = self._max_total, instance.context_length
-        if total is None or (own is not None and own < total):
-            total = own
+    def may_exceed(self, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bool:
+        """Whether `check` has something to ask the engine: short bodies fit by their bytes alone."""
+        total = self._total(instance)
         if (total is None and self._max_input is None) or instance.engine == "remote":
-            return
-        # A full context leaves no room for the first token of an answer; embeddings need none.
-        wanted = 0 if isinstance(facts.request, schemas.EmbeddingRequest) else max(facts.max_tokens or 0, 1)
+            return False
         if facts.media:
             # Pictures have more tokens than bytes. vLLM counts them, at the price of preparing them once more: only
             # for the limit that it does not hold by itself.
-            if self._max_input is None or instance.engine != "vllm":
-                return
-        elif _fits(len(body), wanted, self._max_input, total):  # a token is at least one byte
+            return self._max_input is not None and instance.engine == "vllm"
+        return not _fits(len(body), _wanted(facts), self._max_input, total)  # a token is at least one byte
+
+    async def check(self, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> None:
+        """Raises `ContextLengthExceeded`. `body` is what the engine will get."""
+        if not self.may_exceed(facts, instance, body):
             return
         count = await self._count(facts.request, instance, body)
-        if count is not None and not _fits(count, wanted, self._max_input, total):
+        total = self._total(instance)
+        if count is not None and not _fits(count, _wanted(facts), self._max_input, total):
             raise _exceeded(count, facts, self._max_input, total)
+
+    def _total(self, instance: InstanceInfo) -> int | None:
+        total, own = self._max_total, instance.context_length
+        return own if total is None or (own is not None and own < total) else total
 
     async def _count(self, request: schemas.Request | None, instance: InstanceInfo, body: bytes) -> int | None:
         """Tokens of the prompt; None where this engine does not tell."""
@@ -102,6 +106,11 @@ class ContextLimits:
             return msgspec.json.decode(content, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError):
             return {}
+
+
+def _wanted(facts: RequestFacts) -> int:
+    """A full context leaves no room for the first token of an answer; embeddings need none."""
+    return 0 if isinstance(facts.request, schemas.EmbeddingRequest) else max(facts.max_tokens or 0, 1)
 
 
 def _fits(prompt_tokens: int, wanted: int, max_input: int | None, total: int | None) -> bool:

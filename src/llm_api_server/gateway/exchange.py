@@ -237,13 +237,16 @@ class Exchange:
         stated, spare = estimate.answer_tokens(
             self._endpoint, question.facts, status.context_length if status is not None else None
         )
-        await proxy.accounts.admit(self._record, prompt + stated, spare)
+        if not proxy.accounts.admit_at_once(self._record, prompt + stated + spare):
+            await proxy.accounts.admit(self._record, prompt + stated, spare)
         proxy.accounts.start(self._record, question.prompt_text() if proxy.records_prompts else None)
 
     async def _forward(self, question: Question) -> None:
         """Hand it to an instance that is ready. Raises `ApiError`."""
         while True:
-            lease = self._lease = await self._proxy.leases.acquire(question.model, self._endpoint.task)
+            leases, task = self._proxy.leases, self._endpoint.task
+            lease = leases.acquire_at_once(question.model, task) or await leases.acquire(question.model, task)
+            self._lease = lease
             self._record.queued_seconds = self._record.elapsed()
             self._record.instance = lease.instance.id
             row = self._row

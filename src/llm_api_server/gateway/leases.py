@@ -84,12 +84,9 @@ class Leases:
         """
         if self.link.is_closing:
             raise ShuttingDown("This server is shutting down.")
-        best: _Held | None = None
-        for held in self._held.values():
-            if held.is_usable(model, task) and (best is None or held.in_flight < best.in_flight):
-                best = held
-        if best is not None:
-            return self._lease(best)
+        lease = self.acquire_at_once(model, task)
+        if lease is not None:
+            return lease
         question = control.Acquire(self.link.number(), model, task)
         self._waiting[question.request] = None
         try:
@@ -103,6 +100,16 @@ class Leases:
         lease = self._waiting.pop(question.request)
         assert lease is not None, "what the manager answers to that"
         return lease
+
+    def acquire_at_once(self, model: str, task: Task | None) -> Lease | None:
+        """On an instance that this worker uses."""
+        if self.link.is_closing:
+            return None
+        best: _Held | None = None
+        for held in self._held.values():
+            if held.is_usable(model, task) and (best is None or held.in_flight < best.in_flight):
+                best = held
+        return self._lease(best) if best is not None else None
 
     async def load(self, model: str, *, wait: bool) -> list[ModelStatus]:
         """Raises `ApiError` when the manager refuses, for example because the load failed."""

@@ -85,7 +85,8 @@ class Question:
             body = openai.rewrite(body, forced_tools.changes(self.facts, body, knows_tools=knows_tools))
         if self.is_translated(instance):
             body = await tokens.question(proxy.upstream, self.facts, instance, body)
-        await proxy.limits.check(self.facts, instance, body)
+        if proxy.limits.may_exceed(self.facts, instance, body):
+            await proxy.limits.check(self.facts, instance, body)
         headers = {"accept": self._head.get(b"accept", "*/*")}
         if instance.headers:
             headers |= instance.headers

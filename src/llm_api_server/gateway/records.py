@@ -51,9 +51,13 @@ class RequestRecord(msgspec.Struct):
     queued_seconds: float | None = None
     first_token_seconds: float | None = None
     instance: str | None = None
+    #: What is settled with, once it is over.
+    used: Usage = NO_USAGE
     admission: int | None = None
     standing: Standing | None = None
     row: str | None = None
+    #: Kept with the row where that is wanted.
+    prompt: str | None = None
     #: Tokens of the prompt as far as its length tells, from the moment an engine has it.
     prompt_estimate: int = 0
     #: Counts what has come of a stream.
@@ -99,7 +103,7 @@ class RequestLog:
     def __init__(self) -> None:
         self._prefix = uuid.uuid4().hex[:20]
         self._numbers = itertools.count(1)
-        self._lines: dict[str, list[str]] = {}
+        self._records: list[RequestRecord] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def id_of(self, headers: Mapping[bytes, bytes]) -> str:
@@ -110,7 +114,7 @@ class RequestLog:
         return f"req_{self._prefix}{next(self._numbers):012x}"
 
     def add(self, record: RequestRecord) -> None:
-        self._lines.setdefault(record.level, []).append(record.line())
+        self._records.append(record)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(WRITE_INTERVAL, self.flush)
 
@@ -118,9 +122,10 @@ class RequestLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        lines, self._lines = self._lines, {}
-        for level, some in lines.items():
-            log_lines(level, some)
+        records, self._records = self._records, []
+        for level in ("DEBUG", "INFO"):
+            if lines := [record.line() for record in records if record.level == level]:
+                log_lines(level, lines)
 
 
 def attach(scope: MutableMapping[str, Any], record: RequestRecord) -> None:
