@@ -23,7 +23,7 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm check vllm lock bench bench-idle bench-coldload bench-keys bench-stages clean
+.PHONY: help install serve test test-vllm check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,10 @@ bench-idle: $(VENV)/.installed-dev ## measure the start and the memory of an idl
 bench-coldload: $(VENV)/.installed-dev $(VLLM)/.installed ## cold loads: vLLM alone, by exec, forked; ROUNDS=5
 	$(BIN)/python -m tests.models smollm2_gguf smollm2_folder
 	$(BIN)/python bench/coldload.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+bench-engines: $(VENV)/.installed-dev ## tokens/s and first token on real engines, directly and through the server
+	$(BIN)/python -m tests.models smollm2_gguf $(if $(wildcard $(VLLM)/.installed),smollm2_folder)
+	$(BIN)/python -m bench.engines $(ARGS)
 
 bench-stages: $(VENV)/.installed-dev ## where the time of a request and of a chunk goes in a worker
 	$(BIN)/python bench/stages.py $(ARGS)

@@ -108,7 +108,9 @@ async def test_requests_per_minute_are_exact(tmp_path: Path, smollm2_gguf: Path,
         for answer in refused:
             check_refusal(answer, "rate_limit_exceeded", f"{PER_MINUTE} requests per minute")
         left = sorted(int(answer.headers["x-ratelimit-remaining-requests"]) for answer in passed)
-        assert left == list(range(PER_MINUTE))
+        assert (left[0], left[-1] < PER_MINUTE) == (0, True)
+        if workers == 1:  # several do not know what is left of each other's shares
+            assert left == list(range(PER_MINUTE))
         assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {str(PER_MINUTE)}
         assert all(re.fullmatch(r"(\d+m)?\d+m?s", answer.headers["x-ratelimit-reset-requests"]) for answer in answers)
 

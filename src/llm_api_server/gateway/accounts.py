@@ -142,7 +142,7 @@ class Accounts:
         record.standing = answer.standing
         self._admitted[number] = control.Admission(number, key.key_id, answer.reserved)
         if answer.share != NO_SHARE:
-            self._add_share(key, answer)
+            record.standing = self._add_share(key, answer)
 
     def admit_at_once(self, record: RequestRecord, tokens: int) -> bool:
         """`admit`, where the key has no limits, or a share of them is here."""
@@ -185,7 +185,7 @@ class Accounts:
 
     # ── shares ──
 
-    def _add_share(self, key: Key, answer: control.Admitted) -> None:
+    def _add_share(self, key: Key, answer: control.Admitted) -> Standing:
         share = self._shares.get(key.key_id)
         if share is not None and share.limits != key.limits:
             share.is_recalled = True  # its requests end there; the key has other limits by now
@@ -195,6 +195,7 @@ class Accounts:
             share = self._shares[key.key_id] = HeldShare(key.key_id, key.limits)
         share.add(answer.share, answer.standing)
         self._plan_report()
+        return share.standing()
 
     def _on_recall(self, recall: control.Recall) -> None:
         share = self._shares.get(recall.key_id)

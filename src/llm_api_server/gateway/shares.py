@@ -28,13 +28,13 @@ class HeldShare:
         self._since = self._tokens_since = 0
 
     def add(self, share: Share, standing: Standing) -> None:
-        """More of it, and how the key stood before."""
+        """More of it, and how the key stood before. To the manager all that is here counts as used."""
         self.is_recalled = False
+        self._standing = standing
+        self._since, self._tokens_since = -self._requests, -self._tokens
         self._requests += share.requests
         self._tokens += share.tokens
         self._places += share.places
-        self._standing = standing
-        self._since = self._tokens_since = 0
 
     def take(self, tokens: int) -> bool:
         """Admit a request that may use `tokens`. False: the manager must decide."""
@@ -68,7 +68,7 @@ class HeldShare:
         self._tokens_since += used - reserved
 
     def standing(self) -> Standing:
-        """How the key stands as far as this worker knows."""
+        """How the key stands as far as this worker knows: not better than it is, for others may hold shares, too."""
         told = self._standing
         return Standing(_less(told.requests, self._since), _less(told.tokens, self._tokens_since))
 
