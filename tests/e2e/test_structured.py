@@ -214,18 +214,20 @@ class TestResponseFormat:
     def test_json_schema(self, client: OpenAI, strict: bool) -> None:
         wanted: Any = {"name": "city", "strict": strict, "schema": City.model_json_schema()}
         answer = client.chat.completions.create(
-            model=MODEL, messages=MESSAGES, max_tokens=120,
+            model=MODEL, messages=MESSAGES, max_tokens=120, seed=7,
             response_format={"type": "json_schema", "json_schema": wanted},
         )  # fmt: skip
         City.model_validate_json(answer.choices[0].message.content or "")
 
     def test_parsed_by_the_client(self, client: OpenAI) -> None:
-        answer = client.chat.completions.parse(model=MODEL, messages=MESSAGES, max_tokens=120, response_format=City)
+        answer = client.chat.completions.parse(
+            model=MODEL, messages=MESSAGES, max_tokens=120, seed=7, response_format=City
+        )
         assert isinstance(answer.choices[0].message.parsed, City)
 
     def test_json_schema_streamed(self, client: OpenAI) -> None:
         with client.chat.completions.stream(
-            model=MODEL, messages=MESSAGES, max_tokens=120, response_format=City
+            model=MODEL, messages=MESSAGES, max_tokens=120, seed=7, response_format=City
         ) as stream:
             answer = stream.get_final_completion()
         assert isinstance(answer.choices[0].message.parsed, City)
