@@ -20,7 +20,8 @@ from typing import Any, cast
 import psutil
 import yaml
 
-from bench.speed.processes import CACHE, GATEWAY_CORE, LOAD_CORE, free_port, native, started, tree, wait_answer
+from bench.idle import free_port
+from bench.speed.processes import CACHE, GATEWAY_CORE, LOAD_CORE, native, started, tree, wait_answer
 from llm_api_server.access import digest
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys

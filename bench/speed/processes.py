@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sysconfig
 import time
@@ -26,13 +25,6 @@ LOAD_CORE, GATEWAY_CORE = 0, (os.cpu_count() or 1) - 1
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
 _TICK = os.sysconf("SC_CLK_TCK")
-
-
-def free_port() -> int:
-    """A port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def native(name: str) -> Path:

@@ -54,7 +54,6 @@ ATTEMPTS = 2
 #: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.
 LAST_WORDS_TIMEOUT = 2.0
 ABORT_INTERVAL = 0.2
-_CHAT = frozenset({"chat", "responses", "messages"})
 _FIRST_ERROR_STATUS = 400
 
 
