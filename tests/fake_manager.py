@@ -25,6 +25,7 @@ class FakeManager:
         self.keeps_usage = True
         self.standing = Standing()
         self.share = NO_SHARE
+        self.recalls_at_once = False
         self._clients: set[_Client] = set()
         self._waiting: list[tuple[_Client, control.Acquire]] = []
         self._server: asyncio.Server | None = None
@@ -67,6 +68,14 @@ class FakeManager:
         for client, acquire in waiting:
             client.send(control.Granted(acquire.request, self.instances[acquire.model]))
 
+    def _admit(self, client: _Client, question: control.Admit) -> None:
+        request = question.request
+        refused = self.refusal(request) if self.refusal is not None else None
+        reserved = question.tokens + question.spare
+        client.send(refused or control.Admitted(request, self.standing, reserved, self.share))
+        if self.recalls_at_once:
+            client.send(control.Recall(question.key_id))
+
     def on_message(self, client: _Client, message: control.ToManager) -> None:
         self.heard.append(message)
         match message:
@@ -81,11 +90,8 @@ class FakeManager:
                         self.grant_all()
             case control.Cancel(request):
                 self._waiting = [(one, asked) for one, asked in self._waiting if asked.request != request]
-            case control.Admit(request) if not self.hold:
-                refused = self.refusal(request) if self.refusal is not None else None
-                client.send(
-                    refused or control.Admitted(request, self.standing, message.tokens + message.spare, self.share)
-                )
+            case control.Admit() if not self.hold:
+                self._admit(client, message)
             case control.FindKey(request, digest, key_id):
                 client.send(control.KeyFound(request, self.keys.get(digest or key_id or "")))
             case control.ReportUsage(number) if self.keeps_usage:

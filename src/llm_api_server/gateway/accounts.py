@@ -100,6 +100,9 @@ class Accounts:
     def __init__(self, link: ManagerLink) -> None:
         self._link = link
         self._numbers = itertools.count(1)
+        #: Who waits for the manager's word, and whose request ended before it came.
+        self._asking: dict[int, RequestRecord] = {}
+        self._left: dict[int, Key] = {}
         self._admitted: dict[int, control.Admission] = {}
         self._shares: dict[str, HeldShare] = {}
         #: What was taken from shares: of which, and how many tokens, by the request's number.
@@ -112,6 +115,7 @@ class Accounts:
         self._sent: deque[control.ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
+            control.Admitted: self._on_admitted,
             control.UsageKept: self._on_kept,
             control.Recall: self._on_recall,
         }
@@ -130,19 +134,34 @@ class Accounts:
         assert key is not None
         number = self._link.number()
         question = control.Admit(number, key.key_id, key.name, key.limits, tokens, spare)
+        self._asking[number] = record
         try:
-            answer = await self._link.ask(question)
+            await self._link.ask(question)
         except ApiError as error:
+            self._asking.pop(number, None)
             record.standing = error.standing
             raise
         except asyncio.CancelledError:
+            if self._asking.pop(number, None) is not None:
+                self._left[number] = key  # a share may be under way
+            self._admitted.pop(number, None)
             self._link.send(control.Settle(number, 0))
             raise
-        record.admission = number
-        record.standing = answer.standing
-        self._admitted[number] = control.Admission(number, key.key_id, answer.reserved)
-        if answer.share != NO_SHARE:
-            record.standing = self._add_share(key, answer)
+
+    def _on_admitted(self, answer: control.Admitted) -> None:
+        """At the moment it comes: a recall of the share may be right behind it."""
+        number = answer.request
+        record = self._asking.pop(number, None)
+        key = record.key if record is not None else self._left.pop(number, None)
+        standing = answer.standing
+        if key is not None and answer.share != NO_SHARE:
+            standing = self._add_share(key, answer)
+        elif key is not None and (share := self._shares.get(key.key_id)) is not None:
+            share.hear(standing)
+            standing = share.standing()
+        if record is not None and key is not None:
+            record.admission, record.standing = number, standing
+            self._admitted[number] = control.Admission(number, key.key_id, answer.reserved)
 
     def admit_at_once(self, record: RequestRecord, tokens: int) -> bool:
         """`admit`, where the key has no limits, or a share of them is here."""
@@ -293,6 +312,7 @@ class Accounts:
             self._admitted[number] = control.Admission(number, share.key_id, reserved)
         self._taken.clear()
         self._shares.clear()
+        self._left.clear()
         hello.admitted = list(self._admitted.values())
 
     def connected(self) -> None:

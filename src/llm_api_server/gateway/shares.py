@@ -28,13 +28,17 @@ class HeldShare:
         self._since = self._tokens_since = 0
 
     def add(self, share: Share, standing: Standing) -> None:
-        """More of it, and how the key stood before. To the manager all that is here counts as used."""
+        """More of it, and how the key stood before."""
         self.is_recalled = False
-        self._standing = standing
-        self._since, self._tokens_since = -self._requests, -self._tokens
+        self.hear(standing)
         self._requests += share.requests
         self._tokens += share.tokens
         self._places += share.places
+
+    def hear(self, standing: Standing) -> None:
+        """How the key stands to the manager: all that is here counts as used there."""
+        self._standing = standing
+        self._since, self._tokens_since = -self._requests, -self._tokens
 
     def take(self, tokens: int) -> bool:
         """Admit a request that may use `tokens`. False: the manager must decide."""

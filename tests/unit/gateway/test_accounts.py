@@ -274,3 +274,31 @@ async def test_a_key_with_other_limits_gets_no_more_from_its_old_share(
     await accounts.admit(a_record(Limits(requests_per_minute=500)), 10, 0)
     assert [one.limits.requests_per_minute for one in manager.heard_of(control.Admit)] == [1000, 500]
     await until(lambda: any(one.back.requests == 5 for one in manager.heard_of(control.Spend)))
+
+
+async def test_a_share_that_is_recalled_right_behind_its_grant_goes_back(
+    accounts: Accounts, manager: FakeManager
+) -> None:
+    manager.share = control.Share(requests=5)
+    manager.recalls_at_once = True
+    record = a_record(Limits(requests_per_minute=1000))
+    await accounts.admit(record, 10, 0)
+    await until(lambda: manager.heard_of(control.Spend))
+    assert manager.heard_of(control.Spend) == [
+        control.Spend("id-of-ann", back=control.Share(requests=5), is_answer=True)
+    ]
+    assert not accounts.admit_at_once(a_record(Limits(requests_per_minute=1000)), 10)
+
+
+async def test_the_share_of_a_request_that_left_meanwhile_is_kept(accounts: Accounts, manager: FakeManager) -> None:
+    manager.hold = True
+    limits = Limits(requests_per_minute=1000)
+    asking = asyncio.create_task(accounts.admit(a_record(limits), 1, 0))
+    await until(lambda: manager.heard_of(control.Admit))
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    (asked,) = manager.heard_of(control.Admit)
+    accounts._on_admitted(control.Admitted(asked.request, Standing(), 1, control.Share(requests=5)))
+    assert not accounts._admitted
+    assert accounts.admit_at_once(a_record(limits), 1)
