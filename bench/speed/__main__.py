@@ -70,7 +70,7 @@ def turn(results: Results, modes: list[str], contenders: list[str], seconds: flo
                                     number,
                                     partial(run, MODES[mode], running, folder, seconds),
                                 )
-                except NotInstalled as missing:
+                except (NotInstalled, RuntimeError) as missing:
                     print(f"{contender}: {missing}", file=sys.stderr)
         for mode in modes:
             if mode in special.MODES and "ours" in contenders:

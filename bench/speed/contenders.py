@@ -189,7 +189,7 @@ def _rust_router(name: str, command: list[str], target: Engine, folder: Path) ->
     port = free_port()
     program = install(name) / "bin" / command[0]
     argv = [str(program), *command[1:], "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--worker-urls", f"http://127.0.0.1:{target.port}", "--policy", "round_robin", "--log-level", "warn"]
+    argv += ["--worker-urls", f"http://127.0.0.1:{target.port}", "--policy", "round_robin", "--log-level", "error"]
     argv += ["--prometheus-port", str(free_port()), "--prometheus-host", "127.0.0.1"]
     with started(argv, GATEWAY_CORE, folder=folder, log=f"{name}.log") as pid:
         ask = json.dumps({"model": _MODEL, "messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -239,7 +239,7 @@ def install(name: str) -> Path:
     mark = home / f".{PEERS[name].replace('/', '-')}"
     if not mark.exists():
         print(f"installing {PEERS[name]} ...", flush=True)
-        venv.create(home, with_pip=True)
+        venv.create(home, clear=True, symlinks=True, with_pip=True)
         subprocess.run(
             [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", PEERS[name]],
             check=True,
