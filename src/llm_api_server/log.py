@@ -28,6 +28,8 @@ Process = Literal["gateway", "manager"]
 #: Servers that bring handlers of their own, and chatter that repeats what our request lines say.
 _FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "gunicorn", "gunicorn.error")
 _SILENCED = ("uvicorn.access", "gunicorn.access")
+#: Libraries whose information is of interest to their own makers.
+_QUIET = ("alembic",)
 #: Between lines that are logged together. It is a control character, so no message has it.
 _SEPARATOR = "\x1e"
 _LINES = "lines"
@@ -144,6 +146,8 @@ def _lead_standard_logging(level: str) -> None:
         foreign = logging.getLogger(name)
         foreign.handlers, foreign.propagate = [], True
         foreign.setLevel(logging.NOTSET)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in _SILENCED:
         silenced = logging.getLogger(name)
         silenced.handlers, silenced.propagate = [], False
