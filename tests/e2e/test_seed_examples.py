@@ -16,7 +16,7 @@ import pytest
 from openai import OpenAI
 
 from tests.pictures import image_part, png
-from tests.running import KEY, RESTRICTED_KEY, Server, running
+from tests.running import KEY, RESTRICTED_KEY, Server, running, wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 
@@ -32,6 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iter
         "inference": {"max_total_tokens": 2048, "max_batch_size": 4},
     }
     with running(tmp_path_factory.mktemp("server"), config) as server:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
         yield server
 
 
