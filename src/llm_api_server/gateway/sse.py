@@ -19,6 +19,10 @@ from llm_api_server.usage import NO_USAGE, Usage
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _OVERLAP_BYTES = 1024
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+#: What an event may have in it that matters here. Texts cannot: JSON escapes their quotes.
+_USAGE_MARK = b'"usage"'
+_MARKS = (_USAGE_MARK, b'"error"', b"[DONE]", b": null\n")
+_NO_USAGE = (b":null", b": null")
 _CRLF_EVENT_END = b"\r\n\r\n"
 #: Of an event that brings a token; OpenAI's streams have hardly others.
 _TOKEN_MARKS: dict[Dialect, bytes] = {
@@ -116,7 +120,7 @@ class StreamReader:
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._keep_tail(data)
         self._events += data.count(self._mark) or data.count(_CRLF_EVENT_END)
-        if self._without_role or b'"usage"' in data or b'"error"' in data or b"[DONE]" in data or b": null\n" in data:
+        if self._without_role or any(map(data.__contains__, _MARKS)):
             return b"".join(self._filter(data))
         return data
 
@@ -149,14 +153,32 @@ class StreamReader:
         return data[:end]
 
     def _filter(self, data: bytes) -> Iterator[bytes]:
-        start = 0
-        for end in _EVENT_END.finditer(data):
-            kept = self._read_event(data[start : end.end()])
-            start = end.end()
-            if kept:
-                yield kept
+        copied = 0
+        for start, end in self._of_interest(data):
+            yield data[copied:start]
+            yield self._read_event(data[start:end])
             if self.failed is not None:
                 return
+            copied = end
+        yield data[copied:]
+
+    def _of_interest(self, data: bytes) -> Iterator[tuple[int, int]]:
+        """Where the events are that may have to be read: the first of each choice, and those with a mark."""
+        end = 0
+        while self._without_role and end < len(data):
+            start, end = end, _event_end(data, end)
+            yield start, end
+        places = {mark: data.find(mark, end) for mark in _MARKS}
+        while marked := [place for place in places.values() if place >= 0]:
+            place = min(marked)
+            if place == places[_USAGE_MARK] and data.startswith(_NO_USAGE, place + len(_USAGE_MARK)):
+                places[_USAGE_MARK] = data.find(_USAGE_MARK, place + 1)  # some engines say so in every event
+                continue
+            start, end = _event_start(data, end, place), _event_end(data, place)
+            yield start, end
+            for mark, at in places.items():
+                if 0 <= at < end:
+                    places[mark] = data.find(mark, end)
 
     def _read_event(self, event: bytes) -> bytes:
         payload = _payload(event)
@@ -189,7 +211,7 @@ class StreamReader:
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
     def _read_usage(self, content: _Event, event: bytes) -> bytes:
-        if content.choices:
+        if content.choices is not None:
             self._last = content
         if isinstance(content.message, _WithUsage):
             self._note(content.message.usage)
@@ -246,12 +268,12 @@ class StreamReader:
     def _usage_chunk(self) -> bytes:
         """The one usage chunk, or nothing; the engine's own where it sent just one."""
         held, self._usage_chunks = self._usage_chunks, []
-        if not self._show_usage or self.usage is None or (not held and self._last is None):
+        if not self._show_usage or self.usage is None or self._last is None:
             return b""
         self._show_usage = False
         if len(held) == 1:
             return held[0]
-        head = self._last or _Event()
+        head = self._last
         chunk: dict[str, Any] = {
             "id": head.id,
             "object": head.object,
@@ -310,6 +332,22 @@ def waiting_comment(model: str) -> bytes:
     """A comment line that clients skip and that keeps proxies from closing a silent connection."""
     name = "".join(char if char.isprintable() else "?" for char in model)
     return f": waiting for {name}\n\n".encode()
+
+
+def _event_start(data: bytes, floor: int, place: int) -> int:
+    """Of the event that `place` is in, where another ends at `floor`."""
+    for mark in (b"\n\n", b"\n\r\n"):
+        if (found := data.rfind(mark, floor, place)) >= 0:
+            floor = found + len(mark)
+    return floor
+
+
+def _event_end(data: bytes, place: int) -> int:
+    """Of the event that `place` is in."""
+    found = data.find(b"\n\n", place)
+    end = found + 2 if found >= 0 else len(data)
+    found = data.find(b"\n\r\n", place, end)
+    return found + 3 if found >= 0 else end
 
 
 def _payload(event: bytes) -> bytes:

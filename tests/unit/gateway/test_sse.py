@@ -51,6 +51,38 @@ def test_stream_passes_unchanged_when_usage_was_asked_for(cuts: list[int]) -> No
     assert feed_in_pieces(reader, STREAM, cuts) == STREAM
 
 
+KINDS = [
+    chunk("a"),
+    chunk("b", usage=None),
+    chunk("c", "length", usage=USAGE),
+    chunk("d").replace(b"\n", b"\r\n"),
+    chunk('"error" [DONE] : null\n "usage": {}'),
+    event({"id": "c", "choices": [{"index": 1, "delta": {"content": "e"}, "finish_reason": None}]}),
+    event({"error": {"message": "boom"}}),
+    USAGE_CHUNK,
+    USAGE_CHUNK.replace(b"\n", b"\r\n"),
+    b": a comment\n\n",
+    b"data: null\n\n",
+    DONE,
+]
+
+
+@given(
+    stream=st.lists(st.sampled_from(KINDS), min_size=1, max_size=12),
+    shows=st.booleans(),
+    is_chat=st.booleans(),
+    choices=st.integers(1, 2),
+)
+def test_events_that_come_together_are_read_as_those_that_come_alone(
+    stream: list[bytes], shows: bool, is_chat: bool, choices: int
+) -> None:
+    one, other = (StreamReader("openai", show_usage=shows, is_chat=is_chat, choices=choices) for _ in range(2))
+    alone = b"".join([one.feed(piece) for piece in stream]) + one.flush()
+    together = other.feed(b"".join(stream)) + other.flush()
+    assert together == alone
+    assert other.usage == one.usage
+
+
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=12))
 def test_error_event_is_translated_and_nothing_follows(cuts: list[int]) -> None:
     broken = ANSWER[0] + event({"error": {"code": 500, "message": "boom", "type": "server_error"}}) + DONE
