@@ -1,10 +1,10 @@
 /* A load generator that leaves the machine to what it measures: one thread, epoll, requests written beforehand.
  *
- *   load PORT CONNECTIONS SECONDS WARMUP_SECONDS PACE_US REQUEST_FILE...
+ *   load PORT CONNECTIONS SECONDS WARMUP_SECONDS SPREAD_US REQUEST_FILE...
  *
  * Each connection sends the request of a file (head and body), reads the answer to its end, and sends it again.
- * With a PACE_US above 0 the connections start one after the other within that time, so that their chunks do not come
- * together. What is counted begins after the warm-up; requests under way at the end are counted by what came of them.
+ * With a SPREAD_US above 0 the connections start one after the other, evenly within that time: neither their requests nor
+ * their chunks come all together. What is counted begins after the warm-up; requests under way at the end are counted by what came of them.
  * Prints one JSON object. Times are microseconds; `transit` is from the engine's writing of a chunk to its reading here
  * (see engine.c), `jitter` the difference of the transits of two chunks that follow each other.
  */
@@ -288,12 +288,12 @@ static int read_request(const char *path, Request *r) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 7) { fprintf(stderr, "load PORT CONNECTIONS SECONDS WARMUP_SECONDS PACE_US REQUEST_FILE...\n"); return 2; }
+    if (argc < 7) { fprintf(stderr, "load PORT CONNECTIONS SECONDS WARMUP_SECONDS SPREAD_US REQUEST_FILE...\n"); return 2; }
     signal(SIGPIPE, SIG_IGN);
     port = atoi(argv[1]);
     int count = atoi(argv[2]);
     double seconds = atof(argv[3]), warmup = atof(argv[4]);
-    int64_t pace = atoll(argv[5]) * 1000;
+    int64_t spread = atoll(argv[5]) * 1000;
     Request *all = calloc((size_t)argc, sizeof *all);
     for (int i = 6; i < argc; i++)
         if (!read_request(argv[i], &all[i - 6])) { perror(argv[i]); return 2; }
@@ -308,7 +308,7 @@ int main(int argc, char **argv) {
     for (;;) {
         int64_t time = now();
         if (time >= end_at) break;
-        while (started < count && time - start_at >= pace * started / count) start(&connections[started++]);
+        while (started < count && time - start_at >= spread * started / count) start(&connections[started++]);
         struct epoll_event ready[MAX_EVENTS];
         int n = epoll_wait(epoll, ready, MAX_EVENTS, started < count ? 0 : 10);
         for (int i = 0; i < n; i++) {

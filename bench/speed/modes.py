@@ -32,6 +32,11 @@ class Mode:
     warmup: float = WARMUP
     skip: frozenset[str] = frozenset()
 
+    @property
+    def spread_us(self) -> int:
+        """Within which the connections start: the time of a stream, and one pace, so that chunks spread as well."""
+        return self.pace_us * (self.chunks + 1)
+
 
 def _chat(**more: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"model": "bench", "messages": [{"role": "user", "content": "Hello there!"}], **more}
@@ -103,7 +108,7 @@ def run(mode: Mode, target: Running, folder: Path, seconds: float, keys: list[st
     """One measurement."""
     requests = [write_request(mode, folder, key) for key in keys or [KEY]]
     argv = ["taskset", "-c", str(LOAD_CORE), str(native("load")), str(target.port), str(mode.connections)]
-    argv += [str(seconds), str(mode.warmup), str(mode.pace_us), *map(str, requests)]
+    argv += [str(seconds), str(mode.warmup), str(mode.spread_us), *map(str, requests)]
     processes = target.processes()
     load = subprocess.Popen(argv, stdout=subprocess.PIPE)
     time.sleep(mode.warmup)

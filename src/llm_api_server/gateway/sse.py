@@ -21,7 +21,8 @@ _OVERLAP_BYTES = 1024
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 #: What an event may have in it that matters here. Texts cannot: JSON escapes their quotes.
 _USAGE_MARK = b'"usage"'
-_MARKS = (_USAGE_MARK, b'"error"', b"[DONE]", b": null\n")
+_ERROR_MARK, _DONE_MARK, _NULL_MARK = b'"error"', b"[DONE]", b": null\n"
+_MARKS = (_USAGE_MARK, _ERROR_MARK, _DONE_MARK, _NULL_MARK)
 _NO_USAGE = (b":null", b": null")
 _CRLF_EVENT_END = b"\r\n\r\n"
 #: Of an event that brings a token; OpenAI's streams have hardly others.
@@ -120,9 +121,14 @@ class StreamReader:
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._keep_tail(data)
         self._events += data.count(self._mark) or data.count(_CRLF_EVENT_END)
-        if self._without_role or any(map(data.__contains__, _MARKS)):
-            return b"".join(self._filter(data))
-        return data
+        is_ordinary = not (
+            self._without_role
+            or _USAGE_MARK in data
+            or _ERROR_MARK in data
+            or _DONE_MARK in data
+            or _NULL_MARK in data
+        )
+        return data if is_ordinary else b"".join(self._filter(data))
 
     @property
     def usage_so_far(self) -> Usage:
