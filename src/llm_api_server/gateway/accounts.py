@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 from loguru import logger
 
 from llm_api_server import control
 from llm_api_server.access import NO_LIMITS, Key
-from llm_api_server.control import NO_SHARE, Standing
+from llm_api_server.control import NO_SHARE
 from llm_api_server.errors import ApiError
 from llm_api_server.gateway.eager import in_task
+from llm_api_server.gateway.limit_lines import limit_lines
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.gateway.shares import HeldShare
@@ -34,24 +33,6 @@ REPORT_INTERVAL = 0.5
 LOOK_TIMEOUT = 1.0
 #: Rows that wait here while no manager takes them; beyond it the oldest are given up, and the log says so.
 MAX_WAITING_ROWS = 200_000
-
-
-def limit_lines(standing: Standing | None) -> bytes:
-    """OpenAI's headers as lines of a head; the times as it writes them: `120ms`, `1s`, `6m0s`."""
-    lines = b""
-    if standing is None:
-        return lines
-    if (quota := standing.requests) is not None:
-        lines += (
-            b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
-            b"x-ratelimit-reset-requests: %b\r\n" % (quota.limit, quota.remaining, _duration(quota.reset))
-        )
-    if (quota := standing.tokens) is not None:
-        lines += (
-            b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\n"
-            b"x-ratelimit-reset-tokens: %b\r\n" % (quota.limit, quota.remaining, _duration(quota.reset))
-        )
-    return lines
 
 
 def _started(record: RequestRecord, wall: float) -> Started:
@@ -84,14 +65,6 @@ def _ended(record: RequestRecord) -> Ended:
         first_token=record.first_token_seconds,
         duration=record.seconds,
     )
-
-
-@lru_cache(1024)
-def _duration(seconds: float) -> bytes:
-    if seconds < 1:
-        return b"%dms" % round(seconds * 1000)
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest
 
 
 class Accounts:
@@ -139,7 +112,7 @@ class Accounts:
             await self._link.ask(question)
         except ApiError as error:
             self._asking.pop(number, None)
-            record.standing = error.standing
+            record.limit_lines = limit_lines(error.standing) if error.standing is not None else None
             raise
         except asyncio.CancelledError:
             if self._asking.pop(number, None) is not None:
@@ -153,14 +126,14 @@ class Accounts:
         number = answer.request
         record = self._asking.pop(number, None)
         key = record.key if record is not None else self._left.pop(number, None)
-        standing = answer.standing
+        lines = None
         if key is not None and answer.share != NO_SHARE:
-            standing = self._add_share(key, answer)
+            lines = self._add_share(key, answer).lines()
         elif key is not None and (share := self._shares.get(key.key_id)) is not None:
-            share.hear(standing)
-            standing = share.standing()
+            share.hear(answer.standing)
+            lines = share.lines()
         if record is not None and key is not None:
-            record.admission, record.standing = number, standing
+            record.admission, record.limit_lines = number, lines or limit_lines(answer.standing)
             self._admitted[number] = control.Admission(number, key.key_id, answer.reserved)
 
     def admit_at_once(self, record: RequestRecord, tokens: int) -> bool:
@@ -173,12 +146,12 @@ class Accounts:
         if share is None or share.limits != key.limits or not share.take(tokens):
             return False
         number = record.admission = self._link.number()
-        record.standing = share.standing()
+        record.limit_lines = share.lines()
         self._taken[number] = share, tokens
         return True
 
-    async def look(self, key: Key) -> Standing | None:
-        """How a key stands without counting a request; None where it has no limits per minute or nobody can tell."""
+    async def look(self, key: Key) -> bytes | None:
+        """`limit_lines` without counting a request; None where it has no limits per minute or nobody can tell."""
         limits = key.limits
         if limits.requests_per_minute is None and limits.tokens_per_minute is None:
             return None
@@ -189,8 +162,7 @@ class Accounts:
                 answer = await self._link.ask(question, repeats=False)
         except (ApiError, TimeoutError):
             return None
-        standing: Standing = answer.standing
-        return standing
+        return limit_lines(answer.standing)
 
     def _settle(self, number: int, used: Usage) -> None:
         tokens = used.prompt_tokens + used.completion_tokens
@@ -204,7 +176,7 @@ class Accounts:
 
     # ── shares ──
 
-    def _add_share(self, key: Key, answer: control.Admitted) -> Standing:
+    def _add_share(self, key: Key, answer: control.Admitted) -> HeldShare:
         share = self._shares.get(key.key_id)
         if share is not None and share.limits != key.limits:
             share.is_recalled = True  # its requests end there; the key has other limits by now
@@ -214,7 +186,7 @@ class Accounts:
             share = self._shares[key.key_id] = HeldShare(key.key_id, key.limits)
         share.add(answer.share, answer.standing)
         self._plan_report()
-        return share.standing()
+        return share
 
     def _on_recall(self, recall: control.Recall) -> None:
         share = self._shares.get(recall.key_id)

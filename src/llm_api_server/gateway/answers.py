@@ -6,7 +6,7 @@ first bytes, so that until then an error can have a status of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from llm_api_server.errors import ApiError, EngineError
@@ -20,22 +20,18 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_TOKENS_BYTES = 256 * 1024 * 1024
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
-STREAM_HEAD = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)
-Headers = Sequence[tuple[bytes, bytes]]
+#: Headers, as lines of a head.
+STREAM_HEAD = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
 class Answer(Protocol):
-    """`status` and `head` go before the first bytes; with `is_stream` a failure may be told by an event."""
+    """`status` and the lines of `head` go before the first bytes; with `is_stream` an event may tell of a failure."""
 
     status: int
     is_stream: bool
 
     @property
-    def head(self) -> Headers: ...
+    def head(self) -> bytes: ...
 
     @property
     def usage(self) -> Usage | None:
@@ -52,7 +48,7 @@ class StreamAnswer:
     """An event stream as it comes. After `failed` its last bytes were the error's event."""
 
     status = 200
-    head: Headers = STREAM_HEAD
+    head = STREAM_HEAD
     is_stream = True
 
     def __init__(self, reader: StreamReader, dialect: Dialect) -> None:
@@ -93,11 +89,12 @@ class PlainAnswer:
         self._reader = BodyReader()
 
     @property
-    def head(self) -> Headers:
-        head = [(b"content-type", self._headers.get("content-type", JSON).encode("latin-1"))]
-        if (length := self._headers.get("content-length")) is not None:
-            head.append((b"content-length", length.encode("latin-1")))
-        return head
+    def head(self) -> bytes:
+        kind, length = self._headers.get("content-type", JSON), self._headers.get("content-length")
+        lines = (
+            f"content-type: {kind}\r\n" if length is None else f"content-type: {kind}\r\ncontent-length: {length}\r\n"
+        )
+        return lines.encode("latin-1")
 
     @property
     def usage(self) -> Usage | None:
@@ -121,8 +118,8 @@ class _Whole:
         self._length = 0
 
     @property
-    def head(self) -> Headers:
-        return ((b"content-type", JSON.encode()), (b"content-length", b"%d" % self._length))
+    def head(self) -> bytes:
+        return b"content-type: application/json\r\ncontent-length: %d\r\n" % self._length
 
 
 class AssembledAnswer(_Whole):

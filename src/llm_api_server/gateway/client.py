@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from typing import Protocol
 
 from starlette.types import Message, Receive, Send
 
 from llm_api_server.errors import RequestTooLarge
+from llm_api_server.gateway.heads import headers_of
 
 HIGH_WATER_BYTES = 64 * 1024
 #: How long a client that has stopped reading is waited for with the last event.
@@ -45,10 +45,14 @@ class Client(Protocol):
     @property
     def is_writable(self) -> bool: ...
 
-    async def body(self) -> bytes:
-        """The request's, once; does not wait where it is here already. Raises `RequestTooLarge`."""
+    def body_at_once(self) -> bytes | None:
+        """The request's, once, where it is here already; `body` waits for it."""
 
-    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None: ...
+    async def body(self) -> bytes:
+        """The request's, once. Raises `RequestTooLarge`."""
+
+    def start(self, status: int, lines: bytes) -> None:
+        """`lines`: headers as they stand in a head."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -130,6 +134,9 @@ class AsgiClient:
     def is_writable(self) -> bool:
         return self._size < HIGH_WATER_BYTES
 
+    def body_at_once(self) -> bytes | None:
+        return None
+
     async def body(self) -> bytes:
         if not self._is_too_large:
             body = await self._body
@@ -137,8 +144,8 @@ class AsgiClient:
             raise too_large(self._limit)
         return body
 
-    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self._messages.append({"type": "http.response.start", "status": status, "headers": list(headers)})
+    def start(self, status: int, lines: bytes) -> None:
+        self._messages.append({"type": "http.response.start", "status": status, "headers": headers_of(lines)})
 
     def write(self, data: bytes) -> None:
         self._size += len(data)

@@ -32,12 +32,11 @@ from llm_api_server.gateway.answers import (
     AssembledAnswer,
     ConvertedAnswer,
     ErrorAnswer,
-    Headers,
     PlainAnswer,
     StreamAnswer,
 )
 from llm_api_server.gateway.client import Client, ClientGone
-from llm_api_server.gateway.heads import Head
+from llm_api_server.gateway.heads import Head, lines_of
 from llm_api_server.gateway.leases import Lease
 from llm_api_server.gateway.middleware import INTERNAL_ERROR, error_response
 from llm_api_server.gateway.question import Question
@@ -187,11 +186,18 @@ class Exchange:
 
     async def _open(self) -> None:
         """Everything up to the moment when an engine has the request."""
+        proxy, record, head, client = self._proxy, self._record, self._head, self._client
         try:
-            await self._proxy.authenticate(self._record, self._head, self._client)
-            self._check_head()
-            question = self._question = self._read(await self._client.body())
-            await self._admit(question)
+            while not proxy.recognize(record, head, client):
+                await proxy.look_up(head)
+            if head.allowed is not record.key:
+                self._check_head()
+            if (body := client.body_at_once()) is None:
+                body = await client.body()
+            question = self._question = self._read(body)
+            if not self._admit_at_once(question):
+                await self._admit(question)
+            proxy.accounts.start(record, question.prompt_text() if proxy.records_prompts else None)
             if question.facts.stream:
                 self._next_ping = self._proxy.now() + self._proxy.first_ping_delay
             await self._forward(question)
@@ -205,9 +211,9 @@ class Exchange:
     async def _refuse(self, error: Exception) -> None:
         if not isinstance(error, ApiError):
             error = self._internal_error()
-        if self._record.standing is None and self._record.key is not None:
+        if self._record.limit_lines is None and self._record.key is not None:
             with contextlib.suppress(asyncio.CancelledError):
-                self._record.standing = await self._proxy.accounts.look(self._record.key)
+                self._record.limit_lines = await self._proxy.accounts.look(self._record.key)
         self._fail(error)
 
     def _check_head(self) -> None:
@@ -216,6 +222,7 @@ class Exchange:
             raise PermissionDenied(f"Your key has no permission for {endpoint.path} ('{endpoint.permission}').")
         if self._head.headers.get(b"content-encoding", b"identity") != b"identity":
             raise InvalidRequest("Compressed request bodies are not accepted; send the body as it is.")
+        self._head.allowed = key
 
     def _read(self, body: bytes) -> Question:
         """Everything about the request that can be wrong without an engine. Raises `ApiError`."""
@@ -228,17 +235,20 @@ class Exchange:
         question.check(proxy.leases.models.get(question.model), proxy.max_image_pixels)
         return question
 
+    def _admit_at_once(self, question: Question) -> bool:
+        """Count it against the limits of its key, where these are far; `_admit` asks the manager."""
+        self._prompt_tokens = estimate.prompt_tokens(self._endpoint, question.facts, len(question.body))
+        stated, spare = self._answer_tokens(question)
+        return self._proxy.accounts.admit_at_once(self._record, self._prompt_tokens + stated + spare)
+
     async def _admit(self, question: Question) -> None:
-        """Count it against the limits of its key and give it a row in the ledger."""
-        proxy = self._proxy
-        status = proxy.leases.models.get(question.model)
-        prompt = self._prompt_tokens = estimate.prompt_tokens(self._endpoint, question.facts, len(question.body))
-        stated, spare = estimate.answer_tokens(
-            self._endpoint, question.facts, status.context_length if status is not None else None
-        )
-        if not proxy.accounts.admit_at_once(self._record, prompt + stated + spare):
-            await proxy.accounts.admit(self._record, prompt + stated, spare)
-        proxy.accounts.start(self._record, question.prompt_text() if proxy.records_prompts else None)
+        stated, spare = self._answer_tokens(question)
+        await self._proxy.accounts.admit(self._record, self._prompt_tokens + stated, spare)
+
+    def _answer_tokens(self, question: Question) -> tuple[int, int]:
+        status = self._proxy.leases.models.get(question.model)
+        length = status.context_length if status is not None else None
+        return estimate.answer_tokens(self._endpoint, question.facts, length)
 
     async def _forward(self, question: Question) -> None:
         """Hand it to an instance that is ready. Raises `ApiError`."""
@@ -248,10 +258,13 @@ class Exchange:
             self._lease = lease
             self._record.queued_seconds = self._record.elapsed()
             self._record.instance = lease.instance.id
-            row = self._row
-            self._request = await question.encode(lease.instance, row, self._proxy)
+            instance, row, proxy = lease.instance, self._row, self._proxy
+            self._request = question.encode_at_once(instance, row, proxy) or await question.encode(instance, row, proxy)
             self._record.prompt_estimate = self._prompt_tokens
             self._attempt += 1
+            self._connection = proxy.upstream.send_at_once(instance.address, self._request, self)
+            if self._connection is not None:
+                return
             try:
                 await self._send()
             except NoResponse as error:
@@ -260,9 +273,8 @@ class Exchange:
                 return
 
     async def _send(self, *, is_fresh: bool = False) -> None:
-        self._connection = await self._proxy.upstream.send(
-            self._instance.address, self._request, self, is_fresh=is_fresh
-        )
+        address = self._instance.address
+        self._connection = await self._proxy.upstream.send(address, self._request, self, is_fresh=is_fresh)
 
     async def _try_another(self, error: UpstreamError, model: str) -> None:
         """An instance that gives no answer is asked for again, once. Raises `EngineUnavailable` the second time."""
@@ -381,14 +393,14 @@ class Exchange:
         self._record.error = failed.kind
         self._complete()
 
-    def _write(self, head: Headers, data: bytes, status: int = 200) -> None:
+    def _write(self, head: bytes, data: bytes, status: int = 200) -> None:
         """`data`, after the head where that has not been sent."""
         if not self._is_started:
             self._is_started = True
             self._is_event_stream = head is STREAM_HEAD
             seconds = self._record.first_byte_seconds = self._record.elapsed()
             self._record.status = status
-            self._client.start(status, (*head, (b"openai-processing-ms", b"%d" % round(seconds * 1000))))
+            self._client.start(status, b"%bopenai-processing-ms: %d\r\n" % (head, round(seconds * 1000)))
         if data:
             self._client.write(data)
 
@@ -428,7 +440,7 @@ class Exchange:
             self._is_started = True
             status, headers, body = error_response(error, record.path)
             record.status = status
-            self._client.start(status, (*headers, (b"content-length", b"%d" % len(body))))
+            self._client.start(status, b"%bcontent-length: %d\r\n" % (lines_of(headers), len(body)))
             self._client.write(body)
             self._client.end()
         elif self._is_event_stream:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from llm_api_server.access import Key
 from llm_api_server.auth.authenticator import Known
 from llm_api_server.gateway.openai import Endpoint
 
@@ -21,7 +22,10 @@ _HEAD_END = b"\r\n\r\n"
 class Head:
     """`headers` have lower-case names; of several with the same name it has the last, `raw` all."""
 
-    __slots__ = ("can_chunk", "changes", "endpoint", "expects_continue", "headers", "keep_alive", "known", "raw")
+    __slots__ = (
+        "allowed", "can_chunk", "changes", "endpoint", "expects_continue", "headers", "keep_alive", "known",
+        "of_instances", "raw",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -41,10 +45,23 @@ class Head:
         #: Who sent it, and of which number of the authenticator's changes that is true.
         self.known: Known | None = None
         self.changes = -1
+        #: The key that may do what this head wants.
+        self.allowed: Key | None = None
+        #: What instances get of it, by their ids.
+        self.of_instances: dict[str, bytes] = {}
 
     def get(self, name: bytes, otherwise: str = "") -> str:
         value = self.headers.get(name)
         return otherwise if value is None else value.decode("latin-1")
+
+
+def lines_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Headers as they stand in a head."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def headers_of(lines: bytes) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.split(b"\r\n") if line)]
 
 
 class Repeated:

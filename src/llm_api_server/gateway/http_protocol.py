@@ -7,14 +7,13 @@ checked, one connection could fill the memory with a header.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from llm_api_server.gateway.client import FAREWELL_TIMEOUT, too_large
 from llm_api_server.gateway.heads import Head, Repeated
+from llm_api_server.gateway.middleware import answer_lines
 from llm_api_server.gateway.openai import Endpoint
 from llm_api_server.gateway.proxy import FRONT_DOOR, FrontDoor
 
@@ -252,6 +251,12 @@ class DirectClient:
     def is_writable(self) -> bool:
         return not self._protocol.flow.write_paused
 
+    def body_at_once(self) -> bytes | None:
+        if self._is_too_large or not self._has_body:
+            return None
+        chunks, self._chunks = self._chunks, []
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
     async def body(self) -> bytes:
         if not self._has_body and not self._is_too_large:
             if self.head.expects_continue:
@@ -260,20 +265,14 @@ class DirectClient:
             await self._waiter
         if self._is_too_large:
             raise too_large(self._door.max_body_bytes)
-        chunks, self._chunks = self._chunks, []
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return self.body_at_once() or b""
 
-    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        out = self._out
-        out.append(STATUS_LINE[status])
-        has_length = False
-        out.append(_lines(tuple(self._protocol.server_state.default_headers)))
-        for name, value in headers:
-            out += (name, b": ", value, b"\r\n")
-            if name == b"content-length":
-                has_length = True
-        out.append(self._door.lines_of(self._record))
-        if not has_length:
+    def start(self, status: int, lines: bytes) -> None:
+        door = self._door
+        # uvicorn's own headers change once a second.
+        out = [STATUS_LINE[status], door.lines_of(self._protocol.server_state.default_headers), lines]
+        out.append(answer_lines(self._record))
+        if b"content-length: " not in lines:
             if self.head.can_chunk:
                 self._is_chunked = True
                 out.append(b"transfer-encoding: chunked\r\n")
@@ -282,6 +281,7 @@ class DirectClient:
         if not self.keep_alive:
             out.append(b"connection: close\r\n")
         out.append(b"\r\n")
+        self._out = out
 
     def write(self, data: bytes) -> None:
         if self._is_chunked:
@@ -323,12 +323,6 @@ class DirectClient:
     def _abort_if_blocked(self) -> None:
         if not self.is_writable and not self._transport.is_closing():
             self._transport.abort()
-
-
-@lru_cache(4)
-def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """uvicorn's own, which change once a second."""
-    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 class _Nothing:

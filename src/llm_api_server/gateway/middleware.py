@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
-from llm_api_server.gateway.accounts import Accounts, limit_lines
+from llm_api_server.gateway.accounts import Accounts
+from llm_api_server.gateway.heads import headers_of, lines_of
 from llm_api_server.gateway.records import RequestLog, RequestRecord, attach, record_of
 
 INTERNAL_ERROR = "The server had an error while processing your request."
@@ -72,9 +73,9 @@ class _SendWithId:
             record = self._record
             if record.status == 0:
                 record.status = message["status"]
-            if record.standing is None and record.key is not None:
-                record.standing = await self._accounts.look(record.key)
-            message["headers"] = [*message.get("headers", ()), *_answer_headers(record)]
+            if record.limit_lines is None and record.key is not None:
+                record.limit_lines = await self._accounts.look(record.key)
+            message["headers"] = [*message.get("headers", ()), *headers_of(answer_lines(record))]
         await self._send(message)
 
 
@@ -160,14 +161,8 @@ async def _send_unless_started(record: RequestRecord, send: Send, response: Resp
 
 def answer_lines(record: RequestRecord) -> bytes:
     """Headers of every answer, as lines of its head: the request's id, and how its key stands."""
-    lines = b"x-request-id: %b\r\n%b" % (record.request_id.encode(), limit_lines(record.standing))
-    for name, value in record.extra_headers:
-        lines += b"%b: %b\r\n" % (name, value)
-    return lines
-
-
-def _answer_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, _, value in (line.partition(b": ") for line in answer_lines(record).splitlines())]
+    lines = b"x-request-id: %b\r\n%b" % (record.request_id.encode(), record.limit_lines or b"")
+    return lines + lines_of(record.extra_headers) if record.extra_headers else lines
 
 
 def finish(record: RequestRecord, accounts: Accounts, log: RequestLog) -> None:

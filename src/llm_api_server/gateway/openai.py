@@ -138,18 +138,12 @@ def read_request(endpoint: Endpoint, body: bytes, *, stream_by_default: bool = F
         raise InvalidRequest("The JSON body of your request is nested too deeply.") from error
     _check(request)
     said = getattr(request, "stream", None)
+    options = request.stream_options if isinstance(request, schemas.Sampling) else None
     stream = endpoint.streams and (stream_by_default if said is None else said)
-    if isinstance(request, schemas.Sampling) and request.stream_options is not None and not stream:
+    if options is not None and not stream:
         raise _invalid("'stream_options' is only allowed when 'stream' is true.", "stream_options")
-    return RequestFacts(
-        request=request,
-        model=request.model,
-        stream=stream,
-        says_stream=bool(said) == stream,
-        wants_usage=_wants_usage(request),
-        max_tokens=_max_tokens(request),
-        media=media,
-    )
+    wants_usage = options is not None and options.include_usage is True
+    return RequestFacts(request, request.model, stream, bool(said) == stream, wants_usage, _max_tokens(request), media)
 
 
 def rewrite(body: bytes, changes: Mapping[str, Any]) -> bytes:
@@ -370,14 +364,6 @@ def _check_score(request: schemas.ScoreRequest) -> None:
         raise _invalid("Missing required parameter: 'text_1' (or 'queries').", "text_1")
     if not any(other):
         raise _invalid("Missing required parameter: 'text_2' (or 'documents').", "text_2")
-
-
-def _wants_usage(request: schemas.Request) -> bool:
-    return (
-        isinstance(request, schemas.Sampling)
-        and request.stream_options is not None
-        and request.stream_options.include_usage is True
-    )
 
 
 def _max_tokens(request: schemas.Request) -> int | None:

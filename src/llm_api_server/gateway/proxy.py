@@ -22,9 +22,9 @@ from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.client import AsgiClient, Client
 from llm_api_server.gateway.context import ContextLimits
 from llm_api_server.gateway.exchange import Exchange
-from llm_api_server.gateway.heads import Head
+from llm_api_server.gateway.heads import Head, lines_of
 from llm_api_server.gateway.leases import Leases
-from llm_api_server.gateway.middleware import answer_lines, finish, secret
+from llm_api_server.gateway.middleware import finish, secret
 from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
 from llm_api_server.gateway.records import RequestLog, RequestRecord, record_of
 from llm_api_server.gateway.templates import Templates
@@ -85,19 +85,26 @@ class EngineProxy:
         """Of the clock that deadlines are given in."""
         return time.monotonic()
 
-    async def authenticate(self, record: RequestRecord, head: Head, client: Client) -> None:
-        """Note the key, where no middleware has. Raises `ApiError`."""
+    def recognize(self, record: RequestRecord, head: Head, client: Client) -> bool:
+        """Note the key, where no middleware has. False: `look_up` must find it first. Raises `ApiError`."""
+        authenticator, known = self.authenticator, head.known
         if record.key is not None:
-            return
-        authenticator = self.authenticator
+            return True
         if authenticator is None:
             record.key = ANONYMOUS
-            return
-        if head.known is None or head.changes != authenticator.changes:
-            head.changes = authenticator.changes
-            head.known = await authenticator.find(secret(head.headers))
-        authenticator.check(head.known, client)
-        record.key, record.by_token = head.known.key, head.known.is_token
+            return True
+        if known is None or head.changes != authenticator.changes:
+            return False
+        authenticator.check(known, client)
+        record.key, record.by_token = known.key, known.is_token
+        return True
+
+    async def look_up(self, head: Head) -> None:
+        """Who sent it. Raises `ApiError`."""
+        authenticator = self.authenticator
+        assert authenticator is not None, "without one, everybody is recognized"
+        head.changes = authenticator.changes
+        head.known = await authenticator.find(secret(head.headers))
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request by ASGI, behind the middleware."""
@@ -127,6 +134,8 @@ class FrontDoor:
         self._needs_cors = bool(config.server.cors_origins)
         trusted = config.server.trusted_proxies
         self._proxies = ProxyHeadersMiddleware(_nobody, trusted).trusted_hosts if trusted else None
+        self._default_headers: Sequence[tuple[bytes, bytes]] = ()
+        self._default_lines = b""
 
     def takes(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether nothing but the proxy needs to see the request."""
@@ -144,9 +153,11 @@ class FrontDoor:
         record = RequestRecord(self._proxy.log.id_of(head.headers), "POST", head.endpoint.path, time.monotonic())
         return Exchange(self._proxy, record, head, client), record
 
-    def lines_of(self, record: RequestRecord) -> bytes:
-        """Of the head of its answer, whatever that is."""
-        return answer_lines(record)
+    def lines_of(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """As they stand in a head; the same as last time need not be put together again."""
+        if headers is not self._default_headers:
+            self._default_headers, self._default_lines = headers, lines_of(headers)
+        return self._default_lines
 
     def over(self, record: RequestRecord) -> None:
         finish(record, self._proxy.accounts, self._proxy.log)

@@ -19,7 +19,7 @@ from llm_api_server.gateway.heads import Head
 from llm_api_server.gateway.media import check_pixels
 from llm_api_server.gateway.multipart import Form
 from llm_api_server.gateway.sse import StreamReader
-from llm_api_server.gateway.upstream import encode_request
+from llm_api_server.gateway.upstream import encode_head
 
 if TYPE_CHECKING:
     from llm_api_server.gateway.proxy import EngineProxy
@@ -87,20 +87,15 @@ class Question:
             body = await tokens.question(proxy.upstream, self.facts, instance, body)
         if proxy.limits.may_exceed(self.facts, instance, body):
             await proxy.limits.check(self.facts, instance, body)
-        headers = {"accept": self._head.get(b"accept", "*/*")}
-        if instance.headers:
-            headers |= instance.headers
-        if instance.engine == "remote":
-            headers |= self._api_headers()
-        else:
-            headers["x-request-id"] = row
-        return encode_request(
-            instance.address,
-            openai.upstream_path(self._endpoint, instance.engine),
-            body,
-            content_type=JSON if self._form is None else self._head.get(b"content-type"),
-            headers=headers,
-        )
+        return self._framed(instance, row, body)
+
+    def encode_at_once(self, instance: InstanceInfo, row: str, proxy: EngineProxy) -> bytes | None:
+        """As `encode`; None where the instance must be asked something first."""
+        if self._is_forced(instance) or self.is_translated(instance):
+            return None
+        openai.check_supported(self.facts, instance.engine)
+        body = self._body_for(instance, row)
+        return None if proxy.limits.may_exceed(self.facts, instance, body) else self._framed(instance, row, body)
 
     def stream_reader(self, instance: InstanceInfo, *, show_usage: bool) -> StreamReader:
         """For the event stream that `instance` answers with."""
@@ -113,6 +108,26 @@ class Question:
     def is_translated(self, instance: InstanceInfo) -> bool:
         """Whether the instance has the endpoint in a form of its own."""
         return self._endpoint.task is None and tokens.is_translated(self.facts, instance)
+
+    def _framed(self, instance: InstanceInfo, row: str, body: bytes) -> bytes:
+        heads = self._head.of_instances
+        head = heads.get(instance.id)
+        if head is None:
+            head = heads[instance.id] = self._head_for(instance)
+        if instance.engine == "remote":
+            return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+        return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (head, row.encode(), len(body), body)
+
+    def _head_for(self, instance: InstanceInfo) -> bytes:
+        """What is the same for all requests with this head."""
+        headers = {
+            "accept": self._head.get(b"accept", "*/*"),
+            "content-type": JSON if self._form is None else self._head.get(b"content-type"),
+        }
+        headers |= instance.headers
+        if instance.engine == "remote":
+            headers |= self._api_headers()
+        return encode_head(instance.address, openai.upstream_path(self._endpoint, instance.engine), headers)
 
     def _api_headers(self) -> dict[str, str]:
         """Anthropic's version headers choose the form of an answer, so a remote gets the client's."""

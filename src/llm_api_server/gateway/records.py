@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from llm_api_server.access import Key
-from llm_api_server.control import Standing
 from llm_api_server.gateway.sse import StreamReader
 from llm_api_server.log import log_lines
 from llm_api_server.usage import NO_USAGE, Usage
@@ -54,7 +53,8 @@ class RequestRecord(msgspec.Struct):
     #: What is settled with, once it is over.
     used: Usage = NO_USAGE
     admission: int | None = None
-    standing: Standing | None = None
+    #: Headers that tell how its key stands, once that is known.
+    limit_lines: bytes | None = None
     row: str | None = None
     #: Kept with the row where that is wanted.
     prompt: str | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llm_api_server.access import Limits
-from llm_api_server.control import NO_SHARE, Quota, Share, Spend, Standing
+from llm_api_server.control import NO_SHARE, Share, Spend, Standing
+from llm_api_server.gateway.limit_lines import limit_lines
 
 
 class HeldShare:
@@ -71,10 +72,9 @@ class HeldShare:
         self._used_tokens += used
         self._tokens_since += used - reserved
 
-    def standing(self) -> Standing:
+    def lines(self) -> bytes:
         """How the key stands as far as this worker knows: not better than it is, for others may hold shares, too."""
-        told = self._standing
-        return Standing(_less(told.requests, self._since), _less(told.tokens, self._tokens_since))
+        return limit_lines(self._standing, self._since, self._tokens_since)
 
     def spend(self, *, returns: bool, is_answer: bool = False) -> Spend | None:
         """What to tell the manager; with `returns` all that is free goes back. None: nothing has happened."""
@@ -99,7 +99,3 @@ class HeldShare:
     def is_empty(self) -> bool:
         """Nothing is left that could get free."""
         return self._running == 0
-
-
-def _less(quota: Quota | None, used: int) -> Quota | None:
-    return Quota(quota.limit, max(0, quota.remaining - used), quota.reset) if quota is not None else None

@@ -122,11 +122,7 @@ class StreamReader:
             data = self._keep_tail(data)
         self._events += data.count(self._mark) or data.count(_CRLF_EVENT_END)
         is_ordinary = not (
-            self._without_role
-            or _USAGE_MARK in data
-            or _ERROR_MARK in data
-            or _DONE_MARK in data
-            or _NULL_MARK in data
+            self._without_role or _USAGE_MARK in data or _ERROR_MARK in data or _DONE_MARK in data or _NULL_MARK in data
         )
         return data if is_ordinary else b"".join(self._filter(data))
 

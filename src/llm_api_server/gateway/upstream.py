@@ -222,19 +222,11 @@ class Connection(asyncio.Protocol):
         Whatever has more to it is left to the parser.
         """
         end = data.find(b"\r\n\r\n")
-        if end < 0 or not data.startswith(b"HTTP/1.1 200 "):
+        if end < 0:
             return False
-        head = data[: end + 2].lower()
-        start = head.find(_LENGTH) + len(_LENGTH)
-        length = head[start : head.find(b"\r", start)].strip(b" \t")
-        is_ordinary = head.count(_LENGTH) == 1 and _CODING not in head and _CONNECTION not in head
-        if not is_ordinary or not length.isdigit() or int(length) != len(data) - end - 4:
+        length, headers = _ordinary(data[: end + 2])
+        if length != len(data) - end - 4:
             return False
-        headers = {"content-length": length.decode()}
-        start = head.find(_TYPE)
-        if start >= 0:
-            start += len(_TYPE)
-            headers["content-type"] = data[start : data.find(b"\r", start)].strip(b" \t").decode("latin-1")
         self._receiver = None
         self._pool.give_back(self)
         receiver.on_head(200, headers)
@@ -418,16 +410,23 @@ class UpstreamClient:
     async def send(
         self, address_text: str, request: bytes, receiver: Receiver, *, is_fresh: bool = False
     ) -> Connection:
-        """Write what `encode_request` made; does not wait where a connection is idle, unless it must be `is_fresh`.
+        """Write one request (`encode_request`), over a connection that is idle unless it must be `is_fresh`.
 
         A connection that says `is_reused` may fail with `NoResponse` because the engine had closed it meanwhile: then
         ask again for a fresh one. Raises `NoResponse` when it cannot connect.
         """
-        pool = self._pools.get(address_text) or self._pool(address_text)
-        connection = None if is_fresh else pool.take_idle()
-        if connection is None:
-            connection = await pool.connect()
+        if not is_fresh and (idle := self.send_at_once(address_text, request, receiver)) is not None:
+            return idle
+        connection = await self._pool(address_text).connect()
         connection.start(request, receiver)
+        return connection
+
+    def send_at_once(self, address_text: str, request: bytes, receiver: Receiver) -> Connection | None:
+        """`send` over an idle connection, where there is one."""
+        pool = self._pools.get(address_text)
+        connection = pool.take_idle() if pool is not None else None
+        if connection is not None:
+            connection.start(request, receiver)
         return connection
 
     async def post(
@@ -461,6 +460,8 @@ class UpstreamClient:
         self._pools.clear()
 
     def _pool(self, key: str) -> _Pool:
+        if (known := self._pools.get(key)) is not None:
+            return known
         # Every load of a model has a socket of its own; the pools of those that are gone go with the next new one.
         self._pools = {name: one for name, one in self._pools.items() if not one.is_unused}
         address = _parsed(key)
@@ -470,17 +471,34 @@ class UpstreamClient:
         return pool
 
 
+@lru_cache(256)
+def _ordinary(head: bytes) -> tuple[int, dict[str, str]]:
+    """Length and headers of an answer with an ordinary head, which engines repeat; -1 for all others."""
+    lower = head.lower()
+    start = lower.find(_LENGTH) + len(_LENGTH)
+    length = lower[start : lower.find(b"\r", start)].strip(b" \t")
+    is_ordinary = lower.count(_LENGTH) == 1 and _CODING not in lower and _CONNECTION not in lower
+    if not head.startswith(b"HTTP/1.1 200 ") or not is_ordinary or not length.isdigit():
+        return -1, {}
+    headers = {"content-length": length.decode()}
+    start = lower.find(_TYPE)
+    if start >= 0:
+        start += len(_TYPE)
+        headers["content-type"] = head[start : head.find(b"\r", start)].strip(b" \t").decode("latin-1")
+    return int(length), headers
+
+
 def encode_request(address: str, path: str, body: bytes, *, content_type: str, headers: Mapping[str, str]) -> bytes:
     """Head and body of a POST, in one piece."""
-    head = _first_lines(address, path) + "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    rest = f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
-    return (head + rest).encode("latin-1") + body
+    head = encode_head(address, path, {**headers, "content-type": content_type})
+    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
+def encode_head(address: str, path: str, headers: Mapping[str, str]) -> bytes:
+    """The first lines of a POST; the length of its body and the empty line are to follow."""
+    target = _parsed(address)
+    first = f"POST {target.target(path)} HTTP/1.1\r\nhost: {target.host_header}\r\naccept-encoding: identity\r\n"
+    return (first + "".join([f"{name}: {value}\r\n" for name, value in headers.items()])).encode("latin-1")
 
 
 _parsed = lru_cache(1024)(Address.parse)
-
-
-@lru_cache(1024)
-def _first_lines(address: str, path: str) -> str:
-    target = _parsed(address)
-    return f"POST {target.target(path)} HTTP/1.1\r\nhost: {target.host_header}\r\naccept-encoding: identity\r\n"

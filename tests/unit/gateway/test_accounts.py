@@ -15,7 +15,8 @@ from llm_api_server.access import NO_LIMITS, Key, Limits
 from llm_api_server.control import Quota, RunDir, Standing
 from llm_api_server.errors import InsufficientQuota
 from llm_api_server.gateway import accounts as module
-from llm_api_server.gateway.accounts import Accounts, limit_lines
+from llm_api_server.gateway.accounts import Accounts
+from llm_api_server.gateway.limit_lines import limit_lines
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.gateway.store_keys import StoreKeys
@@ -80,7 +81,7 @@ async def test_limited_requests_are_admitted_and_settled(accounts: Accounts, man
     (asked,) = manager.heard_of(control.Admit)
     assert (asked.key_id, asked.name, asked.limits, asked.tokens, asked.spare) == ("id-of-ann", "ann", LIMITS, 100, 50)
     assert manager.heard_of(control.Settle) == [control.Settle(asked.request, 42)]
-    assert record.standing == manager.standing
+    assert record.limit_lines == limit_lines(manager.standing)
 
 
 async def test_keys_without_limits_cost_no_question(accounts: Accounts, manager: FakeManager) -> None:
@@ -102,7 +103,7 @@ async def test_a_refusal_comes_with_the_standing(accounts: Accounts, manager: Fa
     with pytest.raises(InsufficientQuota) as caught:
         await accounts.admit(record, 1, 0)
     assert (caught.value.retry_after, caught.value.should_retry) == (3600, False)
-    assert record.standing == standing
+    assert record.limit_lines == limit_lines(standing)
     assert limit_lines(standing).splitlines() == [
         b"x-ratelimit-limit-requests: 10",
         b"x-ratelimit-remaining-requests: 0",
@@ -224,7 +225,7 @@ async def test_requests_are_admitted_from_a_share_until_it_is_recalled(
     for record in records[1:]:
         await accounts.admit(record, 10, 0)
     assert len(manager.heard_of(control.Admit)) == 1
-    assert records[4].standing == Standing(requests=Quota(1000, 986, 60.0))
+    assert records[4].limit_lines == limit_lines(Standing(requests=Quota(1000, 986, 60.0)))
     for record in records[:3]:
         accounts.end(record)
     manager.recall("id-of-ann")
