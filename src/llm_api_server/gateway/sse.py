@@ -22,15 +22,16 @@ _EVENT_END = re.compile(rb"\r?\n\r?\n")
 #: What an event may have in it that matters here. Texts cannot: JSON escapes their quotes.
 _USAGE_MARK = b'"usage"'
 _ERROR_MARK, _DONE_MARK, _NULL_MARK = b'"error"', b"[DONE]", b": null\n"
-_MARKS = (_USAGE_MARK, _ERROR_MARK, _DONE_MARK, _NULL_MARK)
+#: The last event of a stream is looked for in so many bytes at the end of a read: to search takes time.
+_LAST_BYTES = 64
 _NO_USAGE = (b":null", b": null")
-_CRLF_EVENT_END = b"\r\n\r\n"
-#: Of an event that brings a token; OpenAI's streams have hardly others.
+#: Of an event that brings a token; OpenAI's streams have hardly others, and two line ends to each.
 _TOKEN_MARKS: dict[Dialect, bytes] = {
-    "openai": b"\n\n",
+    "openai": b"\n",
     "responses": b".delta\ndata:",
     "anthropic": b"event: content_block_delta",
 }
+_LINES_OF_EVENT = 2
 
 
 class _Details(msgspec.Struct):
@@ -102,8 +103,10 @@ class StreamReader:
         self._show_usage = show_usage
         self._choices = choices
         self._without_role = set(range(choices)) if is_chat else set()
+        self._is_chat = is_chat
         self._mark, self._events_without_tokens = _TOKEN_MARKS[dialect], choices if is_chat else 0
-        self._events = 0
+        self._marks_of_event = _LINES_OF_EVENT if dialect == "openai" else 1
+        self._marked = 0
         self._tail = b""
         self._last: _Event | None = None
         self._prompt_tokens_of_choices = 0
@@ -120,9 +123,13 @@ class StreamReader:
             self._tail = b""
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._keep_tail(data)
-        self._events += data.count(self._mark) or data.count(_CRLF_EVENT_END)
-        is_ordinary = not (
-            self._without_role or _USAGE_MARK in data or _ERROR_MARK in data or _DONE_MARK in data or _NULL_MARK in data
+        self._marked += data.count(self._mark)
+        is_ordinary = (
+            not self._without_role
+            and _USAGE_MARK not in data
+            and _ERROR_MARK not in data
+            and data.find(_DONE_MARK, -_LAST_BYTES) < 0
+            and (self._is_chat or _NULL_MARK not in data)
         )
         return data if is_ordinary else b"".join(self._filter(data))
 
@@ -132,13 +139,15 @@ class StreamReader:
         if self.usage is not None and self.usage.completion_tokens:
             return self.usage
         told = self.usage or NO_USAGE
-        came = max(0, self._events - self._events_without_tokens)
-        return msgspec.structs.replace(told, completion_tokens=came)
+        return msgspec.structs.replace(told, completion_tokens=self._tokens())
 
     def cut_off(self) -> None:
         """The connection is about to be closed: llama.cpp notices when it has made one more token of each choice."""
-        if self._events > self._events_without_tokens:
-            self._events += self._choices
+        if self._tokens() > 0:
+            self._marked += self._choices * self._marks_of_event
+
+    def _tokens(self) -> int:
+        return max(0, self._marked // self._marks_of_event - self._events_without_tokens)
 
     def flush(self) -> bytes:
         """What is left when the engine ends its answer without an empty line."""
@@ -170,7 +179,12 @@ class StreamReader:
         while self._without_role and end < len(data):
             start, end = end, _event_end(data, end)
             yield start, end
-        places = {mark: data.find(mark, end) for mark in _MARKS}
+        places = {
+            _USAGE_MARK: data.find(_USAGE_MARK, end),
+            _ERROR_MARK: data.find(_ERROR_MARK, end),
+            _DONE_MARK: data.find(_DONE_MARK, max(end, len(data) - _LAST_BYTES)),
+            _NULL_MARK: -1 if self._is_chat else data.find(_NULL_MARK, end),
+        }
         while marked := [place for place in places.values() if place >= 0]:
             place = min(marked)
             if place == places[_USAGE_MARK] and data.startswith(_NO_USAGE, place + len(_USAGE_MARK)):

@@ -62,20 +62,21 @@ KINDS = [
     USAGE_CHUNK,
     USAGE_CHUNK.replace(b"\n", b"\r\n"),
     b": a comment\n\n",
-    b"data: null\n\n",
-    DONE,
 ]
+NULL = b"data: null\n\n"
 
 
 @given(
     stream=st.lists(st.sampled_from(KINDS), min_size=1, max_size=12),
+    is_done=st.booleans(),
     shows=st.booleans(),
     is_chat=st.booleans(),
     choices=st.integers(1, 2),
 )
 def test_events_that_come_together_are_read_as_those_that_come_alone(
-    stream: list[bytes], shows: bool, is_chat: bool, choices: int
+    stream: list[bytes], is_done: bool, shows: bool, is_chat: bool, choices: int
 ) -> None:
+    stream = [*([] if is_chat else [NULL]), *stream, *([DONE] if is_done else [])]
     one, other = (StreamReader("openai", show_usage=shows, is_chat=is_chat, choices=choices) for _ in range(2))
     alone = b"".join([one.feed(piece) for piece in stream]) + one.flush()
     together = other.feed(b"".join(stream)) + other.flush()
