@@ -62,6 +62,27 @@ class Ended(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     duration: float
 
 
+class Whole(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request that has begun and ended since the last batch: `Started` and `Ended` in one."""
+
+    row: str
+    request_id: str
+    key_id: str
+    key_name: str
+    model: str
+    endpoint: str
+    stream: bool
+    at: float
+    prompt: str | None
+    status: int
+    error: str | None
+    instance: str | None
+    usage: Usage
+    queued: float | None
+    first_token: float | None
+    duration: float
+
+
 WORKER_LOST = "worker_lost"
 CLIENT_CLOSED = "client_closed_request"
 
@@ -72,3 +93,9 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     started: list[Started] = []
     progress: list[Progress] = []
     ended: list[Ended] = []
+    whole: list[Whole] = []
+
+    @property
+    def ends(self) -> int:
+        """How many requests it settles."""
+        return len(self.ended) + len(self.whole)

@@ -25,7 +25,7 @@ from llm_api_server.gateway.limit_lines import limit_lines
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.gateway.shares import HeldShare
-from llm_api_server.usage import NO_USAGE, Batch, Ended, Progress, Started, Usage
+from llm_api_server.usage import NO_USAGE, Batch, Ended, Progress, Started, Usage, Whole
 
 #: Seconds between two reports: how much of the ledger a killed worker can take with it.
 REPORT_INTERVAL = 0.5
@@ -33,15 +33,16 @@ REPORT_INTERVAL = 0.5
 LOOK_TIMEOUT = 1.0
 #: Rows that wait here while no manager takes them; beyond it the oldest are given up, and the log says so.
 MAX_WAITING_ROWS = 200_000
+_NOTHING = Batch()
 
 
 def _started(record: RequestRecord, wall: float) -> Started:
     """`wall`: what the clock of `started_at` lacks to Unix seconds."""
-    key = record.key
+    key, row = record.key, record.row
     assert key is not None
-    assert record.row is not None
+    assert row is not None
     return Started(
-        row=record.row,
+        row=row,
         request_id=record.request_id,
         key_id=key.key_id,
         key_name=key.name,
@@ -67,6 +68,17 @@ def _ended(record: RequestRecord) -> Ended:
     )
 
 
+def _whole(record: RequestRecord, wall: float) -> Whole:
+    key, row = record.key, record.row
+    assert key is not None
+    assert row is not None
+    return Whole(
+        row, record.request_id, key.key_id, key.name, record.model or "", record.path, record.stream,
+        wall + record.started_at, record.prompt, record.status, record.error, record.instance, record.used,
+        record.queued_seconds, record.first_token_seconds, record.seconds,
+    )  # fmt: skip
+
+
 class Accounts:
     """All admissions and rows of one worker."""
 
@@ -82,9 +94,10 @@ class Accounts:
         self._taken: dict[int, tuple[HeldShare, int]] = {}
         self._running: dict[str, RequestRecord] = {}
         self._reported: dict[str, Usage] = {}
-        #: Rows to be told of with the next report: that they have begun, that they have ended.
-        self._begun: list[RequestRecord] = []
+        #: Rows to be told of with the next report: that they have begun; that they have ended, or all of them.
+        self._begun: dict[str, RequestRecord] = {}
         self._over: list[RequestRecord] = []
+        self._whole: list[RequestRecord] = []
         self._sent: deque[control.ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
@@ -213,10 +226,9 @@ class Accounts:
 
     def start(self, record: RequestRecord, prompt: str | None = None) -> None:
         """The request is admitted: from now on it has a row."""
-        record.row = f"{self._link.worker}-{next(self._numbers)}"
+        row = record.row = f"{self._link.worker}-{next(self._numbers)}"
         record.prompt = prompt
-        self._running[record.row] = record
-        self._begun.append(record)
+        self._running[row] = self._begun[row] = record
         if self._timer is None:
             self._plan_report()
 
@@ -225,9 +237,11 @@ class Accounts:
         used = record.used = record.usage_or_estimate()
         if record.admission is not None:
             self._settle(record.admission, used)
-        if record.row is None or self._running.pop(record.row, None) is None:
+        row = record.row
+        if row is None or self._running.pop(row, None) is None:
             return
-        self._over.append(record)
+        told = self._over if self._begun.pop(row, None) is None else self._whole
+        told.append(record)
         if self._timer is None:
             self._plan_report()
 
@@ -244,12 +258,19 @@ class Accounts:
     def _report(self) -> None:
         self._timer = None
         self._tell_shares()
-        begun, over, self._begun, self._over = self._begun, self._over, [], []
+        begun, self._begun = self._begun, {}
+        over, self._over = self._over, []
+        whole, self._whole = self._whole, []
         wall = time.time() - time.monotonic()
-        batch = Batch([_started(one, wall) for one in begun], self._progress(), list(map(_ended, over)))
+        batch = Batch(
+            [_started(one, wall) for one in begun.values()],
+            self._progress(),
+            [_ended(one) for one in over],
+            [_whole(one, wall) for one in whole],
+        )
         for record in over:
             self._reported.pop(record.row or "", None)
-        if begun or over or batch.progress:
+        if batch != _NOTHING:
             report = control.ReportUsage(next(self._numbers), batch)
             self._sent.append(report)
             self._link.send(report)
@@ -268,9 +289,9 @@ class Accounts:
         return found
 
     def _give_up_oldest(self) -> None:
-        while sum(len(report.batch.ended) for report in self._sent) > MAX_WAITING_ROWS:
+        while sum(report.batch.ends for report in self._sent) > MAX_WAITING_ROWS:
             lost = self._sent.popleft()
-            logger.error("the ledger loses {} rows: no manager has taken them", len(lost.batch.ended))
+            logger.error("the ledger loses {} rows: no manager has taken them", lost.batch.ends)
 
     def _on_kept(self, kept: control.UsageKept) -> None:
         while self._sent and self._sent[0].number <= kept.number:

@@ -11,6 +11,7 @@ from llm_api_server.access import Key
 from llm_api_server.control import InstanceInfo, ModelStatus
 from llm_api_server.errors import NotSupported
 from llm_api_server.gateway import estimate, forced_tools, openai, tokens
+from llm_api_server.gateway.addresses import encode_head
 from llm_api_server.gateway.answers import EVENT_STREAM, JSON
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE
@@ -19,7 +20,6 @@ from llm_api_server.gateway.heads import Head
 from llm_api_server.gateway.media import check_pixels
 from llm_api_server.gateway.multipart import Form
 from llm_api_server.gateway.sse import StreamReader
-from llm_api_server.gateway.upstream import encode_head
 
 if TYPE_CHECKING:
     from llm_api_server.gateway.proxy import EngineProxy

@@ -12,13 +12,12 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, cast
-from urllib.parse import urlsplit
 
 import httptools
 
+from llm_api_server.gateway.addresses import Address, encode_request, parse_address
 from llm_api_server.gateway.eager import in_task
 
 HIGH_WATER_BYTES = 64 * 1024
@@ -41,37 +40,6 @@ class NoResponse(UpstreamError):
 
 class BrokenResponse(UpstreamError):
     """The answer stopped in the middle or was not HTTP."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """`unix:/path` or `http(s)://host[:port][/prefix]`, taken apart."""
-
-    host: str
-    port: int = 0
-    socket_path: str | None = None
-    tls: bool = False
-    prefix: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        if text.startswith("unix:"):
-            return cls(host="localhost", socket_path=text.removeprefix("unix:"))
-        url = urlsplit(text)
-        tls = url.scheme == "https"
-        return cls(url.hostname or "", url.port or (443 if tls else 80), None, tls, url.path.rstrip("/"))
-
-    @property
-    def host_header(self) -> str:
-        if self.socket_path is not None or self.port == (443 if self.tls else 80):
-            return self.host
-        return f"{self.host}:{self.port}"
-
-    def target(self, path: str) -> str:
-        """`path` under the prefix; a prefix that ends in `/v1`, as OpenAI base URLs do, is not doubled."""
-        if self.prefix.endswith("/v1") and path.startswith("/v1/"):
-            path = path.removeprefix("/v1")
-        return self.prefix + path
 
 
 class Receiver(Protocol):
@@ -464,7 +432,7 @@ class UpstreamClient:
             return known
         # Every load of a model has a socket of its own; the pools of those that are gone go with the next new one.
         self._pools = {name: one for name, one in self._pools.items() if not one.is_unused}
-        address = _parsed(key)
+        address = parse_address(key)
         if address.tls and self._tls is None:
             self._tls = ssl.create_default_context()
         pool = self._pools[key] = _Pool(address, self._tls if address.tls else None)
@@ -486,19 +454,3 @@ def _ordinary(head: bytes) -> tuple[int, dict[str, str]]:
         start += len(_TYPE)
         headers["content-type"] = head[start : head.find(b"\r", start)].strip(b" \t").decode("latin-1")
     return int(length), headers
-
-
-def encode_request(address: str, path: str, body: bytes, *, content_type: str, headers: Mapping[str, str]) -> bytes:
-    """Head and body of a POST, in one piece."""
-    head = encode_head(address, path, {**headers, "content-type": content_type})
-    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
-
-
-def encode_head(address: str, path: str, headers: Mapping[str, str]) -> bytes:
-    """The first lines of a POST; the length of its body and the empty line are to follow."""
-    target = _parsed(address)
-    first = f"POST {target.target(path)} HTTP/1.1\r\nhost: {target.host_header}\r\naccept-encoding: identity\r\n"
-    return (first + "".join([f"{name}: {value}\r\n" for name, value in headers.items()])).encode("latin-1")
-
-
-_parsed = lru_cache(1024)(Address.parse)

@@ -100,7 +100,7 @@ class Accounts:
         await asyncio.wait({write}, timeout=CLOSE_TIMEOUT)
         write.cancel()
         if self._reports:
-            rows = sum(len(batch.ended) for _, _, _, batch in self._reports)
+            rows = sum(batch.ends for _, _, _, batch in self._reports)
             logger.error("the ledger loses {} rows: the database could not be written", rows)
         self._threads.close()
 
@@ -222,14 +222,14 @@ class Accounts:
         due: list[Progress] = []
         if late.rows and now >= late.due_at:
             due, late.rows, late.due_at = list(late.rows.values()), {}, now + PROGRESS_INTERVAL
-        return Batch(batch.started, due, batch.ended)
+        return Batch(batch.started, due, batch.ended, batch.whole)
 
     def _queue(self, client: Client | None, worker: str, number: int, batch: Batch) -> None:
         self._reports.append((client, worker, number, batch))
         self._has_reports.set()
         if len(self._reports) > MAX_WAITING_REPORTS:
             lost = self._reports.popleft()[3]
-            logger.error("the ledger loses {} rows: the database could not be written", len(lost.ended))
+            logger.error("the ledger loses {} rows: the database could not be written", lost.ends)
 
     async def _write(self) -> None:
         """One report after the other."""
@@ -254,10 +254,10 @@ class Accounts:
                 if tries == 1:
                     logger.warning("usage cannot be written just now, it is kept and tried again: {}", error)
                 if tries > MAX_TRIES and self._lost_since is None:
-                    logger.error("the ledger loses {} rows: the database does not take them", len(batch.ended))
+                    logger.error("the ledger loses {} rows: the database does not take them", batch.ends)
                     return
             except Exception:  # noqa: BLE001 - a fault of ours in one report must not stop the ledger
-                logger.exception("the ledger loses {} rows", len(batch.ended))
+                logger.exception("the ledger loses {} rows", batch.ends)
                 return
             else:
                 return

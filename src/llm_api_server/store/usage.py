@@ -22,6 +22,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from llm_api_server.store.database import Database
 from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS, cleaned
@@ -36,7 +37,7 @@ from llm_api_server.store.usage_query import (
     read_sums,
     start_of,
 )
-from llm_api_server.usage import CLIENT_CLOSED, WORKER_LOST, Batch, Ended, Progress, Started, Usage
+from llm_api_server.usage import CLIENT_CLOSED, WORKER_LOST, Batch, Ended, Progress, Started, Usage, Whole
 
 __all__ = ["RequestRow", "UsageLedger", "UsageQuery", "UsageSum"]
 
@@ -77,13 +78,12 @@ class UsageLedger:
 
         What is said of a row that is unknown, or was settled before, is ignored.
         """
-        ends = {end.row: end for end in reversed(batch.ended)}
         with self._database.writing(_LOCK) as connection:
-            whole = _insert_whole(connection, batch.started, ends, worker)
-            _insert_started(connection, [start for start in batch.started if start.row not in whole], worker)
+            _insert_whole(connection, batch.whole, worker)
+            _insert_started(connection, batch.started, worker)
             _write_progress(connection, batch.progress)
-            _settle(connection, {row: end for row, end in ends.items() if row not in whole})
-            _write_last_used(connection, batch.started)
+            _settle(connection, {end.row: end for end in reversed(batch.ended)})
+            _write_last_used(connection, [*batch.started, *batch.whole])
 
     def settle_lost(self, *, except_workers: Collection[str] = (), only_worker: str | None = None) -> int:
         """Settle the open rows of workers that will tell nothing more, with the tokens last told. How many."""
@@ -172,38 +172,40 @@ def _total(table: Table, where: ColumnElement[bool] | None = None) -> ColumnElem
     return func.coalesce(func.sum(tokens if where is None else case((where, tokens), else_=0)), 0)
 
 
-def _insert_whole(
-    connection: Connection, started: Sequence[Started], ends: Mapping[str, Ended], worker: str
-) -> frozenset[str]:
-    """Requests that began and ended since the last batch: most of those of busy servers. The names of their rows.
-
-    What the table has already is left to those who settle.
-    """
-    both = {start.row: (start, ends[start.row]) for start in started if start.row in ends}
-    for row in _rows(connection, list(both), [REQUESTS.c.row]):
-        del both[row["row"]]
-    if both:
-        # Past SQLAlchemy, whose way from a row to its parameters takes several times as long as the database.
-        mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
-        values = ", ".join([mark] * len(_WHOLE))
-        connection.exec_driver_sql(
-            f"INSERT INTO requests ({_WHOLE_NAMES}) VALUES ({values})",  # noqa: S608 - made of constants
-            [_whole(start, end, worker) for start, end in both.values()],
-        )
-        _add_to_sums(connection, both.values())
-    return frozenset(both)
+def _insert_whole(connection: Connection, rows: Sequence[Whole], worker: str) -> None:
+    """Requests that began and ended since the last batch: most of those of busy servers."""
+    if not rows:
+        return
+    # Past SQLAlchemy, whose way from a row to its parameters takes several times as long as the database.
+    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    insert = f"INSERT INTO requests ({_WHOLE_NAMES}) VALUES ({', '.join([mark] * len(_WHOLE))})"  # noqa: S608 - made of constants
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(insert, [_whole(row, worker) for row in rows])
+    except IntegrityError:  # some are there: they have been told before
+        there = {row["row"] for row in _rows(connection, [row.row for row in rows], [REQUESTS.c.row])}
+        _insert_whole(connection, [row for row in rows if row.row not in there], worker)
+    else:
+        _add_to_sums(connection, rows)
 
 
-def _whole(start: Started, end: Ended, worker: str) -> tuple[Any, ...]:
+def _whole(row: Whole, worker: str) -> tuple[Any, ...]:
     """In the order of `_WHOLE`."""
-    usage = end.usage
+    usage = row.usage
     return (
-        start.row, worker, cleaned(start.request_id), cleaned(start.key_id[:_LONGEST_NAME]),
-        cleaned(start.key_name[:_LONGEST_NAME]), cleaned(start.model[:_LONGEST_NAME]), start.endpoint, start.stream,
-        cleaned(start.prompt), start.at, start.at + end.duration, end.status, end.error, end.instance,
+        row.row, worker, _name(row.request_id), _name(row.key_id), _name(row.key_name), _name(row.model), row.endpoint,
+        row.stream, cleaned(row.prompt), row.at, row.at + row.duration, row.status, row.error, row.instance,
         _count(usage.prompt_tokens), _count(usage.cached_tokens), _count(usage.completion_tokens),
-        _count(usage.reasoning_tokens), end.queued, end.first_token, end.duration,
+        _count(usage.reasoning_tokens), row.queued, row.first_token, row.duration,
     )  # fmt: skip
+
+
+def _name(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME and text.isascii() and "\0" not in text else _cut(text)
+
+
+def _cut(text: str) -> str:
+    return cleaned(text[:_LONGEST_NAME]) or ""
 
 
 def _insert_started(connection: Connection, started: Sequence[Started], worker: str) -> None:
@@ -271,60 +273,71 @@ def _write_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         statement.values({name: bindparam(name) for name in names}),
         [{"of_id": row["id"], **{name: row[name] for name in names}} for row in rows],
     )
-    _add_to_sums(connection, [(_started_of(row), _ended_of(row)) for row in rows])
+    _add_to_sums(connection, [_whole_of(row) for row in rows])
 
 
-def _started_of(row: Mapping[str, Any]) -> Started:
-    names = ("row", "request_id", "key_id", "key_name", "model", "endpoint", "stream")
-    return Started(**{name: row[name] for name in names}, at=row["started_at"])
-
-
-def _ended_of(row: Mapping[str, Any]) -> Ended:
-    names = ("row", "error", "instance", "queued", "first_token")
+def _whole_of(row: Mapping[str, Any]) -> Whole:
+    names = ("row", "request_id", "key_id", "key_name", "model", "endpoint", "stream", "error", "instance")
+    told = {name: row[name] for name in (*names, "queued", "first_token")}
     usage = Usage(**{name: row[name] for name in _TOKENS})
-    told = {name: row[name] for name in names}
-    return Ended(**told, status=row["status"] or 0, usage=usage, duration=row["duration"] or 0.0)
+    duration = row["duration"] or 0.0
+    return Whole(**told, at=row["started_at"], prompt=None, status=row["status"] or 0, usage=usage, duration=duration)
 
 
-def _add_to_sums(connection: Connection, requests: Collection[tuple[Started, Ended]]) -> None:
-    for table, seconds in ((HOURS, HOUR), (DAYS, DAY)):
+def _add_to_sums(connection: Connection, rows: Collection[Whole]) -> None:
+    hours = _summed(rows)
+    for table, sums in ((HOURS, hours), (DAYS, _by_day(hours))):
         insert = _insert(connection, table)
         added = {name: table.c[name] + insert.excluded[name] for name in _ADDED}
         statement = insert.on_conflict_do_update(
             index_elements=["key_id", "start", "model"], set_={**added, "key_name": insert.excluded.key_name}
         )
-        connection.execute(statement, _summed(requests, seconds))
+        connection.execute(statement, list(sums.values()))
 
 
-def _summed(requests: Collection[tuple[Started, Ended]], seconds: int) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, int, str], list[Ended]] = {}
-    names: dict[str, str] = {}
-    for start, end in requests:
-        groups.setdefault((start.key_id, start_of(start.at, seconds), start.model), []).append(end)
-        names[start.key_id] = start.key_name[:_LONGEST_NAME]
-    return [
-        {
-            "key_id": key_id[:_LONGEST_NAME],
-            "start": start,
-            "model": model[:_LONGEST_NAME],
-            "key_name": names[key_id],
-            **_sum_of(ends),
-        }
-        for (key_id, start, model), ends in groups.items()
-    ]
+_Group = tuple[str, int, str]
 
 
-def _sum_of(ends: Sequence[Ended]) -> dict[str, float]:
-    aborted = sum(end.error == CLIENT_CLOSED or end.status == _CLIENT_CLOSED_STATUS for end in ends)
-    failed = sum(end.error is not None or end.status >= _FIRST_ERROR_STATUS for end in ends)
-    queued = [end.queued for end in ends if end.queued is not None]
-    first_token = [end.first_token for end in ends if end.first_token is not None]
+def _summed(rows: Collection[Whole]) -> dict[_Group, dict[str, Any]]:
+    """By key, hour and model."""
+    groups: dict[_Group, list[Whole]] = {}
+    for row in rows:
+        groups.setdefault((row.key_id, start_of(row.at, HOUR), row.model), []).append(row)
     return {
-        "requests": len(ends),
+        (key_id, start, model): {
+            "key_id": _name(key_id),
+            "start": start,
+            "model": _name(model),
+            "key_name": _name(group[-1].key_name),
+            **_sum_of(group),
+        }
+        for (key_id, start, model), group in groups.items()
+    }
+
+
+def _by_day(hours: Mapping[_Group, dict[str, Any]]) -> dict[_Group, dict[str, Any]]:
+    days: dict[_Group, dict[str, Any]] = {}
+    for (key_id, hour, model), added in hours.items():
+        start = start_of(hour, DAY)
+        day = days.setdefault((key_id, start, model), {**added, "start": start, **dict.fromkeys(_ADDED, 0)})
+        day |= {name: day[name] + added[name] for name in _ADDED}
+    return days
+
+
+def _sum_of(rows: Sequence[Whole]) -> dict[str, float]:
+    aborted = sum([row.error == CLIENT_CLOSED or row.status == _CLIENT_CLOSED_STATUS for row in rows])
+    failed = sum([row.error is not None or row.status >= _FIRST_ERROR_STATUS for row in rows])
+    queued = [row.queued for row in rows if row.queued is not None]
+    first_token = [row.first_token for row in rows if row.first_token is not None]
+    return {
+        "requests": len(rows),
         "errors": failed - aborted,  # those who left count as failed, too
         "aborted": aborted,
-        **{name: sum([_count(getattr(end.usage, name)) for end in ends]) for name in _TOKENS},
-        "seconds": sum([end.duration for end in ends]),
+        "prompt_tokens": sum([_count(row.usage.prompt_tokens) for row in rows]),
+        "cached_tokens": sum([_count(row.usage.cached_tokens) for row in rows]),
+        "completion_tokens": sum([_count(row.usage.completion_tokens) for row in rows]),
+        "reasoning_tokens": sum([_count(row.usage.reasoning_tokens) for row in rows]),
+        "seconds": sum([row.duration for row in rows]),
         "queued_seconds": sum(queued),
         "queued_count": len(queued),
         "first_token_seconds": sum(first_token),
@@ -332,7 +345,7 @@ def _sum_of(ends: Sequence[Ended]) -> dict[str, float]:
     }
 
 
-def _write_last_used(connection: Connection, started: Sequence[Started]) -> None:
+def _write_last_used(connection: Connection, started: Sequence[Started | Whole]) -> None:
     last: dict[str, float] = {}
     for start in started:
         last[start.key_id] = max(start.at, last.get(start.key_id, start.at))

@@ -157,8 +157,8 @@ async def test_the_length_of_the_prompt_counts_until_the_engine_tells(accounts: 
     record.usage = Usage(0, 4)
     assert record.usage_or_estimate() == Usage(50, 4)
     accounts.end(record)
-    await until(lambda: any(report.batch.ended for report in reports(manager)))
-    assert [one.usage for report in reports(manager) for one in report.batch.ended] == [Usage(50, 4)]
+    await until(lambda: any(report.batch.whole for report in reports(manager)))
+    assert [one.usage for report in reports(manager) for one in report.batch.whole] == [Usage(50, 4)]
 
 
 async def test_what_no_manager_has_kept_is_said_to_the_next_one(accounts: Accounts, manager: FakeManager) -> None:
@@ -175,7 +175,7 @@ async def test_what_no_manager_has_kept_is_said_to_the_next_one(accounts: Accoun
     await until(lambda: reports(manager))
     (hello,) = manager.heard_of(control.Hello)
     assert [(one.key_id, one.reserved) for one in hello.admitted] == [("id-of-ann", 20)]
-    assert [one.row for one in reports(manager)[0].batch.ended] == [over.row]
+    assert [one.row for one in reports(manager)[0].batch.whole] == [over.row]
     await until(lambda: not accounts._sent)
 
 
@@ -190,7 +190,7 @@ async def test_closing_says_the_rest(link: ManagerLink, manager: FakeManager, mo
     accounts.close()
     await link.close()
     await until(lambda: reports(manager))
-    assert [one.row for one in reports(manager)[0].batch.ended] == [record.row]
+    assert [one.row for one in reports(manager)[0].batch.whole] == [record.row]
 
 
 async def test_keys_are_asked_for_and_forgotten(link: ManagerLink, manager: FakeManager) -> None:

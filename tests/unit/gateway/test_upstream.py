@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from llm_api_server.gateway.addresses import Address
 from llm_api_server.gateway.upstream import (
     MAX_HEAD_BYTES,
-    Address,
     BrokenResponse,
     NoResponse,
     Response,

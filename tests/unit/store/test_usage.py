@@ -25,7 +25,7 @@ from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
 from llm_api_server.store.usage import UsageLedger, UsageQuery, UsageSum
 from llm_api_server.store.usage_query import GroupBy, month_of, start_of
-from llm_api_server.usage import CLIENT_CLOSED, NO_USAGE, WORKER_LOST, Batch, Ended, Progress, Started, Usage
+from llm_api_server.usage import CLIENT_CLOSED, NO_USAGE, WORKER_LOST, Batch, Ended, Progress, Started, Usage, Whole
 
 SOURCE = Path(store.__file__).parents[2]
 DAY = 86400
@@ -43,7 +43,11 @@ def ended(row: str, usage: Usage = NO_USAGE, status: int = 200, error: str | Non
 
 
 def whole(row: str, at: float = NOON, usage: Usage = NO_USAGE, **more: Any) -> Batch:
-    return Batch([started(row, at, **more)], [], [ended(row, usage)])
+    return Batch(whole=[merged(started(row, at, **more), ended(row, usage))])
+
+
+def merged(start: Started, end: Ended) -> Whole:
+    return Whole(**{**msgspec.structs.asdict(start), **msgspec.structs.asdict(end)})
 
 
 @pytest.fixture
@@ -187,10 +191,14 @@ def test_any_split_and_repetition_gives_the_same_sums(
 
 
 def batch_of(messages: Sequence[Started | Progress | Ended]) -> Batch:
+    """As a worker makes them: what begins and ends in one batch is told as a whole."""
+    begun = {message.row: message for message in messages if isinstance(message, Started)}
+    over = {message.row: message for message in messages if isinstance(message, Ended)}
     return Batch(
-        [message for message in messages if isinstance(message, Started)],
+        [message for row, message in begun.items() if row not in over],
         [message for message in messages if isinstance(message, Progress)],
-        [message for message in messages if isinstance(message, Ended)],
+        [message for row, message in over.items() if row not in begun],
+        [merged(begun[row], over[row]) for row in begun.keys() & over.keys()],
     )
 
 
@@ -222,7 +230,11 @@ def parsed(time: str) -> int:
 def test_several_writers_of_the_same_batches_count_them_once(url: str, database: Database) -> None:
     database.open()
     batches = [
-        Batch([started(f"{n}-{m}") for m in range(20)], [], [ended(f"{n - 1}-{m}", Usage(1, 1)) for m in range(20)])
+        Batch(
+            [started(f"{n}-{m}") for m in range(20)],
+            ended=[ended(f"{n - 1}-{m}", Usage(1, 1)) for m in range(20)],
+            whole=[merged(started(f"whole-{n}-{m}"), ended(f"whole-{n}-{m}", Usage(1, 1))) for m in range(20)],
+        )
         for n in range(11)
     ]
     databases = [Database(url, patience=60) for _ in range(3)]
@@ -241,7 +253,7 @@ def test_several_writers_of_the_same_batches_count_them_once(url: str, database:
     ledger = UsageLedger(database)
     found = total(ledger)
     assert found is not None
-    assert (found.requests, found.prompt_tokens) == (200, 200)
+    assert (found.requests, found.prompt_tokens) == (420, 420)
     assert ledger.settle_lost() == 20
 
 

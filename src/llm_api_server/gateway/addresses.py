@@ -1,0 +1,55 @@
+"""Where an engine is, and how a request to it begins. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Address:
+    """`unix:/path` or `http(s)://host[:port][/prefix]`, taken apart."""
+
+    host: str
+    port: int = 0
+    socket_path: str | None = None
+    tls: bool = False
+    prefix: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        if text.startswith("unix:"):
+            return cls(host="localhost", socket_path=text.removeprefix("unix:"))
+        url = urlsplit(text)
+        tls = url.scheme == "https"
+        return cls(url.hostname or "", url.port or (443 if tls else 80), None, tls, url.path.rstrip("/"))
+
+    @property
+    def host_header(self) -> str:
+        if self.socket_path is not None or self.port == (443 if self.tls else 80):
+            return self.host
+        return f"{self.host}:{self.port}"
+
+    def target(self, path: str) -> str:
+        """`path` under the prefix; a prefix that ends in `/v1`, as OpenAI base URLs do, is not doubled."""
+        if self.prefix.endswith("/v1") and path.startswith("/v1/"):
+            path = path.removeprefix("/v1")
+        return self.prefix + path
+
+
+parse_address = lru_cache(1024)(Address.parse)
+
+
+def encode_request(address: str, path: str, body: bytes, *, content_type: str, headers: Mapping[str, str]) -> bytes:
+    """Head and body of a POST, in one piece."""
+    head = encode_head(address, path, {**headers, "content-type": content_type})
+    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
+def encode_head(address: str, path: str, headers: Mapping[str, str]) -> bytes:
+    """The first lines of a POST; the length of its body and the empty line are to follow."""
+    target = parse_address(address)
+    first = f"POST {target.target(path)} HTTP/1.1\r\nhost: {target.host_header}\r\naccept-encoding: identity\r\n"
+    return (first + "".join([f"{name}: {value}\r\n" for name, value in headers.items()])).encode("latin-1")
