@@ -37,7 +37,7 @@ class Listener(Protocol):
 
 
 class Client(Protocol):
-    """`start`, any number of `write`, `end`; nothing of it waits, and it goes out with the next `flush`."""
+    """`start`, any number of `write`, `end`; nothing of it waits, and it goes out with `flush`, `end` or `abort`."""
 
     @property
     def address(self) -> str | None: ...
@@ -159,6 +159,7 @@ class AsgiClient:
 
     def end(self) -> None:
         self._messages.append({"type": "http.response.body", "body": b"", "more_body": False})
+        self._wake.set()
 
     def flush(self) -> None:
         self._wake.set()

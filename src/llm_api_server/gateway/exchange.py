@@ -410,7 +410,6 @@ class Exchange:
             self._hear_last_words()
             return
         self._client.end()
-        self._client.flush()
         self._finish()
 
     def _hear_last_words(self) -> None:
@@ -448,7 +447,6 @@ class Exchange:
             self._client.end()
         else:  # a JSON answer cannot be mended
             self._client.abort()
-        self._client.flush()
         if not self._client.is_writable:
             self._client.hurry()
         self._finish()

@@ -30,7 +30,7 @@ _ANSWER_SEVERAL = f"{_ANSWER_ONE}, as a list of one or more such calls"
 def is_forced(facts: RequestFacts) -> bool:
     """Whether the request demands a call: `required`, or a function by its name."""
     request = facts.request
-    return isinstance(request, schemas.ChatRequest) and bool(_choices(request))
+    return isinstance(request, schemas.ChatRequest) and request.tool_choice is not None and bool(_choices(request))
 
 
 def may_call_several(request: schemas.ChatRequest) -> bool:

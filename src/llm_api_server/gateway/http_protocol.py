@@ -115,6 +115,7 @@ class HttpProtocol(HttpToolsProtocol):
             expects_continue=self.expect_100_continue,
         )
         client = self.cycle = DirectClient(self, door, head)
+        client.look_at(head)
         if before is None or before.response_complete:
             self._active = client
             client.on_turn()
@@ -126,9 +127,7 @@ class HttpProtocol(HttpToolsProtocol):
         """A request whose head is known, and whose body is here."""
         assert self._door is not None
         client = self.cycle = self._active = DirectClient(self, self._door, head)
-        client.on_body(body)
-        client.on_body_complete()
-        client.on_turn()
+        client.begin_with(body)
 
     def on_answered(self) -> None:
         """As `on_response_complete`, without a timer of its own for each request."""
@@ -178,6 +177,7 @@ class DirectClient:
     _size = 0
     _has_body = False
     _has_turn = False
+    _is_early = False
     _has_begun = False
     _waiter: asyncio.Future[None] | None = None
     _is_chunked = False
@@ -191,13 +191,17 @@ class DirectClient:
         self._transport = protocol.transport
         self._chunks: list[bytes] = []
         self._out: list[bytes] = []
-        self._is_early = head.expects_continue
-        length = head.headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > door.max_body_bytes:
-            self._is_early = self._is_too_large = True
         self.exchange, self._record = door.open(head, self)
 
     # ── from the protocol ──
+
+    def begin_with(self, body: bytes) -> None:
+        """All of it is here, and it is its turn."""
+        self._has_turn = self._has_body = self._has_begun = True
+        self._is_too_large = len(body) > self._door.max_body_bytes
+        self._chunks.append(body)
+        self.exchange.arrive()
+        self.exchange.begin()
 
     def on_turn(self) -> None:
         """All requests before it on this connection are answered."""
@@ -206,6 +210,12 @@ class DirectClient:
         self._has_turn = True
         self.exchange.arrive()
         self._begin_if_ready()
+
+    def look_at(self, head: Head) -> None:
+        """Whether an answer need not wait for the body."""
+        length = head.headers.get(b"content-length", b"")
+        self._is_too_large = length.isdigit() and int(length) > self._door.max_body_bytes
+        self._is_early = self._is_too_large or head.expects_continue
 
     def on_body(self, data: bytes) -> None:
         if self.response_complete or self._is_too_large:
@@ -296,6 +306,7 @@ class DirectClient:
         if self._is_chunked:
             self._out.append(b"0\r\n\r\n")
         self.response_complete = True
+        self.flush()
 
     def flush(self) -> None:
         out, self._out = self._out, []
@@ -305,6 +316,7 @@ class DirectClient:
     def abort(self) -> None:
         self.keep_alive = False
         self.response_complete = True
+        self.flush()
 
     def hurry(self) -> None:
         self._protocol.loop.call_later(FAREWELL_TIMEOUT, self._abort_if_blocked)
