@@ -25,6 +25,7 @@ from llm_api_server.config_file import read_document
 from llm_api_server.engines.config_problems import engine_warnings
 from llm_api_server.errors import ControlError
 from llm_api_server.gateway.http_protocol import HttpProtocol
+from llm_api_server.gateway.listeners import repeated
 from llm_api_server.lifecycle import BACKLOG, EXIT_FAILED, KEEP_ALIVE_TIMEOUT, ServerLock, listen, stop_manager
 from llm_api_server.log import setup_logging
 
@@ -138,8 +139,9 @@ def _uvicorn_config(config: Config) -> uvicorn.Config:
 
 
 def _run(settings: uvicorn.Config, listener: socket.socket) -> int:
+    listeners = repeated(listener)
     if settings.workers > 1:
-        supervisor = Multiprocess(settings, sockets=[listener])
+        supervisor = Multiprocess(settings, sockets=listeners)
         supervisor.run()
         return EXIT_FAILED if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes) else 0
     server = uvicorn.Server(settings)
@@ -151,7 +153,7 @@ def _run(settings: uvicorn.Config, listener: socket.socket) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=listeners)
     except SystemExit:  # uvicorn's way to say that the app did not start; the log has the reason
         return EXIT_FAILED
     return 0 if server.started else EXIT_FAILED
