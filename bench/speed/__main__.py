@@ -15,14 +15,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 from bench.speed import chart, special
 from bench.speed.contenders import CONTENDERS, NotInstalled, engine
 from bench.speed.modes import MODES, Figures, run
 from bench.speed.processes import CACHE, GATEWAY_CORE, LOAD_CORE
+from bench.speed.targets import check
 
 #: By mode, contender and figure: what the rounds gave.
 Results = dict[str, dict[str, dict[str, list[float]]]]
@@ -63,35 +63,28 @@ def turn(results: Results, modes: list[str], contenders: list[str], seconds: flo
                     with CONTENDERS[contender](target, folder) as running:
                         for mode in modes:
                             if mode in MODES and contender not in MODES[mode].skip:
-                                note(
-                                    results,
-                                    mode,
-                                    contender,
-                                    number,
-                                    partial(run, MODES[mode], running, folder, seconds),
-                                )
+                                note(results, mode, contender, number, run(MODES[mode], running, folder, seconds))
+                                time.sleep(0.2)
                 except (NotInstalled, RuntimeError) as missing:
                     print(f"{contender}: {missing}", file=sys.stderr)
         for mode in modes:
             if mode in special.MODES and "ours" in contenders:
-                for what, measure in special.MODES[mode].items():
-                    note(results, mode, what, number, partial(measure, folder, seconds))
+                for what, figures in special.MODES[mode][1](folder, seconds).items():
+                    note(results, mode, what, number, figures)
 
 
-def note(results: Results, mode: str, contender: str, number: int, measure: Callable[[], Figures]) -> None:
-    figures = measure()
+def note(results: Results, mode: str, contender: str, number: int, figures: Figures) -> None:
     kept = results.setdefault(mode, {}).setdefault(contender, {})
     for name, value in figures.items():
         kept.setdefault(name, []).append(value)
     shown = "  ".join(f"{name} {value:,.{2 if value < 100 else 0}f}" for name, value in figures.items() if value)
     print(f"{number} {mode:11} {contender:14} {shown}", flush=True)
-    time.sleep(0.2)
 
 
 def report(results: Results, out: Path, seconds: float, rounds: int) -> None:
     summary: dict[str, dict[str, dict[str, float | None]]] = {}
     for mode, contenders in results.items():
-        print(f"\n{mode}: {MODES[mode].what if mode in MODES else ''}")
+        print(f"\n{mode}: {MODES[mode].what if mode in MODES else special.MODES[mode][0]}")
         names = list(dict.fromkeys(name for figures in contenders.values() for name in figures))
         for name in names:
             medians = {who: statistics.median(figures[name]) for who, figures in contenders.items() if name in figures}
@@ -111,7 +104,21 @@ def report(results: Results, out: Path, seconds: float, rounds: int) -> None:
             summary.setdefault(mode, {})[name] = entry
             if shown:
                 print(f"  {name:22} {'   '.join(shown)}")
-    content = {"bench": "speed", "machine": machine(), "seconds": seconds, "rounds": rounds, "figures": summary}
+    targets = list(check(results))
+    if targets:
+        print("\ntargets: ours against what is wanted, in medians of this run")
+    for target in targets:
+        print(
+            f"  {'held  ' if target.is_held else 'MISSED'} {target.what}: {_text(target.seen)}, wanted {target.wanted}"
+        )
+    content = {
+        "bench": "speed",
+        "machine": machine(),
+        "seconds": seconds,
+        "rounds": rounds,
+        "figures": summary,
+        "targets": [asdict(target) for target in targets],
+    }
     (out / "speed.json").write_text(json.dumps({**content, "rounds_seen": results}, indent=1))
     (out / "speed.svg").write_text(chart.draw(results, machine()))
     print(f"\nwritten: {out / 'speed.json'} and speed.svg")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from bench import idle
 from bench.speed import modes
@@ -11,43 +14,66 @@ from bench.speed.contenders import Engine, ours
 from bench.speed.modes import Figures, run
 from bench.speed.processes import GATEWAY_CORE, LOAD_CORE
 
-_CONNECTIONS = 64
+#: Keys that ask, of however many there are: what is compared is how many there are.
+_CALLERS = 10
 _NOBODY = Engine(0, Path())
+#: Seconds of a turn of servers that are compared.
+_TURN = 1.0
+FEW, MANY = "10 keys, 1 model", "100,000 keys, 1,000 models"
+
+Measure = Callable[[Path, float], dict[str, Figures]]
 
 
-def _sized(keys: int, models: int) -> Callable[[Path, float], Figures]:
-    def measure(folder: Path, seconds: float) -> Figures:
-        made = [f"sk-bench-{number:035}" for number in range(keys)]
-        used = made[:: max(1, keys // _CONNECTIONS)][:_CONNECTIONS]
-        with ours(_NOBODY, folder, keys=made, models=models) as running:
-            return run(modes.MODES["plain-64"], running, folder, seconds, used)
+def _compared(sizes: dict[str, tuple[int, int]]) -> Measure:
+    """Servers with so many keys and models, up at once, take turns: what the machine does meanwhile hits all alike."""
+
+    def measure(folder: Path, seconds: float) -> dict[str, Figures]:
+        mode = replace(modes.MODES["plain-64"], warmup=_TURN / 4)
+        seen: dict[str, list[Figures]] = {name: [] for name in sizes}
+        with contextlib.ExitStack() as stack:
+            servers = {}
+            for name, (keys, models) in sizes.items():
+                home = folder / f"{keys}-keys-{models}-models"
+                home.mkdir()
+                made = [f"sk-bench-{number:035}" for number in range(keys)]
+                server = stack.enter_context(ours(_NOBODY, home, keys=made, models=models))
+                servers[name] = (server, home, made[:: keys // _CALLERS][:_CALLERS])
+            for _ in range(max(1, round(seconds / _TURN))):
+                for name, (server, home, used) in servers.items():
+                    seen[name].append(run(mode, server, home, _TURN, used))
+        return {
+            name: {figure: median(one[figure] for one in turns) for figure in turns[0]} for name, turns in seen.items()
+        }
 
     return measure
 
 
-def _workers(count: int) -> Callable[[Path, float], Figures]:
+def _workers(folder: Path, seconds: float) -> dict[str, Figures]:
     """On all cores, which engine and load share: CPU per request is what can be compared."""
-
-    def measure(folder: Path, seconds: float) -> Figures:
+    found = {}
+    for count in (1, 2):
         cores = str(GATEWAY_CORE) if count == 1 else f"{LOAD_CORE},{GATEWAY_CORE}"
         with ours(_NOBODY, folder, workers=count, core=cores) as running:
-            return run(modes.MODES["plain-64"], running, folder, seconds)
+            found[f"{count} worker{'s' if count > 1 else ''}"] = run(modes.MODES["plain-64"], running, folder, seconds)
+    return found
 
-    return measure
 
-
-def _start(folder: Path, seconds: float) -> Figures:  # noqa: ARG001 - all are called alike
+def _start(folder: Path, seconds: float) -> dict[str, Figures]:  # noqa: ARG001 - all are called alike
     seen = idle.measure(1)
-    return {
-        "start_s": seen.start_seconds,
-        "idle_memory_mb": sum(process.pss for process in seen.processes) / 1e6,
-    }
+    memory = sum(process.pss for process in seen.processes) / 1e6
+    return {"ours": {"start_s": seen.start_seconds, "idle_memory_mb": memory}}
 
 
-MODES: dict[str, dict[str, Callable[[Path, float], Figures]]] = {
-    "keys": {"10 keys": _sized(10, 1), "1,000 keys": _sized(1000, 1), "100,000 keys": _sized(100_000, 1)},
-    "models": {"1 model": _sized(10, 1), "100 models": _sized(10, 100), "1,000 models": _sized(10, 1000)},
-    "many": {"10 keys, 1 model": _sized(10, 1), "100,000 keys, 1,000 models": _sized(100_000, 1000)},
-    "workers": {"1 worker": _workers(1), "2 workers": _workers(2)},
-    "start": {"ours": _start},
+MODES: dict[str, tuple[str, Measure]] = {
+    "keys": (
+        "how many keys there are",
+        _compared({"10 keys": (10, 1), "1,000 keys": (1000, 1), "100,000 keys": (100_000, 1)}),
+    ),
+    "models": (
+        "how many models there are",
+        _compared({"1 model": (10, 1), "100 models": (10, 100), "1,000 models": (10, 1000)}),
+    ),
+    "many": ("few or many keys and models", _compared({FEW: (10, 1), MANY: (100_000, 1000)})),
+    "workers": ("one worker and two", _workers),
+    "start": ("from the command to readiness; memory of all processes, idle", _start),
 }

@@ -68,13 +68,13 @@ def _ended(record: RequestRecord) -> Ended:
     )
 
 
-def _whole(record: RequestRecord, wall: float) -> Whole:
-    key, row = record.key, record.row
+def _whole(record: RequestRecord, row: str) -> Whole:
+    """At its end: to make them all at the time of a report would be a pause."""
+    key = record.key
     assert key is not None
-    assert row is not None
     return Whole(
         row, record.request_id, key.key_id, key.name, record.model or "", record.path, record.stream,
-        wall + record.started_at, record.prompt, record.status, record.error, record.instance, record.used,
+        time.time() - record.seconds, record.prompt, record.status, record.error, record.instance, record.used,
         record.queued_seconds, record.first_token_seconds, record.seconds,
     )  # fmt: skip
 
@@ -97,7 +97,7 @@ class Accounts:
         #: Rows to be told of with the next report: that they have begun; that they have ended, or all of them.
         self._begun: dict[str, RequestRecord] = {}
         self._over: list[RequestRecord] = []
-        self._whole: list[RequestRecord] = []
+        self._whole: list[Whole] = []
         self._sent: deque[control.ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
@@ -240,8 +240,10 @@ class Accounts:
         row = record.row
         if row is None or self._running.pop(row, None) is None:
             return
-        told = self._over if self._begun.pop(row, None) is None else self._whole
-        told.append(record)
+        if self._begun.pop(row, None) is None:
+            self._over.append(record)
+        else:
+            self._whole.append(_whole(record, row))
         if self._timer is None:
             self._plan_report()
 
@@ -266,7 +268,7 @@ class Accounts:
             [_started(one, wall) for one in begun.values()],
             self._progress(),
             [_ended(one) for one in over],
-            [_whole(one, wall) for one in whole],
+            whole,
         )
         for record in over:
             self._reported.pop(record.row or "", None)

@@ -103,7 +103,7 @@ class RequestLog:
     def __init__(self) -> None:
         self._prefix = uuid.uuid4().hex[:20]
         self._numbers = itertools.count(1)
-        self._records: list[RequestRecord] = []
+        self._lines: dict[str, list[str]] = {"DEBUG": [], "INFO": []}
         self._timer: asyncio.TimerHandle | None = None
 
     def id_of(self, headers: Mapping[bytes, bytes]) -> str:
@@ -114,7 +114,7 @@ class RequestLog:
         return f"req_{self._prefix}{next(self._numbers):012x}"
 
     def add(self, record: RequestRecord) -> None:
-        self._records.append(record)
+        self._lines[record.level].append(record.line())
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(WRITE_INTERVAL, self.flush)
 
@@ -122,10 +122,10 @@ class RequestLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        records, self._records = self._records, []
-        for level in ("DEBUG", "INFO"):
-            if lines := [record.line() for record in records if record.level == level]:
+        for level, lines in self._lines.items():
+            if lines:
                 log_lines(level, lines)
+                lines.clear()
 
 
 def attach(scope: MutableMapping[str, Any], record: RequestRecord) -> None:
