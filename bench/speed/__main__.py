@@ -44,9 +44,11 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(machine(), flush=True)
     results: Results = {}
-    for number in range(arguments.rounds):
-        turn(results, modes, contenders, arguments.seconds, number + 1)
-    report(results, arguments.out, arguments.seconds, arguments.rounds)
+    try:
+        for number in range(arguments.rounds):
+            turn(results, modes, contenders, arguments.seconds, number + 1)
+    finally:
+        report(results, arguments.out, arguments.seconds, arguments.rounds)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,7 @@ def _compared(sizes: dict[str, tuple[int, int]]) -> Measure:
         with contextlib.ExitStack() as stack:
             servers = {}
             for name, (keys, models) in sizes.items():
-                home = folder / f"{keys}-keys-{models}-models"
-                home.mkdir()
+                home = Path(tempfile.mkdtemp(dir=folder))
                 made = [f"sk-bench-{number:035}" for number in range(keys)]
                 server = stack.enter_context(ours(_NOBODY, home, keys=made, models=models))
                 servers[name] = (server, home, made[:: keys // _CALLERS][:_CALLERS])
