@@ -294,12 +294,26 @@ class InferenceConfig(Section):
     max_image_pixels: int = Field(
         96_000_000, ge=1, description="Most pixels of all images of a request together, as they are when decoded."
     )
+    max_images: int = Field(100, ge=1, description="Most images of a request.")
     streaming_default: bool = Field(
         False, description="Stream when a request omits `stream` and accepts text/event-stream."
     )
     optimize_first_token: bool = Field(
         True, description="Prefix cache, prefill favoured, and a warm-up before a model counts as ready."
     )
+
+
+class MediaConfig(Section):
+    """Images that requests name by URL. Engines never fetch: the gateway does, from these hosts."""
+
+    hosts: list[str] = Field(
+        [],
+        description="Hosts that images are fetched from, by https; `*` as in file names, a port other than 443 is part"
+        " of it. None: images come as data: URLs only.",
+    )
+    timeout: float = Field(10, gt=0, description="Seconds that one image may take, redirects included.")
+    max_bytes: int = Field(20 * 1024 * 1024, ge=1, description="Most bytes of one image.")
+    max_redirects: int = Field(3, ge=0, le=10, description="Redirects that are followed; each is checked like a URL.")
 
 
 class StorageConfig(Section):
@@ -349,6 +363,7 @@ class Config(Section):
     models: ModelsConfig = ModelsConfig()
     devices: DevicesConfig = DevicesConfig()
     inference: InferenceConfig = InferenceConfig()
+    media: MediaConfig = MediaConfig()
     storage: StorageConfig = StorageConfig()
     engines: EnginesConfig = EnginesConfig()
     source: SkipJsonSchema[Path] = Field(Path("config.yaml"), exclude=True, repr=False)

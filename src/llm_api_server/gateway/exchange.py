@@ -199,7 +199,9 @@ class Exchange:
                 await self._admit(question)
             proxy.accounts.start(record, question.prompt_text() if proxy.records_prompts else None)
             if question.facts.stream:
-                self._next_ping = self._proxy.now() + self._proxy.first_ping_delay
+                self._next_ping = proxy.now() + proxy.first_ping_delay
+            if question.facts.media and any(one.url for one in question.facts.media):
+                question = self._question = self._read(await proxy.with_media(question))
             await self._forward(question)
         except asyncio.CancelledError:
             if self._reason is None:
@@ -228,11 +230,11 @@ class Exchange:
         """Everything about the request that can be wrong without an engine. Raises `ApiError`."""
         proxy, record = self._proxy, self._record
         assert record.key is not None
-        question = Question(self._head, body, streaming_default=proxy.streaming_default)
+        question = Question(self._head, body, streaming_default=proxy.streaming_default, may_fetch=proxy.media.is_on)
         question.find(proxy.catalog, record.key)
         record.model = question.name
         record.stream = question.facts.stream
-        question.check(proxy.leases.models.get(question.model), proxy.max_image_pixels)
+        question.check(proxy.leases.models.get(question.model), proxy.inference)
         return question
 
     def _admit_at_once(self, question: Question) -> bool:

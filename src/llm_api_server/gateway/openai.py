@@ -17,8 +17,8 @@ import msgspec
 
 from llm_api_server.errors import InvalidRequest, NotSupported
 from llm_api_server.gateway import schemas
-from llm_api_server.gateway.media import Media, find_media
-from llm_api_server.gateway.schema_bounds import check_bounds
+from llm_api_server.gateway.media import Media, find_media, may_have_media
+from llm_api_server.gateway.schema_bounds import check_bounds, may_have_bounds
 from llm_api_server.types import EngineName, Permission, Task
 
 #: How errors and streams look: OpenAI's chunks, OpenAI's Responses events, or Anthropic's events.
@@ -26,6 +26,7 @@ Dialect = Literal["openai", "responses", "anthropic"]
 
 MAX_EMBEDDING_INPUTS = 2048  # openai-openapi, CreateEmbeddingRequest.input
 _MAX_PATH_CHARS = 200
+_LONG_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,21 @@ class RequestFacts(msgspec.Struct):
     media: Sequence[Media] = ()
 
 
-def read_request(endpoint: Endpoint, body: bytes, *, stream_by_default: bool = False) -> RequestFacts:
+def read_request(
+    endpoint: Endpoint, body: bytes, *, stream_by_default: bool = False, may_fetch: bool = False
+) -> RequestFacts:
     """Decode and check a JSON body. Raises `InvalidRequest`."""
+    assert endpoint.request is not None, "multipart endpoints are read by multipart.py"
+    media: Sequence[Media] = ()
     try:
-        body.decode()
-        request = endpoint.decoder.decode(body)
-        media = find_media(body)
-        check_bounds(body)
+        if _is_plain(body):
+            body.decode()
+            request = endpoint.decoder.decode(body)
+        else:
+            content = msgspec.json.decode(body)
+            request = msgspec.convert(content, endpoint.request)
+            media = find_media(content, may_fetch=may_fetch)
+            check_bounds(content)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -144,6 +153,11 @@ def read_request(endpoint: Endpoint, body: bytes, *, stream_by_default: bool = F
         raise _invalid("'stream_options' is only allowed when 'stream' is true.", "stream_options")
     wants_usage = options is not None and options.include_usage is True
     return RequestFacts(request, request.model, stream, bool(said) == stream, wants_usage, _max_tokens(request), media)
+
+
+def _is_plain(body: bytes) -> bool:
+    """Whether only its endpoint's members need a look. To search a long body takes longer than to decode all of it."""
+    return len(body) < _LONG_BYTES and not (may_have_media(body) or may_have_bounds(body))
 
 
 def rewrite(body: bytes, changes: Mapping[str, Any]) -> bytes:

@@ -19,14 +19,18 @@ from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.config import Config
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.catalog import Catalog
-from llm_api_server.gateway.client import AsgiClient, Client
+from llm_api_server.gateway.client import AsgiClient, Client, too_large
 from llm_api_server.gateway.context import ContextLimits
+from llm_api_server.gateway.eager import in_task
 from llm_api_server.gateway.exchange import Exchange
 from llm_api_server.gateway.heads import Head, lines_of
 from llm_api_server.gateway.leases import Leases
+from llm_api_server.gateway.media import inline
 from llm_api_server.gateway.middleware import finish, secret
 from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
+from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import RequestLog, RequestRecord, record_of
+from llm_api_server.gateway.remote_media import RemoteMedia
 from llm_api_server.gateway.templates import Templates
 from llm_api_server.gateway.upstream import UpstreamClient
 
@@ -61,7 +65,8 @@ class EngineProxy:
         self.templates = Templates(upstream)
         self.timeout = config.server.timeout
         self.max_body_bytes = config.server.max_body_bytes
-        self.max_image_pixels = config.inference.max_image_pixels
+        self.inference = config.inference
+        self.media = RemoteMedia(config.media)
         self.streaming_default = config.inference.streaming_default
         self.records_prompts = config.storage.record_prompts
         self.first_ping_delay = FIRST_PING_DELAY
@@ -105,6 +110,19 @@ class EngineProxy:
         assert authenticator is not None, "without one, everybody is recognized"
         head.changes = authenticator.changes
         head.known = await authenticator.find(secret(head.headers))
+
+    async def with_media(self, question: Question) -> bytes:
+        """The body with all that it names by URL. Raises `ApiError`."""
+        await in_task()
+        data: dict[str, str] = {}
+        room = self.max_body_bytes - len(question.body)
+        for one in question.facts.media:
+            if one.url is not None and one.url not in data:
+                data[one.url] = await self.media.fetch(one.url, one.param)
+                room -= len(data[one.url])
+                if room < 0:
+                    raise too_large(self.max_body_bytes)
+        return inline(question.body, data)
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request by ASGI, behind the middleware."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llm_api_server.access import Key
+from llm_api_server.config import InferenceConfig
 from llm_api_server.control import InstanceInfo, ModelStatus
 from llm_api_server.errors import NotSupported
 from llm_api_server.gateway import estimate, forced_tools, openai, tokens
@@ -17,7 +18,7 @@ from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE
 from llm_api_server.gateway.forced_tools import ForcedCallStream
 from llm_api_server.gateway.heads import Head
-from llm_api_server.gateway.media import check_pixels
+from llm_api_server.gateway.media import check_images
 from llm_api_server.gateway.multipart import Form
 from llm_api_server.gateway.sse import StreamReader
 
@@ -30,7 +31,7 @@ _CHAT = frozenset({"chat", "responses", "messages"})
 class Question:
     """Raises `InvalidRequest` for a body of a wrong shape."""
 
-    def __init__(self, head: Head, body: bytes, *, streaming_default: bool) -> None:
+    def __init__(self, head: Head, body: bytes, *, streaming_default: bool, may_fetch: bool) -> None:
         endpoint = self._endpoint = head.endpoint
         self._head = head
         self._form: Form | None = None
@@ -43,7 +44,7 @@ class Question:
             self.facts = self._form.read()
         else:
             by_default = streaming_default and EVENT_STREAM in head.get(b"accept")
-            self.facts = openai.read_request(endpoint, body, stream_by_default=by_default)
+            self.facts = openai.read_request(endpoint, body, stream_by_default=by_default, may_fetch=may_fetch)
 
     def find(self, catalog: Catalog, key: Key) -> None:
         """Settle which model it is for. Raises `ApiError` where there is none, or none that the key may use."""
@@ -56,10 +57,10 @@ class Question:
         """Of the model or the adapter that it is for."""
         return self._adapter or self.model
 
-    def check(self, status: ModelStatus | None, max_pixels: int) -> None:
+    def check(self, status: ModelStatus | None, limits: InferenceConfig) -> None:
         """Whether the model can do that, as far as it is known. Raises `ApiError`."""
         if self.facts.media:
-            check_pixels(self.facts.media, max_pixels)
+            check_images(self.facts.media, most=limits.max_images, pixels=limits.max_image_pixels)
         if self._adapter and self._endpoint.task not in {None, "generate"}:
             raise NotSupported(f"The adapter '{self._adapter}' generates text only; ask '{self.model}' for this.")
         if status is None:

@@ -1,4 +1,4 @@
-"""Bounds in JSON schemas and grammars that contradict themselves. Pure; `openai.py` calls it with whole bodies.
+"""Bounds in JSON schemas and grammars that contradict themselves. Pure; `openai.py` calls it with decoded bodies.
 
 llama.cpp builds `"minItems": 5, "maxItems": 2` by counting from 2 down to 5: it takes all memory of the machine until
 the kernel ends it. So no engine gets to see such bounds, wherever in a body they stand.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import msgspec
-
 from llm_api_server.errors import InvalidRequest
 
 #: Larger ones wrap around in engines that count with 32 bits.
@@ -20,13 +18,17 @@ _TEXTS = ("pattern", "grammar")  # a schema's regular expression; llama.cpp's ow
 _REPETITION = re.compile(r"\{\s*(\d+)\s*,\s*(\d+)\s*\}")
 
 
-def check_bounds(body: bytes) -> None:
-    """Raises `InvalidRequest` for a lower bound above its upper one, or one that no answer could reach."""
-    if (
+def may_have_bounds(body: bytes) -> bool:
+    """False: `check_bounds` has nothing to find. An escape may hide a key."""
+    return (
         b'"pattern"' in body or b'"grammar"' in body or b"\\u" in body or b'Items"' in body or b'Length"' in body
         or b'Properties"' in body
-    ):  # fmt: skip # an escape (`\u`) may hide a key
-        _walk(msgspec.json.decode(body), "")
+    )  # fmt: skip
+
+
+def check_bounds(content: Any) -> None:
+    """Raises `InvalidRequest` for a lower bound above its upper one, or one that no answer could reach."""
+    _walk(content, "")
 
 
 def _walk(value: Any, param: str) -> None:

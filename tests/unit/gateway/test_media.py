@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from llm_api_server.errors import InvalidRequest
-from llm_api_server.gateway.media import Media, check_pixels, find_media
+from llm_api_server.gateway.media import Media, check_images, find_media, inline
+from llm_api_server.gateway.openai import ENDPOINTS, read_request
 from tests.pictures import SAMPLES, data_url, png
 
 
-def in_message(part: dict[str, Any]) -> bytes:
-    return json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode()
+def in_message(part: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [part]}]}
 
 
 @pytest.mark.parametrize("sample", sorted(SAMPLES.iterdir()), ids=lambda path: path.suffix)
@@ -37,12 +38,58 @@ def test_pixels_are_counted_in_every_form(part: dict[str, Any]) -> None:
     assert [media.pixels for media in find_media(in_message(part))] == [15]
 
 
-def test_pixels_of_all_images_count_together() -> None:
+def test_images_count_together() -> None:
     media = [Media("a", "image", 60), Media("b", "audio"), Media("c", "image", 40)]
-    check_pixels(media, 100)
-    with pytest.raises(InvalidRequest) as caught:
-        check_pixels(media, 99)
-    assert caught.value.param == "c"
+    check_images(media, most=2, pixels=100)
+    for limits in ({"most": 2, "pixels": 99}, {"most": 1, "pixels": 100}):
+        with pytest.raises(InvalidRequest) as caught:
+            check_images(media, **limits)
+        assert caught.value.param == "c"
+
+
+@pytest.mark.parametrize("end", ["", "AAAA", "!!!!"])
+def test_of_a_long_image_the_beginning_is_read(end: str) -> None:
+    """What follows the size is the engine's to read."""
+    url = data_url(png(3, 5) + bytes(90_000)) + end
+    assert [media.pixels for media in find_media(in_message({"image_url": url}))] == [15]
+
+
+def test_an_image_whose_size_comes_late_is_read_whole() -> None:
+    filling = b"\xff\xe1\xff\xff" + bytes(65533)
+    frame = b"\xff\xc0\0\x11\x08\0\x05\0\x03" + bytes(10)
+    url = data_url(b"\xff\xd8" + filling * 3 + frame + b"\xff\xda")
+    assert [media.pixels for media in find_media(in_message({"image_url": url}))] == [15]
+
+
+def test_urls_of_images_that_may_be_fetched_are_found_and_replaced() -> None:
+    url = "https://x.test/a.png"
+    parts = [
+        {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
+        {"type": "input_image", "image_url": url},
+        {"type": "image", "source": {"type": "url", "url": url}},
+        {"type": "text", "text": url},
+    ]
+    body = {"messages": [{"role": "user", "content": parts}], "metadata": {"image_url": url}}
+    found = find_media(body, may_fetch=True)
+    assert [(one.kind, one.url) for one in found] == [("image", url)] * 3
+    replaced = json.loads(inline(json.dumps(body).encode(), {url: "data:x"}))
+    assert replaced == {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": "data:x", "detail": "low"}},
+                    {"type": "input_image", "image_url": "data:x"},
+                    {"type": "image", "source": {"type": "url", "url": "data:x"}},
+                    parts[3],
+                ],
+            }
+        ],
+        "metadata": {"image_url": url},
+    }
+    for refused in ({"video_url": {"url": url}}, {"image_url": "http://x.test/a.png"}, {"image_url": "/etc/passwd"}):
+        with pytest.raises(InvalidRequest):
+            find_media(in_message(refused), may_fetch=True)
 
 
 @pytest.mark.parametrize(
@@ -73,21 +120,19 @@ def test_urls_and_bad_data_are_refused(part: dict[str, Any]) -> None:
 def test_escapes_hide_nothing() -> None:
     body = b'{"messages":[{"role":"user","content":[{"image\\u005furl":"http://x.test/a.png"}]}]}'
     with pytest.raises(InvalidRequest):
-        find_media(body)
+        read_request(ENDPOINTS["/v1/chat/completions"], body)
 
 
 @pytest.mark.parametrize("key", ["input", "documents", "items", "data_1"])
 def test_other_endpoints_are_searched_too(key: str) -> None:
-    body = json.dumps({key: {"content": [{"type": "image_url", "image_url": {"url": "http://x.test/a.png"}}]}}).encode()
+    body = {key: {"content": [{"type": "image_url", "image_url": {"url": "http://x.test/a.png"}}]}}
     with pytest.raises(InvalidRequest):
         find_media(body)
 
 
 def test_urls_in_texts_and_tool_schemas_are_no_media() -> None:
-    body = json.dumps(
-        {
-            "messages": [{"role": "user", "content": 'see http://x.test/image_url" and "source"'}],
-            "tools": [{"function": {"parameters": {"properties": {"image_url": {"url": "http://x.test"}}}}}],
-        }
-    )
-    assert find_media(body.encode()) == []
+    body = {
+        "messages": [{"role": "user", "content": 'see http://x.test/image_url" and "source"'}],
+        "tools": [{"function": {"parameters": {"properties": {"image_url": {"url": "http://x.test"}}}}}],
+    }
+    assert find_media(body) == []
