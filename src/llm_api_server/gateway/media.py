@@ -23,6 +23,7 @@ _SEARCHED = (
 )  # fmt: skip
 #: Of base64: a multiple of four.
 _FIRST_CHARS = 64 * 1024
+_LONGEST_SCHEME = 16
 _URL_KEYS: dict[str, MediaKind] = {
     "image_url": "image",
     "audio_url": "audio",
@@ -138,7 +139,7 @@ def _read_anthropic_source(source: dict[str, Any], kind: MediaKind, param: str) 
         return _read_url(source["url"], kind, f"{param}.url")
     pixels = 0
     if kind == "image" and isinstance(source.get("data"), str):
-        pixels = _read_image(source["data"], f"{param}.data")
+        pixels = _read_image(source["data"], 0, f"{param}.data")
     return Media(param, kind, pixels, _length(source.get("data")))
 
 
@@ -147,15 +148,15 @@ def _length(data: Any) -> int:
 
 
 def _read_url(url: str, kind: MediaKind, param: str) -> Media:
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() == "https" and kind == "image":
+    scheme = url[: max(url.find(":", 0, _LONGEST_SCHEME), 0)].lower()
+    if scheme == "https" and kind == "image":
         return Media(param, kind, url=url)
-    if scheme.lower() != "data":
+    if scheme != "data":
         raise _not_data(kind, param)
-    header, comma, data = rest.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
+    comma = url.find(",")
+    if comma < 0 or not url[len("data:") : comma].lower().endswith(";base64"):
         raise InvalidRequest("The data: URL must carry base64, as in data:image/png;base64,...", param=param)
-    return Media(param, kind, _read_image(data, param) if kind == "image" else 0, len(url))
+    return Media(param, kind, _read_image(url, comma + 1, param) if kind == "image" else 0, len(url))
 
 
 def _not_data(kind: MediaKind, param: str) -> InvalidRequest:
@@ -166,13 +167,14 @@ def _not_data(kind: MediaKind, param: str) -> InvalidRequest:
     )
 
 
-def _read_image(data: str, param: str) -> int:
+def _read_image(text: str, start: int, param: str) -> int:
+    """The pixels of what `text` carries from `start` on."""
     # What a size is read from stands at the beginning, nearly always.
     try:
-        size = read_size(_decoded(data[:_FIRST_CHARS], param))
+        size = read_size(_decoded(text[start : start + _FIRST_CHARS], param))
     except BrokenPicture:
         try:
-            size = read_size(_decoded(data, param))
+            size = read_size(_decoded(text[start:], param))
         except BrokenPicture as error:
             raise InvalidRequest("The image is damaged or cut off: its size cannot be read.", param=param) from error
     if size is None:

@@ -178,9 +178,7 @@ def ask_for_usage(body: bytes) -> dict[str, Any]:
 def developer_changes(facts: RequestFacts, body: bytes) -> dict[str, Any]:
     """`messages` with the role `developer` named `system`, the only name most chat templates know."""
     request = facts.request
-    if not isinstance(request, schemas.ChatRequest) or not (b"developer" in body or b"\\u" in body):
-        return {}
-    if "developer" not in {one.role for one in request.messages}:
+    if not isinstance(request, schemas.ChatRequest) or "developer" not in {one.role for one in request.messages}:
         return {}
     messages = msgspec.json.decode(body, type=_MessagesOnly).messages
     for read, message in zip(request.messages, messages, strict=True):
