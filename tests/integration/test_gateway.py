@@ -41,6 +41,7 @@ from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
 from tests.pictures import data_url, image_part, png
+from tests.web import PICTURE, Web, make_certificate, ok
 
 pytestmark = pytest.mark.anyio
 
@@ -814,6 +815,35 @@ async def test_pictures(gateway: Gateway) -> None:
                 "data:image/png;base64,%%%", "data:image/png,xx", "HTTP://x.test/"):  # fmt: skip
         assert (await ask(url)).status_code == 400, url
     assert len(gateway.engine_log()) == 1
+
+
+async def test_pictures_by_url_reach_the_engine_as_data(
+    run_dir: RunDir, engine_socket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = Web(make_certificate(tmp_path))
+    await web.start()
+    monkeypatch.setattr(proxy_module, "RemoteMedia", lambda _: web.fetcher(max_bytes=10_000))
+    web.answers["/large.png"] = [ok(PICTURE + bytes(20_000))]
+    async with running(run_dir, engine_socket, make_config(run_dir)) as gateway:
+
+        async def ask(*urls: str, **more: Any) -> httpx.Response:
+            parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+            body = {"model": "m", "messages": [{"role": "user", "content": parts}], **more}
+            return await gateway.client.post("/v1/chat/completions", json=body)
+
+        seen = web.url("/a.png")
+        assert (await ask(seen, PNG, seen)).status_code == 200
+        streamed = await ask(seen, stream=True)
+        refused = [await ask(seen, url) for url in (web.url("/no.png"), web.url("/large.png"), "http://a.example.com/")]
+        blind = await ask(seen, model="org/blind")
+        bodies = gateway.engine_bodies()
+    await web.stop()
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert [answer.status_code for answer in (*refused, blind)] == [400] * 4
+    assert {answer.json()["error"]["param"] for answer in refused} == {"messages[0].content[1].image_url.url"}
+    assert len(web.asked) == 6  # each picture of a request once, and none for a model that sees nothing
+    urls = [[part["image_url"]["url"] for part in body["messages"][0]["content"]] for body in bodies]
+    assert urls == [[data_url(PICTURE), PNG, data_url(PICTURE)], [data_url(PICTURE)]]
 
 
 @pytest.mark.parametrize(

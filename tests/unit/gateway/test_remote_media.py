@@ -2,124 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import datetime as dt
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from llm_api_server.config import MediaConfig
 from llm_api_server.errors import InvalidRequest
-from llm_api_server.gateway.public_addresses import is_public
-from llm_api_server.gateway.remote_media import RemoteMedia
-from tests.pictures import png
+from tests.web import HERE, PICTURE, Web, answer, make_certificate, ok
 
 pytestmark = pytest.mark.anyio
-PICTURE = png(3, 2)
-HERE = "127.0.0.1"
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of `*.example.com`, signed by itself, with its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = dt.datetime.now(dt.UTC)
-    built = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("*.example.com")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    plain = serialization.NoEncryption()
-    path.write_bytes(
-        built.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    )
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-class Web:
-    """A web server for all names, and the resolver and fetcher that lead to it."""
-
-    def __init__(self, certificate: Path) -> None:
-        self._certificate = certificate
-        self.port = 0
-        self.asked: list[str] = []
-        self.resolved: list[str] = []
-        self.connections = 0
-        #: By path: what to write, in pieces; None at the end keeps the connection open.
-        self.answers: dict[str, list[bytes | None]] = {"/a.png": [ok(PICTURE)]}
-        self.addresses: dict[str, Sequence[str]] = {}
-
-    async def start(self) -> None:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(self._certificate)
-        self._server = await asyncio.start_server(self._serve, HERE, 0, ssl=tls)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        self._server.close()
-
-    def url(self, path: str, host: str = "img.example.com") -> str:
-        return f"https://{host}:{self.port}{path}"
-
-    def fetcher(self, **config: Any) -> RemoteMedia:
-        settings = MediaConfig(**{"hosts": ["*"], "timeout": 5.0, **config})
-        return RemoteMedia(
-            settings,
-            resolve=self._resolve,
-            may_connect=lambda address: address == HERE or is_public(address),
-            tls=ssl.create_default_context(cafile=str(self._certificate)),
-        )
-
-    async def fetch(self, path: str, **config: Any) -> str:
-        return await self.fetcher(**config).fetch(self.url(path), "messages[0]")
-
-    async def refusal(self, url: str, **config: Any) -> str:
-        with pytest.raises(InvalidRequest) as caught:
-            await self.fetcher(**config).fetch(url, "messages[0].content[1].image_url.url")
-        assert caught.value.param == "messages[0].content[1].image_url.url"
-        return caught.value.message
-
-    async def _resolve(self, host: str, port: int) -> Sequence[str]:
-        self.resolved.append(host)
-        return self.addresses.get(host, [HERE])
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.asked.append(head)
-            for piece in self.answers.get(head.split(" ")[1], [answer(404)]):
-                if piece is None:
-                    await reader.read()
-                else:
-                    writer.write(piece)
-                    await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.transport.abort() if writer.transport.is_closing() else writer.close()
-
-
-def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {status} x\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
-
-
-def ok(body: bytes) -> bytes:
-    return answer(200, body, content_type="text/html")
+async def refusal(web: Web, url: str, **config: Any) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        await web.fetcher(**config).fetch(url, "messages[0].content[1].image_url.url")
+    assert caught.value.param == "messages[0].content[1].image_url.url"
+    return caught.value.message
 
 
 def redirect(to: str, status: int = 302) -> list[bytes | None]:
@@ -158,9 +63,9 @@ async def test_redirects_are_followed_a_few_times(web: Web) -> None:
     web.answers |= {"/1": redirect("/2", 301), "/2": redirect(web.url("/a.png", "cdn.example.com"), 307)}
     assert (await web.fetch("/1")).startswith("data:image/png")
     assert web.resolved == ["img.example.com", "img.example.com", "cdn.example.com"]
-    assert "redirects" in await web.refusal(web.url("/1"), max_redirects=1)
+    assert "redirects" in await refusal(web, web.url("/1"), max_redirects=1)
     web.answers["/loop"] = redirect("/loop")
-    assert "redirects" in await web.refusal(web.url("/loop"))
+    assert "redirects" in await refusal(web, web.url("/loop"))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +79,7 @@ async def test_redirects_are_followed_a_few_times(web: Web) -> None:
 async def test_every_redirect_is_a_url_with_all_checks(web: Web, to: str) -> None:
     web.addresses |= {"inside.example.com": ["10.0.0.1"], "10.0.0.1": ["10.0.0.1"], "::1": ["::1"]}
     web.answers["/r"] = redirect(to)
-    await web.refusal(web.url("/r"))
+    await refusal(web, web.url("/r"))
     assert web.connections == 1
 
 
@@ -184,7 +89,7 @@ async def test_every_redirect_is_a_url_with_all_checks(web: Web, to: str) -> Non
 )
 async def test_a_name_with_an_address_inside_is_refused(web: Web, addresses: list[str]) -> None:
     web.addresses["img.example.com"] = addresses
-    assert "no public address" in await web.refusal(web.url("/a.png"))
+    assert "no public address" in await refusal(web, web.url("/a.png"))
     assert web.connections == 0
 
 
@@ -218,7 +123,7 @@ async def test_a_name_is_resolved_once_and_connected_to_where_it_was_looked_at(w
     ],
 )  # fmt: skip
 async def test_urls_that_are_not_plain_https_are_refused_before_anything_is_asked(web: Web, url: str) -> None:
-    await web.refusal(url)
+    await refusal(web, url)
     assert (web.resolved, web.connections) == ([], 0)
 
 
@@ -240,7 +145,7 @@ async def test_only_hosts_of_the_configuration_are_asked(
     if is_allowed:
         assert (await web.fetcher(hosts=hosts).fetch(url, "p")).startswith("data:")
     else:
-        assert "may not be fetched" in await web.refusal(url, hosts=hosts)
+        assert "may not be fetched" in await refusal(web, url, hosts=hosts)
         assert web.resolved == []
 
 
@@ -266,7 +171,7 @@ async def test_what_is_not_a_picture_of_an_allowed_size_is_refused(
     web: Web, pieces: list[bytes | None], words: str
 ) -> None:
     web.answers["/x"] = pieces
-    message = await web.refusal(web.url("/x"), max_bytes=1000)
+    message = await refusal(web, web.url("/x"), max_bytes=1000)
     assert words in message
     assert "secret" not in message
 
@@ -274,15 +179,15 @@ async def test_what_is_not_a_picture_of_an_allowed_size_is_refused(
 @pytest.mark.parametrize("pieces", [[None], [ok(PICTURE)[:-5], None], [b"HTTP/1.1 200 OK\r\n", None]])
 async def test_a_server_that_never_ends_is_not_waited_for(web: Web, pieces: list[bytes | None]) -> None:
     web.answers["/slow"] = pieces
-    assert "within 0.2 seconds" in await web.refusal(web.url("/slow"), timeout=0.2)
+    assert "within 0.2 seconds" in await refusal(web, web.url("/slow"), timeout=0.2)
 
 
 async def test_a_certificate_must_be_of_the_host(web: Web) -> None:
-    assert "could not be fetched" in await web.refusal(web.url("/a.png", "example.org"))
+    assert "could not be fetched" in await refusal(web, web.url("/a.png", "example.org"))
     assert web.asked == []
 
 
 async def test_a_host_that_is_not_there(web: Web) -> None:
     port, web.port = web.port, 1
-    assert "could not be fetched" in await web.refusal(web.url("/a.png"))
+    assert "could not be fetched" in await refusal(web, web.url("/a.png"))
     web.port = port
