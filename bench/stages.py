@@ -23,7 +23,6 @@ import uvloop
 from uvicorn.server import ServerState
 
 from llm_api_server import control
-from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.config import (
     ApiKeyConfig,
     AuthConfig,
@@ -41,7 +40,7 @@ from llm_api_server.gateway.exchange import Exchange
 from llm_api_server.gateway.http_protocol import DirectClient, HttpProtocol
 from llm_api_server.gateway.leases import Lease, Leases, _Held
 from llm_api_server.gateway.link import ManagerLink
-from llm_api_server.gateway.proxy import FRONT_DOOR, FrontDoor
+from llm_api_server.gateway.proxy import FRONT_DOOR, EngineProxy, FrontDoor
 from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import RequestLog
 from llm_api_server.gateway.sse import BodyReader, StreamReader
@@ -179,18 +178,18 @@ async def measure(worker: Worker, request: bytes, answer: list[bytes], count: in
 
 #: What is timed on its own: a name, and the functions that are it.
 STAGES: dict[str, list[tuple[type, str]]] = {
-    "read the request (uvicorn)": [(HttpProtocol, "data_received")],
-    "open: record and id": [(HttpProtocol, "_open")],
-    "decide, write to the engine": [(Exchange, "begin")],
-    "authenticate": [(Authenticator, "authenticate")],
+    "read the request": [(HttpProtocol, "data_received")],
+    "record, id and exchange": [(FrontDoor, "open")],
+    "decide": [(Exchange, "begin")],
+    "recognize the key": [(EngineProxy, "recognize")],
     "read and check the body": [(Question, "__init__"), (Question, "find"), (Question, "check")],
-    "limits": [(Accounts, "admit"), (Accounts, "_settle")],
+    "limits": [(Accounts, "admit_at_once"), (Accounts, "admit"), (Accounts, "_settle")],
     "ledger": [(Accounts, "start"), (Accounts, "end")],
-    "lease": [(Leases, "acquire"), (Lease, "release")],
-    "write the engine's request": [(Question, "encode"), (UpstreamClient, "send")],
-    "parse the answer (httptools)": [(Connection, "data_received")],
+    "lease": [(Leases, "acquire_at_once"), (Lease, "release")],
+    "write the engine's request": [(Question, "encode_at_once"), (UpstreamClient, "send_at_once")],
+    "parse the answer": [(Connection, "data_received")],
     "relay": [(Exchange, "on_head"), (Exchange, "on_data")],
-    "look for usage and errors": [(BodyReader, "feed"), (StreamReader, "feed"), (StreamReader, "flush")],
+    "usage and errors": [(BodyReader, "feed"), (StreamReader, "feed"), (StreamReader, "flush")],
     "write to the client": [(DirectClient, "start"), (DirectClient, "write"), (DirectClient, "flush")],
     "finish": [(Exchange, "_finish")],
     "log": [(RequestLog, "add"), (RequestLog, "flush")],
