@@ -25,6 +25,8 @@ from llm_api_server.types import EngineName, Permission, Task
 Dialect = Literal["openai", "responses", "anthropic"]
 
 MAX_EMBEDDING_INPUTS = 2048  # openai-openapi, CreateEmbeddingRequest.input
+#: Each prompt of a request is a request to the engine.
+MAX_PROMPTS = 256
 _MAX_PATH_CHARS = 200
 _LONG_BYTES = 16 * 1024
 
@@ -353,6 +355,12 @@ def _check_response_format(wanted: schemas.ResponseFormat) -> None:
 def _check_prompt(request: schemas.CompletionRequest) -> None:
     if request.prompt == []:
         raise _invalid("Invalid 'prompt': expected at least one prompt.", "prompt")
+    if (
+        isinstance(request.prompt, list)
+        and len(request.prompt) > MAX_PROMPTS
+        and not isinstance(request.prompt[0], int)
+    ):
+        raise _invalid(f"Invalid 'prompt': at most {MAX_PROMPTS} prompts are allowed.", "prompt")
 
 
 def _check_embedding_input(request: schemas.EmbeddingRequest) -> None:

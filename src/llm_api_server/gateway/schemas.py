@@ -19,6 +19,10 @@ Choices = Annotated[int, Meta(ge=1, le=128)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+#: Engines look for each of them after every token, and set each of these before it.
+StopText = Annotated[str, Meta(max_length=4096)]
+StopTexts = Annotated[list[StopText], Meta(max_length=64)]
+LogitBias = Annotated[dict[str, float], Meta(max_length=1024)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 
 
@@ -94,11 +98,11 @@ class ChatRequest(Sampling, kw_only=True):
     max_tokens: PositiveInt | None = None
     max_completion_tokens: PositiveInt | None = None
     n: Choices | None = None
-    stop: str | list[str] | None = None
+    stop: StopText | StopTexts | None = None
     seed: Int64 | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     tools: list[Tool] | None = None
@@ -115,11 +119,11 @@ class CompletionRequest(Sampling, kw_only=True):
     best_of: Choices | None = None
     echo: bool | None = None
     suffix: str | None = None
-    stop: str | list[str] | None = None
+    stop: StopText | StopTexts | None = None
     seed: Int64 | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     logprobs: TopLogprobs | bool | None = None
     user: str | None = None
 
@@ -168,7 +172,7 @@ class MessagesRequest(Request, kw_only=True):
     stream: bool | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: StopTexts | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
 

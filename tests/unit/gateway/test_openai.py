@@ -136,6 +136,34 @@ def test_tokenize_speaks_each_engines_dialect() -> None:
     assert openai.upstream_path(ENDPOINTS["/v2/rerank"], "llama_cpp") == "/v1/rerank"
 
 
+@pytest.mark.parametrize(
+    ("path", "most", "param"),
+    [
+        ("/v1/completions", {"prompt": ["x"] * 256}, "prompt"),
+        ("/v1/completions", {"prompt": "x", "stop": ["x"] * 64}, "stop"),
+        ("/v1/chat/completions", {"messages": [USER], "stop": ["x"] * 64}, "stop"),
+        ("/v1/chat/completions", {"messages": [USER], "stop": "x" * 4096}, "stop"),
+        (
+            "/v1/chat/completions",
+            {"messages": [USER], "logit_bias": dict.fromkeys(map(str, range(1024)), 1)},
+            "logit_bias",
+        ),
+        ("/v1/messages", {"messages": [USER], "max_tokens": 1, "stop_sequences": ["x"] * 64}, "stop_sequences"),
+    ],
+)
+def test_lists_that_cost_an_engine_much_have_a_limit(path: str, most: dict[str, Any], param: str) -> None:
+    read_request(ENDPOINTS[path], json.dumps(most).encode())
+    value = most[param]
+    more = {**value, "one more": 1} if isinstance(value, dict) else value + value[:1]
+    with pytest.raises(InvalidRequest) as caught:
+        read_request(ENDPOINTS[path], json.dumps({**most, param: more}).encode())
+    assert caught.value.param == param
+
+
+def test_a_prompt_of_many_numbers_is_one() -> None:
+    read_request(ENDPOINTS["/v1/completions"], json.dumps({"prompt": list(range(5000))}).encode())
+
+
 @pytest.mark.parametrize("field", [{"echo": True}, {"suffix": "x"}, {"best_of": 3}])
 def test_what_llama_cpp_would_ignore_is_refused(field: dict[str, Any]) -> None:
     facts = read_request(ENDPOINTS["/v1/completions"], json.dumps({"prompt": "x", **field}).encode())
