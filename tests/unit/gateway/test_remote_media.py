@@ -161,10 +161,10 @@ async def test_only_hosts_of_the_configuration_are_asked(
         ([ok(b"<html>secret</html>")], "not a PNG"),
         ([ok(b"")], "not a PNG"),
         ([ok(PICTURE[:14])], "damaged"),
-        ([ok(PICTURE)[:-5]], "broke off"),
+        ([ok(PICTURE)[:-5]], "could not be fetched"),
         ([b"hello\r\n\r\n"], "could not be fetched"),
         ([b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"], "could not be fetched"),
-        ([], "broke off"),
+        ([], "could not be fetched"),
     ],
 )
 async def test_what_is_not_a_picture_of_an_allowed_size_is_refused(
