@@ -110,6 +110,11 @@ class Server:
             answer = client.get("/admin/api/models").raise_for_status().json()
         return {model["id"]: model for model in answer["data"]}
 
+    def has_manager(self) -> bool:
+        """Whether a manager answers. Requests may go on without one: a worker's lease outlives it."""
+        with self.client() as client:
+            return client.get("/admin/api/models").status_code == httpx.codes.OK
+
     def kill_all(self) -> None:
         for process in self.processes():
             with contextlib.suppress(psutil.Error):

@@ -158,6 +158,7 @@ def test_the_zygote_ends_with_a_killed_manager(server: Server) -> None:
     server.manager().kill()
     wait_until(lambda: not is_alive(old))
     wait_until(lambda: complete(server).status_code == 200)
+    wait_until(server.has_manager)
     unload(server)  # the next test finds an engine of the new manager's zygote
 
 
