@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import os
 import shlex
 import signal
 import socket
@@ -24,12 +25,13 @@ from llm_api_server.config_checks import config_warnings, is_loopback
 from llm_api_server.config_file import read_document
 from llm_api_server.engines.config_problems import engine_warnings
 from llm_api_server.errors import ControlError
+from llm_api_server.gateway.event_loop import WORKERS
 from llm_api_server.gateway.http_protocol import HttpProtocol
-from llm_api_server.gateway.listeners import repeated
 from llm_api_server.lifecycle import BACKLOG, EXIT_FAILED, KEEP_ALIVE_TIMEOUT, ServerLock, listen, stop_manager
 from llm_api_server.log import setup_logging
 
 APP = "llm_api_server.gateway.app:create_app"
+LOOP = "llm_api_server.gateway.event_loop:Loop"
 #: A worker that answers its parent no sooner is replaced. A first import on a busy machine takes some seconds.
 _WORKER_TIMEOUT = 60
 _START_TIMEOUT = 120.0
@@ -122,7 +124,7 @@ def _uvicorn_config(config: Config) -> uvicorn.Config:
         APP,
         factory=True,
         workers=config.server.workers,
-        loop="uvloop",
+        loop=LOOP,
         http=HttpProtocol,
         ws="none",
         lifespan="on",
@@ -139,9 +141,9 @@ def _uvicorn_config(config: Config) -> uvicorn.Config:
 
 
 def _run(settings: uvicorn.Config, listener: socket.socket) -> int:
-    listeners = repeated(listener)
+    os.environ[WORKERS] = str(settings.workers)
     if settings.workers > 1:
-        supervisor = Multiprocess(settings, sockets=listeners)
+        supervisor = Multiprocess(settings, sockets=[listener])
         supervisor.run()
         return EXIT_FAILED if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes) else 0
     server = uvicorn.Server(settings)
@@ -153,7 +155,7 @@ def _run(settings: uvicorn.Config, listener: socket.socket) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     try:
-        server.run(sockets=listeners)
+        server.run(sockets=[listener])
     except SystemExit:  # uvicorn's way to say that the app did not start; the log has the reason
         return EXIT_FAILED
     return 0 if server.started else EXIT_FAILED

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +49,11 @@ def workers(server: Server) -> list[psutil.Process]:
     return found
 
 
+def established(process: psutil.Process, port: int) -> int:
+    found = process.net_connections("tcp")
+    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 @pytest.mark.parametrize("number", [1, 2])
 def test_each_way_to_start_serves_and_ends_clean(
@@ -62,6 +69,29 @@ def test_each_way_to_start_serves_and_ends_clean(
     assert not (server.run_dir / "manager.sock").exists()
     with running(tmp_path, config, command=command) as again:
         assert chat(again).status_code == 200
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_connections_spread_evenly_over_workers(tmp_path: Path, config: dict[str, Any], command: str) -> None:
+    count, clients = 4, 64
+    config["server"] = {"workers": count}
+    config["models"]["preload"] = []
+    with running(tmp_path, config, command=command) as server:
+        wait_until(lambda: len(spread(server, clients)) == count)  # some start later than others
+        held = spread(server, clients)
+    assert sum(held) == clients
+    assert min(held) >= clients / count / 2
+
+
+def spread(server: Server, clients: int) -> list[int]:
+    """How many of so many connections each process has that has any."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(clients):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            client.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        held = [established(process, server.port) for process in server.processes()]
+    return [number for number in held if number]
 
 
 def test_a_gunicorn_worker_killed_with_9_unloads_nothing(tmp_path: Path, config: dict[str, Any]) -> None:

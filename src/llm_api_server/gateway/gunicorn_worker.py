@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar
 
 from uvicorn_worker import UvicornWorker
 
+from llm_api_server.gateway.event_loop import WORKERS
 from llm_api_server.gateway.http_protocol import HttpProtocol
-from llm_api_server.gateway.listeners import repeated
 
 
 class GunicornWorker(UvicornWorker):  # type: ignore[misc] # comes without types
-    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "uvloop", "http": HttpProtocol}
-    sockets: list[Any]
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "llm_api_server.gateway.event_loop:Loop", "http": HttpProtocol}
 
     def init_process(self) -> None:
-        self.sockets = [again for listener in self.sockets for again in repeated(listener)]
+        os.environ[WORKERS] = str(self.cfg.workers)
         super().init_process()
