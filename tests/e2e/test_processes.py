@@ -135,6 +135,7 @@ def test_streams_survive_the_managers_death_and_the_next_one_adopts(tmp_path: Pa
         assert rest[-1] == "data: [DONE]"
         assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
         wait_until(lambda: chat(server).status_code == 200)
+        wait_until(server.has_manager)
         assert server.manager().pid != old.pid
         assert [process.pid for process in server.engines()] == [engine.pid]
 
