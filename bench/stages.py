@@ -96,7 +96,7 @@ class Worker:
         self.link._transport = cast("asyncio.Transport", Transport(self.tell))  # noqa: SLF001
         leases = Leases(self.link)
         held = leases._held["i"] = _Held(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
-        held.grants = 1
+        held.places, held.keeps = 1000, True
         upstream = UpstreamClient()
         self.proxy = build_proxy(config, leases, upstream)
         door = FrontDoor(config, self.proxy)

@@ -26,6 +26,8 @@ class FakeManager:
         self.standing = Standing()
         self.share = NO_SHARE
         self.recalls_at_once = False
+        self.places = 1000
+        self.keeps = True
         self._clients: set[_Client] = set()
         self._waiting: list[tuple[_Client, control.Acquire]] = []
         self._server: asyncio.Server | None = None
@@ -47,9 +49,9 @@ class FakeManager:
     def heard_of(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.heard if isinstance(message, kind)]
 
-    def drain(self, instance: str) -> None:
+    def reclaim(self, instance: str) -> None:
         for client in self._clients:
-            client.send(control.Drain(instance))
+            client.send(control.Reclaim(instance))
 
     def recall(self, key_id: str) -> None:
         for client in self._clients:
@@ -66,7 +68,8 @@ class FakeManager:
     def grant_all(self) -> None:
         waiting, self._waiting = self._waiting, []
         for client, acquire in waiting:
-            client.send(control.Granted(acquire.request, self.instances[acquire.model]))
+            instance = self.instances[acquire.model]
+            client.send(control.Granted(acquire.request, instance, self.places, self.keeps))
 
     def _admit(self, client: _Client, question: control.Admit) -> None:
         request = question.request

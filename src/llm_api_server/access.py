@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import msgspec
 
-from llm_api_server.types import Permission
+from llm_api_server.types import Permission, PriorityClass
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -29,7 +29,8 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a caller may do. `models` are shell patterns, `networks` CIDR blocks (none: from everywhere).
 
     `key_id` names the key in logs, tokens and accounts; it stays the same when the secret is rotated. `expires_at` is
-    in Unix seconds. `priority` is the weight of its requests where several wait.
+    in Unix seconds. `priority` is the weight of its requests where several wait, and those of the class
+    `batch` come after all others.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     models: tuple[str, ...] = ("*",)
     limits: Limits = NO_LIMITS
     priority: float = 1.0
+    priority_class: PriorityClass = "interactive"
     expires_at: float | None = None
     networks: tuple[str, ...] = ()
     enabled: bool = True

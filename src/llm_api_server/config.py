@@ -24,7 +24,7 @@ from pydantic.json_schema import SkipJsonSchema
 from llm_api_server import config_checks
 from llm_api_server.config_file import KeyPath, read_document
 from llm_api_server.errors import ConfigError
-from llm_api_server.types import EngineChoice, ModelType, Permission
+from llm_api_server.types import EngineChoice, ModelType, Permission, PriorityClass
 
 #: Names the configuration file. The command line sets it, and the overrides, for the processes it starts.
 CONFIG_VARIABLE = "LLM_API_SERVER_CONFIG"
@@ -120,6 +120,7 @@ class LimitedConfig(Section):
     tokens_per_day: int | None = Field(None, ge=1, description="Most tokens in a day (UTC).")
     tokens_per_month: int | None = Field(None, ge=1, description="Most tokens in a month (UTC).")
     priority: float = Field(1.0, gt=0, le=1000, description="Weight of its requests where several wait.")
+    priority_class: PriorityClass = Field("interactive", description="batch: served when no other request waits.")
 
 
 class ApiKeyConfig(LimitedConfig):
@@ -285,12 +286,25 @@ class DevicesConfig(Section):
     )
 
 
+class LimitsConfig(Section):
+    """What happens when there is more to do than can be done at once."""
+
+    queue_per_model: int = Field(1000, ge=1, description="Most requests that wait for one model; beyond them 503.")
+    queue_per_key: int = Field(500, ge=1, description="Most requests of one key that wait; beyond them 429.")
+    when_loading: Literal["wait", "reject"] = Field(
+        "wait", description="What a request does while its model loads; reject: 503 at once, the load goes on."
+    )
+    stall_timeout: Seconds = Field(
+        120, description="Seconds without any progress after which an engine at work is restarted; 0: never."
+    )
+
+
 class InferenceConfig(Section):
     """Limits and defaults of every model."""
 
     max_total_tokens: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
     max_input_tokens: int | None = Field(None, ge=1, description="Most tokens of a prompt.")
-    max_batch_size: int | None = Field(None, ge=1, description="Sequences decoded together.")
+    max_batch_size: int | None = Field(None, ge=1, description="Requests a model works on at a time; others wait.")
     max_image_pixels: int = Field(
         96_000_000, ge=1, description="Most pixels of all images of a request together, as they are when decoded."
     )
@@ -363,6 +377,7 @@ class Config(Section):
     models: ModelsConfig = ModelsConfig()
     devices: DevicesConfig = DevicesConfig()
     inference: InferenceConfig = InferenceConfig()
+    limits: LimitsConfig = LimitsConfig()
     media: MediaConfig = MediaConfig()
     storage: StorageConfig = StorageConfig()
     engines: EnginesConfig = EnginesConfig()

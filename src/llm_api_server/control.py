@@ -4,9 +4,11 @@ One unix stream socket in the run directory. Every message is a 4-byte big-endia
 one connection open (`gateway/leases.py`); the command line opens one per command (`call`). The manager's side is
 `manager/server.py`.
 
-A lease, in these messages: `Granted` gives one request the use of an instance. While a worker has requests in flight
-on an instance it may start more there without asking, until a `Drain` names it. When its last one ends it gives all
-its grants back with one `Release`, which says how many, so that a grant that is under way at that moment is not lost.
+A lease, in these messages: an instance has places, one for each request that it works on at a time. `Granted` gives
+one request a place, and the worker perhaps more of them: from those it may start requests without asking, until
+`Reclaim` names the instance. Places are given back with `Release`, which says how many, so that a grant that is under
+way at that moment is not lost: each with the end of its request, or, where nobody waits for them, all together when
+there has been none for a while.
 
 Limits: a request of a limited key is counted with `Admit` before it takes a lease, and `Settle` says what it used in
 the end. While a limit is far, `Admitted` comes with a share of what is left, from which the worker admits by itself;
@@ -75,6 +77,8 @@ class ModelStatus(msgspec.Struct):
     chat_template: bool | None = None
     error: str | None = None
     retry_at: float | None = None
+    #: When a load that is under way is expected to be over, as far as earlier ones tell.
+    ready_at: float | None = None
     instance: str | None = None
     pid: int | None = None
     memory_bytes: int | None = None
@@ -169,15 +173,32 @@ class Hello(msgspec.Struct, tag="hello"):
     admitted: list[Admission] = []
 
 
+class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whose request it is that wants a place, and about how much work it makes (`usage.work`).
+
+    Keys share by `weight`. One `is_batch` comes after all others, one `is_light` makes no work and needs no place.
+    """
+
+    key_id: str = ""
+    weight: float = 1.0
+    work: int = 1
+    is_batch: bool = False
+    is_light: bool = False
+
+
+NO_CLAIM = Claim()
+
+
 class Acquire(msgspec.Struct, tag="acquire"):
     """Ask for an instance of `model` (a configured name, aliases resolved) that does `task`; None: any will do.
 
-    Answered by `Granted` or `Refused`.
+    Answered by `Granted` or `Refused`; until then `Queued` may tell how many are to be served first.
     """
 
     request: int
     model: str
     task: Task | None = None
+    claim: Claim = NO_CLAIM
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
@@ -186,9 +207,19 @@ class Cancel(msgspec.Struct, tag="cancel"):
     request: int
 
 
-class Release(msgspec.Struct, tag="release"):
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """A request is over. It made so much more work than its claim said, or less."""
+
+    key_id: str
+    more_work: int = 0
+
+
+class Release(msgspec.Struct, tag="release", omit_defaults=True):
+    """`ended` names the requests where each was asked for."""
+
     instance: str
-    grants: int
+    places: int
+    ended: list[Ended] = []
 
 
 class Report(msgspec.Struct, tag="report"):
@@ -286,15 +317,26 @@ ToManager = Hello | Acquire | Cancel | Release | Report | FindKey | Admit | Sett
 # ── manager → worker or command line ─────────────────────────────────────────────────────────────────────────────
 
 
-class Granted(msgspec.Struct, tag="granted"):
+class Granted(msgspec.Struct, tag="granted", omit_defaults=True):
+    """`places`, that of the request among them. `keeps`: they are the worker's until they are reclaimed."""
+
     request: int
     instance: InstanceInfo
+    places: int = 1
+    keeps: bool = False
+
+
+class Queued(msgspec.Struct, tag="queued"):
+    """The request of that number waits; it is the `position`-th to be served, from 1."""
+
+    number: int
+    position: int
 
 
 class Refused(msgspec.Struct, tag="refused"):
     """Answer to a question or a command. `code` is one of `errors.py`; `retry_after` in seconds.
 
-    `standing` is that of the key, where its limits are the reason.
+    `standing` is that of the key, where its limits are the reason, `position` where it would have been in the queue.
     """
 
     request: int
@@ -303,6 +345,7 @@ class Refused(msgspec.Struct, tag="refused"):
     retry_after: float | None = None
     should_retry: bool | None = None
     standing: Standing | None = None
+    position: int | None = None
 
 
 class KeyFound(msgspec.Struct, tag="key_found"):
@@ -339,8 +382,11 @@ class UsageKept(msgspec.Struct, tag="usage_kept"):
     number: int
 
 
-class Drain(msgspec.Struct, tag="drain"):
-    """Start nothing more on this instance; what is in flight may finish."""
+class Reclaim(msgspec.Struct, tag="reclaim"):
+    """Start nothing more on this instance without asking: give back the places that are free, and each that gets free.
+
+    Others wait for them, or it is to be unloaded. What is in flight may finish.
+    """
 
     instance: str
 
@@ -357,7 +403,8 @@ class Explained(msgspec.Struct, tag="explained"):
     explanation: Explanation
 
 
-ToClient = Granted | Refused | Drain | Models | Explained | KeyFound | KeysChanged | Admitted | Recall | UsageKept
+Answer = Granted | Refused | Models | Explained | KeyFound | Admitted
+ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept
 
 # ── framing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

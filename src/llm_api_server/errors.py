@@ -22,10 +22,13 @@
         ├── NameInUse              409 code name_taken
         ├── RequestTooLarge        413 code request_too_large
         ├── RateLimited            429 code rate_limit_exceeded
+        ├── SlowDown               429 code slow_down (too many requests of this key wait)
         ├── InsufficientQuota      429 code insufficient_quota (a budget is spent)
         ├── InternalError          500 code internal_error (a fault of ours; details are in the log)
         ├── EngineError            500 code engine_error
         ├── ModelLoadFailed        503 code model_load_failed
+        ├── ModelLoading           503 code model_loading (it was asked for, and is not ready in time)
+        ├── ServerOverloaded       503 code server_overloaded (too many requests wait)
         ├── EngineUnavailable      503 code engine_unavailable
         ├── IssuerUnavailable      503 code issuer_unavailable (an identity provider's keys cannot be had)
         ├── StoreUnavailable       503 code store_unavailable (the database cannot be reached)
@@ -113,6 +116,8 @@ class ApiError(ServerError):
         self.should_retry = should_retry
         #: How the key stands with its limits (`control.Standing`), where these are the reason.
         self.standing: Any = None
+        #: Where the request was, or would have been, in the queue of its model.
+        self.position: int | None = None
 
     @property
     def kind(self) -> str:
@@ -164,6 +169,10 @@ class RateLimited(ApiError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
+class SlowDown(ApiError):
+    status, type, code = 429, "rate_limit_error", "slow_down"
+
+
 class InsufficientQuota(ApiError):
     status, type, code = 429, "insufficient_quota", "insufficient_quota"
 
@@ -182,6 +191,14 @@ class NotSupported(InvalidRequest):
 
 class ModelLoadFailed(ApiError):
     status, type, code = 503, "service_unavailable_error", "model_load_failed"
+
+
+class ModelLoading(ApiError):
+    status, type, code = 503, "service_unavailable_error", "model_loading"
+
+
+class ServerOverloaded(ApiError):
+    status, type, code = 503, "service_unavailable_error", "server_overloaded"
 
 
 class EngineUnavailable(ApiError):
@@ -246,6 +263,7 @@ _BY_CODE: dict[str | None, type[ApiError]] = {
     error.code: error
     for error in (
         ContextLengthExceeded, ModelNotFound, RateLimited, InsufficientQuota, EngineError, NotSupported,
-        ModelLoadFailed, EngineUnavailable, StoreUnavailable, ShuttingDown, RequestTimeout,
+        ModelLoadFailed, ModelLoading, ServerOverloaded, SlowDown, EngineUnavailable, StoreUnavailable, ShuttingDown,
+        RequestTimeout,
     )
 }  # fmt: skip

@@ -16,6 +16,7 @@ from llm_api_server.access import Key
 from llm_api_server.auth.keys import configured_keys
 from llm_api_server.config import Config
 from llm_api_server.errors import KeyInConfiguration, NameTaken, NoSuchKey
+from llm_api_server.types import PriorityClass
 
 if TYPE_CHECKING:
     from llm_api_server.store.keys import Actor, KeyFields, KeyRecord, Keys
@@ -44,6 +45,7 @@ class ListedKey(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_day: int | None
     tokens_per_month: int | None
     priority: float
+    priority_class: PriorityClass
     expires_at: float | None
     networks: list[str]
     enabled: bool
@@ -149,6 +151,7 @@ def _shown(key: Key) -> dict[str, Any]:
         "models": [*key.models],
         **msgspec.structs.asdict(key.limits),
         "priority": key.priority,
+        "priority_class": key.priority_class,
         "expires_at": key.expires_at,
         "networks": [*key.networks],
         "enabled": key.enabled,

@@ -41,6 +41,9 @@ Permission = Literal[
 ]
 PERMISSIONS: frozenset[str] = frozenset(get_args(Permission))
 
+#: Whose turn it is: `batch` comes when nothing else waits.
+PriorityClass = Literal["interactive", "batch"]
+
 #: What usage is summed up by.
 UsageGroup = Literal["key", "model", "day", "hour"]
 

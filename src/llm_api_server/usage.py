@@ -17,8 +17,18 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
 
+    @property
+    def work(self) -> int:
+        """What it cost an engine, as fairness counts it."""
+        return work(self.prompt_tokens, self.completion_tokens)
+
 
 NO_USAGE = Usage()
+
+
+def work(prompt_tokens: int, completion_tokens: int) -> int:
+    """A token that is generated costs about twice one that is read (Sheng et al., OSDI 2024, section 3)."""
+    return prompt_tokens + 2 * completion_tokens
 
 
 class Started(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -531,7 +531,7 @@ async def test_instance_that_moved_is_found_at_the_second_try(gateway: Gateway) 
     assert gone.id in [release.instance for release in gateway.manager.heard_of(control.Release)]
 
 
-async def test_timeout_covers_the_queue_and_is_504(run_dir: RunDir, engine_socket: Path) -> None:
+async def test_timeout_covers_the_queue_and_says_what_was_waited_for(run_dir: RunDir, engine_socket: Path) -> None:
     config = make_config(run_dir, server=ServerConfig(run_dir=str(run_dir.path), timeout=0.2))
     async with running(run_dir, engine_socket, config) as gateway:
         gateway.manager.hold = True
@@ -540,8 +540,10 @@ async def test_timeout_covers_the_queue_and_is_504(run_dir: RunDir, engine_socke
         running_ = await gateway.chat("silent")
         await until(lambda: "aborted" in gateway.engine_log())
         streaming = events((await gateway.chat("head-only", stream=True)).text or "data: {}")
-    assert (queued.status_code, running_.status_code) == (504, 504)
-    assert queued.json()["error"]["code"] == "timeout"
+    assert (queued.status_code, running_.status_code) == (503, 504)
+    assert queued.json()["error"]["code"] == "server_overloaded"
+    assert int(queued.headers["retry-after"]) >= 1
+    assert running_.json()["error"]["code"] == "timeout"
     assert gateway.manager.heard_of(control.Cancel)
     assert streaming is not None
 
@@ -615,7 +617,7 @@ async def test_traffic_in_flight_costs_one_lease(gateway: Gateway) -> None:
         gateway.open_gate(2)
         assert "data: [DONE]" in [line async for line in lines]
     await until(lambda: bool(gateway.manager.heard_of(control.Release)))
-    assert gateway.manager.heard_of(control.Release) == [control.Release("m-1", 1)]
+    assert gateway.manager.heard_of(control.Release) == [control.Release("m-1", 1000)]
 
 
 async def test_nothing_starts_on_a_draining_instance(gateway: Gateway) -> None:
@@ -623,16 +625,16 @@ async def test_nothing_starts_on_a_draining_instance(gateway: Gateway) -> None:
     async with gateway.stream("chunks:2") as answer:
         lines = answer.aiter_lines()
         await anext(lines)
-        gateway.manager.drain("m-1")
+        gateway.manager.reclaim("m-1")
         gateway.manager.push_models()
         before = gateway.leases.models
         await until(lambda: gateway.leases.models is not before)
         await gateway.chat()
         gateway.open_gate(2)
         assert "data: [DONE]" in [line async for line in lines]
-    await until(lambda: bool(gateway.manager.heard_of(control.Release)))
+    await until(lambda: len(gateway.manager.heard_of(control.Release)) == 2)
     assert len(gateway.manager.heard_of(control.Acquire)) == 2
-    assert gateway.manager.heard_of(control.Release) == [control.Release("m-1", 2)]
+    assert [one.places for one in gateway.manager.heard_of(control.Release)] == [999, 1001]
 
 
 async def test_streams_outlive_the_manager_and_a_new_one_learns_of_them(gateway: Gateway) -> None:

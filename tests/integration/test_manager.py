@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Drain, Granted, Models, Refused, RunDir, ToClient
+from llm_api_server.control import Granted, Models, Reclaim, Refused, RunDir, ToClient
 from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import LocalLauncher, process_start_time
@@ -61,6 +61,7 @@ class Recorder:
     def __init__(self) -> None:
         self.is_worker = False
         self.grants: dict[str, int] = {}
+        self.running: dict[str, list[str]] = {}
         self.in_flight: dict[str, int] = {}
         self.messages: asyncio.Queue[ToClient] = asyncio.Queue()
 
@@ -117,11 +118,11 @@ def connect(manager: Manager) -> Recorder:
 
 
 def state(manager: Manager, name: str) -> ModelState:
-    return next(status for status in manager.statuses() if status.id == name).state
+    return next(status for status in manager.board.statuses() if status.id == name).state
 
 
 def pid_of(manager: Manager, name: str) -> int:
-    pid = next(status for status in manager.statuses() if status.id == name).pid
+    pid = next(status for status in manager.board.statuses() if status.id == name).pid
     assert pid is not None
     return pid
 
@@ -163,7 +164,7 @@ async def test_the_engines_own_reason_reaches_the_client(world: World) -> None:
         assert isinstance(refusal, Refused)
         assert "OutOfMemory: 7 of 6 GiB (exit code 3)" in refusal.message
         assert refusal.code == "model_load_failed"
-        (status,) = manager.statuses()
+        (status,) = manager.board.statuses()
         assert status.state is ModelState.FAILED
         assert status.error == "OutOfMemory: 7 of 6 GiB (exit code 3)"
 
@@ -180,7 +181,7 @@ async def test_a_model_that_cannot_load_pushes_nobody_out(world: World) -> None:
     async with world.manager(a=SERVES, b="missing") as manager:
         client = connect(manager)
         grant = await granted(manager, client, "a")
-        manager.release(client, grant.instance.id, 1)
+        manager.release(client, grant.instance.id, grant.places)
         manager.acquire(client, 2, "b")
         refusal = await client.next()
         assert (refusal.request, refusal.code) == (2, "model_load_failed")
@@ -209,7 +210,7 @@ async def test_swap_waits_for_the_lease(world: World) -> None:
         manager.acquire(second, 1, "b")
         await asyncio.sleep(0.05)
         assert state(manager, "a") is ModelState.READY
-        manager.release(first, grant.instance.id, 1)
+        manager.release(first, grant.instance.id, grant.places)
         message = await second.next()
         assert message.instance.model == "b"
         assert state(manager, "a") is ModelState.STOPPED
@@ -221,8 +222,8 @@ async def test_workers_are_told_to_drain_a_busy_model(tmp_path: Path) -> None:
         manager.hello(worker, {})
         grant = await granted(manager, worker, "a")
         manager.acquire(other, 1, "b")
-        assert await worker.next() == Drain(grant.instance.id)
-        manager.release(worker, grant.instance.id, 1)
+        assert await worker.next() == Reclaim(grant.instance.id)
+        manager.release(worker, grant.instance.id, grant.places)
         assert (await other.next()).instance.model == "b"
 
 
@@ -280,7 +281,7 @@ async def test_the_next_manager_adopts_what_serves(world: World) -> None:
         assert pid_of(successor, "a") == pid
         again = connect(successor)
         successor.hello(again, {grant.instance.id: 3})
-        assert successor.statuses()[0].in_flight == 3
+        assert successor.board.statuses()[0].in_flight == 3
         assert (await granted(successor, again, "a")).instance.id == grant.instance.id
     assert process_start_time(pid) is None
 
@@ -290,9 +291,9 @@ async def test_a_worker_that_comes_back_late_hears_that_its_instance_drains(worl
         early, late = connect(manager), connect(manager)
         instance = (await granted(manager, early, "a")).instance.id
         manager.unload(early, 2, "a", wait=True)
-        assert await early.next() == Drain(instance)
+        assert await early.next() == Reclaim(instance)
         manager.hello(late, {instance: 1})
-        assert await late.next() == Drain(instance)
+        assert await late.next() == Reclaim(instance)
 
 
 async def test_an_engine_of_a_changed_entry_is_ended_not_adopted(world: World) -> None:

@@ -101,7 +101,7 @@ class World:
                 await self.manager.close()
 
     def status(self, name: str) -> ModelStatus:
-        return next(status for status in self.manager.statuses() if status.id == name)
+        return next(status for status in self.manager.board.statuses() if status.id == name)
 
     def calls(self, name: str) -> list[str]:
         file = self.folder / f"{name}.calls"
@@ -112,7 +112,7 @@ class World:
         self.manager.acquire(self.client, 1, name)
         granted = await self.client.next()
         assert isinstance(granted, Granted), granted
-        self.manager.release(self.client, granted.instance.id, 1)
+        self.manager.release(self.client, granted.instance.id, granted.places)
         return granted.instance.id
 
     async def becomes(self, name: str, state: ModelState) -> None:

@@ -65,15 +65,15 @@ async def ask(manager: Manager, client: Recorder, task: Task | None, request: in
 
 
 def give_back(manager: Manager, client: Recorder, grant: Granted) -> None:
-    manager.release(client, grant.instance.id, 1)
+    manager.release(client, grant.instance.id, grant.places)
 
 
 def names(manager: Manager) -> list[str]:
-    return [status.id for status in manager.statuses()]
+    return [status.id for status in manager.board.statuses()]
 
 
 def status_of(manager: Manager, name: str) -> ModelStatus:
-    return next(status for status in manager.statuses() if status.id == name)
+    return next(status for status in manager.board.statuses() if status.id == name)
 
 
 async def test_chat_and_embeddings_are_two_processes_of_one_name(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ async def test_load_loads_the_model_also_when_its_twin_is_there(tmp_path: Path) 
 
 
 def process_is_gone(manager: Manager, grant: Granted) -> bool:
-    return grant.instance.id not in {status.instance for status in manager.statuses()}
+    return grant.instance.id not in {status.instance for status in manager.board.statuses()}
 
 
 async def test_unload_without_waiting_is_answered_once(tmp_path: Path) -> None:
@@ -287,8 +287,8 @@ async def test_who_leaves_the_queue_of_a_twin_is_forgotten(tmp_path: Path) -> No
         worker, client = connect(manager), connect(manager)
         chat = await ask(manager, worker, "generate")
         manager.acquire(client, 1, "a", "embed")
-        await until(lambda: manager._scheduler.models[TWIN].waiters != {})
+        await until(lambda: bool(manager._scheduler.models[TWIN].queue))
         manager.cancel(client, 1)
-        assert manager._scheduler.models[TWIN].waiters == {}
+        assert not manager._scheduler.models[TWIN].queue
         give_back(manager, worker, chat)
         assert state(manager, "a") is ModelState.READY

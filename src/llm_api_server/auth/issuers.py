@@ -123,6 +123,7 @@ class _Issuer:
             models=tuple(entry.models),
             limits=limits_of(entry),
             priority=entry.priority,
+            priority_class=entry.priority_class,
             expires_at=float(claims["exp"]),
         )
 

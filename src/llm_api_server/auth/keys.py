@@ -57,6 +57,7 @@ def key_of(entry: ApiKeyConfig) -> Key:
         models=tuple(entry.models),
         limits=limits_of(entry),
         priority=entry.priority,
+        priority_class=entry.priority_class,
         expires_at=entry.expires_at.timestamp() if entry.expires_at else None,
         networks=tuple(entry.networks),
         enabled=entry.enabled,

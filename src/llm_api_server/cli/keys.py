@@ -11,6 +11,7 @@ import typer
 
 from llm_api_server.cli import base
 from llm_api_server.cli.base import ConfigOption, JsonOption
+from llm_api_server.types import PriorityClass
 
 if TYPE_CHECKING:
     from llm_api_server.managed_keys import ListedKey, ManagedKeys
@@ -36,6 +37,9 @@ ConcurrentOption = Annotated[str | None, typer.Option(metavar=_LIMIT, help="Most
 DayOption = Annotated[str | None, typer.Option(metavar=_LIMIT, help="Most tokens in a day (UTC).")]
 MonthOption = Annotated[str | None, typer.Option(metavar=_LIMIT, help="Most tokens in a month (UTC).")]
 PriorityOption = Annotated[float | None, typer.Option(help="Weight of its requests where several wait. Default: 1.")]
+ClassOption = Annotated[
+    PriorityClass | None, typer.Option(help="batch: served when no other request waits. Default: interactive.")
+]
 ExpiresOption = Annotated[
     str | None, typer.Option(metavar="TIME|never", help="When it ends: 30d, 2027-01-31, 2027-01-31T12:00:00Z.")
 ]
@@ -70,6 +74,7 @@ def keys_create(
     tokens_per_day: DayOption = None,
     tokens_per_month: MonthOption = None,
     priority: PriorityOption = None,
+    priority_class: ClassOption = None,
     expires: ExpiresOption = None,
     network: NetworkOption = None,
     enabled: EnabledOption = None,
@@ -82,7 +87,8 @@ def keys_create(
         "name": name, "note": note, "permissions": permission, "models": model,
         "requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute,
         "max_concurrent": max_concurrent, "tokens_per_day": tokens_per_day, "tokens_per_month": tokens_per_month,
-        "priority": priority, "expires_at": expires, "networks": network, "enabled": enabled,
+        "priority": priority, "priority_class": priority_class, "expires_at": expires, "networks": network,
+        "enabled": enabled,
     }  # fmt: skip
     with _managed(config) as (keys, _):
         key, secret = keys.create(_fields(given), _actor())
@@ -120,6 +126,7 @@ def keys_update(
     tokens_per_day: DayOption = None,
     tokens_per_month: MonthOption = None,
     priority: PriorityOption = None,
+    priority_class: ClassOption = None,
     expires: ExpiresOption = None,
     network: NetworkOption = None,
     enabled: EnabledOption = None,
@@ -131,7 +138,8 @@ def keys_update(
         "name": name, "note": note, "permissions": permission, "models": model,
         "requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute,
         "max_concurrent": max_concurrent, "tokens_per_day": tokens_per_day, "tokens_per_month": tokens_per_month,
-        "priority": priority, "expires_at": expires, "networks": network, "enabled": enabled,
+        "priority": priority, "priority_class": priority_class, "expires_at": expires, "networks": network,
+        "enabled": enabled,
     }  # fmt: skip
     if all(value is None or value == [] for value in given.values()):
         base.fail("Nothing to change: give at least one option.", base.EXIT_BAD_CONFIG)
@@ -252,7 +260,7 @@ def _value(field: str, value: Any) -> Any:
                 return None if value in {"never", "none"} else parse_end(value, time.time())
             except ValueError as error:
                 raise InvalidKeyFields("expires", str(error)) from error
-        case "name" | "priority" | "enabled":
+        case "name" | "priority" | "priority_class" | "enabled":
             return value
     if value == "none":
         return None

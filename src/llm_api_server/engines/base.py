@@ -93,6 +93,8 @@ class ModelFacts:
     #: Set when an instance can sleep.
     asleep: Asleep | None = None
     chat_template: bool | None = None
+    #: Requests that an instance works on at a time; None: any number.
+    places: int | None = None
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class LlamaCppEngine:
             _TASKS[sizing.task],
             need=self._need(model, facts, sizing),
             chat_template=chats if sizing.task in {"generate", "both"} else None,
+            places=sizing.slots,
         )
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:

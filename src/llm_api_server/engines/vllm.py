@@ -30,6 +30,7 @@ from llm_api_server.types import EngineName, Task
 _MODULE = "vllm.entrypoints.openai.api_server"
 
 _DEFAULT_CPU_SEQUENCES = 4
+_DEFAULT_GPU_SEQUENCES = 256
 _LEAST_CONTEXT = 4096
 _BLOCK_TOKENS = 128  # of vLLM's cache on CPU; every sequence may leave one half empty
 _GIB = 1024**3
@@ -133,6 +134,7 @@ class VllmEngine:
             twin_tasks=_EMBEDDING_TASKS if task == "generate" else (),
             need=self._need(model, facts, sizing),
             asleep=self._asleep(model, facts),
+            places=_integer(model, "max_num_seqs") or self._sequences(sizing, task),
         )
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
@@ -183,7 +185,8 @@ class VllmEngine:
         lengths = [n for n in (model.max_tokens, inference.max_total_tokens) if n]
         context = min([*lengths, *([own] if own else [])]) if lengths else None
         if self._host.has_nvidia:
-            return _Sizing(_integer(model, "max_model_len") or context or own, inference.max_batch_size)
+            sequences = inference.max_batch_size or _DEFAULT_GPU_SEQUENCES
+            return _Sizing(_integer(model, "max_model_len") or context or own, sequences)
         return self._cpu_sizing(model, facts, context or own)
 
     def _cpu_sizing(self, model: ModelConfig, facts: FolderFacts | None, context: int | None) -> _Sizing:
@@ -198,6 +201,10 @@ class VllmEngine:
         cache = max(min(tokens * sequences * token_bytes, budget), tokens * token_bytes) if token_bytes else _GIB
         needed = (facts.weight_bytes if facts else _GIB) + cache + _CPU_OVERHEAD
         return _Sizing(context, sequences, cache, needed)
+
+    def _sequences(self, sizing: _Sizing, task: str) -> int | None:
+        """Computed together. Of what it does not generate vLLM takes as many as it likes."""
+        return sizing.sequences if task == "generate" else self._config.inference.max_batch_size
 
     def _need(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing) -> Need:
         if not self._host.has_nvidia:
@@ -242,7 +249,7 @@ class VllmEngine:
         sizing = self._sizing(model, facts)
         options: dict[str, Any] = {
             "max_model_len": self._passed_context(model, facts, sizing, task),
-            "max_num_seqs": sizing.sequences if task == "generate" else self._config.inference.max_batch_size,
+            "max_num_seqs": self._sequences(sizing, task),
             "tensor_parallel_size": model.tensor_parallel_size if model.tensor_parallel_size > 1 else None,
             "quantization": model.quantization,
             "gpu_memory_utilization": model.gpu_memory_utilization if self._host.has_nvidia else None,

@@ -15,6 +15,7 @@ from llm_api_server.gateway.records import record_of
 from llm_api_server.gateway.routes import key_of
 from llm_api_server.gateway.store_access import NO_NUL, StoreAccess
 from llm_api_server.times import parse_end
+from llm_api_server.types import PriorityClass
 
 if TYPE_CHECKING:
     from llm_api_server.managed_keys import ListedKey
@@ -39,6 +40,9 @@ class KeyChanges(BaseModel):
     tokens_per_day: int | None = Field(None, description="Most tokens in a day (UTC).")
     tokens_per_month: int | None = Field(None, description="Most tokens in a month (UTC).")
     priority: float | None = Field(None, description="Weight of its requests where several wait; 1 by default.")
+    priority_class: PriorityClass | None = Field(
+        None, description="interactive, or batch: served when no other request waits."
+    )
     expires_at: float | str | None = Field(
         None, description="When it ends: Unix seconds, a time such as 2027-01-31T12:00:00Z, or 30d from now."
     )
@@ -69,6 +73,7 @@ class AdminKey(BaseModel):
     tokens_per_day: int | None
     tokens_per_month: int | None
     priority: float
+    priority_class: PriorityClass
     expires_at: float | None
     networks: list[str]
     enabled: bool

@@ -8,12 +8,14 @@ import msgspec
 
 from llm_api_server.gateway import schemas
 from llm_api_server.gateway.openai import Endpoint, RequestFacts
+from llm_api_server.usage import work
 
 #: Of text in JSON; other languages and code have fewer.
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MEDIUM = 1000
 #: Most that is reserved for an answer whose length the request leaves open.
 OPEN_ANSWER_TOKENS = 4096
+_USUAL_ANSWER = 256
 #: Of a prompt that is kept with its row.
 MAX_PROMPT_CHARS = 64 * 1024
 _PROMPT_MEMBERS = ("system", "instructions", "messages", "prompt", "input", "query", "documents", "content")
@@ -39,6 +41,11 @@ def answer_tokens(endpoint: Endpoint, facts: RequestFacts, context_length: int |
     if facts.max_tokens is not None:
         return facts.max_tokens * choices, 0
     return 0, min(context_length or OPEN_ANSWER_TOKENS, OPEN_ANSWER_TOKENS) * choices
+
+
+def work_of(prompt: int, stated: int, spare: int) -> int:
+    """About what an engine will have to do: most answers end long before they must."""
+    return work(prompt, min(stated or spare, _USUAL_ANSWER))
 
 
 def prompts(request: schemas.CompletionRequest) -> int:

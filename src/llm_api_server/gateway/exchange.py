@@ -43,6 +43,7 @@ from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.sse import StreamReader, error_event, waiting_comment
 from llm_api_server.gateway.upstream import Connection, NoResponse, UpstreamError
+from llm_api_server.gateway.waits import Wait
 
 if TYPE_CHECKING:
     from llm_api_server.gateway.proxy import EngineProxy
@@ -68,6 +69,7 @@ class Exchange:
     _question: Question | None = None
     _prompt_tokens = 0
     _lease: Lease | None = None
+    _wait: Wait | None = None
     _attempt = 0
     _request = b""
     _connection: Connection | None = None
@@ -128,12 +130,15 @@ class Exchange:
 
     def on_tick(self, now: float) -> None:
         """Some time has passed."""
-        if now >= self._deadline:
-            self._stop(RequestTimeout(f"The request took longer than {self._proxy.timeout:g} seconds."))
+        if now >= (self._deadline if self._wait is None else self._wait.until):
+            late = self._wait.too_long(self._proxy.leases.models) if self._wait is not None else None
+            self._stop(late or RequestTimeout(f"The request took longer than {self._proxy.timeout:g} seconds."))
         elif now >= self._next_ping:
             self._next_ping = now + self._proxy.ping_interval
             if self._client.is_writable:
-                self._write(STREAM_HEAD, waiting_comment(self._asked.model))
+                self._write(
+                    STREAM_HEAD, waiting_comment(self._asked.model, self._wait.position if self._wait else None)
+                )
                 self._client.flush()
 
     def _stop(self, reason: Exception) -> None:
@@ -240,24 +245,17 @@ class Exchange:
     def _admit_at_once(self, question: Question) -> bool:
         """Count it against the limits of its key, where these are far; `_admit` asks the manager."""
         self._prompt_tokens = estimate.prompt_tokens(self._endpoint, question.facts, len(question.body))
-        stated, spare = self._answer_tokens(question)
+        stated, spare = question.answer_tokens(self._proxy.leases.models)
         return self._proxy.accounts.admit_at_once(self._record, self._prompt_tokens + stated + spare)
 
     async def _admit(self, question: Question) -> None:
-        stated, spare = self._answer_tokens(question)
+        stated, spare = question.answer_tokens(self._proxy.leases.models)
         await self._proxy.accounts.admit(self._record, self._prompt_tokens + stated, spare)
-
-    def _answer_tokens(self, question: Question) -> tuple[int, int]:
-        status = self._proxy.leases.models.get(question.model)
-        length = status.context_length if status is not None else None
-        return estimate.answer_tokens(self._endpoint, question.facts, length)
 
     async def _forward(self, question: Question) -> None:
         """Hand it to an instance that is ready. Raises `ApiError`."""
         while True:
-            leases, task = self._proxy.leases, self._endpoint.task
-            lease = leases.acquire_at_once(question.model, task) or await leases.acquire(question.model, task)
-            self._lease = lease
+            self._lease = lease = await self._turn(question)
             self._record.queued_seconds = self._record.elapsed()
             self._record.instance = lease.instance.id
             instance, row, proxy = lease.instance, self._row, self._proxy
@@ -273,6 +271,19 @@ class Exchange:
                 await self._try_another(error, question.model)
             else:
                 return
+
+    async def _turn(self, question: Question) -> Lease:
+        leases, key, task = self._proxy.leases, self._record.key, self._endpoint.task
+        assert key is not None
+        lease = leases.acquire_at_once(question.model, task, key.key_id)
+        if lease is None:
+            claim = question.claim(key, self._prompt_tokens, leases.models)
+            wait = self._wait = Wait(question.model, self._deadline)
+            if not question.facts.stream:
+                wait.heed(self._head.headers, self._record.started_at)
+            lease = await leases.acquire(question.model, task, claim, wait.on_position)
+            self._wait = None
+        return lease
 
     async def _send(self, *, is_fresh: bool = False) -> None:
         address = self._instance.address
@@ -462,8 +473,8 @@ class Exchange:
         if self._connection is not None:
             self._connection.abort_for(self)
             self._connection = None
-        if self._lease is not None:
-            self._lease.release()
+        if (lease := self._lease) is not None:
+            lease.release(work=self._record.usage_or_estimate().work if lease.is_counted else None)
         self._client.over()
 
     def _internal_error(self) -> InternalError:

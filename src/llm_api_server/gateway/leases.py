@@ -11,48 +11,75 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_api_server import control
-from llm_api_server.control import Explained, Explanation, InstanceInfo, Models, ModelStatus
+from llm_api_server.control import NO_CLAIM, Claim, Explained, Explanation, InstanceInfo, Models, ModelStatus
 from llm_api_server.errors import ShuttingDown
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.types import Task
 
 REPORT_INTERVAL = 0.25
-#: Seconds that an instance without requests is kept, unless it is to drain: traffic with short gaps asks nobody.
+#: Seconds that places without requests are kept, unless they are reclaimed: traffic with short gaps asks nobody.
 LINGER = 0.5
 
 
 class Lease:
     """The right to run one request on `instance`; `release` exactly once (again is harmless)."""
 
-    __slots__ = ("_held", "_owner", "instance")
+    __slots__ = ("_held", "_key_id", "_owner", "_work", "instance")
 
-    def __init__(self, owner: Leases, held: _Held) -> None:
+    def __init__(self, owner: Leases, held: _Held, key_id: str, work: int) -> None:
         self._owner = owner
         self._held: _Held | None = held
+        self._key_id = key_id
+        self._work = work
         self.instance = held.info
 
-    def release(self, *, broken: bool = False) -> None:
-        """`broken`: the instance did not answer, so nothing more is started there before the manager says so."""
+    @property
+    def is_counted(self) -> bool:
+        """Whether the work that it made decides on whose turn is next."""
+        return self._held is not None and not self._held.keeps
+
+    def release(self, *, work: int | None = None, broken: bool = False) -> None:
+        """`work`: what the request made of it, where that is known.
+
+        `broken`: the instance did not answer, so nothing more is started there before the manager says so.
+        """
         held, self._held = self._held, None
-        if held is not None:
-            held.is_drained = held.is_drained or broken
-            self._owner.on_release(held)
+        if held is None:
+            return
+        if broken:
+            held.keeps = False
+        if not held.keeps:
+            held.ended.append(control.Ended(self._key_id, 0 if work is None else work - self._work))
+        self._owner.on_release(held)
 
 
 class _Held:
-    """An instance that this worker has grants for."""
+    """An instance that this worker has places on. It `keeps` them until they are reclaimed."""
 
-    __slots__ = ("grants", "idle_since", "in_flight", "info", "is_drained")
+    __slots__ = ("ended", "idle_since", "in_flight", "info", "keeps", "places")
 
     def __init__(self, info: InstanceInfo) -> None:
         self.info = info
-        self.grants = 0
-        self.idle_since = 0.0
+        self.places = 0
         self.in_flight = 0
-        self.is_drained = False
+        self.keeps = False
+        self.ended: list[control.Ended] = []
+        self.idle_since = 0.0
 
-    def is_usable(self, model: str, task: Task | None) -> bool:
-        return self.info.model == model and self.info.does(task) and not self.is_drained
+    def has_place(self, model: str, task: Task | None) -> bool:
+        """For a request that need not ask."""
+        return self.keeps and self.places > self.in_flight and self.info.model == model and self.info.does(task)
+
+
+class _Asked:
+    """What waits for an instance; it has a lease from the moment it is granted."""
+
+    __slots__ = ("claim", "lease", "on_position")
+
+    def __init__(self, claim: Claim, on_position: Callable[[int], None]) -> None:
+        self.claim = claim
+        self.on_position = on_position
+        self.lease: Lease | None = None
 
 
 class Leases:
@@ -61,13 +88,14 @@ class Leases:
     def __init__(self, link: ManagerLink) -> None:
         self.link = link
         self._held: dict[str, _Held] = {}
-        #: What is asked for, by the number of the question; a lease from the moment it is granted.
-        self._waiting: dict[int, Lease | None] = {}
+        #: What is asked for, by the number of the question.
+        self._waiting: dict[int, _Asked] = {}
         self._report_timer: asyncio.TimerHandle | None = None
         self.models: Mapping[str, ModelStatus] = {}
         self.handlers: dict[type, Callable[[Any], None]] = {
             control.Granted: self._on_granted,
-            control.Drain: self._on_drain,
+            control.Queued: self._on_queued,
+            control.Reclaim: self._on_reclaim,
             control.Models: self._on_models,
         }
         link.add(self)
@@ -77,18 +105,25 @@ class Leases:
             self._report_timer.cancel()
             self._report_timer = None
 
-    async def acquire(self, model: str, task: Task | None = None) -> Lease:
-        """A lease on an instance of `model` that does `task`: at once where this worker uses one, else when ready.
+    async def acquire(
+        self,
+        model: str,
+        task: Task | None = None,
+        claim: Claim = NO_CLAIM,
+        on_position: Callable[[int], None] = lambda _: None,
+    ) -> Lease:
+        """A lease on an instance of `model` that does `task`, when it is this request's turn there.
 
-        Raises the manager's refusal as an `ApiError`.
+        `on_position` hears how many are served before it, itself included. Raises the manager's refusal as an
+        `ApiError`.
         """
         if self.link.is_closing:
             raise ShuttingDown("This server is shutting down.")
-        lease = self.acquire_at_once(model, task)
+        lease = self.acquire_at_once(model, task, claim.key_id)
         if lease is not None:
             return lease
-        question = control.Acquire(self.link.number(), model, task)
-        self._waiting[question.request] = None
+        question = control.Acquire(self.link.number(), model, task, claim)
+        self._waiting[question.request] = asked = _Asked(claim, on_position)
         try:
             await self.link.ask(question)
         except asyncio.CancelledError:
@@ -97,19 +132,19 @@ class Leases:
         except BaseException:
             del self._waiting[question.request]
             raise
-        lease = self._waiting.pop(question.request)
-        assert lease is not None, "what the manager answers to that"
-        return lease
+        del self._waiting[question.request]
+        assert asked.lease is not None, "what the manager answers to that"
+        return asked.lease
 
-    def acquire_at_once(self, model: str, task: Task | None) -> Lease | None:
-        """On an instance that this worker uses."""
+    def acquire_at_once(self, model: str, task: Task | None, key_id: str = "") -> Lease | None:
+        """Where this worker has a place to itself."""
         if self.link.is_closing:
             return None
         best: _Held | None = None
         for held in self._held.values():
-            if held.is_usable(model, task) and (best is None or held.in_flight < best.in_flight):
+            if held.has_place(model, task) and (best is None or held.in_flight < best.in_flight):
                 best = held
-        return self._lease(best) if best is not None else None
+        return self._lease(best, key_id, 0) if best is not None else None
 
     async def load(self, model: str, *, wait: bool) -> list[ModelStatus]:
         """Raises `ApiError` when the manager refuses, for example because the load failed."""
@@ -135,46 +170,58 @@ class Leases:
 
     # ── leases ──
 
-    def _lease(self, held: _Held) -> Lease:
+    def _lease(self, held: _Held, key_id: str, work: int) -> Lease:
         held.in_flight += 1
         self._plan_report()
-        return Lease(self, held)
+        return Lease(self, held, key_id, work)
 
     def on_release(self, held: _Held) -> None:
-        """Called by `Lease.release`. All grants are given back when there has been none in flight for a while."""
+        """Called by `Lease.release`. Places that are kept are given back when none was used for a while."""
         held.in_flight -= 1
         held.idle_since = time.monotonic()
         self._plan_report()
-        if held.is_drained:
-            self._return_grants(held)
+        if not held.keeps:
+            self._give_back(held)
 
-    def _return_grants(self, held: _Held) -> None:
-        if held.in_flight > 0 or self._held.get(held.info.id) is not held:
+    def _give_back(self, held: _Held) -> None:
+        """What is free."""
+        free = held.places - held.in_flight
+        if free <= 0 or self._held.get(held.info.id) is not held:
             return
-        del self._held[held.info.id]
-        self.link.send(control.Release(held.info.id, held.grants))
+        held.places -= free
+        if not held.places:
+            del self._held[held.info.id]
+        ended, held.ended = held.ended, []
+        self.link.send(control.Release(held.info.id, free, ended))
 
     def _give_up(self, request: int) -> None:
-        lease = self._waiting.pop(request)
-        if lease is None:
+        asked = self._waiting.pop(request)
+        if asked.lease is None:
             self.link.send(control.Cancel(request))
         else:
-            lease.release()
+            asked.lease.release()
 
     def _on_granted(self, granted: control.Granted) -> None:
         held = self._held.setdefault(granted.instance.id, _Held(granted.instance))
-        held.grants += 1
-        held.is_drained = False
-        if granted.request in self._waiting:
-            self._waiting[granted.request] = self._lease(held)
-        else:
-            self._return_grants(held)  # whoever asked has left
+        held.places += granted.places
+        held.keeps = granted.keeps
+        asked = self._waiting.get(granted.request)
+        if asked is not None:
+            asked.lease = self._lease(held, asked.claim.key_id, asked.claim.work)
+        else:  # whoever asked has left
+            held.keeps = False
+            self._give_back(held)
 
-    def _on_drain(self, drain: control.Drain) -> None:
-        held = self._held.get(drain.instance)
+    def _on_queued(self, queued: control.Queued) -> None:
+        asked = self._waiting.get(queued.number)
+        if asked is not None:
+            asked.on_position(queued.position)
+
+    def _on_reclaim(self, reclaim: control.Reclaim) -> None:
+        held = self._held.get(reclaim.instance)
         if held is not None:
-            held.is_drained = True
-            self._return_grants(held)
+            held.keeps = False
+            self._give_back(held)
 
     def _on_models(self, answer: Models) -> None:
         self.models = {model.id: model for model in answer.models}
@@ -182,8 +229,11 @@ class Leases:
     # ── the connection ──
 
     def greet(self, hello: control.Hello) -> None:
-        for held in self._held.values():
-            held.grants = 1  # what the manager takes each instance of a Hello for
+        for held in list(self._held.values()):
+            held.places = held.in_flight  # what the manager takes it to hold
+            held.ended.clear()
+            if not held.places:
+                del self._held[held.info.id]
         hello.in_flight = self._in_flight()
 
     def connected(self) -> None:
@@ -200,7 +250,7 @@ class Leases:
         idle = [held for held in self._held.values() if held.in_flight == 0]
         for held in idle:
             if now - held.idle_since >= LINGER:
-                self._return_grants(held)
+                self._give_back(held)
             else:
                 self._plan_report()
 

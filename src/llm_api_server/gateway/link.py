@@ -238,6 +238,7 @@ def _error(refused: control.Refused) -> ApiError:
         refused.code, refused.message, retry_after=refused.retry_after, should_retry=refused.should_retry
     )
     error.standing = refused.standing
+    error.position = refused.position
     return error
 
 

@@ -132,6 +132,8 @@ def error_response(error: ApiError, path: str) -> Response:
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after))).encode()))
     if error.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+    if error.position is not None:
+        headers.append((b"x-queue-position", str(error.position).encode()))
     if error.status == 401:  # noqa: PLR2004
         headers.append((b"www-authenticate", b'Bearer realm="llm-api-server"'))
     return error.status, headers, render(error, anthropic=is_anthropic(path))

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_api_server.access import Key
 from llm_api_server.config import InferenceConfig
-from llm_api_server.control import InstanceInfo, ModelStatus
+from llm_api_server.control import Claim, InstanceInfo, ModelStatus
 from llm_api_server.errors import NotSupported
-from llm_api_server.gateway import estimate, forced_tools, openai, tokens
+from llm_api_server.gateway import estimate, forced_tools, openai, schemas, tokens
 from llm_api_server.gateway.addresses import encode_head
 from llm_api_server.gateway.answers import EVENT_STREAM, JSON
 from llm_api_server.gateway.catalog import Catalog
@@ -72,6 +73,21 @@ class Question:
         # llama.cpp would chat with words that the model was never taught; vLLM refuses by itself.
         if status.chat_template is False and self._endpoint.permission in _CHAT:
             raise NotSupported(NO_CHAT_TEMPLATE)
+
+    def answer_tokens(self, models: Mapping[str, ModelStatus]) -> tuple[int, int]:
+        """That the answer may have as the request says, and as it leaves open."""
+        status = models.get(self.model)
+        length = status.context_length if status is not None else None
+        return estimate.answer_tokens(self._endpoint, self.facts, length)
+
+    def claim(self, key: Key, prompt_tokens: int, models: Mapping[str, ModelStatus]) -> Claim:
+        """What it asks of an instance, and for whom."""
+        request = self.facts.request
+        is_light = self._endpoint.task is None or isinstance(request, schemas.CountTokensRequest)
+        stated, spare = self.answer_tokens(models)
+        is_batch = key.priority_class == "batch" or getattr(request, "service_tier", None) == "flex"
+        work = 0 if is_light else estimate.work_of(prompt_tokens, stated, spare)
+        return Claim(key.key_id, key.priority, work, is_batch, is_light)
 
     def prompt_text(self) -> str | None:
         """For those who keep prompts; None where there is no text."""

@@ -85,10 +85,11 @@ class Request(msgspec.Struct):
 
 
 class Sampling(Request):
-    """What the generating endpoints have in common."""
+    """What the generating endpoints have in common. `service_tier: flex` asks for the class `batch`."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    service_tier: str | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
 

@@ -344,10 +344,11 @@ def error_event(dialect: Dialect, error: ApiError) -> bytes:
     return b"data: " + render(error) + b"\n\n"
 
 
-def waiting_comment(model: str) -> bytes:
+def waiting_comment(model: str, position: int | None) -> bytes:
     """A comment line that clients skip and that keeps proxies from closing a silent connection."""
     name = "".join(char if char.isprintable() else "?" for char in model)
-    return f": waiting for {name}\n\n".encode()
+    place = f", position {position}" if position is not None else ""
+    return f": waiting for {name}{place}\n\n".encode()
 
 
 def _event_start(data: bytes, floor: int, place: int) -> int:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from llm_api_server.engines.base import NOWHERE, Asleep, Need, Placement
+from llm_api_server.manager.fair_queue import FairQueue
 from llm_api_server.manager.ledger import RAM, taken_by
 from llm_api_server.types import ModelState
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Times in seconds; a timeout of 0 means never. `sleep_bytes`: RAM that sleeping weights may take together."""
+    """Times in seconds; a timeout of 0 means never. `sleep_bytes`: RAM that sleeping weights may take together.
+
+    At most so many requests wait for a model, or of one key. With `rejects_loading` none waits for a load.
+    """
 
     max_loaded: int
     min_loaded_time: float
@@ -21,6 +26,9 @@ class Policy:
     sleep_timeout: float = 0
     deep_sleep_timeout: float = 0
     sleep_bytes: int = 0
+    queue_per_model: int = 1000
+    queue_per_key: int = 500
+    rejects_loading: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,8 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Drain:
-    """Tell the workers to start nothing more on it."""
+class Reclaim:
+    """Tell the workers to start nothing more on it without asking, and to give back what is free."""
 
     instance: str
 
@@ -65,8 +73,13 @@ class Stop:
 
 @dataclass(frozen=True)
 class Grant:
+    """`places` with that of the request; the worker `keeps` them until they are reclaimed."""
+
     waiter: int
     instance: str
+    places: int = 1
+    keeps: bool = False
+    key_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,10 @@ class Refuse:
     code: str
     message: str
     retry_after: float | None = None
+    position: int | None = None
 
 
-Decision = Start | Drain | Sleep | Wake | Stop | Grant | Done | Refuse
+Decision = Start | Reclaim | Sleep | Wake | Stop | Grant | Done | Refuse
 
 
 class Why(Enum):
@@ -96,7 +110,7 @@ class Why(Enum):
 
 @dataclass
 class Booking:
-    """One engine process, from the decision to start it until it is gone. `grants` counts leases over all workers."""
+    """One engine process, from the decision to start it until it is gone. `grants` counts places that workers have."""
 
     id: str
     model: str
@@ -106,6 +120,10 @@ class Booking:
     evictable_at: float = 0.0
     last_used: float = 0.0
     grants: int = 0
+    #: Requests by key, where each asks.
+    running: Counter[str] = field(default_factory=Counter)
+    #: The workers give places back.
+    is_reclaimed: bool = False
     why: Why | None = None
     placement: Placement = NOWHERE
     asleep: Asleep | None = None
@@ -174,18 +192,10 @@ class Failure:
     count: int
 
 
-@dataclass(frozen=True)
-class Waiter:
-    """`gets_grant` is False for a load command, which only wants to hear that the model is ready."""
-
-    id: int
-    since: float
-    gets_grant: bool
-
-
 @dataclass
 class Model:
-    """One configured model. `waiters` keeps the order of arrival; `stop_waiters` wait for the instance to be gone.
+    """One configured model. Requests wait in its `queue`; `load_waiters` are commands, and since when they wait to hear
+    that it is ready; `stop_waiters` wait for the instance to be gone.
 
     `takes_place` is False for what runs elsewhere: it neither counts against `max_loaded` nor makes room. `need` and
     `asleep` come from the model's files.
@@ -200,15 +210,27 @@ class Model:
     #: It did not sleep or wake as told once.
     refuses_sleep: bool = False
     booking: Booking | None = None
-    waiters: dict[int, Waiter] = field(default_factory=dict)
+    #: Requests that an instance works on at a time; None: any number.
+    places: int | None = None
+    #: Of its last load, in seconds.
+    load_seconds: float | None = None
+    queue: FairQueue = field(default_factory=FairQueue)
+    load_waiters: dict[int, float] = field(default_factory=dict)
     stop_waiters: list[int] = field(default_factory=list)
     failure: Failure | None = None
+    #: When its last instance was told to end or sleep and had done so.
+    left_at: float = float("-inf")
     #: Since when the server itself wants it loaded (preload), or None.
     wanted_since: float | None = None
 
+    @property
+    def is_waited_for(self) -> bool:
+        return bool(self.queue or self.load_waiters)
+
     def waited_for_since(self) -> float | None:
-        """Since when a request or a command waits, or None."""
-        return min((waiter.since for waiter in self.waiters.values()), default=None)
+        """Since when a request or a command waits, or None. From when it made room for another: so others come first."""
+        since = min((at for at in (self.queue.since(), *self.load_waiters.values()) if at is not None), default=None)
+        return None if since is None else max(since, self.left_at)
 
     def wanted_at(self) -> float | None:
         """Since when somebody waits for a load, the server itself included, or None."""

@@ -118,7 +118,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     await launcher.close()
     await accounts.close()
     for client, request in leaving:
-        client.send(control.Models(manager.statuses(), request))
+        client.send(control.Models(manager.board.statuses(), request))
     logger.info("manager stopped")
 
 

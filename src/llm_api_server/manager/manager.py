@@ -7,10 +7,9 @@ and that task alone reports the end to the scheduler.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -18,9 +17,21 @@ from uuid import uuid4
 from loguru import logger
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Drain, Explained, Granted, Models, ModelStatus, Refused, RunDir, ToClient
+from llm_api_server.control import (
+    NO_CLAIM,
+    Claim,
+    Ended,
+    Explained,
+    Granted,
+    Models,
+    Reclaim,
+    Refused,
+    RunDir,
+    ToClient,
+)
 from llm_api_server.engines.base import Engine, ModelProblem, Placement
 from llm_api_server.manager import booking as decide
+from llm_api_server.manager.board import Board
 from llm_api_server.manager.devices import DeviceWatch, Inventory
 from llm_api_server.manager.explain import explain
 from llm_api_server.manager.inspection import Inspection
@@ -29,43 +40,35 @@ from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.sleeping import put_to_sleep, wake
-from llm_api_server.manager.status import models_of, policy_of, status_of
+from llm_api_server.manager.status import models_of, policy_of
 from llm_api_server.manager.tasks import Twins, refusal
+from llm_api_server.manager.waiting import Asked, Waiting
 from llm_api_server.types import ModelState, Task
 
 #: The request of those who do not wait for the end of a command.
 _NOBODY = 0
-#: Seconds between two pushes of counters that changed; a change of state is pushed at once.
-_COUNTER_INTERVAL = 0.25
 
 
 class Client(Protocol):
     """A connected worker or command line."""
 
     is_worker: bool
-    #: Leases it holds per instance, and what it says is in flight there.
+    #: Places it holds per instance, the keys of those that were asked for, and what it says is in flight there.
     grants: dict[str, int]
+    running: dict[str, list[str]]
     in_flight: dict[str, int]
 
     def send(self, message: ToClient) -> None: ...
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """Whom to answer when the scheduler grants, refuses or is done."""
-
-    client: Client
-    request: int
-    model: str
-
-
-@dataclass(frozen=True)
 class _Question:
-    """What a client asks for. `model` is a configured name, for a command also a twin's."""
+    """What a client asks for. `model` is a configured name, for a command also a twin's; a request has a claim."""
 
     request: int
     model: str
     task: Task | None = None
+    claim: Claim | None = None
 
 
 class Manager:
@@ -89,17 +92,13 @@ class Manager:
             launcher, self._records, run_dir.engines, log_dir / "engines", config.models.load_timeout
         )
         self._running: dict[str, Instance] = {}
-        self._last_used: dict[str, float] = {}
-        self._waiting: dict[int, _Waiting] = {}
-        self._waiter_ids = count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._clients: set[Client] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._push: asyncio.TimerHandle | None = None
-        self._pushed_states: list[tuple[str, ModelState, str | None]] = []
         policy, models = policy_of(config, inventory.devices), models_of(config, self._engines)
         self._scheduler = Scheduler(policy, models, lambda: uuid4().hex[:12], inventory.devices)
+        self._waiting = Waiting(lambda: self._scheduler.positions(_now()))
         self._files = Inspection(self._engines, self._scheduler)
+        self.board = Board(config, self._engines, self._twins, self._scheduler, self._files, self._running)
         self._devices = DeviceWatch(inventory, self._scheduler, self._memory_of)
         self._inspection: asyncio.Task[None] | None = None
 
@@ -119,9 +118,10 @@ class Manager:
         tasks = [running.task for running in self._running.values() if running.task is not None]
         if tasks:
             await asyncio.wait(tasks)
-        for handle in (self._timer, self._push):
-            if handle is not None:
-                handle.cancel()
+        self._waiting.close()
+        self.board.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def _adopt_or_end(self, record: Record) -> None:
         process = self._around.launcher.adopt(record)
@@ -160,64 +160,69 @@ class Manager:
             if (problem := await self._files.problem_of(name)) is not None:
                 logger.warning("model {} cannot be loaded: {}", name, problem)
                 self._scheduler.mark_failed(name, problem, _now())
-        self._changed()
+        self.board.changed()
 
     # ── what clients ask ─────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def has_workers(self) -> bool:
-        return any(client.is_worker for client in self._clients)
+        return any(client.is_worker for client in self.board.clients)
 
     def connected(self, client: Client) -> None:
-        self._clients.add(client)
+        self.board.clients.add(client)
 
     def hello(self, client: Client, in_flight: dict[str, int]) -> None:
-        """A worker is here. What it has in flight counts as one grant per instance, given back with its last one."""
+        """A worker is here. What it has in flight are the places that it holds."""
         client.is_worker = True
         client.in_flight = in_flight
-        for instance in in_flight:
+        for instance, places in in_flight.items():
             if instance in self._running:
-                client.grants[instance] = 1
-                self._scheduler.restore(instance, 1)
-                if self._scheduler.is_draining(instance):
-                    client.send(Drain(instance))
-        client.send(Models(self.statuses()))
+                client.grants[instance] = places
+                self._scheduler.restore(instance, places)
+                if self._scheduler.is_reclaimed(instance):
+                    client.send(Reclaim(instance))
+        client.send(Models(self.board.statuses()))
 
     def disconnected(self, client: Client) -> None:
         """Its requests are gone with it: nobody waits, nothing is in flight."""
-        self._clients.discard(client)
-        for waiter, waiting in list(self._waiting.items()):
-            if waiting.client is client:
-                del self._waiting[waiter]
-                self._carry_out(self._scheduler.cancel(waiter, waiting.model, _now()))
-        for instance, grants in client.grants.items():
-            self._carry_out(self._scheduler.release(instance, grants, _now()))
+        self.board.clients.discard(client)
+        for waiter, asked in self._waiting.pop_all_of(client):
+            self._carry_out(self._scheduler.cancel(waiter, asked.model, _now()))
+        for instance, places in client.grants.items():
+            ended = [Ended(key_id) for key_id in client.running.get(instance, ())]
+            self._carry_out(self._scheduler.release(instance, places, _now(), ended))
 
-    def acquire(self, client: Client, request: int, model: str, task: Task | None = None) -> None:
+    def acquire(
+        self, client: Client, request: int, model: str, task: Task | None = None, claim: Claim = NO_CLAIM
+    ) -> None:
         """`task` decides whether the model itself or its twin is asked for; without one either will do."""
-        self._last_used[model] = time.time()
-        self._ask(client, _Question(request, model, task), self._scheduler.acquire)
+        self.board.note_use(model)
+        verb = partial(self._scheduler.acquire, claim=claim)
+        self._ask(client, _Question(request, model, task, claim), verb)
 
     def cancel(self, client: Client, request: int) -> None:
-        for waiter, waiting in self._waiting.items():
-            if waiting.client is client and waiting.request == request:
-                del self._waiting[waiter]
-                self._carry_out(self._scheduler.cancel(waiter, waiting.model, _now()))
-                return
+        for waiter, asked in self._waiting.pop_all_of(client, request):
+            self._carry_out(self._scheduler.cancel(waiter, asked.model, _now()))
 
-    def release(self, client: Client, instance: str, grants: int) -> None:
+    def release(self, client: Client, instance: str, places: int, ended: Sequence[Ended] = ()) -> None:
         held = client.grants.get(instance, 0)
-        client.grants[instance] = held - min(held, grants)
+        places = min(held, places)
+        client.grants[instance] = held - places
+        running = client.running.get(instance, [])
+        for one in ended:
+            if one.key_id in running:
+                running.remove(one.key_id)
         if client.grants[instance] == 0:
             del client.grants[instance]
+            client.running.pop(instance, None)
             client.in_flight.pop(instance, None)
-        if running := self._running.get(instance):
-            self._last_used[running.model] = time.time()
-        self._carry_out(self._scheduler.release(instance, min(held, grants), _now()))
+        if user := self._running.get(instance):
+            self.board.note_use(user.model)
+        self._carry_out(self._scheduler.release(instance, places, _now(), ended))
 
     def report(self, client: Client, in_flight: dict[str, int]) -> None:
         client.in_flight = in_flight
-        self._changed()
+        self.board.changed()
 
     def load(self, client: Client, request: int, model: str, *, wait: bool) -> None:
         self._ask(client, _Question(request, model), self._scheduler.load, wait=wait)
@@ -225,9 +230,9 @@ class Manager:
     def unload(self, client: Client, request: int, model: str, *, wait: bool) -> None:
         """The model and its twin; the answer comes when both are gone."""
         if twin := self._twins.twin_of(model):
-            waiter = next(self._waiter_ids)
+            waiter = self._waiting.new_id()
             if wait and self._scheduler.models[twin].booking is not None:
-                self._waiting[waiter] = _Waiting(client, request, twin)
+                self._waiting.put(waiter, Asked(client, request, twin))
             self._carry_out(self._scheduler.unload(waiter, twin, _now()))
         self._ask(client, _Question(request, model), self._scheduler.unload, wait=wait)
 
@@ -236,7 +241,7 @@ class Manager:
         for running in list(self._running.values()):
             if running.process is not None:
                 running.memory_bytes = await asyncio.to_thread(running.process.memory_bytes)
-        client.send(Models(self.statuses(), request))
+        client.send(Models(self.board.statuses(), request))
 
     async def explain(self, client: Client, request: int, model: str) -> None:
         """Answer whether it would fit, with its files and the devices looked at now."""
@@ -255,19 +260,19 @@ class Manager:
         if model not in self._scheduler.models:
             client.send(Refused(question.request, "model_not_found", f"model {model!r} is not configured"))
             return
-        waiter = next(self._waiter_ids)
-        self._waiting[waiter] = _Waiting(client, question.request, model)
-        target = self._target(question, verb)
+        waiter = self._waiting.new_id()
+        self._waiting.put(waiter, Asked(client, question.request, model))
+        target = self._target(question)
         is_unload = verb == self._scheduler.unload
         if target is not None and (is_unload or self._scheduler.models[target].booking is not None):
             self._begin(waiter, target, verb, wait=wait)
         else:
             self._keep(self._check_and_begin(waiter, question, verb, wait=wait))
 
-    def _target(self, question: _Question, verb: _Verb) -> str | None:
+    def _target(self, question: _Question) -> str | None:
         """What the scheduler is to be asked for: the model or its twin; None where nothing does it, as far as known."""
         model = question.model
-        if verb != self._scheduler.acquire:
+        if question.claim is None:
             return model
         if question.task is not None:
             facts = self._files.facts.get(model)
@@ -280,7 +285,7 @@ class Manager:
         """What cannot be loaded, or would not help, is refused before another has to make room for it."""
         model = question.model
         problem = await self._files.problem_of(model)
-        target = self._target(question, verb)
+        target = self._target(question)
         if target is not None and target != model:
             problem = await self._files.problem_of(target)
         await self._devices.observe()
@@ -290,6 +295,7 @@ class Manager:
             self._begin(waiter, target, verb, wait=wait)
             return
         waiting = self._waiting.pop(waiter)
+        assert waiting is not None, "looked at just before"
         if problem is None and question.task is not None:
             tasks = self._twins.all_tasks(model, self._files.of(model)) or ()
             message = refusal(model, question.task, tasks)
@@ -298,43 +304,44 @@ class Manager:
         self._scheduler.mark_failed(model, str(problem), _now())
         message = f"model {model!r} failed to load: {problem}"
         waiting.client.send(Refused(waiting.request, "model_load_failed", message, should_retry=False))
-        self._changed()
+        self.board.changed()
 
     def _begin(self, waiter: int, target: str, verb: _Verb, *, wait: bool) -> None:
         waiting = self._waiting[waiter]
-        self._waiting[waiter] = _Waiting(waiting.client, waiting.request if wait else _NOBODY, target)
+        self._waiting.put(waiter, Asked(waiting.client, waiting.request if wait else _NOBODY, target))
         self._carry_out(verb(waiter, target, _now()))
         if not wait:
-            waiting.client.send(Models(self.statuses(), waiting.request))
+            waiting.client.send(Models(self.board.statuses(), waiting.request))
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _carry_out(self, decisions: list[decide.Decision]) -> None:
         for decision in decisions:
             match decision:
-                case decide.Grant(waiter, instance):
-                    self._grant(waiter, self._running[instance])
+                case decide.Grant():
+                    self._grant(decision)
                 case decide.Done(waiter):
                     self._done(waiter)
-                case decide.Refuse(waiter, code, message, retry_after):
-                    if waiting := self._waiting.pop(waiter, None):
+                case decide.Refuse(waiter, code, message, retry_after, position):
+                    if asked := self._waiting.pop(waiter):
                         should_retry = False if code == "model_load_failed" else None
-                        waiting.client.send(Refused(waiting.request, code, message, retry_after, should_retry))
+                        refused = Refused(asked.request, code, message, retry_after, should_retry, position=position)
+                        asked.client.send(refused)
                 case _:
                     self._command(decision)
-        self._changed()
+        self.board.changed()
         self._set_timer()
 
-    def _command(self, decision: decide.Start | decide.Drain | decide.Sleep | decide.Wake | decide.Stop) -> None:
+    def _command(self, decision: decide.Start | decide.Reclaim | decide.Sleep | decide.Wake | decide.Stop) -> None:
         """What is decided of an instance."""
         match decision:
             case decide.Start(instance, model, placement):
                 started = self._new_instance(instance, model, placement)
                 started.task = asyncio.create_task(self._run(started))
-            case decide.Drain(instance):
-                for client in self._clients:
+            case decide.Reclaim(instance):
+                for client in self.board.clients:
                     if instance in client.grants:
-                        client.send(Drain(instance))
+                        client.send(Reclaim(instance))
             case decide.Sleep(instance, level, from_level):
                 self._keep(self._put_to_sleep(self._running[instance], level, from_level))
             case decide.Wake(instance, level):
@@ -342,21 +349,21 @@ class Manager:
             case decide.Stop(instance):
                 self._running[instance].stop()
 
-    def _grant(self, waiter: int, instance: Instance) -> None:
-        waiting = self._waiting.pop(waiter)
-        grants = waiting.client.grants
-        grants[instance.id] = grants.get(instance.id, 0) + 1
+    def _grant(self, grant: decide.Grant) -> None:
+        asked, instance = self._waiting.pop(grant.waiter), self._running[grant.instance]
+        assert asked is not None, "the scheduler knows who left"
+        client = asked.client
+        client.grants[instance.id] = client.grants.get(instance.id, 0) + grant.places
+        if not grant.keeps:
+            client.running.setdefault(instance.id, []).append(grant.key_id)
         assert instance.info is not None, "an instance is ready only after its plan was made"
-        waiting.client.send(Granted(waiting.request, instance.info))
+        client.send(Granted(asked.request, instance.info, grant.places, grant.keeps))
 
     def _done(self, waiter: int) -> None:
         """A command for a model and its twin is answered with the later of the two."""
-        waiting = self._waiting.pop(waiter, None)
-        if waiting is None:
-            return
-        others = [(one.client, one.request) for one in self._waiting.values()]
-        if (waiting.client, waiting.request) not in others:
-            waiting.client.send(Models(self.statuses(), waiting.request))
+        asked = self._waiting.pop(waiter)
+        if asked is not None and not self._waiting.has(asked.client, asked.request):
+            asked.client.send(Models(self.board.statuses(), asked.request))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -427,8 +434,9 @@ class Manager:
         await instance.clean_up()
         await self._devices.see_free(instance.id)
         del self._running[instance.id]
-        for client in self._clients:
+        for client in self.board.clients:
             client.grants.pop(instance.id, None)
+            client.running.pop(instance.id, None)
         if instance.is_stopping:
             logger.info("model {} unloaded", instance.model)
             self._carry_out(self._scheduler.on_stopped(instance.id, _now()))
@@ -436,60 +444,9 @@ class Manager:
             logger.error("model {} failed: {}", instance.model, reason)
             self._carry_out(self._scheduler.on_exited(instance.id, reason, _now()))
 
-    # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def statuses(self) -> list[ModelStatus]:
-        """The configured models in their order, each followed by its twin while that is not stopped."""
-        names = []
-        for name in self._config.models.available:
-            names.append(name)
-            twin = self._twins.twin_of(name)
-            if twin is not None and self._scheduler.models[twin].state is not ModelState.STOPPED:
-                names.append(twin)
-        return [self._status(name) for name in names]
-
-    def _status(self, name: str) -> ModelStatus:
-        """The path as configured, not as resolved."""
-        model, facts = self._scheduler.models[name], self._files.of(name)
-        running = self._running.get(model.booking.id) if model.booking else None
-        engine, entry = self._engines[name]
-        status = status_of(model, entry, engine.name, facts, running, time.time() - _now())
-        status.twin_of = self._twins.model_of(name)
-        status.path = self._config.models.available[status.twin_of or name].path
-        status.tasks = self._twins.all_tasks(name, facts)
-        status.last_used = self._last_used.get(name)
-        if running is not None:
-            status.in_flight = self._in_flight(running.id)
-        return status
-
-    def _in_flight(self, instance: str) -> int:
-        """What the workers report; a lease whose report is still to come counts as one."""
-        return sum(client.in_flight.get(instance, min(1, client.grants.get(instance, 0))) for client in self._clients)
-
-    def _changed(self) -> None:
-        """Tell the workers: at once when a state changed, else a few times a second."""
-        states = [
-            (name, model.state, model.failure.reason if model.failure else None)
-            for name, model in self._scheduler.models.items()
-        ]
-        if states != self._pushed_states:
-            self._pushed_states = states
-            self._push_now()
-        elif self._push is None:
-            self._push = asyncio.get_running_loop().call_later(_COUNTER_INTERVAL, self._push_now)
-
-    def _push_now(self) -> None:
-        if self._push is not None:
-            self._push.cancel()
-            self._push = None
-        message = Models(self.statuses())
-        for client in self._clients:
-            if client.is_worker:
-                client.send(message)
-
 
 class _Verb(Protocol):
-    def __call__(self, waiter: int, name: str, now: float) -> list[decide.Decision]: ...
+    def __call__(self, waiter: int, name: str, now: float, /) -> list[decide.Decision]: ...
 
 
 def _now() -> float:

@@ -3,41 +3,40 @@
 The manager calls it on its one task and carries the decisions out, in order. Rules: one load however many wait; no
 instance that has grants outstanding is stopped, it drains first; an instance starts where its memory and a place are
 free; else the fewest others make room, sleepers and idle ones first, the least recently used, preloaded ones last; a
-busy model that others wait for takes no new work after `max_wait_time`; what can never fit is refused with the
-arithmetic; every waiter is granted, done or refused in the end.
+busy model that others wait for takes no new work after `max_wait_time`, once it has served who had waited for it; what
+can never fit is refused with the arithmetic; every waiter is granted, done or refused in the end.
+
+An instance has places. Who finds none, or finds others waiting, is queued (`fair_queue.py`); `turns.py` tells whether
+a free place is for a request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from llm_api_server.control import NO_CLAIM, Claim, Ended
 from llm_api_server.engines.base import NOWHERE, ModelFacts, Placement
+from llm_api_server.manager import refusals, turns
 from llm_api_server.manager.booking import (
     Booking,
     Decision,
     Done,
-    Drain,
     Failure,
     Grant,
     Model,
     Policy,
-    Refuse,
+    Reclaim,
     Sleep,
     Start,
     Stop,
-    Waiter,
     Wake,
     Why,
 )
+from llm_api_server.manager.fair_queue import Waiter
 from llm_api_server.manager.ledger import RAM, Account, Device, why_never, why_not_now
 from llm_api_server.manager.room import Room
 from llm_api_server.types import ModelState
 
-#: Back-off after the n-th failed load or crash in a row, in seconds.
-_FIRST_BACKOFF = 2.0
-_LONGEST_BACKOFF = 60.0
-#: An instance that was ready this long did not crash "in a row".
-_STABLE_TIME = 60.0
 #: Workers have this long to report what is in flight on an adopted instance before it may be evicted.
 _ADOPTION_TIME = 5.0
 #: Seconds after which memory that other programs hold is looked at again.
@@ -67,6 +66,7 @@ class Scheduler:
         model = self.models[name]
         model.need = facts.need if self.devices else None
         model.asleep = facts.asleep
+        model.places = facts.places
         if model.booking is not None and model.booking.asleep is None:
             model.booking.asleep = facts.asleep
 
@@ -81,36 +81,48 @@ class Scheduler:
 
     # ── requests and commands ────────────────────────────────────────────────────────────────────────────────────
 
-    def acquire(self, waiter: int, name: str, now: float) -> list[Decision]:
+    def acquire(self, waiter: int, name: str, now: float, claim: Claim = NO_CLAIM) -> list[Decision]:
         """A request wants `name`: granted at once, queued, or refused."""
         model = self.models[name]
         if self._is_shut_down:
-            return [Refuse(waiter, "server_shutting_down", "the server is shutting down")]
-        if model.booking is not None and model.booking.state is ModelState.READY:
-            return [self._grant(model.booking, waiter, now)]
-        failure = model.failure
-        if model.booking is None and failure is not None and now < failure.retry_at:
-            return [_refuse(waiter, model, failure, now)]
-        model.waiters[waiter] = Waiter(waiter, now, gets_grant=True)
-        return list(self._schedule(now))
+            return [refusals.shutting_down(waiter)]
+        model.queue.note(claim, now)
+        booking = model.booking
+        if booking is not None and booking.state is ModelState.READY:
+            if claim.is_light or (not model.queue and turns.may_begin(booking, model, claim, now)):
+                return [self._grant(booking, waiter, claim, now)]
+        elif booking is None and (failure := model.failure) is not None and now < failure.retry_at:
+            return [refusals.failed(waiter, model, failure, now)]
+        elif self.policy.rejects_loading:
+            return [refusals.loading(waiter, model, now), *self.load(waiter, name, now)]
+        if (refusal := refusals.full(waiter, model, self.models.values(), self.policy, claim)) is not None:
+            return [refusal]
+        model.queue.add(Waiter(waiter, now, claim))
+        if booking is None or booking.state is not ModelState.READY:
+            return list(self._schedule(now))
+        return [*self._reclaim(booking), *self._grant_waiting(booking, now), *self._schedule(now)]
 
     def cancel(self, waiter: int, name: str, now: float) -> list[Decision]:
         """The request left the queue. A load it began goes on: it belongs to the server."""
         model = self.models[name]
-        model.waiters.pop(waiter, None)
+        model.queue.remove(waiter)
+        model.load_waiters.pop(waiter, None)
         if waiter in model.stop_waiters:
             model.stop_waiters.remove(waiter)
         return list(self._schedule(now))
 
-    def release(self, instance_id: str, grants: int, now: float) -> list[Decision]:
-        """A worker gives back `grants` leases. Unknown instances are ignored: they died meanwhile."""
+    def release(self, instance_id: str, places: int, now: float, ended: Sequence[Ended] = ()) -> list[Decision]:
+        """A worker gives back `places`. Unknown instances are ignored: they died meanwhile."""
         booking = self._bookings.get(instance_id)
         if booking is None:
             return []
-        booking.grants = max(0, booking.grants - grants)
+        booking.grants = max(0, booking.grants - places)
         booking.last_used = now
+        turns.end(booking, self.models[booking.model], ended)
         decisions: list[Decision] = []
-        if booking.state is ModelState.DRAINING and booking.why is not None and booking.grants == 0:
+        if booking.state is ModelState.READY:
+            decisions += self._grant_waiting(booking, now)
+        elif booking.state is ModelState.DRAINING and booking.why is not None and booking.grants == 0:
             decisions.append(self._leave(booking))
         return [*decisions, *self._schedule(now)]
 
@@ -122,8 +134,8 @@ class Scheduler:
         if model.state is ModelState.READY:
             return [Done(waiter)]
         if self._is_shut_down:
-            return [Refuse(waiter, "server_shutting_down", "the server is shutting down")]
-        model.waiters[waiter] = Waiter(waiter, now, gets_grant=False)
+            return [refusals.shutting_down(waiter)]
+        model.load_waiters[waiter] = now
         return list(self._schedule(now))
 
     def unload(self, waiter: int, name: str, now: float) -> list[Decision]:
@@ -149,10 +161,8 @@ class Scheduler:
         decisions: list[Decision] = []
         for model in self.models.values():
             model.wanted_since = None
-            decisions += [
-                Refuse(waiter, "server_shutting_down", "the server is shutting down") for waiter in model.waiters
-            ]
-            model.waiters.clear()
+            decisions += [refusals.shutting_down(waiter) for waiter in (*model.queue.clear(), *model.load_waiters)]
+            model.load_waiters.clear()
         running = [one for one in self._bookings.values() if one.state is not ModelState.STOPPING]
         return [*decisions, *(self._stop(instance) for instance in running)]
 
@@ -166,24 +176,30 @@ class Scheduler:
         self._bookings[instance_id] = model.booking = booking
 
     def restore(self, instance_id: str, grants: int) -> None:
-        """A worker that came back to a new manager still has requests in flight there."""
+        """A worker that came back to a new manager still has so many requests in flight there."""
         if booking := self._bookings.get(instance_id):
             booking.grants += grants
 
-    def is_draining(self, instance_id: str) -> bool:
+    def is_reclaimed(self, instance_id: str) -> bool:
+        """Whether a worker that has places there must be told to give them back."""
         booking = self._bookings.get(instance_id)
-        return booking is not None and booking.state is ModelState.DRAINING
+        return booking is not None and (booking.is_reclaimed or booking.state is ModelState.DRAINING)
 
     def on_ready(self, instance_id: str, now: float) -> list[Decision]:
         """The instance answers: all who wait for its model are served. Ignored when it is being stopped."""
         booking = self._bookings.get(instance_id)
         if booking is None or booking.state is not ModelState.STARTING:
             return []
+        model = self.models[booking.model]
+        if booking.is_loading:
+            model.load_seconds = now - booking.started_at
         booking.state, booking.sleep_level = ModelState.READY, 0
         booking.ready_at = booking.last_used = now
         booking.evictable_at = now + self.policy.min_loaded_time
-        self.models[booking.model].wanted_since = None
-        return [*self._grant_waiters(booking, now), *self._schedule(now)]
+        model.wanted_since = None
+        done = [Done(waiter) for waiter in model.load_waiters]
+        model.load_waiters.clear()
+        return [*done, *self._grant_waiting(booking, now), *self._schedule(now)]
 
     def on_slept(self, instance_id: str, now: float) -> list[Decision]:
         """Its device memory was seen free."""
@@ -191,6 +207,7 @@ class Scheduler:
         if booking is None or booking.state is not ModelState.SLEEPING:
             return []
         booking.is_settled = True
+        self.models[booking.model].left_at = now
         return list(self._schedule(now))
 
     def on_sleep_failed(self, instance_id: str, now: float) -> list[Decision]:
@@ -215,12 +232,12 @@ class Scheduler:
         if booking.state is ModelState.STOPPING:
             return self.on_stopped(instance_id, now)
         model = self.models[booking.model]
-        model.failure = _next_failure(model.failure, booking, reason, now)
+        model.failure = refusals.next_failure(model.failure, booking, reason, now)
         if model.preload and booking.why is not Why.ORDER:
             model.wanted_since = now
         decisions = self._remove(booking)
         if booking.is_loading or now < model.failure.retry_at:
-            decisions += _refuse_all(model, model.failure, now)
+            decisions += refusals.failed_all(model, model.failure, now)
         return [*decisions, *self._schedule(now)]
 
     def on_stopped(self, instance_id: str, now: float) -> list[Decision]:
@@ -228,7 +245,8 @@ class Scheduler:
         booking = self._bookings.get(instance_id)
         if booking is None:
             return []
-        self.models[booking.model].failure = None
+        model = self.models[booking.model]
+        model.failure, model.left_at = None, now
         return [*self._remove(booking), *self._schedule(now)]
 
     def mark_failed(self, name: str, reason: str, now: float) -> None:
@@ -252,7 +270,9 @@ class Scheduler:
         waiting = self.waiting()
         times = ends + [model.startable_at for model in waiting]
         if any(model.startable_at <= now for model in waiting) or self.room().later.places < 0:
-            times += [b.evictable_at for b in self._bookings.values() if b.state is ModelState.READY]
+            ready = [b for b in self._bookings.values() if b.state is ModelState.READY]
+            times += [b.evictable_at for b in ready]
+            times += [b.ready_at + self.policy.max_wait_time for b in ready if not self._has_had_its_turn(b, now)]
             times += [since + self.policy.max_wait_time for m in waiting if (since := m.waited_for_since()) is not None]
         return min((at for at in times if at > now), default=None)
 
@@ -267,6 +287,11 @@ class Scheduler:
         ]
         return [model for _, model in sorted(waiting, key=lambda pair: pair[0])]
 
+    def positions(self, now: float) -> dict[int, int]:
+        """Of all who are queued, each in the queue of its model, from 1."""
+        queues = (model.queue for model in self.models.values() if model.queue)
+        return {waiter: position for queue in queues for waiter, position in queue.positions(now).items()}
+
     def room(self) -> Room:
         """As it is now."""
         return Room(self.empty(self.policy.max_loaded), self._bookings.values(), self.models)
@@ -278,16 +303,23 @@ class Scheduler:
             if booking.model == model.name or not self.models[booking.model].takes_place:
                 return False
             is_free = booking.state is ModelState.READY and booking.evictable_at <= now
-            return booking.is_asleep or booking.drains_for_room or (is_free and (booking.grants == 0 or may_be_busy))
+            is_idle = booking.grants == 0 and not self.models[booking.model].queue
+            may_go = is_idle or (may_be_busy and self._has_had_its_turn(booking, now))
+            return booking.is_asleep or booking.drains_for_room or (is_free and may_go)
 
         def cost(booking: Booking) -> tuple[bool, bool, bool, bool, float, str]:
             other = self.models[booking.model]
             is_busy = booking.grants > 0 and not booking.drains_for_room
             return (
-                is_busy, booking.is_idle, bool(other.waiters), other.preload, booking.last_used, booking.id
+                is_busy, booking.is_idle, other.is_waited_for, other.preload, booking.last_used, booking.id
             )  # fmt: skip
 
         return sorted(filter(is_candidate, self._bookings.values()), key=cost)
+
+    def _has_had_its_turn(self, booking: Booking, now: float) -> bool:
+        """Those who had waited for it to become ready are served first, as far as the time goes."""
+        is_over = now - booking.ready_at >= self.policy.max_wait_time
+        return is_over or not self.models[booking.model].queue.has_from_before(booking.ready_at)
 
     def _schedule(self, now: float) -> Iterator[Decision]:
         """Start what is waited for, oldest first, and make room for requests that find none."""
@@ -301,7 +333,7 @@ class Scheduler:
         for booking in list(self._bookings.values()):
             if booking.drains_for_room and booking.id not in room.victims:
                 booking.state, booking.why = ModelState.READY, None
-                yield from self._grant_waiters(booking, now)
+                yield from self._grant_waiting(booking, now)
 
     def _bring_down(self, room: Room, now: float) -> Iterator[Decision]:
         """More instances were adopted than there are places."""
@@ -322,7 +354,7 @@ class Scheduler:
                 room.begin(model)
         elif (placement := room.seats_later(model)) is not None:
             room.give(model, placement, at_once=False)
-        elif model.waiters:  # a preload that nobody waits for must not push out what is in use
+        elif model.is_waited_for:  # a preload that nobody waits for must not push out what is in use
             since = model.waited_for_since()
             waits_for_long = since is not None and now - since >= self.policy.max_wait_time
             eviction = room.make(model, self.candidates(model, now, may_be_busy=waits_for_long))
@@ -348,7 +380,7 @@ class Scheduler:
         model.failure = failure
         if model.booking is not None:
             yield self._stop(model.booking)
-        yield from _refuse_all(model, failure, now)
+        yield from refusals.failed_all(model, failure, now)
 
     def empty(self, places: int) -> Account:
         """With nothing of ours on the devices."""
@@ -371,7 +403,8 @@ class Scheduler:
         booking.why, booking.may_sleep = why, may_sleep
         if booking.state is ModelState.READY and booking.grants > 0:
             booking.state = ModelState.DRAINING
-            yield Drain(booking.id)
+            booking.is_reclaimed = True
+            yield Reclaim(booking.id)
         elif booking.state is not ModelState.DRAINING:
             yield self._leave(booking)
 
@@ -435,37 +468,19 @@ class Scheduler:
         model.stop_waiters.clear()
         return done
 
-    def _grant(self, booking: Booking, waiter: int, now: float) -> Grant:
-        booking.grants += 1
+    def _grant(self, booking: Booking, waiter: int, claim: Claim, now: float) -> Grant:
         booking.last_used = now
-        return Grant(waiter, booking.id)
+        places, keeps = turns.begin(booking, self.models[booking.model], claim)
+        return Grant(waiter, booking.id, places, keeps, claim.key_id)
 
-    def _grant_waiters(self, booking: Booking, now: float) -> Iterator[Decision]:
+    def _grant_waiting(self, booking: Booking, now: float) -> Iterator[Decision]:
+        """Those whose turn it is, while there are places."""
         model = self.models[booking.model]
-        waiters = list(model.waiters.values())
-        model.waiters.clear()
-        for waiter in waiters:
-            yield self._grant(booking, waiter.id, now) if waiter.gets_grant else Done(waiter.id)
+        while (turn := model.queue.pop(now, lambda claim: turns.may_begin(booking, model, claim, now))) is not None:
+            yield self._grant(booking, turn.id, turn.claim, now)
 
-
-def _next_failure(last: Failure | None, booking: Booking, reason: str, now: float) -> Failure:
-    """A failed load backs off; the first crash of an instance that had been ready is restarted at once."""
-    was_ready = not booking.is_loading
-    is_stable = was_ready and now - booking.ready_at >= _STABLE_TIME
-    count = 1 if last is None or is_stable else last.count + 1
-    free_tries = 1 if was_ready else 0
-    if count <= free_tries:
-        return Failure(reason, now, count)
-    backoff = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** (count - free_tries - 1))
-    return Failure(reason, now + backoff, count)
-
-
-def _refuse(waiter: int, model: Model, failure: Failure, now: float) -> Refuse:
-    message = f"model {model.name!r} failed to load: {failure.reason}"
-    return Refuse(waiter, "model_load_failed", message, max(0.0, failure.retry_at - now))
-
-
-def _refuse_all(model: Model, failure: Failure, now: float) -> list[Decision]:
-    refusals: list[Decision] = [_refuse(waiter, model, failure, now) for waiter in model.waiters]
-    model.waiters.clear()
-    return refusals
+    def _reclaim(self, booking: Booking) -> Iterator[Decision]:
+        """Workers may have places that others now wait for."""
+        if not booking.is_reclaimed:
+            booking.is_reclaimed = True
+            yield Reclaim(booking.id)

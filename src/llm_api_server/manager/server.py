@@ -23,6 +23,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, manager: Manager, accounts: Accounts, on_shutdown: Callable[[Connection, int], None]) -> None:
         self.is_worker = False
         self.grants: dict[str, int] = {}
+        self.running: dict[str, list[str]] = {}
         self.in_flight: dict[str, int] = {}
         self._manager = manager
         self._accounts = accounts
@@ -63,10 +64,10 @@ class Connection(asyncio.Protocol):
 
     def _handle(self, message: control.ToManager) -> None:
         match message:
-            case control.Acquire(request, model, needed):
-                self._manager.acquire(self, request, model, needed)
-            case control.Release(instance, grants):
-                self._manager.release(self, instance, grants)
+            case control.Acquire(request, model, task, claim):
+                self._manager.acquire(self, request, model, task, claim)
+            case control.Release(instance, places, ended):
+                self._manager.release(self, instance, places, ended)
             case control.Report(in_flight):
                 self._manager.report(self, in_flight)
             case control.Cancel(request):

@@ -1,7 +1,8 @@
-"""From the configuration to the scheduler's books, and from the books to what the manager tells of its models. Pure."""
+"""From the configuration to the scheduler's books, and from the books to what the manager tells of its models."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from llm_api_server.config import Config, ModelConfig
@@ -10,6 +11,7 @@ from llm_api_server.engines.base import Engine, ModelFacts
 from llm_api_server.manager.booking import Model, Policy
 from llm_api_server.manager.instance import Instance
 from llm_api_server.manager.ledger import Device
+from llm_api_server.manager.refusals import ready_in
 from llm_api_server.types import EngineName, ModelState
 
 
@@ -24,6 +26,9 @@ def policy_of(config: Config, devices: Sequence[Device]) -> Policy:
         sleep_timeout=config.models.sleep_timeout,
         deep_sleep_timeout=config.models.deep_sleep_timeout,
         sleep_bytes=ram // 2 if sleep_memory is None else sleep_memory,
+        queue_per_model=config.limits.queue_per_model,
+        queue_per_key=config.limits.queue_per_key,
+        rejects_loading=config.limits.when_loading == "reject",
     )
 
 
@@ -40,9 +45,10 @@ def models_of(config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]])
 
 
 def status_of(
-    model: Model, entry: ModelConfig, engine: EngineName, facts: ModelFacts, running: Instance | None, epoch: float
+    model: Model, entry: ModelConfig, engine: EngineName, facts: ModelFacts, running: Instance | None, now: float
 ) -> ModelStatus:
-    """`epoch` is the Unix time at which the books' clock was zero."""
+    """`now` is that of the books' clock."""
+    epoch = time.time() - now
     failed = model.failure if model.state is ModelState.FAILED else None
     status = ModelStatus(
         id=model.name,
@@ -56,7 +62,8 @@ def status_of(
         chat_template=facts.chat_template,
         error=failed.reason if failed else None,
         retry_at=epoch + failed.retry_at if failed else None,
-        queued=sum(waiter.gets_grant for waiter in model.waiters.values()),
+        ready_at=epoch + now + ready_in(model, now) if model.state is ModelState.STARTING else None,
+        queued=len(model.queue),
         preloaded=model.preload,
         devices=dict(model.booking.takes) if model.booking else {},
     )

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from llm_api_server.config import ApiKeyConfig
 from llm_api_server.errors import InvalidKeyFields
+from llm_api_server.types import PriorityClass
 
 _UNUSED_KEY = "not-a-key"
 _LARGEST = 2**53
@@ -36,6 +37,7 @@ class KeyFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tokens_per_day: int | UnsetType | None = UNSET
     tokens_per_month: int | UnsetType | None = UNSET
     priority: float | UnsetType = UNSET
+    priority_class: PriorityClass | UnsetType = UNSET
     expires_at: float | UnsetType | None = UNSET
     networks: list[str] | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
@@ -73,7 +75,7 @@ def _check_as_configured(values: dict[str, Any]) -> ApiKeyConfig:
         raise InvalidKeyFields(str(first["loc"][0]), f"{reason}.") from error
 
 
-_NEVER_NONE = frozenset({"name", "permissions", "models", "priority", "networks", "enabled"})
+_NEVER_NONE = frozenset({"name", "permissions", "models", "priority", "priority_class", "networks", "enabled"})
 
 
 def _check_ours(values: dict[str, Any]) -> None:

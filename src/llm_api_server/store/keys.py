@@ -293,6 +293,7 @@ def _key(row: Row[Any]) -> Key:
             row.tokens_per_month,
         ),
         priority=row.priority,
+        priority_class=row.priority_class,
         expires_at=row.expires_at,
         networks=tuple(row.networks),
         enabled=row.enabled,

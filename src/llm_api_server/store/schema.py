@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 #: The last migration: what `alembic_version` holds when nothing is to be done.
-HEAD = "0002"
+HEAD = "0003"
 
 METADATA = MetaData()
 
@@ -67,6 +67,7 @@ KEYS = Table(
     Column("tokens_per_day", BigInteger),
     Column("tokens_per_month", BigInteger),
     Column("priority", Double, nullable=False),
+    Column("priority_class", Text, nullable=False, server_default="interactive"),
     Column("expires_at", Double),
     Column("networks", JSON, nullable=False),
     Column("enabled", Boolean, nullable=False),

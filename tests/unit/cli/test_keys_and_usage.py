@@ -93,6 +93,7 @@ def test_every_field_has_an_option(run: Run) -> None:
         "--permission", "chat,embeddings", "--permission", "models", "--model", "qwen-*", "--model", "small",
         "--requests-per-minute", "60", "--tokens-per-minute", "1000",
         "--max-concurrent", "2", "--tokens-per-day", "5000", "--tokens-per-month", "90000", "--priority", "2.5",
+        "--priority-class", "batch",
         "--expires", "30d", "--network", "10.0.0.0/8,192.168.0.0/16", "--disabled", "--json",
     )  # fmt: skip
     made = json.loads(answer.stdout)
@@ -108,6 +109,7 @@ def test_every_field_has_an_option(run: Run) -> None:
         "permissions": ["chat", "embeddings", "models"], "models": ["qwen-*", "small"],
         "requests_per_minute": 60, "tokens_per_minute": 1000, "max_concurrent": 2,
         "tokens_per_day": 5000, "tokens_per_month": 90000, "priority": 2.5,
+        "priority_class": "batch",
         "networks": ["10.0.0.0/8", "192.168.0.0/16"], "enabled": False,
         "last_used_at": None, "revoked_at": None, "old_secret_until": None,
     }  # fmt: skip

@@ -63,8 +63,19 @@ def test_a_gpu_plan_has_the_flags_of_the_same_meaning() -> None:
 
 def test_what_is_not_configured_is_left_to_vllm() -> None:
     argv = argv_of(engine_on(GPU), ModelConfig(path="org/model"))
-    left = {"--max-model-len", "--max-num-seqs", "--quantization", "--gpu-memory-utilization", "--trust-remote-code"}
+    left = {"--max-model-len", "--quantization", "--gpu-memory-utilization", "--trust-remote-code"}
     assert not left & set(argv)
+
+
+def test_as_many_are_computed_together_as_are_let_in(tmp_path: Path) -> None:
+    for folder in (Path("org/model"), write_folder(tmp_path)):
+        for machine, usual in ((GPU, 256), (CPU, 4)):
+            model = ModelConfig(path=str(folder))
+            assert value_of(argv_of(engine_on(machine), model), "--max-num-seqs") == str(usual)
+            assert engine_on(machine).inspect(model).places == usual
+            assert engine_on(machine, max_batch_size=9).inspect(model).places == 9
+            told = model.model_copy(update={"engine_args": {"max_num_seqs": 3}})
+            assert engine_on(machine, max_batch_size=9).inspect(told).places == 3
 
 
 def test_a_cpu_plan_is_eager_with_an_absolute_cache(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ async def test_second_lease_is_free_while_the_first_is_held(leases: Leases, mana
     second.release()
     await until(lambda: bool(manager.heard_of(control.Release)))
     assert len(manager.heard_of(control.Acquire)) == 1
-    assert manager.heard_of(control.Release) == [control.Release("m-1", 1)]
+    assert manager.heard_of(control.Release) == [control.Release("m-1", 1000)]
 
 
 async def test_an_instance_is_reused_only_for_what_it_does(leases: Leases, manager: FakeManager) -> None:
@@ -87,7 +87,7 @@ async def test_every_waiter_gets_its_own_grant_and_all_go_back_together(leases: 
     for lease in await asyncio.gather(*waiting):
         lease.release()
     await until(lambda: bool(manager.heard_of(control.Release)))
-    assert manager.heard_of(control.Release) == [control.Release("m-1", 3)]
+    assert manager.heard_of(control.Release) == [control.Release("m-1", 3000)]
 
 
 async def test_grant_that_crosses_a_cancel_goes_back(leases: Leases, manager: FakeManager) -> None:
@@ -97,7 +97,7 @@ async def test_grant_that_crosses_a_cancel_goes_back(leases: Leases, manager: Fa
     manager.grant_all()
     waiting.cancel()
     await until(lambda: bool(manager.heard_of(control.Release)))
-    assert manager.heard_of(control.Release) == [control.Release("m-1", 1)]
+    assert manager.heard_of(control.Release) == [control.Release("m-1", 1000)]
 
 
 async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(
@@ -116,14 +116,64 @@ async def test_drained_instance_is_not_used_again_until_it_is_granted_again(
     leases: Leases, link: ManagerLink, manager: FakeManager
 ) -> None:
     first = await leases.acquire("m")
-    link.on_message(control.Drain("m-1"))
+    link.on_message(control.Reclaim("m-1"))
+    await until(lambda: manager.heard_of(control.Release) == [control.Release("m-1", 999)])
     second = await leases.acquire("m")
     third = await leases.acquire("m")
     assert len(manager.heard_of(control.Acquire)) == 2
     for lease in (first, second, third):
         lease.release()
-    await until(lambda: bool(manager.heard_of(control.Release)))
-    assert manager.heard_of(control.Release) == [control.Release("m-1", 2)]
+    await until(lambda: len(manager.heard_of(control.Release)) == 2)
+    assert manager.heard_of(control.Release)[1:] == [control.Release("m-1", 1001)]
+
+
+async def test_places_that_others_wait_for_go_back_one_by_one(leases: Leases, manager: FakeManager) -> None:
+    manager.places, manager.keeps = 1, False
+    claim = control.Claim("key", work=100)
+    first, second = await leases.acquire("m", claim=claim), await leases.acquire("m", claim=claim)
+    assert len(manager.heard_of(control.Acquire)) == 2
+    assert first.is_counted
+    first.release(work=130)
+    await until(lambda: len(manager.heard_of(control.Release)) == 1)
+    second.release()
+    await until(lambda: len(manager.heard_of(control.Release)) == 2)
+    assert manager.heard_of(control.Release) == [
+        control.Release("m-1", 1, [control.Ended("key", 30)]),
+        control.Release("m-1", 1, [control.Ended("key")]),
+    ]
+
+
+async def test_what_ran_from_kept_places_counts_when_they_are_reclaimed(
+    leases: Leases, link: ManagerLink, manager: FakeManager
+) -> None:
+    first = await leases.acquire("m", claim=control.Claim("asked", work=5))
+    second = leases.acquire_at_once("m", None, "kept")
+    assert second is not None
+    counted = [second.is_counted]
+    link.on_message(control.Reclaim("m-1"))
+    counted.append(second.is_counted)
+    assert counted == [False, True]
+    assert leases.acquire_at_once("m", None, "kept") is None
+    second.release(work=40)
+    first.release(work=5)
+    await until(lambda: len(manager.heard_of(control.Release)) == 3)
+    assert [one.ended for one in manager.heard_of(control.Release)] == [
+        [],
+        [control.Ended("kept", 40)],
+        [control.Ended("asked", 0)],
+    ]
+
+
+async def test_a_waiter_hears_where_it_stands(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
+    manager.hold = True
+    heard: list[int] = []
+    waiting = asyncio.create_task(leases.acquire("m", on_position=heard.append))
+    await until(lambda: bool(manager.heard_of(control.Acquire)))
+    link.on_message(control.Queued(1, 3))
+    link.on_message(control.Queued(99, 1))
+    manager.grant_all()
+    (await waiting).release()
+    assert heard == [3]
 
 
 async def test_broken_instance_is_asked_for_again(leases: Leases, manager: FakeManager) -> None:
@@ -205,7 +255,7 @@ async def test_traffic_with_short_gaps_asks_once_and_a_drain_ends_it_at_once(
         await asyncio.sleep(0.02)
     assert len(manager.heard_of(control.Acquire)) == 1
     assert not manager.heard_of(control.Release)
-    link.on_message(control.Drain("m-1"))
+    link.on_message(control.Reclaim("m-1"))
     await until(lambda: bool(manager.heard_of(control.Release)))
 
 

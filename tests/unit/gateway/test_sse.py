@@ -191,7 +191,11 @@ def test_error_events_of_each_dialect() -> None:
 
 
 def test_comment_cannot_smuggle_lines() -> None:
-    assert waiting_comment("a\n\ndata: x") == b": waiting for a??data: x\n\n"
+    assert waiting_comment("a\n\ndata: x", None) == b": waiting for a??data: x\n\n"
+
+
+def test_comment_says_which_place_in_the_queue() -> None:
+    assert waiting_comment("m", 7) == b": waiting for m, position 7\n\n"
 
 
 def chunks(*texts: str, end: str = "\n\n") -> list[bytes]:

@@ -38,6 +38,7 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.grants: dict[str, int] = {}
+        self.running: dict[str, list[str]] = {}
         self.in_flight: dict[str, int] = {}
         self.got: list[Any] = []
 

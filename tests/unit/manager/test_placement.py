@@ -11,10 +11,10 @@ from llm_api_server.control import Explanation
 from llm_api_server.engines.base import Asleep, ModelFacts, Need, Placement, Seat
 from llm_api_server.manager.booking import (
     Decision,
-    Drain,
     Grant,
     Model,
     Policy,
+    Reclaim,
     Refuse,
     Sleep,
     Start,
@@ -24,6 +24,7 @@ from llm_api_server.manager.booking import (
 from llm_api_server.manager.explain import explain
 from llm_api_server.manager.ledger import Device
 from llm_api_server.manager.scheduler import Scheduler
+from llm_api_server.manager.turns import FEW
 from llm_api_server.types import ModelState
 from tests.machine import GIB, gpus, ram
 
@@ -51,7 +52,7 @@ class World:
         entries = [Model(name, unload_timeout=1000) for name in models]
         self.scheduler = Scheduler(Policy(**options), entries, lambda: f"i{next(numbers)}", devices)  # type: ignore[arg-type]
         for name, facts in models.items():
-            self.scheduler.know(name, facts)
+            self.scheduler.know(name, replace(facts, places=FEW))
         self.now = 0.0
         self.waiters = count(1)
 
@@ -334,7 +335,7 @@ def test_a_busy_model_drains_before_it_sleeps() -> None:
     world.load("a")
     world.ask("a")
     assert world.ask("b") == []
-    assert world.tick() == [Drain("i1")]
+    assert world.tick() == [Reclaim("i1")]
     assert world.release("a") == [Sleep("i1", 1)]
 
 
@@ -366,7 +367,7 @@ def test_what_does_not_wake_is_loaded_anew_and_its_requests_wait() -> None:
 
 def test_a_model_that_cannot_sleep_goes_straight_to_its_end() -> None:
     world = sleepers()
-    world.scheduler.know("a", part(0.9, 10))
+    world.scheduler.know("a", replace(part(0.9, 10), places=FEW))
     world.load("a")
     assert world.tick() == [Stop("i1")]
     assert world.now == 1000 + 2

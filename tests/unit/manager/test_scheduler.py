@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, count
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from llm_api_server.control import Claim, Ended
 from llm_api_server.engines.base import Asleep, ModelFacts, Need
 from llm_api_server.manager.booking import (
     Decision,
     Done,
-    Drain,
     Grant,
     Model,
     Policy,
+    Reclaim,
     Refuse,
     Sleep,
     Start,
@@ -25,6 +28,7 @@ from llm_api_server.manager.booking import (
 )
 from llm_api_server.manager.ledger import Device, taken_by
 from llm_api_server.manager.scheduler import Scheduler
+from llm_api_server.manager.turns import FEW
 from llm_api_server.types import ModelState
 from tests.machine import GIB, gpus, ram
 
@@ -57,9 +61,10 @@ def make(
     preload: tuple[str, ...] = (),
     devices: Sequence[Device] = (),
     sleep_timeout: float = 0,
+    places: int = 16,
 ) -> Scheduler:
     numbers = count(1)
-    models = [Model(name, unload_timeout, name in preload) for name in NAMES]
+    models = [Model(name, unload_timeout, name in preload, places=places) for name in NAMES]
     policy = Policy(
         max_loaded,
         min_loaded_time=1,
@@ -81,9 +86,9 @@ def loaded(scheduler: Scheduler, name: str, waiter: int, now: float) -> str:
 
 def test_many_waiters_cause_one_load() -> None:
     scheduler = make()
-    decisions = [scheduler.acquire(waiter, "a", 0) for waiter in range(50)]
-    assert decisions == [[Start("i1", "a")], *[[] for _ in range(49)]]
-    assert scheduler.on_ready("i1", 1) == [Grant(waiter, "i1") for waiter in range(50)]
+    decisions = [scheduler.acquire(waiter, "a", 0) for waiter in range(16)]
+    assert decisions == [[Start("i1", "a")], *[[] for _ in range(15)]]
+    assert scheduler.on_ready("i1", 1) == [Grant(waiter, "i1") for waiter in range(16)]
 
 
 def test_ready_model_is_granted_at_once() -> None:
@@ -108,11 +113,11 @@ def test_busy_model_is_not_evicted_but_drains_after_the_longest_wait() -> None:
     assert scheduler.acquire(2, "b", 2) == []
     assert scheduler.next_tick(2) == 7
     assert scheduler.tick(6.9) == []
-    assert scheduler.tick(7) == [Drain(instance)]
+    assert scheduler.tick(7) == [Reclaim(instance)]
     assert scheduler.acquire(3, "a", 8) == []
     assert scheduler.release(instance, 1, 60) == [Stop(instance)]
     assert scheduler.on_stopped(instance, 61) == [Start("i2", "b")]
-    assert scheduler.models["a"].waiters.keys() == {3}
+    assert set(scheduler.models["a"].queue) == {3}
 
 
 def test_draining_model_serves_on_when_nobody_needs_its_room_any_more() -> None:
@@ -193,7 +198,7 @@ def test_first_crash_is_restarted_at_once_a_loop_is_not() -> None:
 def test_unload_waits_for_what_is_in_flight() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
-    assert scheduler.unload(2, "a", 1) == [Drain(instance)]
+    assert scheduler.unload(2, "a", 1) == [Reclaim(instance)]
     assert scheduler.release(instance, 1, 5) == [Stop(instance)]
     assert scheduler.on_stopped(instance, 6) == [Done(2)]
     assert scheduler.unload(3, "a", 7) == [Done(3)]
@@ -268,6 +273,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.commands: dict[int, str] = {}
         self.unloads: set[str] = set()
         self.grants: dict[str, int] = {}
+        self.keys: dict[int, str] = {}
+        self.running: dict[str, list[str]] = {}
         self.processes: dict[str, str] = {}
         self.stopping: set[str] = set()
         self.taken: dict[str, dict[str, int]] = {}
@@ -281,6 +288,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         preload=st.booleans(),
         machine=st.integers(0, len(MACHINES) - 1),
         needs=st.sampled_from(NEEDS),
+        places=st.sampled_from([1, 2, 3, 50, None]),
     )
     def begin(
         self,
@@ -289,6 +297,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         sleep_timeout: float,
         machine: int,
         needs: dict[str, ModelFacts],
+        places: int | None,
         *,
         preload: bool,
     ) -> None:
@@ -302,7 +311,8 @@ class AnyInterleaving(RuleBasedStateMachine):
             devices=self.devices,
         )
         for name, facts in needs.items():
-            self.scheduler.know(name, facts)
+            self.scheduler.know(name, replace(facts, places=places))
+        self.places = places
         self.obey(self.scheduler.preload(self.now))
 
     def obey(self, decisions: list[Decision]) -> None:
@@ -326,17 +336,26 @@ class AnyInterleaving(RuleBasedStateMachine):
                     assert self.grants.get(instance, 0) == 0, "a busy model was stopped"
                     assert instance not in self.stopping, "stopped twice"
                     self.stopping.add(instance)
-                case Drain(instance):
+                case Reclaim(instance):
                     assert self.grants.get(instance, 0) > 0, "drained what could be stopped"
-                    assert self.may_drain(self.processes[instance]), "a busy model was drained too early"
-                case Grant(waiter, instance):
-                    assert self.waiting.pop(waiter) == self.processes[instance], "granted the wrong model"
-                    assert instance not in self.stopping, "granted a dying instance"
-                    self.grants[instance] = self.grants.get(instance, 0) + 1
+                    if self.scheduler.models[self.processes[instance]].state is ModelState.DRAINING:
+                        assert self.may_drain(self.processes[instance]), "a busy model was drained too early"
+                case Grant():
+                    self.obey_grant(decision)
                 case Done(waiter):
                     del self.commands[waiter]
                 case Refuse(waiter):
                     assert (self.waiting.pop(waiter, None) or self.commands.pop(waiter, None)) is not None
+
+    def obey_grant(self, grant: Grant) -> None:
+        instance = grant.instance
+        assert self.waiting.pop(grant.waiter) == self.processes[instance], "granted the wrong model"
+        assert instance not in self.stopping, "granted a dying instance"
+        self.grants[instance] = self.grants.get(instance, 0) + grant.places
+        assert self.grants[instance] <= (self.places or math.inf), "more than it can work on"
+        assert grant.keeps or grant.places == 1, "what goes back with its request is for one request"
+        if not grant.keeps:
+            self.running.setdefault(instance, []).append(self.keys[grant.waiter])
 
     def occupy(self, instance: str, taken: dict[str, int]) -> None:
         """It has this memory from now on, and everything fits."""
@@ -362,6 +381,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.asleep.discard(instance)
         self.stopping.discard(instance)
         self.grants.pop(instance, None)
+        self.running.pop(instance, None)
 
     def pick(self, data: st.DataObject, pool: list[str]) -> str:
         return data.draw(st.sampled_from(sorted(pool)))
@@ -379,11 +399,11 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.taken[instance] = booking.asleep_takes(booking.sleep_level)
         self.obey(self.scheduler.on_slept(instance, self.now))
 
-    @rule(name=st.sampled_from(NAMES))
-    def acquire(self, name: str) -> None:
+    @rule(name=st.sampled_from(NAMES), key=st.sampled_from(["x", "y"]), is_batch=st.booleans())
+    def acquire(self, name: str, key: str, *, is_batch: bool) -> None:
         waiter = next(self.ids)
-        self.waiting[waiter], self.since[waiter] = name, self.now
-        self.obey(self.scheduler.acquire(waiter, name, self.now))
+        self.waiting[waiter], self.since[waiter], self.keys[waiter] = name, self.now, key
+        self.obey(self.scheduler.acquire(waiter, name, self.now, Claim(key, work=10, is_batch=is_batch)))
 
     @rule(name=st.sampled_from(NAMES), is_load=st.booleans())
     def command(self, name: str, *, is_load: bool) -> None:
@@ -404,9 +424,14 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         instance = self.pick(data, [i for i, n in self.grants.items() if n])
-        number = data.draw(st.integers(1, self.grants[instance]))
+        self.give_back(instance, data.draw(st.integers(1, self.grants[instance])))
+
+    def give_back(self, instance: str, number: int) -> None:
+        """`number` places, and with them the requests that were asked for."""
         self.grants[instance] -= number
-        self.obey(self.scheduler.release(instance, number, self.now))
+        running = self.running.get(instance, [])
+        ended, self.running[instance] = running[:number], running[number:]
+        self.obey(self.scheduler.release(instance, number, self.now, [Ended(key, 3) for key in ended]))
 
     @precondition(lambda self: self.starting())
     @rule(data=st.data())
@@ -449,15 +474,18 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     @invariant()
     def books_agree(self) -> None:
-        queued = {w for model in self.scheduler.models.values() for w in model.waiters}
+        queued = {w for model in self.scheduler.models.values() for w in (*model.queue, *model.load_waiters)}
         stop_waiters = {w for model in self.scheduler.models.values() for w in model.stop_waiters}
         assert queued | stop_waiters == self.waiting.keys() | self.commands.keys(), "a waiter was lost"
         for name, model in self.scheduler.models.items():
             if model.booking is not None:
                 assert self.processes[model.booking.id] == name
                 assert model.booking.grants == self.grants.get(model.booking.id, 0)
-            if model.state is ModelState.READY:
-                assert not model.waiters, "somebody waits for a model that is ready"
+            if model.state is ModelState.READY and model.queue:
+                assert model.booking is not None
+                assert model.places is not None, "somebody waits where there is always a place"
+                kept = 1 if 1 < model.places <= FEW else 0
+                assert model.places - model.booking.grants <= kept, "somebody waits where there is a place"
 
     def teardown(self) -> None:
         """However it stands: when engines obey and clients finish, everybody is answered."""
@@ -483,8 +511,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.obey(self.scheduler.on_ready(instance, self.now))
         for instance, number in [(i, n) for i, n in self.grants.items() if n]:
             moved = True
-            self.grants[instance] = 0
-            self.obey(self.scheduler.release(instance, number, self.now))
+            self.give_back(instance, number)
         if not moved:
             at = self.scheduler.next_tick(self.now)
             assert at is not None, "somebody waits and nothing will happen"

@@ -1,0 +1,105 @@
+"""What the manager tells of its models, and when: to all workers, at once where a state has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from llm_api_server.config import Config, ModelConfig
+from llm_api_server.control import Models, ModelStatus
+from llm_api_server.engines.base import Engine
+from llm_api_server.manager.inspection import Inspection
+from llm_api_server.manager.instance import Instance
+from llm_api_server.manager.scheduler import Scheduler
+from llm_api_server.manager.status import status_of
+from llm_api_server.manager.tasks import Twins
+from llm_api_server.types import ModelState
+
+if TYPE_CHECKING:
+    from llm_api_server.manager.manager import Client
+
+#: Seconds between two pushes of counters that changed.
+_COUNTER_INTERVAL = 0.25
+
+
+class Board:
+    """`clients` are all who are connected; `running` the manager's instances, by their ids."""
+
+    def __init__(
+        self,
+        config: Config,
+        engines: Mapping[str, tuple[Engine, ModelConfig]],
+        twins: Twins,
+        scheduler: Scheduler,
+        files: Inspection,
+        running: Mapping[str, Instance],
+    ) -> None:
+        self.clients: set[Client] = set()
+        self._config = config
+        self._engines = engines
+        self._twins = twins
+        self._scheduler = scheduler
+        self._files = files
+        self._running = running
+        self._last_used: dict[str, float] = {}
+        self._push: asyncio.TimerHandle | None = None
+        self._pushed_states: list[tuple[str, ModelState, str | None]] = []
+
+    def close(self) -> None:
+        if self._push is not None:
+            self._push.cancel()
+
+    def note_use(self, model: str) -> None:
+        self._last_used[model] = time.time()
+
+    def statuses(self) -> list[ModelStatus]:
+        """The configured models in their order, each followed by its twin while that is not stopped."""
+        names = []
+        for name in self._config.models.available:
+            names.append(name)
+            twin = self._twins.twin_of(name)
+            if twin is not None and self._scheduler.models[twin].state is not ModelState.STOPPED:
+                names.append(twin)
+        return [self._status(name) for name in names]
+
+    def changed(self) -> None:
+        """Tell the workers: at once when a state changed, else a few times a second."""
+        states = [
+            (name, model.state, model.failure.reason if model.failure else None)
+            for name, model in self._scheduler.models.items()
+        ]
+        loop = asyncio.get_running_loop()
+        if states != self._pushed_states:
+            self._pushed_states = states
+            self._push_now()
+        elif self._push is None:
+            self._push = loop.call_later(_COUNTER_INTERVAL, self._push_now)
+
+    def _status(self, name: str) -> ModelStatus:
+        """The path as configured, not as resolved."""
+        model, facts = self._scheduler.models[name], self._files.of(name)
+        running = self._running.get(model.booking.id) if model.booking else None
+        engine, entry = self._engines[name]
+        status = status_of(model, entry, engine.name, facts, running, asyncio.get_running_loop().time())
+        status.twin_of = self._twins.model_of(name)
+        status.path = self._config.models.available[status.twin_of or name].path
+        status.tasks = self._twins.all_tasks(name, facts)
+        status.last_used = self._last_used.get(name)
+        if running is not None:
+            status.in_flight = self._in_flight(running.id)
+        return status
+
+    def _in_flight(self, instance: str) -> int:
+        """What the workers report; a lease whose report is still to come counts as one."""
+        return sum(client.in_flight.get(instance, min(1, client.grants.get(instance, 0))) for client in self.clients)
+
+    def _push_now(self) -> None:
+        if self._push is not None:
+            self._push.cancel()
+            self._push = None
+        message = Models(self.statuses())
+        for client in self.clients:
+            if client.is_worker:
+                client.send(message)
