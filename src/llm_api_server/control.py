@@ -174,7 +174,7 @@ class Hello(msgspec.Struct, tag="hello"):
 
 
 class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whose request it is that wants a place, and about how much work it makes (`usage.work`).
+    """Whose request it is that wants a place, about how much work it makes (`usage.work`), and tokens it has to `read`.
 
     Keys share by `weight`. One `is_batch` comes after all others, one `is_light` makes no work and needs no place.
     """
@@ -182,6 +182,7 @@ class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
     key_id: str = ""
     weight: float = 1.0
     work: int = 1
+    reads: int = 0
     is_batch: bool = False
     is_light: bool = False
 
@@ -205,6 +206,12 @@ class Cancel(msgspec.Struct, tag="cancel"):
     """The request no longer waits. A `Granted` already under way is given back by the worker as usual."""
 
     request: int
+
+
+class Read(msgspec.Struct, tag="read"):
+    """The request of that number, which was asked for, has its first token: another's prompt can be read."""
+
+    number: int
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):
@@ -312,7 +319,9 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 
 Command = ListModels | LoadModel | UnloadModel | ExplainModel | Shutdown
-ToManager = Hello | Acquire | Cancel | Release | Report | FindKey | Admit | Settle | Spend | ReportUsage | Command
+ToManager = (
+    Hello | Acquire | Cancel | Read | Release | Report | FindKey | Admit | Settle | Spend | ReportUsage | Command
+)
 
 # ── manager → worker or command line ─────────────────────────────────────────────────────────────────────────────
 

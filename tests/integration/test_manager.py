@@ -62,6 +62,7 @@ class Recorder:
         self.is_worker = False
         self.grants: dict[str, int] = {}
         self.running: dict[str, list[str]] = {}
+        self.reading: dict[int, tuple[str, int]] = {}
         self.in_flight: dict[str, int] = {}
         self.messages: asyncio.Queue[ToClient] = asyncio.Queue()
 

@@ -259,6 +259,8 @@ class Exchange:
             self._record.queued_seconds = self._record.elapsed()
             self._record.instance = lease.instance.id
             instance, row, proxy = lease.instance, self._row, self._proxy
+            if not question.streams_from(instance):
+                lease.on_read()
             self._request = question.encode_at_once(instance, row, proxy) or await question.encode(instance, row, proxy)
             self._record.prompt_estimate = self._prompt_tokens
             self._attempt += 1
@@ -384,6 +386,8 @@ class Exchange:
         assert answer is not None, "a head comes first"
         if data and self._record.first_token_seconds is None and not isinstance(answer, ErrorAnswer):
             self._record.first_token_seconds = self._record.elapsed()
+            if self._lease is not None:
+                self._lease.on_read()
         out = answer.feed(data) if data else b""
         failed = answer.failed if isinstance(answer, StreamAnswer) else None
         if is_last and failed is None:

@@ -24,19 +24,27 @@ LINGER = 0.5
 class Lease:
     """The right to run one request on `instance`; `release` exactly once (again is harmless)."""
 
-    __slots__ = ("_held", "_key_id", "_owner", "_work", "instance")
+    __slots__ = ("_held", "_key_id", "_number", "_owner", "_work", "instance")
 
-    def __init__(self, owner: Leases, held: _Held, key_id: str, work: int) -> None:
+    def __init__(self, owner: Leases, held: _Held, key_id: str, work: int, number: int | None) -> None:
+        """`number` is that of the question, where its first token is of interest."""
         self._owner = owner
         self._held: _Held | None = held
         self._key_id = key_id
         self._work = work
+        self._number = number
         self.instance = held.info
 
     @property
     def is_counted(self) -> bool:
         """Whether the work that it made decides on whose turn is next."""
         return self._held is not None and not self._held.keeps
+
+    def on_read(self) -> None:
+        """The engine has read the prompt, or it will not be seen when it has."""
+        number, self._number = self._number, None
+        if number is not None:
+            self._owner.link.send(control.Read(number))
 
     def release(self, *, work: int | None = None, broken: bool = False) -> None:
         """`work`: what the request made of it, where that is known.
@@ -46,6 +54,7 @@ class Lease:
         held, self._held = self._held, None
         if held is None:
             return
+        self.on_read()
         if broken:
             held.keeps = False
         if not held.keeps:
@@ -144,7 +153,7 @@ class Leases:
         for held in self._held.values():
             if held.has_place(model, task) and (best is None or held.in_flight < best.in_flight):
                 best = held
-        return self._lease(best, key_id, 0) if best is not None else None
+        return self._lease(best, key_id, 0, None) if best is not None else None
 
     async def load(self, model: str, *, wait: bool) -> list[ModelStatus]:
         """Raises `ApiError` when the manager refuses, for example because the load failed."""
@@ -170,10 +179,10 @@ class Leases:
 
     # ── leases ──
 
-    def _lease(self, held: _Held, key_id: str, work: int) -> Lease:
+    def _lease(self, held: _Held, key_id: str, work: int, number: int | None) -> Lease:
         held.in_flight += 1
         self._plan_report()
-        return Lease(self, held, key_id, work)
+        return Lease(self, held, key_id, work, number)
 
     def on_release(self, held: _Held) -> None:
         """Called by `Lease.release`. Places that are kept are given back when none was used for a while."""
@@ -207,7 +216,8 @@ class Leases:
         held.keeps = granted.keeps
         asked = self._waiting.get(granted.request)
         if asked is not None:
-            asked.lease = self._lease(held, asked.claim.key_id, asked.claim.work)
+            number = None if granted.keeps or not asked.claim.reads else granted.request
+            asked.lease = self._lease(held, asked.claim.key_id, asked.claim.work, number)
         else:  # whoever asked has left
             held.keeps = False
             self._give_back(held)

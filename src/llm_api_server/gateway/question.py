@@ -87,7 +87,8 @@ class Question:
         stated, spare = self.answer_tokens(models)
         is_batch = key.priority_class == "batch" or getattr(request, "service_tier", None) == "flex"
         work = 0 if is_light else estimate.work_of(prompt_tokens, stated, spare)
-        return Claim(key.key_id, key.priority, work, is_batch, is_light)
+        reads = prompt_tokens if self._endpoint.streams and not is_light else 0
+        return Claim(key.key_id, key.priority, work, reads, is_batch, is_light)
 
     def prompt_text(self) -> str | None:
         """For those who keep prompts; None where there is no text."""
@@ -164,7 +165,7 @@ class Question:
             changes = openai.tokenize_changes(facts, instance.engine)
         if facts.model != name:
             changes["model"] = name
-        streams = facts.stream or self._is_assembled(instance)
+        streams = self.streams_from(instance)
         if not facts.says_stream or streams != facts.stream:
             changes["stream"] = streams
         if streams and self._endpoint.dialect == "openai" and not facts.wants_usage:
@@ -174,6 +175,10 @@ class Question:
         if instance.engine != "remote" and not self._knows_developer:
             changes.update(openai.developer_changes(facts, self.body))
         return openai.rewrite(self.body, changes) if changes else self.body
+
+    def streams_from(self, instance: InstanceInfo) -> bool:
+        """Whether the instance is asked for a stream."""
+        return self.facts.stream or self._is_assembled(instance)
 
     def _is_assembled(self, instance: InstanceInfo) -> bool:
         """Whether a plain answer is made from a stream: so llama.cpp notices when the client leaves."""

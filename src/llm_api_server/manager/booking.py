@@ -120,8 +120,9 @@ class Booking:
     evictable_at: float = 0.0
     last_used: float = 0.0
     grants: int = 0
-    #: Requests by key, where each asks.
+    #: Where each request asks: how many run of each key, and by waiter, whose prompts are read: tokens, and until when.
     running: Counter[str] = field(default_factory=Counter)
+    reading: dict[int, tuple[int, float]] = field(default_factory=dict)
     #: The workers give places back.
     is_reclaimed: bool = False
     why: Why | None = None
@@ -228,7 +229,7 @@ class Model:
         return bool(self.queue or self.load_waiters)
 
     def waited_for_since(self) -> float | None:
-        """Since when a request or a command waits, or None. From when it made room for another: so others come first."""
+        """Since when a request or a command waits, or None; at the earliest from when it made room for another."""
         since = min((at for at in (self.queue.since(), *self.load_waiters.values()) if at is not None), default=None)
         return None if since is None else max(since, self.left_at)
 

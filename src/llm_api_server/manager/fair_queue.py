@@ -7,6 +7,7 @@ class `batch` come when no other waits, or when they have waited for `BATCH_PATI
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ class FairQueue:
         #: Work done for each key, by its weight, since there was nobody waiting.
         self._served: dict[str, float] = {}
         self._weights: dict[str, float] = {}
+        #: When each key had its last turn: of two that were served alike, the one whose was earlier comes first.
+        self._turns: dict[str, float] = {}
         self._asked: dict[str, float] = {}
         self._last_turn: float | None = None
         #: Seconds between two turns while somebody waits; None: not known.
@@ -102,7 +105,7 @@ class FairQueue:
         if self._last_turn is not None:
             gap = now - self._last_turn
             self.interval = gap if self.interval is None else self.interval + _SMOOTHING * (gap - self.interval)
-        self._last_turn = now
+        self._last_turn = self._turns[turn.claim.key_id] = now
         self.charge(turn.claim.key_id, turn.claim.work)
         self.remove(turn.id)
         return turn
@@ -112,6 +115,7 @@ class FairQueue:
         if not self._lane_of:
             self._served.clear()
             self._weights.clear()
+            self._turns.clear()
             return
         self._served[key_id] = self._served.get(key_id, 0.0) + work / self._weights.get(key_id, 1.0)
 
@@ -131,17 +135,20 @@ class FairQueue:
         waiters = [waiter for lane in self._lanes.values() for waiter in lane.values()]
         waiters.sort(key=lambda waiter: (self._rank(waiter, now)[0], waiter.since))
         served = dict(self._served)
-        ranks: list[tuple[tuple[bool, float, float], int]] = []
+        turns = dict(self._turns)
+        ranks: list[tuple[tuple[bool, float, float, float], int]] = []
         for waiter in waiters:
             key = waiter.claim.key_id
-            is_late, _, since = self._rank(waiter, now)
-            ranks.append(((is_late, served.get(key, 0.0), since), waiter.id))
+            is_late, _, _, since = self._rank(waiter, now)
+            ranks.append(((is_late, served.get(key, 0.0), turns.get(key, -math.inf), since), waiter.id))
+            turns[key] = now
             served[key] = served.get(key, 0.0) + waiter.claim.work / self._weights[key]
         return {waiter: position for position, (_, waiter) in enumerate(sorted(ranks), 1)}
 
-    def _rank(self, waiter: Waiter, now: float) -> tuple[bool, float, float]:
+    def _rank(self, waiter: Waiter, now: float) -> tuple[bool, float, float, float]:
+        key = waiter.claim.key_id
         is_late = waiter.claim.is_batch and now - waiter.since < BATCH_PATIENCE
-        return is_late, self._served.get(waiter.claim.key_id, 0.0), waiter.since
+        return is_late, self._served.get(key, 0.0), self._turns.get(key, -math.inf), waiter.since
 
     def _forget(self, now: float) -> None:
         while self._asked:

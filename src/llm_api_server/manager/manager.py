@@ -56,6 +56,8 @@ class Client(Protocol):
     #: Places it holds per instance, the keys of those that were asked for, and what it says is in flight there.
     grants: dict[str, int]
     running: dict[str, list[str]]
+    #: By the client's number of a request that reads its prompt: the instance, and the scheduler's number.
+    reading: dict[int, tuple[str, int]]
     in_flight: dict[str, int]
 
     def send(self, message: ToClient) -> None: ...
@@ -188,6 +190,8 @@ class Manager:
         self.board.clients.discard(client)
         for waiter, asked in self._waiting.pop_all_of(client):
             self._carry_out(self._scheduler.cancel(waiter, asked.model, _now()))
+        for number in list(client.reading):
+            self.on_read(client, number)
         for instance, places in client.grants.items():
             ended = [Ended(key_id) for key_id in client.running.get(instance, ())]
             self._carry_out(self._scheduler.release(instance, places, _now(), ended))
@@ -203,6 +207,11 @@ class Manager:
     def cancel(self, client: Client, request: int) -> None:
         for waiter, asked in self._waiting.pop_all_of(client, request):
             self._carry_out(self._scheduler.cancel(waiter, asked.model, _now()))
+
+    def on_read(self, client: Client, number: int) -> None:
+        """Unknown ones are ignored: another manager granted them."""
+        instance, waiter = client.reading.pop(number, ("", 0))
+        self._carry_out(self._scheduler.on_read(instance, waiter, _now()))
 
     def release(self, client: Client, instance: str, places: int, ended: Sequence[Ended] = ()) -> None:
         held = client.grants.get(instance, 0)
@@ -356,6 +365,7 @@ class Manager:
         client.grants[instance.id] = client.grants.get(instance.id, 0) + grant.places
         if not grant.keeps:
             client.running.setdefault(instance.id, []).append(grant.key_id)
+            client.reading[asked.request] = (instance.id, grant.waiter)
         assert instance.info is not None, "an instance is ready only after its plan was made"
         client.send(Granted(asked.request, instance.info, grant.places, grant.keeps))
 

@@ -126,6 +126,13 @@ class Scheduler:
             decisions.append(self._leave(booking))
         return [*decisions, *self._schedule(now)]
 
+    def on_read(self, instance_id: str, waiter: int, now: float) -> list[Decision]:
+        """The request has its first token, or is over."""
+        booking = self._bookings.get(instance_id)
+        if booking is None or booking.reading.pop(waiter, None) is None or booking.state is not ModelState.READY:
+            return []
+        return list(self._grant_waiting(booking, now))
+
     def load(self, waiter: int, name: str, now: float) -> list[Decision]:
         """Command: `Done` when ready, `Refuse` when the load fails. An earlier failure does not hold it back."""
         model = self.models[name]
@@ -260,6 +267,8 @@ class Scheduler:
         """Put to sleep or unload what was idle for too long, and do what waited for its time."""
         due = [(booking, level) for booking, level, at in self._idle_ends() if at <= now]
         decisions = [self._end_idleness(booking, level) for booking, level in due]
+        for booking in [booking for booking in self._bookings.values() if booking.state is ModelState.READY]:
+            decisions += self._grant_waiting(booking, now)
         return [*decisions, *self._schedule(now)]
 
     def next_tick(self, now: float) -> float | None:
@@ -269,6 +278,8 @@ class Scheduler:
             return now
         waiting = self.waiting()
         times = ends + [model.startable_at for model in waiting]
+        queued = [b for b in self._bookings.values() if self.models[b.model].queue]
+        times += [at for b in queued if (at := turns.next_end_of_reading(b, now)) is not None]
         if any(model.startable_at <= now for model in waiting) or self.room().later.places < 0:
             ready = [b for b in self._bookings.values() if b.state is ModelState.READY]
             times += [b.evictable_at for b in ready]
@@ -470,7 +481,7 @@ class Scheduler:
 
     def _grant(self, booking: Booking, waiter: int, claim: Claim, now: float) -> Grant:
         booking.last_used = now
-        places, keeps = turns.begin(booking, self.models[booking.model], claim)
+        places, keeps = turns.begin(booking, self.models[booking.model], waiter, claim, now)
         return Grant(waiter, booking.id, places, keeps, claim.key_id)
 
     def _grant_waiting(self, booking: Booking, now: float) -> Iterator[Decision]:

@@ -24,6 +24,7 @@ class Connection(asyncio.Protocol):
         self.is_worker = False
         self.grants: dict[str, int] = {}
         self.running: dict[str, list[str]] = {}
+        self.reading: dict[int, tuple[str, int]] = {}
         self.in_flight: dict[str, int] = {}
         self._manager = manager
         self._accounts = accounts
@@ -66,6 +67,8 @@ class Connection(asyncio.Protocol):
         match message:
             case control.Acquire(request, model, task, claim):
                 self._manager.acquire(self, request, model, task, claim)
+            case control.Read(number):
+                self._manager.on_read(self, number)
             case control.Release(instance, places, ended):
                 self._manager.release(self, instance, places, ended)
             case control.Report(in_flight):

@@ -39,6 +39,7 @@ class FakeClient:
     def __init__(self) -> None:
         self.grants: dict[str, int] = {}
         self.running: dict[str, list[str]] = {}
+        self.reading: dict[int, tuple[str, int]] = {}
         self.in_flight: dict[str, int] = {}
         self.got: list[Any] = []
 

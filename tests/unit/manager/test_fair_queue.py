@@ -25,7 +25,7 @@ class Line:
         for _ in range(times):
             waiter = next(self._ids)
             self.names[waiter] = f"{key}{1 + sum(name[: len(key)] == key for name in self.names.values())}"
-            self.queue.add(Waiter(waiter, now, Claim(key, weight, work, batch)))
+            self.queue.add(Waiter(waiter, now, Claim(key, weight, work, is_batch=batch)))
 
     def serve(self, times: int, now: float = 0) -> list[str]:
         turns = [self.queue.pop(now, lambda _: True) for _ in range(times)]
@@ -43,7 +43,7 @@ def test_a_flood_does_not_delay_who_asks_for_little() -> None:
     line.ask("x", 50)
     assert line.serve(10) == [f"x{i}" for i in range(1, 11)]
     line.ask("y", 2)
-    assert line.serve(4) == ["x11", "y1", "x12", "y2"]
+    assert line.serve(4) == ["y1", "x11", "x12", "y2"]
 
 
 def test_turns_are_shared_by_weight() -> None:
