@@ -1,7 +1,7 @@
 """The contract between API workers, the command line and the manager: messages and their framing.
 
 One unix stream socket in the run directory. Every message is a 4-byte big-endian length and msgpack. Workers keep
-one connection open (`gateway/leases.py`); the command line opens one per command (`call`). The manager's side is
+one connection open (`gateway/link.py`); the command line opens one per command (`calls.py`). The manager's side is
 `manager/server.py`.
 
 A lease, in these messages: an instance has places, one for each request that it works on at a time. `Granted` gives
@@ -18,7 +18,6 @@ comes in `ReportUsage`, in batches, each kept by the worker until `UsageKept`.
 
 from __future__ import annotations
 
-import socket
 import struct
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -88,6 +87,8 @@ class ModelStatus(msgspec.Struct):
     last_used: float | None = None
     loaded_at: float | None = None
     load_seconds: float | None = None
+    #: When it was last seen to make a step while it had requests.
+    progress_at: float | None = None
     #: Bytes it takes of each device's memory in the books.
     devices: dict[str, int] = {}
     #: Of a load under way; and the seconds of each, in order, that are over.
@@ -230,9 +231,13 @@ class Release(msgspec.Struct, tag="release", omit_defaults=True):
 
 
 class Report(msgspec.Struct, tag="report"):
-    """Requests in flight per instance id, for display; sent at most a few times a second, only when changed."""
+    """Requests in flight per instance id, and those of them whose clients do not read what has come.
+
+    Sent at most a few times a second, only when changed.
+    """
 
     in_flight: dict[str, int]
+    blocked: dict[str, int] = {}
 
 
 class FindKey(msgspec.Struct, tag="find_key"):
@@ -481,25 +486,3 @@ class RunDir:
     def engines(self) -> Path:
         """`ID.json` (record for adoption) and `ID.sock` per instance."""
         return self.path / "engines"
-
-
-def call(run_dir: RunDir, command: Command, *, timeout: float | None) -> Models | Explained:
-    """Send one command to a running manager and wait for its answer (for the command line and shutdown hooks).
-
-    Raises `ControlError` when no manager answers within `timeout` seconds or it refuses.
-    """
-    decoder = to_client_decoder()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
-        try:
-            connection.connect(str(run_dir.socket))
-            connection.sendall(encode(command))
-            while data := connection.recv(65536):
-                for message in decoder.feed(data):
-                    if isinstance(message, Models | Explained) and message.request == command.request:
-                        return message
-                    if isinstance(message, Refused):
-                        raise ControlError(message.message)
-        except OSError as error:
-            raise ControlError(f"no manager answers at {run_dir.socket}: {error}") from error
-    raise ControlError("the manager closed the connection without an answer")

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_api_server import control
+from llm_api_server import calls, control
 from llm_api_server.config import CONFIG_VARIABLE, Config, find_config, load_config
 from llm_api_server.control import RunDir
 from llm_api_server.engines.config_problems import engine_checks
@@ -96,7 +96,7 @@ def stop_manager(config: Config) -> bool:
     run_dir = RunDir(config.run_dir)
     timeout = config.server.drain_timeout + _STOP_TIMEOUT
     try:
-        control.call(run_dir, control.Shutdown(1), timeout=timeout)
+        calls.call(run_dir, control.Shutdown(1), timeout=timeout)
     except ControlError as error:
         if is_absent(error):
             return False

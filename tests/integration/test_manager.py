@@ -64,6 +64,7 @@ class Recorder:
         self.running: dict[str, list[str]] = {}
         self.reading: dict[int, tuple[str, int]] = {}
         self.in_flight: dict[str, int] = {}
+        self.blocked: dict[str, int] = {}
         self.messages: asyncio.Queue[ToClient] = asyncio.Queue()
 
     def send(self, message: ToClient) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from llm_api_server import control, texts
+from llm_api_server import calls, texts
 from llm_api_server.config import Config
 from llm_api_server.control import (
     DeviceStatus,
@@ -43,7 +43,7 @@ _COLUMNS: dict[str, Callable[[ModelStatus], str]] = {
 
 def fetch(config: Config) -> list[ModelStatus]:
     """All models. Raises `ControlError`."""
-    return _models(control.call(RunDir(config.run_dir), ListModels(1), timeout=_ANSWER_TIMEOUT))
+    return _models(calls.call(RunDir(config.run_dir), ListModels(1), timeout=_ANSWER_TIMEOUT))
 
 
 def find(statuses: Sequence[ModelStatus], name: str) -> ModelStatus:
@@ -59,7 +59,7 @@ def load(config: Config, name: str) -> ModelStatus:
     """Load and wait. Raises `ControlError` with the engine's reason when the model fails."""
     command = LoadModel(1, find(fetch(config), name).id)
     # The queue before a load has no limit of its own; the manager ends the load itself.
-    status = find(_models(control.call(RunDir(config.run_dir), command, timeout=None)), name)
+    status = find(_models(calls.call(RunDir(config.run_dir), command, timeout=None)), name)
     if status.state is ModelState.FAILED:
         raise ControlError(f"{status.id} could not be loaded: {status.error or 'no reason given'}")
     return status
@@ -68,7 +68,7 @@ def load(config: Config, name: str) -> ModelStatus:
 def unload(config: Config, name: str) -> ModelStatus:
     """Unload and wait. Raises `ControlError`."""
     before = find(fetch(config), name)
-    after = _models(control.call(RunDir(config.run_dir), UnloadModel(1, before.id), timeout=None))
+    after = _models(calls.call(RunDir(config.run_dir), UnloadModel(1, before.id), timeout=None))
     if before.twin_of is not None and all(status.id != before.id for status in after):
         return ModelStatus(before.id, ModelState.STOPPED, before.engine, before.path)  # stopped twins are not listed
     return find(after, name)
@@ -77,7 +77,7 @@ def unload(config: Config, name: str) -> ModelStatus:
 def explain(config: Config, name: str) -> Explanation:
     """Whether it would fit. Raises `ControlError`."""
     command = ExplainModel(1, find(fetch(config), name).id)
-    answer = control.call(RunDir(config.run_dir), command, timeout=_ANSWER_TIMEOUT)
+    answer = calls.call(RunDir(config.run_dir), command, timeout=_ANSWER_TIMEOUT)
     assert isinstance(answer, Explained), "what the manager answers to that"
     return answer.explanation
 

@@ -41,6 +41,7 @@ class AdminModel(BaseModel):
     last_used: float | None
     loaded_at: float | None
     load_seconds: float | None
+    progress_at: float | None
     phase: str | None
     phases: dict[str, float]
 

@@ -19,8 +19,6 @@ from llm_api_server.errors import (
     EngineError,
     EngineUnavailable,
     InternalError,
-    InvalidRequest,
-    PermissionDenied,
     RequestTimeout,
     ShuttingDown,
 )
@@ -123,10 +121,14 @@ class Exchange:
     def on_blocked(self) -> None:
         if self._connection is not None and self._reason is None:
             self._connection.pause()
+            if self._lease is not None:
+                self._lease.on_blocked(is_blocked=True)
 
     def on_writable(self) -> None:
         if self._connection is not None:
             self._connection.resume()
+            if self._lease is not None:
+                self._lease.on_blocked(is_blocked=False)
 
     def on_tick(self, now: float) -> None:
         """Some time has passed."""
@@ -196,7 +198,7 @@ class Exchange:
             while not proxy.recognize(record, head, client):
                 await proxy.look_up(head)
             if head.allowed is not record.key:
-                self._check_head()
+                head.check(record.key)
             if (body := client.body_at_once()) is None:
                 body = await client.body()
             question = self._question = self._read(body)
@@ -222,14 +224,6 @@ class Exchange:
             with contextlib.suppress(asyncio.CancelledError):
                 self._record.limit_lines = await self._proxy.accounts.look(self._record.key)
         self._fail(error)
-
-    def _check_head(self) -> None:
-        endpoint, key = self._endpoint, self._record.key
-        if key is None or not key.may(endpoint.permission):
-            raise PermissionDenied(f"Your key has no permission for {endpoint.path} ('{endpoint.permission}').")
-        if self._head.headers.get(b"content-encoding", b"identity") != b"identity":
-            raise InvalidRequest("Compressed request bodies are not accepted; send the body as it is.")
-        self._head.allowed = key
 
     def _read(self, body: bytes) -> Question:
         """Everything about the request that can be wrong without an engine. Raises `ApiError`."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from llm_api_server.access import Key
 from llm_api_server.auth.authenticator import Known
+from llm_api_server.errors import InvalidRequest, PermissionDenied
 from llm_api_server.gateway.openai import Endpoint
 
 #: RFC 9112, 2.2 and 6.3: one line, digits only. Heads that repeat it are left to the parser.
@@ -49,6 +50,15 @@ class Head:
         self.allowed: Key | None = None
         #: What instances get of it, by their ids.
         self.of_instances: dict[str, bytes] = {}
+
+    def check(self, key: Key | None) -> None:
+        """Whether the key may do what this head wants. Raises `ApiError`."""
+        endpoint = self.endpoint
+        if key is None or not key.may(endpoint.permission):
+            raise PermissionDenied(f"Your key has no permission for {endpoint.path} ('{endpoint.permission}').")
+        if self.headers.get(b"content-encoding", b"identity") != b"identity":
+            raise InvalidRequest("Compressed request bodies are not accepted; send the body as it is.")
+        self.allowed = key
 
     def get(self, name: bytes, otherwise: str = "") -> str:
         value = self.headers.get(name)

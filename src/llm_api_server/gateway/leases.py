@@ -24,7 +24,7 @@ LINGER = 0.5
 class Lease:
     """The right to run one request on `instance`; `release` exactly once (again is harmless)."""
 
-    __slots__ = ("_held", "_key_id", "_number", "_owner", "_work", "instance")
+    __slots__ = ("_held", "_is_blocked", "_key_id", "_number", "_owner", "_work", "instance")
 
     def __init__(self, owner: Leases, held: _Held, key_id: str, work: int, number: int | None) -> None:
         """`number` is that of the question, where its first token is of interest."""
@@ -33,6 +33,7 @@ class Lease:
         self._key_id = key_id
         self._work = work
         self._number = number
+        self._is_blocked = False
         self.instance = held.info
 
     @property
@@ -46,6 +47,13 @@ class Lease:
         if number is not None:
             self._owner.link.send(control.Read(number))
 
+    def on_blocked(self, *, is_blocked: bool) -> None:
+        """The client does not read what has come, or does again."""
+        if is_blocked != self._is_blocked and self._held is not None:
+            self._is_blocked = is_blocked
+            self._held.blocked += 1 if is_blocked else -1
+            self._owner.plan_report()
+
     def release(self, *, work: int | None = None, broken: bool = False) -> None:
         """`work`: what the request made of it, where that is known.
 
@@ -55,6 +63,8 @@ class Lease:
         if held is None:
             return
         self.on_read()
+        if self._is_blocked:
+            held.blocked -= 1
         if broken:
             held.keeps = False
         if not held.keeps:
@@ -65,12 +75,13 @@ class Lease:
 class _Held:
     """An instance that this worker has places on. It `keeps` them until they are reclaimed."""
 
-    __slots__ = ("ended", "idle_since", "in_flight", "info", "keeps", "places")
+    __slots__ = ("blocked", "ended", "idle_since", "in_flight", "info", "keeps", "places")
 
     def __init__(self, info: InstanceInfo) -> None:
         self.info = info
         self.places = 0
         self.in_flight = 0
+        self.blocked = 0
         self.keeps = False
         self.ended: list[control.Ended] = []
         self.idle_since = 0.0
@@ -181,14 +192,14 @@ class Leases:
 
     def _lease(self, held: _Held, key_id: str, work: int, number: int | None) -> Lease:
         held.in_flight += 1
-        self._plan_report()
+        self.plan_report()
         return Lease(self, held, key_id, work, number)
 
     def on_release(self, held: _Held) -> None:
         """Called by `Lease.release`. Places that are kept are given back when none was used for a while."""
         held.in_flight -= 1
         held.idle_since = time.monotonic()
-        self._plan_report()
+        self.plan_report()
         if not held.keeps:
             self._give_back(held)
 
@@ -249,20 +260,21 @@ class Leases:
     def connected(self) -> None:
         """`greet` has said it all."""
 
-    def _plan_report(self) -> None:
+    def plan_report(self) -> None:
         if self._report_timer is None:
             self._report_timer = asyncio.get_running_loop().call_later(REPORT_INTERVAL, self._report)
 
     def _report(self) -> None:
         self._report_timer = None
-        self.link.send(control.Report(self._in_flight()))
+        blocked = {one.info.id: one.blocked for one in self._held.values() if one.blocked}
+        self.link.send(control.Report(self._in_flight(), blocked))
         now = time.monotonic()
         idle = [held for held in self._held.values() if held.in_flight == 0]
         for held in idle:
             if now - held.idle_since >= LINGER:
                 self._give_back(held)
             else:
-                self._plan_report()
+                self.plan_report()
 
     def _in_flight(self) -> dict[str, int]:
         return {one.info.id: one.in_flight for one in self._held.values()}

@@ -54,6 +54,10 @@ class Board:
     def note_use(self, model: str) -> None:
         self._last_used[model] = time.time()
 
+    def is_at_work(self, instance: str) -> bool:
+        """Whether requests are in flight there whose clients read what comes."""
+        return any(client.in_flight.get(instance, 0) > client.blocked.get(instance, 0) for client in self.clients)
+
     def statuses(self) -> list[ModelStatus]:
         """The configured models in their order, each followed by its twin while that is not stopped."""
         names = []

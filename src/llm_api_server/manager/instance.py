@@ -59,7 +59,10 @@ class Instance:
         self.ready_at: float | None = None
         self.load_seconds: float | None = None
         self.memory_bytes: int | None = None
+        #: When its counters were last seen to move, in Unix seconds.
+        self.progress_at: float | None = None
         self.is_stopping = False
+        self._verdict: str | None = None
         self._is_loading = False
         self.task: asyncio.Task[None] | None = None
         self.placement = placement
@@ -106,6 +109,8 @@ class Instance:
         """Wait until the process has ended; answers why."""
         assert self.process is not None, "load or adopt comes first"
         code = await self.process.wait()
+        if self._verdict is not None:
+            return self._verdict
         return self._engine.explain_failure(tail(self._log, self._log_offset), code)
 
     def stop(self) -> None:
@@ -117,6 +122,18 @@ class Instance:
         elif self._is_loading and self.task is not None:
             # Before its first step a cancelled task would end without a word to anybody; `load` sees to that case.
             self.task.cancel()
+
+    @property
+    def may_hang(self) -> bool:
+        """It is ready, a process of ours, and not on its way out."""
+        is_ready = self.ready_at is not None and not self.is_stopping and self._verdict is None
+        return is_ready and self.process is not None and self.process.pid != 0
+
+    def kill(self, reason: str) -> None:
+        """End it at once: it does not do what it is for. `ended` answers `reason`."""
+        self._verdict = reason
+        if self.process is not None:
+            self.process.kill()
 
     async def clean_up(self) -> None:
         """Returns when the process is gone and nothing of it is left in the run directory."""

@@ -40,6 +40,7 @@ from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.sleeping import put_to_sleep, wake
+from llm_api_server.manager.stalls import StallWatch
 from llm_api_server.manager.status import models_of, policy_of
 from llm_api_server.manager.tasks import Twins, refusal
 from llm_api_server.manager.waiting import Asked, Waiting
@@ -59,6 +60,8 @@ class Client(Protocol):
     #: By the client's number of a request that reads its prompt: the instance, and the scheduler's number.
     reading: dict[int, tuple[str, int]]
     in_flight: dict[str, int]
+    #: Of those, what waits for its client to read.
+    blocked: dict[str, int]
 
     def send(self, message: ToClient) -> None: ...
 
@@ -102,7 +105,8 @@ class Manager:
         self._files = Inspection(self._engines, self._scheduler)
         self.board = Board(config, self._engines, self._twins, self._scheduler, self._files, self._running)
         self._devices = DeviceWatch(inventory, self._scheduler, self._memory_of)
-        self._inspection: asyncio.Task[None] | None = None
+        self._stalls = StallWatch(config.limits.stall_timeout, self._running, self.board.is_at_work)
+        self._background: list[asyncio.Task[None]] = []
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,12 +114,12 @@ class Manager:
         """Adopt what an earlier manager left, end what does not fit, begin to preload."""
         for record in self._records.read_all():
             await self._adopt_or_end(record)
-        self._inspection = asyncio.create_task(self._inspect_all())
+        self._background = [asyncio.create_task(work) for work in (self._inspect_all(), self._stalls.run())]
 
     async def close(self) -> None:
         """Refuse who waits, stop every engine and wait until they are gone."""
-        if self._inspection is not None:
-            self._inspection.cancel()
+        for task in self._background:
+            task.cancel()
         self._carry_out(self._scheduler.shut_down())
         tasks = [running.task for running in self._running.values() if running.task is not None]
         if tasks:
@@ -229,8 +233,8 @@ class Manager:
             self.board.note_use(user.model)
         self._carry_out(self._scheduler.release(instance, places, _now(), ended))
 
-    def report(self, client: Client, in_flight: dict[str, int]) -> None:
-        client.in_flight = in_flight
+    def report(self, client: Client, in_flight: dict[str, int], blocked: dict[str, int]) -> None:
+        client.in_flight, client.blocked = in_flight, blocked
         self.board.changed()
 
     def load(self, client: Client, request: int, model: str, *, wait: bool) -> None:

@@ -26,6 +26,7 @@ class Connection(asyncio.Protocol):
         self.running: dict[str, list[str]] = {}
         self.reading: dict[int, tuple[str, int]] = {}
         self.in_flight: dict[str, int] = {}
+        self.blocked: dict[str, int] = {}
         self._manager = manager
         self._accounts = accounts
         self._on_shutdown = on_shutdown
@@ -71,8 +72,8 @@ class Connection(asyncio.Protocol):
                 self._manager.on_read(self, number)
             case control.Release(instance, places, ended):
                 self._manager.release(self, instance, places, ended)
-            case control.Report(in_flight):
-                self._manager.report(self, in_flight)
+            case control.Report(in_flight, blocked):
+                self._manager.report(self, in_flight, blocked)
             case control.Cancel(request):
                 self._manager.cancel(self, request)
             case control.Hello(_, in_flight, worker, admitted):

@@ -73,6 +73,7 @@ def status_of(
         status.memory_bytes = running.memory_bytes
         status.loaded_at = running.ready_at
         status.load_seconds = running.load_seconds
+        status.progress_at = running.progress_at
         status.phase = running.phases.current if running.ready_at is None else None
         status.phases = dict(running.phases.seconds)
     return status

@@ -41,6 +41,7 @@ class FakeClient:
         self.running: dict[str, list[str]] = {}
         self.reading: dict[int, tuple[str, int]] = {}
         self.in_flight: dict[str, int] = {}
+        self.blocked: dict[str, int] = {}
         self.got: list[Any] = []
 
     def send(self, message: control.ToClient) -> None:
