@@ -23,7 +23,7 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines clean
+.PHONY: help install serve test test-vllm check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +84,10 @@ bench-stages: $(VENV)/.installed-dev ## where the time of a request and of a chu
 
 bench-keys: $(VENV)/.installed-dev ## what it costs to tell who asks, with few and many keys
 	$(BIN)/python bench/keys.py $(ARGS)
+
+soak: $(VENV)/.installed-dev ## everything at once, with kills, for SECONDS=600 seconds; counts what is lost
+	$(BIN)/python -m tests.models smollm2_gguf gemma3_gguf
+	$(BIN)/python -m tests.soak $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 clean: ## remove environments and caches; models, configuration and logs stay
 	rm -rf $(VENV) $(TOOLS) $(VLLM) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
