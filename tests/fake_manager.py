@@ -26,6 +26,7 @@ class FakeManager:
         self.standing = Standing()
         self.share = NO_SHARE
         self.recalls_at_once = False
+        self.answers_commands = True
         self.places = 1000
         self.keeps = True
         self._clients: set[_Client] = set()
@@ -79,6 +80,11 @@ class FakeManager:
         if self.recalls_at_once:
             client.send(control.Recall(question.key_id))
 
+    def _on_command(self, client: _Client, request: int) -> None:
+        if self.answers_commands:
+            answer = self.refusal(request) if self.refusal is not None else None
+            client.send(answer or control.Models(self.models, request))
+
     def on_message(self, client: _Client, message: control.ToManager) -> None:
         self.heard.append(message)
         match message:
@@ -100,10 +106,7 @@ class FakeManager:
             case control.ReportUsage(number) if self.keeps_usage:
                 client.send(control.UsageKept(number))
             case control.ListModels(request) | control.LoadModel(request) | control.UnloadModel(request):
-                if self.refusal is not None:
-                    client.send(self.refusal(request))
-                else:
-                    client.send(control.Models(self.models, request))
+                self._on_command(client, request)
 
 
 class _Client(asyncio.Protocol):

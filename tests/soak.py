@@ -78,14 +78,15 @@ class Soak:
         self.server = server
         self.chance = random.Random(seed)
         self.score = Score()
+        self.longest_without_manager = 0.0
         self._is_over = asyncio.Event()
 
     async def run(self, seconds: float) -> None:
         clients = [asyncio.create_task(self._client(number)) for number in range(CLIENTS)]
-        killer = asyncio.create_task(self._kill())
+        others = [asyncio.create_task(self._kill()), asyncio.create_task(self._look_for_managers())]
         await asyncio.sleep(seconds)
         self._is_over.set()
-        await asyncio.gather(*clients, killer)
+        await asyncio.gather(*clients, *others)
 
     # ── clients ──
 
@@ -193,6 +194,17 @@ class Soak:
         return _judged(answer, lambda _: True)
 
     # ── the killer ──
+
+    async def _look_for_managers(self) -> None:
+        """How long there was none at most."""
+        seen_at = time.monotonic()
+        while not self._is_over.is_set():
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_unix_connection(str(self.server.run_dir / "manager.sock"))
+                writer.close()
+                seen_at = time.monotonic()
+            self.longest_without_manager = max(self.longest_without_manager, time.monotonic() - seen_at)
+            await asyncio.sleep(0.05)
 
     async def _kill(self) -> None:
         while not self._is_over.is_set():
@@ -321,6 +333,7 @@ def main() -> int:
         "seconds": given.seconds,
         "seed": given.seed,
         "kills": len(score.kills),
+        "longest_seconds_without_manager": round(soak.longest_without_manager, 1),
         "sent": sum(score.kinds.values()),
         "answered": score.ends["answered"],
         "left": score.ends["left"],

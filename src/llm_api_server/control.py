@@ -332,12 +332,16 @@ ToManager = (
 
 
 class Granted(msgspec.Struct, tag="granted", omit_defaults=True):
-    """`places`, that of the request among them. `keeps`: they are the worker's until they are reclaimed."""
+    """`places`, that of the request among them. `keeps`: they are the worker's until they are reclaimed.
+
+    `key_id` is that of the claim, for a worker that has forgotten it: its client has left.
+    """
 
     request: int
     instance: InstanceInfo
     places: int = 1
     keeps: bool = False
+    key_id: str = ""
 
 
 class Queued(msgspec.Struct, tag="queued"):

@@ -230,8 +230,7 @@ class Leases:
             number = None if granted.keeps or not asked.claim.reads else granted.request
             asked.lease = self._lease(held, asked.claim.key_id, asked.claim.work, number)
         else:  # whoever asked has left
-            held.keeps = False
-            self._give_back(held)
+            self._lease(held, granted.key_id, 0, granted.request).release()
 
     def _on_queued(self, queued: control.Queued) -> None:
         asked = self._waiting.get(queued.number)

@@ -77,11 +77,12 @@ class ManagerProcess:
 class _Question:
     """Asked and not yet answered. Commands are not asked again: the old manager may have begun to carry them out."""
 
-    __slots__ = ("answer", "message", "repeats")
+    __slots__ = ("answer", "is_sent", "message", "repeats")
 
     def __init__(self, message: Any, *, repeats: bool) -> None:
         self.message = message
         self.repeats = repeats
+        self.is_sent = False
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
@@ -132,7 +133,7 @@ class ManagerLink:
     async def ask(self, message: Any, *, repeats: bool = True) -> Any:
         """The manager's answer to a message with a `request`. Raises its refusal as an `ApiError`.
 
-        Without a connection a question that `repeats` waits for one; a command is refused.
+        Without a connection it waits for one; with the loss of it a question `repeats`, a command is refused.
         """
         return await self.begin(message, repeats=repeats)
 
@@ -140,11 +141,10 @@ class ManagerLink:
         """`ask`, for those who must know of the answer at the moment it comes: with its callbacks."""
         if self._is_closing:
             raise ShuttingDown("This server is shutting down.")
-        if self._transport is None and not repeats:
-            raise EngineUnavailable(_UNREACHABLE, retry_after=1)
         question = _Question(message, repeats=repeats)
         self._questions[message.request] = question
         question.answer.add_done_callback(lambda _: self._questions.pop(message.request, None))
+        question.is_sent = self._transport is not None
         self.send(message)
         return question.answer
 
@@ -218,6 +218,7 @@ class ManagerLink:
             part.greet(hello)
         self.send(hello)
         for question in list(self._questions.values()):
+            question.is_sent = True
             self.send(question.message)
         for part in self._parts:
             part.connected()
@@ -229,7 +230,8 @@ class ManagerLink:
 
     def _refuse(self, error: ApiError, *, commands_only: bool = False) -> None:
         for question in list(self._questions.values()):
-            if not question.answer.done() and not (commands_only and question.repeats):
+            is_meant = not commands_only or (question.is_sent and not question.repeats)
+            if is_meant and not question.answer.done():
                 question.answer.set_exception(error)
 
 

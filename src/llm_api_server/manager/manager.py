@@ -371,7 +371,7 @@ class Manager:
             client.running.setdefault(instance.id, []).append(grant.key_id)
             client.reading[asked.request] = (instance.id, grant.waiter)
         assert instance.info is not None, "an instance is ready only after its plan was made"
-        client.send(Granted(asked.request, instance.info, grant.places, grant.keeps))
+        client.send(Granted(asked.request, instance.info, grant.places, grant.keeps, grant.key_id))
 
     def _done(self, waiter: int) -> None:
         """A command for a model and its twin is answered with the later of the two."""

@@ -206,11 +206,39 @@ async def test_waiters_outlive_the_manager(leases: Leases, link: ManagerLink, ma
     assert manager.heard_of(control.Acquire) == [control.Acquire(1, "m", "embed")] * 2
 
 
-async def test_commands_fail_at_once_without_a_manager(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
+async def test_commands_wait_for_a_manager(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
     await manager.stop()
     await until(lambda: not link.is_connected)
+    asked = asyncio.create_task(leases.list_models())
+    await asyncio.sleep(0.05)
+    await manager.start()
+    assert [model.id for model in await asked] == ["m"]
+
+
+async def test_a_command_that_a_manager_may_have_begun_is_refused_when_that_is_lost(
+    leases: Leases, manager: FakeManager
+) -> None:
+    manager.answers_commands = False
+    asked = asyncio.create_task(leases.load("m", wait=True))
+    await until(lambda: bool(manager.heard_of(control.LoadModel)))
+    await manager.stop()
     with pytest.raises(EngineUnavailable):
-        await leases.list_models()
+        await asked
+
+
+async def test_who_has_left_gives_back_what_it_is_granted(
+    leases: Leases, link: ManagerLink, manager: FakeManager
+) -> None:
+    """Also what is known of it: the key that has a request running, the prompt that is being read."""
+    manager.hold = True
+    waiting = asyncio.create_task(leases.acquire("m", claim=control.Claim("key", reads=100)))
+    await until(lambda: bool(manager.heard_of(control.Acquire)))
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    link.on_message(control.Granted(1, manager.instances["m"], 1, keeps=False, key_id="key"))
+    await until(lambda: bool(manager.heard_of(control.Release)))
+    assert manager.heard_of(control.Read) == [control.Read(1)]
+    assert manager.heard_of(control.Release) == [control.Release("m-1", 1, [control.Ended("key")])]
 
 
 async def test_waiters_are_refused_when_no_manager_comes(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
