@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -44,6 +45,9 @@ class Engine:
         (path,) = (server.run_dir / "engines").glob("*.sock")
         self._client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://engine")
 
+    def close(self) -> None:
+        self._client.close()
+
     def at_work(self) -> int:
         found = re.search(r"^llamacpp:requests_processing (\d+)", self._client.get("/metrics").text, re.MULTILINE)
         assert found is not None
@@ -62,9 +66,15 @@ def ask(server: Server, path: str, body: dict[str, Any]) -> socket.socket:
     return client
 
 
-def test_the_engine_lets_go_within_a_second_every_time(server: Server, record_property: Any) -> None:
+@pytest.fixture
+def engine(server: Server) -> Iterator[Engine]:
+    with contextlib.closing(Engine(server)) as one:
+        yield one
+
+
+def test_the_engine_lets_go_within_a_second_every_time(server: Server, engine: Engine, record_property: Any) -> None:
     """Streams and plain answers, chats and completions, left at any moment of their first half second."""
-    engine, chance = Engine(server), random.Random(3)
+    chance = random.Random(3)
     slowest = 0.0
     for trial in range(TRIALS):
         text = f"{trial}: tell me a very long story of a king and his seven daughters"
@@ -89,8 +99,7 @@ def test_the_engine_lets_go_within_a_second_every_time(server: Server, record_pr
     assert slowest <= LIMIT
 
 
-def test_who_leaves_while_waiting_is_never_begun(server: Server) -> None:
-    engine = Engine(server)
+def test_who_leaves_while_waiting_is_never_begun(server: Server, engine: Engine) -> None:
     body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
     running_ = [ask(server, "/v1/completions", body) for _ in range(4)]
     wait_until(lambda: server.models()[MODEL]["in_flight"] == 4)

@@ -63,6 +63,9 @@ class Caller:
         self._tokens = tokens
         self.answered = 0
 
+    async def close(self) -> None:
+        await self._client.close()
+
     async def first_token(self) -> float:
         """Ask, read it all; seconds until the first token."""
         tokens = self._chance.randint(*self._tokens)
@@ -100,6 +103,8 @@ async def test_a_key_with_ten_times_the_load_hardly_delays_another(server: Serve
         one.cancel()
     await asyncio.gather(*crowd, return_exceptions=True)
     alone.append(await small.median())
+    for caller in (small, flood):
+        await caller.close()
     ratio = beside / statistics.mean(alone)
     record_property("ratio_of_first_token", ratio)
     print(f"first token alone {alone[0]:.3f} and {alone[1]:.3f} s, beside the flood {beside:.3f} s: {ratio:.2f} times")
