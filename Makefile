@@ -23,7 +23,7 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak clean
+.PHONY: help install serve test test-vllm check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,10 @@ bench-keys: $(VENV)/.installed-dev ## what it costs to tell who asks, with few a
 soak: $(VENV)/.installed-dev ## everything at once, with kills, for SECONDS=600 seconds; counts what is lost
 	$(BIN)/python -m tests.models smollm2_gguf gemma3_gguf
 	$(BIN)/python -m tests.soak $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## ask all endpoints whatever the OpenAPI description allows and forbids, for SECONDS=3600
+	$(BIN)/python -m tests.models smollm2_gguf
+	$(BIN)/python -m tests.openapi.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 clean: ## remove environments and caches; models, configuration and logs stay
 	rm -rf $(VENV) $(TOOLS) $(VLLM) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,25 +2,26 @@
 
 from typing import Any
 
-from llm_api_server import lifecycle
+from llm_api_server import gunicorn_hooks
+from llm_api_server.lifecycle import KEEP_ALIVE_TIMEOUT
 
-_config = lifecycle.config_for_gunicorn()
+_config = gunicorn_hooks.config_for_gunicorn()
 
-bind = lifecycle.bind_address(_config)
+bind = gunicorn_hooks.bind_address(_config)
 workers = _config.server.workers
 worker_class = "llm_api_server.gateway.gunicorn_worker.GunicornWorker"
-keepalive = lifecycle.KEEP_ALIVE_TIMEOUT
+keepalive = KEEP_ALIVE_TIMEOUT
 graceful_timeout = int(_config.server.drain_timeout) + 5
 # How long a worker's event loop may be stuck. How long a request may take is server.timeout.
 timeout = 60
 forwarded_allow_ips = ",".join(_config.server.trusted_proxies)
 control_socket = str(_config.run_dir / "gunicorn.ctl")
-logconfig_dict = lifecycle.gunicorn_logging()
+logconfig_dict = gunicorn_hooks.gunicorn_logging()
 
 
 def on_starting(server: Any) -> None:
-    lifecycle.on_gunicorn_start(server, _config)
+    gunicorn_hooks.on_gunicorn_start(server, _config)
 
 
 def on_exit(server: Any) -> None:
-    lifecycle.on_gunicorn_exit(server, _config)
+    gunicorn_hooks.on_gunicorn_exit(server, _config)

@@ -2,7 +2,6 @@
 
 import sys
 
-from llm_api_server.config import config_from_environment
 from llm_api_server.errors import ConfigError
 
 if __name__ == "__main__":
@@ -13,6 +12,6 @@ elif __name__ != "__mp_main__":  # workers of `python main.py` read this file ag
     from llm_api_server.gateway.app import create_app
 
     try:
-        app = create_app(config_from_environment())
+        app = create_app()
     except ConfigError as error:
         sys.exit(str(error))

@@ -8,7 +8,9 @@ from typing import Any
 
 from llm_api_server import control
 from llm_api_server.access import Key
-from llm_api_server.control import NO_SHARE, InstanceInfo, ModelStatus, RunDir, Standing
+from llm_api_server.control import NO_SHARE, InstanceInfo, RunDir, Standing
+from llm_api_server.framing import encode
+from llm_api_server.model_status import ModelStatus
 
 
 class FakeManager:
@@ -129,4 +131,4 @@ class _Client(asyncio.Protocol):
             self._manager.on_message(self, message)
 
     def send(self, message: control.ToClient) -> None:
-        self.transport.write(control.encode(message))
+        self.transport.write(encode(message))

@@ -50,11 +50,20 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.run_dir = folder / "run"
         self._command = COMMANDS[command]
+        self.configure(config)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def configure(self, config: dict[str, Any]) -> None:
+        """Write the file; who runs already follows it when told to."""
         server = {"port": self.port, "run_dir": str(self.run_dir), **config.get("server", {})}
         auth = {"api_keys": KEYS, **config.get("auth", {})}
         text = yaml.safe_dump({**config, "server": server, "auth": auth}, allow_unicode=True)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
-        self.process: subprocess.Popen[bytes] | None = None
+        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `llm-api-server` as its administrator would."""
+        command = [str(BIN / "llm-api-server"), *words]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False)
 
     def start(self) -> None:
         with (self.folder / "output.txt").open("ab") as output:

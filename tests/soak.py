@@ -1,8 +1,8 @@
 """Ten minutes of everything at once: `make soak`. Real engines, real processes, and a hand that kills them at random.
 
-Clients swap two models that have one place, stream, leave, embed, and send what is wrong; engines, workers and the
-manager are killed with SIGKILL. Every request has one end: answered, left by us, refused by a rule, or errored by a
-kill that happened while it ran. What fits none of these is lost. The last line is one JSON object.
+Clients swap two models that have one place, stream, leave, embed, change the configuration, and send what is wrong;
+engines, workers and the manager are killed with SIGKILL. Every request has one end: answered, left by us, refused by a
+rule, or errored by a kill that happened while it ran; what fits none of these is lost. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ PATIENCE = 120.0
 RULES = frozenset(
     {
         "model_load_failed", "model_loading", "slow_down", "server_overloaded", "rate_limit_exceeded",
-        "context_length_exceeded", "invalid_api_key", "model_not_found", "unknown_url", "not_supported", None,
+        "context_length_exceeded", "invalid_api_key", "model_not_found", "unknown_url", "not_supported",
+        "invalid_configuration", None,
     }
 )  # fmt: skip
 #: Errors that only a process that is gone can cause.
@@ -92,8 +93,8 @@ class Soak:
 
     async def _client(self, number: int) -> None:
         """One after the other, each over a connection that may be new or kept."""
-        actions = [self._plain, self._stream, self._leave, self._embed, self._wrong, self._swap]
-        weights = [4, 4, 3, 2, 2, 0.3]
+        actions = [self._plain, self._stream, self._leave, self._embed, self._wrong, self._swap, self._reload]
+        weights = [4, 4, 3, 2, 2, 0.3, 0.3]
         headers = {"Authorization": f"Bearer {KEY}", "x-client": str(number)}
         while not self._is_over.is_set():
             async with httpx.AsyncClient(base_url=self.server.url, headers=headers, timeout=PATIENCE) as client:
@@ -192,6 +193,20 @@ class Soak:
         verb, model = self.chance.choice(("load", "unload")), self.chance.choice(MODELS)
         answer = await client.post(f"/admin/api/models/{model}/{verb}", params={"wait": "false"})
         return _judged(answer, lambda _: True)
+
+    async def _reload(self, client: httpx.AsyncClient) -> str:
+        """Of a file in which something has changed for the second model, for neither, or that is bad."""
+        changed = config()
+        match self.chance.randint(0, 2):
+            case 0:
+                changed["models"]["available"][MODELS[1]]["max_tokens"] = self.chance.choice([1024, 1000])
+            case 1:
+                changed["limits"]["queue_per_key"] = self.chance.choice([400, 500])
+            case _:
+                changed["models"]["max_loaded"] = 0
+        self.server.configure(changed)
+        answer = await client.post("/admin/api/reload")
+        return _judged(answer, lambda body: body["applied"])
 
     # ── the killer ──
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import socket
+from typing import TypeVar
 
-from llm_api_server.control import Command, Explained, Models, Refused, RunDir, encode, to_client_decoder
+from llm_api_server.control import Command, CommandAnswer, Refused, RunDir, to_client_decoder
 from llm_api_server.errors import ControlError
+from llm_api_server.framing import encode
+
+AnswerT = TypeVar("AnswerT", bound=CommandAnswer)
 
 
-def call(run_dir: RunDir, command: Command, *, timeout: float | None) -> Models | Explained:
-    """Send one command to a running manager and wait for its answer.
+def call(run_dir: RunDir, command: Command, answer: type[AnswerT], *, timeout: float | None) -> AnswerT:
+    """Send one command to a running manager and wait for its `answer`.
 
     Raises `ControlError` when no manager answers within `timeout` seconds or it refuses.
     """
@@ -21,7 +25,7 @@ def call(run_dir: RunDir, command: Command, *, timeout: float | None) -> Models 
             connection.sendall(encode(command))
             while data := connection.recv(65536):
                 for message in decoder.feed(data):
-                    if isinstance(message, Models | Explained) and message.request == command.request:
+                    if isinstance(message, answer) and message.request == command.request:
                         return message
                     if isinstance(message, Refused):
                         raise ControlError(message.message)

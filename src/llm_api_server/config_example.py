@@ -37,7 +37,7 @@ _MORE_MODELS = """\
 
 _FIRST = """\
 # The configuration of LLM API Server. Every option, with its default: `llm-api-server config example`.
-# After a change: `llm-api-server check-config`, then start the server again.
+# After a change: `llm-api-server check-config`, then `llm-api-server reload`.
 
 server:
   host: 127.0.0.1 # 0.0.0.0: all interfaces

@@ -1,8 +1,7 @@
-"""The contract between API workers, the command line and the manager: messages and their framing.
+"""The contract between API workers, the command line and the manager: their messages.
 
-One unix stream socket in the run directory. Every message is a 4-byte big-endian length and msgpack. Workers keep
-one connection open (`gateway/link.py`); the command line opens one per command (`calls.py`). The manager's side is
-`manager/server.py`.
+One unix stream socket in the run directory, framed by `framing.py`. Workers keep one connection open
+(`gateway/link.py`); the command line opens one per command (`calls.py`). The manager's side is `manager/server.py`.
 
 A lease, in these messages: an instance has places, one for each request that it works on at a time. `Granted` gives
 one request a place, and the worker perhaps more of them: from those it may start requests without asking, until
@@ -14,24 +13,22 @@ Limits: a request of a limited key is counted with `Admit` before it takes a lea
 the end. While a limit is far, `Admitted` comes with a share of what is left, from which the worker admits by itself;
 `Spend` says what it used of it, and gives back what it does not need, or what `Recall` asks for. What all requests used
 comes in `ReportUsage`, in batches, each kept by the worker until `UsageKept`.
+
+Configuration: all follow the manager's. `Hello` says which one a worker has; `Configure` gives it another.
 """
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
 from llm_api_server.access import Key, Limits
-from llm_api_server.errors import ControlError
-from llm_api_server.types import EngineName, ModelState, Task
+from llm_api_server.config_diff import Change
+from llm_api_server.framing import FrameDecoder
+from llm_api_server.model_status import Explanation, ModelStatus
+from llm_api_server.types import EngineName, Task
 from llm_api_server.usage import Batch
-
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-MessageT = TypeVar("MessageT")
-_LENGTH = struct.Struct(">I")
 
 
 class InstanceInfo(msgspec.Struct, frozen=True):
@@ -54,75 +51,6 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     def does(self, task: Task | None) -> bool:
         """Where nothing is known of it the engine itself must say no."""
         return task is None or self.tasks is None or task in self.tasks
-
-
-class ModelStatus(msgspec.Struct):
-    """One configured model as the manager sees it; what `/v1/models`, the admin API and the command line show.
-
-    Times are Unix seconds. `in_flight` counts requests inside the engine, `queued` those waiting for it. `tasks` is
-    what it can be asked for, be it through its twin. A twin has `twin_of` and is listed only while it is not stopped.
-    """
-
-    id: str
-    state: ModelState
-    engine: EngineName
-    path: str
-    aliases: list[str] = []
-    adapters: list[str] = []
-    context_length: int | None = None
-    vision: bool | None = None
-    tasks: tuple[Task, ...] | None = None
-    twin_of: str | None = None
-    chat_template: bool | None = None
-    error: str | None = None
-    retry_at: float | None = None
-    #: When a load that is under way is expected to be over, as far as earlier ones tell.
-    ready_at: float | None = None
-    instance: str | None = None
-    pid: int | None = None
-    memory_bytes: int | None = None
-    in_flight: int = 0
-    queued: int = 0
-    preloaded: bool = False
-    last_used: float | None = None
-    loaded_at: float | None = None
-    load_seconds: float | None = None
-    #: When it was last seen to make a step while it had requests.
-    progress_at: float | None = None
-    #: Bytes it takes of each device's memory in the books.
-    devices: dict[str, int] = {}
-    #: Of a load under way; and the seconds of each, in order, that are over.
-    phase: str | None = None
-    phases: dict[str, float] = {}
-
-
-class DeviceStatus(msgspec.Struct):
-    """Memory of a GPU or of the machine, in bytes. `taken`: by model, in the books; `foreign`: by other programs."""
-
-    id: str
-    name: str
-    total: int
-    limit: int
-    foreign: int
-    taken: dict[str, int]
-    free: int
-
-
-Verdict = Literal["loaded", "fits", "after_waiting", "after_evicting", "not_now", "never"]
-
-
-class Explanation(msgspec.Struct):
-    """Whether a model would fit. `takes`: bytes of each device it would be given; `needs`: that in words."""
-
-    model: str
-    verdict: Verdict
-    message: str
-    evict: list[str]
-    needs: str | None
-    takes: dict[str, int]
-    places: int
-    places_free: int
-    devices: list[DeviceStatus]
 
 
 class Quota(msgspec.Struct, frozen=True):
@@ -165,13 +93,15 @@ class Admission(msgspec.Struct, frozen=True):
 class Hello(msgspec.Struct, tag="hello"):
     """First message of a worker. `in_flight`: its requests per instance id, so that a new manager counts them.
 
-    `worker` is unique for the worker's life; `admitted` are its requests that are admitted and not settled.
+    `worker` is unique for the worker's life; `admitted` are its requests that are admitted and not settled; `config`
+    is the digest of its configuration (`applied_config.py`).
     """
 
     pid: int
     in_flight: dict[str, int] = {}
     worker: str = ""
     admitted: list[Admission] = []
+    config: str = ""
 
 
 class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -317,16 +247,45 @@ class ExplainModel(msgspec.Struct, tag="explain_model"):
     model: str
 
 
-class Shutdown(msgspec.Struct, tag="shutdown"):
-    """Stop everything; answered just before the manager exits, when no engine is left."""
+class GetStatus(msgspec.Struct, tag="get_status"):
+    """Answered by `Status`."""
 
     request: int
 
 
-Command = ListModels | LoadModel | UnloadModel | ExplainModel | Shutdown
-ToManager = (
-    Hello | Acquire | Cancel | Read | Release | Report | FindKey | Admit | Settle | Spend | ReportUsage | Command
-)
+class GetConfig(msgspec.Struct, tag="get_config"):
+    """Answered by `CurrentConfig`."""
+
+    request: int
+
+
+class Reload(msgspec.Struct, tag="reload"):
+    """Read the configuration file again and follow it, unless `dry_run`. Answered by `Reloaded` or `Refused`."""
+
+    request: int
+    dry_run: bool = False
+
+
+class Configured(msgspec.Struct, tag="configured"):
+    """The worker follows the configuration with this digest."""
+
+    digest: str
+
+
+class Shutdown(msgspec.Struct, tag="shutdown"):
+    """Stop everything; answered just before the manager exits, when no engine is left.
+
+    `keeps_engines`: they serve on, for the next manager to adopt.
+    """
+
+    request: int
+    keeps_engines: bool = False
+
+
+Command = ListModels | LoadModel | UnloadModel | ExplainModel | GetStatus | GetConfig | Reload | Shutdown
+Lease = Acquire | Cancel | Read | Release | Report
+Account = FindKey | Admit | Settle | Spend | ReportUsage
+ToManager = Hello | Lease | Account | Configured | Command
 
 # ── manager → worker or command line ─────────────────────────────────────────────────────────────────────────────
 
@@ -421,43 +380,39 @@ class Explained(msgspec.Struct, tag="explained"):
     explanation: Explanation
 
 
-Answer = Granted | Refused | Models | Explained | KeyFound | Admitted
-ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept
+class Status(msgspec.Struct, tag="status"):
+    """The processes of the server, by their pids."""
 
-# ── framing ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_encoder = msgspec.msgpack.Encoder()
-
-
-def encode(message: ToManager | ToClient) -> bytes:
-    """One framed message."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
+    request: int
+    manager: int
+    workers: list[int]
 
 
-class FrameDecoder(Generic[MessageT]):
-    """Cuts a byte stream into messages of one type. Raises `ControlError` on a message that is too long or wrong."""
+class CurrentConfig(msgspec.Struct, tag="current_config"):
+    """As `applied_config.py` packs it."""
 
-    def __init__(self, message_type: Any) -> None:
-        self._decoder: msgspec.msgpack.Decoder[MessageT] = msgspec.msgpack.Decoder(message_type)
-        self._buffer = bytearray()
+    request: int
+    config: str
 
-    def feed(self, data: bytes) -> list[MessageT]:
-        self._buffer += data
-        messages: list[MessageT] = []
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_MESSAGE_BYTES:
-                raise ControlError(f"control message of {length} bytes is over the limit")
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            try:
-                messages.append(self._decoder.decode(bytes(self._buffer[_LENGTH.size : end])))
-            except msgspec.ValidationError as error:
-                raise ControlError(f"unknown control message: {error}") from error
-            del self._buffer[:end]
-        return messages
+
+class Reloaded(msgspec.Struct, tag="reloaded"):
+    """What changes, or, without `applied`, would change. `late`: workers that had not followed in time."""
+
+    request: int
+    changes: list[Change]
+    applied: bool
+    late: int = 0
+
+
+class Configure(msgspec.Struct, tag="configure"):
+    """Follow this configuration, as `applied_config.py` packs it, from now on. Answered by `Configured`."""
+
+    config: str
+
+
+CommandAnswer = Models | Explained | Status | CurrentConfig | Reloaded
+Answer = Granted | Refused | KeyFound | Admitted | CommandAnswer
+ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept | Configure
 
 
 def to_manager_decoder() -> FrameDecoder[ToManager]:
@@ -485,6 +440,11 @@ class RunDir:
     @property
     def socket(self) -> Path:
         return self.path / "manager.sock"
+
+    @property
+    def minutes(self) -> Path:
+        """What keys used in the last minute."""
+        return self.path / "minutes"
 
     @property
     def engines(self) -> Path:

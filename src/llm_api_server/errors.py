@@ -12,7 +12,8 @@
     └── ApiError                       has status, type, code, param, message
         ├── InvalidRequest         400 invalid_request_error
         │   ├── ContextLengthExceeded  code context_length_exceeded
-        │   └── NotSupported           code not_supported (this model cannot do that)
+        │   ├── NotSupported           code not_supported (this model cannot do that)
+        │   └── InvalidConfiguration   code invalid_configuration (the file cannot be reloaded)
         ├── InvalidKey             401 code invalid_api_key
         ├── PermissionDenied       403 code permission_denied
         ├── UnknownEndpoint        404 code unknown_url
@@ -131,6 +132,10 @@ class InvalidRequest(ApiError):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class InvalidConfiguration(InvalidRequest):
+    code = "invalid_configuration"
 
 
 class InvalidKey(ApiError):
@@ -262,8 +267,8 @@ def error_from_code(code: str, message: str, **options: Any) -> ApiError:
 _BY_CODE: dict[str | None, type[ApiError]] = {
     error.code: error
     for error in (
-        ContextLengthExceeded, ModelNotFound, RateLimited, InsufficientQuota, EngineError, NotSupported,
-        ModelLoadFailed, ModelLoading, ServerOverloaded, SlowDown, EngineUnavailable, StoreUnavailable, ShuttingDown,
-        RequestTimeout,
+        ContextLengthExceeded, InvalidConfiguration, ModelNotFound, RateLimited, InsufficientQuota, EngineError,
+        NotSupported, ModelLoadFailed, ModelLoading, ServerOverloaded, SlowDown, EngineUnavailable, StoreUnavailable,
+        ShuttingDown, RequestTimeout,
     )
 }  # fmt: skip

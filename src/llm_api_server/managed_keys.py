@@ -120,7 +120,7 @@ class ManagedKeys:
         if key.source == "config":
             raise KeyInConfiguration(
                 f"The key {key.name!r} is in the configuration: change it in auth.api_keys of {self._source} "
-                "and start the server again."
+                "and reload."
             )
         return key.id
 

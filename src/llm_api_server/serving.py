@@ -27,8 +27,9 @@ from llm_api_server.engines.config_problems import engine_warnings
 from llm_api_server.errors import ControlError
 from llm_api_server.gateway.event_loop import WORKERS
 from llm_api_server.gateway.http_protocol import HttpProtocol
-from llm_api_server.lifecycle import BACKLOG, EXIT_FAILED, KEEP_ALIVE_TIMEOUT, ServerLock, listen, stop_manager
+from llm_api_server.lifecycle import BACKLOG, EXIT_FAILED, KEEP_ALIVE_TIMEOUT, ServerLock, listen
 from llm_api_server.log import setup_logging
+from llm_api_server.running_server import begin_reload, join_run_dir, stop_manager
 
 APP = "llm_api_server.gateway.app:create_app"
 LOOP = "llm_api_server.gateway.event_loop:Loop"
@@ -44,10 +45,11 @@ def serve(config: Config) -> int:
     setup_logging(config, "gateway")
     for warning in (*config_warnings(config), *engine_warnings(config)):
         logger.warning("{}", warning)
+    join_run_dir(config)
     port = int(listener.getsockname()[1])
     Banner(config, port, _print).start()
     try:
-        return _run(_uvicorn_config(config), listener)
+        return _run(config, _uvicorn_config(config), listener)
     finally:
         _stop(config)
 
@@ -140,10 +142,34 @@ def _uvicorn_config(config: Config) -> uvicorn.Config:
     )
 
 
-def _run(settings: uvicorn.Config, listener: socket.socket) -> int:
+class _Supervisor(Multiprocess):
+    """Of several workers. uvicorn's own would replace them all on SIGHUP."""
+
+    def __init__(self, config: Config, settings: uvicorn.Config, listener: socket.socket) -> None:
+        super().__init__(settings, sockets=[listener])
+        self._on_hangup = _on_hangup(config, self.should_exit.set)
+
+    def handle_hup(self) -> None:
+        self._on_hangup()
+
+
+def _on_hangup(config: Config, stop: Callable[[], None]) -> Callable[[], None]:
+    """Reload; but where the terminal that we were started on is gone, end, as programs on a terminal do."""
+    had_terminal = os.isatty(0)
+
+    def on_hangup() -> None:
+        if had_terminal and not os.isatty(0):
+            stop()
+        else:
+            begin_reload(config)
+
+    return on_hangup
+
+
+def _run(config: Config, settings: uvicorn.Config, listener: socket.socket) -> int:
     os.environ[WORKERS] = str(settings.workers)
     if settings.workers > 1:
-        supervisor = Multiprocess(settings, sockets=[listener])
+        supervisor = _Supervisor(config, settings, listener)
         supervisor.run()
         return EXIT_FAILED if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes) else 0
     server = uvicorn.Server(settings)
@@ -154,6 +180,8 @@ def _run(settings: uvicorn.Config, listener: socket.socket) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    on_hangup = _on_hangup(config, on_signal)
+    signal.signal(signal.SIGHUP, lambda *_: on_hangup())
     try:
         server.run(sockets=[listener])
     except SystemExit:  # uvicorn's way to say that the app did not start; the log has the reason

@@ -60,6 +60,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.is_worker = False
+        self.pid = 0
         self.grants: dict[str, int] = {}
         self.running: dict[str, list[str]] = {}
         self.reading: dict[int, tuple[str, int]] = {}

@@ -14,9 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_api_server import lifecycle
+from llm_api_server import gunicorn_hooks
 from llm_api_server.config import CONFIG_VARIABLE, Config
-from llm_api_server.lifecycle import CannotServe, ServerLock, bind_address, listen, stop_manager, stop_server
+from llm_api_server.gunicorn_hooks import bind_address
+from llm_api_server.lifecycle import CannotServe, ServerLock, listen
+from llm_api_server.running_server import stop_manager, stop_server
 
 HOLDER = """
 import signal, sys
@@ -113,7 +115,7 @@ def test_a_bad_file_ends_gunicorn_with_its_problems(
     path.write_text("server: {prot: 1}\n")
     monkeypatch.setenv(CONFIG_VARIABLE, str(path))
     with pytest.raises(SystemExit) as caught:
-        lifecycle.config_for_gunicorn()
+        gunicorn_hooks.config_for_gunicorn()
     assert caught.value.code == 2
     assert "config.yaml:1: server.prot" in capsys.readouterr().err
 
@@ -123,15 +125,15 @@ def test_masters_that_take_over_leave_the_manager(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reexec: int, master: int, stops: bool
 ) -> None:
     stopped: list[Config] = []
-    monkeypatch.setattr(lifecycle, "stop_manager", stopped.append)
-    lifecycle.on_gunicorn_exit(SimpleNamespace(reexec_pid=reexec, master_pid=master), config(tmp_path))
+    monkeypatch.setattr(gunicorn_hooks, "stop_manager", stopped.append)
+    gunicorn_hooks.on_gunicorn_exit(SimpleNamespace(reexec_pid=reexec, master_pid=master), config(tmp_path))
     assert bool(stopped) is stops
 
 
 def test_only_the_first_master_takes_the_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with holder(tmp_path):
-        lifecycle.on_gunicorn_start(SimpleNamespace(master_pid=7), config(tmp_path))
+        gunicorn_hooks.on_gunicorn_start(SimpleNamespace(master_pid=7), config(tmp_path))
         with pytest.raises(SystemExit) as caught:
-            lifecycle.on_gunicorn_start(SimpleNamespace(master_pid=0), config(tmp_path))
+            gunicorn_hooks.on_gunicorn_start(SimpleNamespace(master_pid=0), config(tmp_path))
     assert caught.value.code == 1
     assert "running already" in capsys.readouterr().err

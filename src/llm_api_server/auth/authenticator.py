@@ -62,15 +62,20 @@ class Authenticator:
         issuers: TokenIssuers | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._keys = keys
         self._source = source
-        self._tokens = tokens
-        self._issuers = issuers
         self._now = now
-        self._configured = {known: Known.of(known, key) for known, key in keys.items()}
         self._remembered: _Recent[Known] = _Recent(MAX_REMEMBERED)
         self._unknown: _Recent[bool] = _Recent(MAX_UNKNOWN)
         self.changes = 0
+        self.configure(keys, tokens, issuers)
+
+    def configure(self, keys: KeyRing, tokens: TokenSigner | None, issuers: TokenIssuers | None) -> None:
+        """Nobody who was let in before is let in without being looked at again."""
+        self._keys = keys
+        self._configured = {known: Known.of(known, key) for known, key in keys.items()}
+        self.tokens = tokens
+        self._issuers = issuers
+        self.forget(None)
 
     async def authenticate(self, secret: str, address: str | None) -> tuple[Key, bool]:
         """The key, and whether it came as a token. `secret` may be a header's bytes read as Latin-1.
@@ -121,8 +126,8 @@ class Authenticator:
         if secret.count(".") == _TOKEN_DOTS:
             if self._issuers is not None and self._issuers.knows(secret):
                 return Known.of(wanted, await self._issuers.verify(secret), is_token=True)
-            if self._tokens is not None:
-                return Known.of(wanted, await self._by_token(self._tokens, secret), is_token=True)
+            if self.tokens is not None:
+                return Known.of(wanted, await self._by_token(self.tokens, secret), is_token=True)
         key = await self._source.find(digest=wanted)
         return None if key is None else Known.of(wanted, key)
 

@@ -34,11 +34,26 @@ def load(path: Path | None, checks: Checks | None = None) -> Config:
         fail(str(error), EXIT_BAD_CONFIG)
 
 
+def load_running(path: Path | None) -> Config:
+    """For commands to a running server: where the file cannot be used any more, what the server follows."""
+    from llm_api_server.applied_config import likely_run_dir, running_config
+    from llm_api_server.config import find_config, load_config
+    from llm_api_server.errors import ConfigError
+
+    try:
+        return load_config(find_config(path))
+    except ConfigError as error:
+        running = running_config(likely_run_dir(find_config(path)))
+        if running is None:
+            fail(str(error), EXIT_BAD_CONFIG)
+        return running
+
+
 @contextmanager
 def errors(config: Config | None = None) -> Iterator[None]:
     """Turn what can go wrong into a message and an exit code."""
     from llm_api_server.errors import ConfigError, ControlError, InvalidKeyFields, ServerError
-    from llm_api_server.lifecycle import is_absent
+    from llm_api_server.running_server import is_absent
 
     try:
         yield

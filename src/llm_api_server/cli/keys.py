@@ -58,7 +58,7 @@ def keys_new() -> None:
     key = new_key()
     typer.echo(f"key:    {key}")
     typer.echo(f'config: - {{key: "sha256:{digest(key)}", name: NAME, permissions: [all]}}')
-    typer.echo("The key is shown only here. Put the line into auth.api_keys and start the server again.", err=True)
+    typer.echo("The key is shown only here. Put the line into auth.api_keys, then `llm-api-server reload`.", err=True)
 
 
 @app.command("create")

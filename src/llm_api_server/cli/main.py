@@ -14,7 +14,7 @@ from llm_api_server.cli import base, keys, usage
 from llm_api_server.cli.base import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
-    from llm_api_server.control import ModelStatus
+    from llm_api_server.model_status import ModelStatus
 
 app = typer.Typer(
     name="llm-api-server",
@@ -67,13 +67,40 @@ def serve(
 @app.command()
 def stop(config: ConfigOption = None) -> None:
     """Stop the running server: requests under way may finish."""
-    from llm_api_server.lifecycle import stop_server
+    from llm_api_server.running_server import stop_server
 
-    loaded = base.load(config)
+    loaded = base.load_running(config)
     with base.errors():
         if not stop_server(loaded):
             base.not_running(loaded)
     typer.echo("Stopped.")
+
+
+@app.command()
+def restart(config: ConfigOption = None) -> None:
+    """Replace the server's processes one after the other; models stay loaded, running requests go on."""
+    from llm_api_server.running_server import restart_server
+
+    loaded = base.load_running(config)
+    with base.errors(loaded):
+        restart_server(loaded, typer.echo)
+    typer.echo("Restarted.")
+
+
+@app.command()
+def reload(
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have the running server follow its configuration file as it is now, and show what changes."""
+    from llm_api_server.cli import reload_view
+    from llm_api_server.running_server import reload_server
+
+    loaded = base.load(config)
+    with base.errors(loaded):
+        reloaded = reload_server(loaded, dry_run=dry_run)
+        typer.echo(reload_view.as_json(reloaded) if as_json else reload_view.as_text(reloaded))
 
 
 @app.command("check-config")
@@ -134,7 +161,7 @@ def models_list(config: ConfigOption = None, as_json: JsonOption = False) -> Non
     """Show all models and their states."""
     from llm_api_server.cli import models_view
 
-    loaded = base.load(config)
+    loaded = base.load_running(config)
     with base.errors(loaded):
         statuses = models_view.fetch(loaded)
         typer.echo(models_view.as_json(statuses) if as_json else models_view.as_table(statuses))
@@ -145,7 +172,7 @@ def models_show(name: NameArgument, config: ConfigOption = None, as_json: JsonOp
     """Show all there is to know about one model."""
     from llm_api_server.cli import models_view
 
-    loaded = base.load(config)
+    loaded = base.load_running(config)
     with base.errors(loaded):
         status = models_view.find(models_view.fetch(loaded), name)
         typer.echo(models_view.as_json(status) if as_json else models_view.as_lines(status))
@@ -156,7 +183,7 @@ def models_explain(name: NameArgument, config: ConfigOption = None, as_json: Jso
     """Tell whether a model would fit: now, after which others, or never, with the arithmetic."""
     from llm_api_server.cli import models_view
 
-    loaded = base.load(config)
+    loaded = base.load_running(config)
     with base.errors(loaded):
         explanation = models_view.explain(loaded, name)
         typer.echo(models_view.as_json(explanation) if as_json else models_view.as_text(explanation))
@@ -167,7 +194,7 @@ def models_load(name: NameArgument, config: ConfigOption = None) -> None:
     """Load a model and wait until it is ready."""
     from llm_api_server.cli import models_view
 
-    loaded = base.load(config)
+    loaded = base.load_running(config)
     with base.errors(loaded):
         _print_outcome(models_view.load(loaded, name))
 
@@ -177,7 +204,7 @@ def models_unload(name: NameArgument, config: ConfigOption = None) -> None:
     """Let a model finish its requests, unload it, and wait until it is gone."""
     from llm_api_server.cli import models_view
 
-    loaded = base.load(config)
+    loaded = base.load_running(config)
     with base.errors(loaded):
         _print_outcome(models_view.unload(loaded, name))
 

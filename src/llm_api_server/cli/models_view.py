@@ -9,20 +9,10 @@ import msgspec
 
 from llm_api_server import calls, texts
 from llm_api_server.config import Config
-from llm_api_server.control import (
-    DeviceStatus,
-    Explained,
-    ExplainModel,
-    Explanation,
-    ListModels,
-    LoadModel,
-    Models,
-    ModelStatus,
-    RunDir,
-    UnloadModel,
-)
+from llm_api_server.control import Explained, ExplainModel, ListModels, LoadModel, Models, RunDir, UnloadModel
 from llm_api_server.engines.explain import gib
 from llm_api_server.errors import ControlError
+from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
 from llm_api_server.redaction import one_line
 from llm_api_server.types import ModelState
 
@@ -43,7 +33,7 @@ _COLUMNS: dict[str, Callable[[ModelStatus], str]] = {
 
 def fetch(config: Config) -> list[ModelStatus]:
     """All models. Raises `ControlError`."""
-    return _models(calls.call(RunDir(config.run_dir), ListModels(1), timeout=_ANSWER_TIMEOUT))
+    return calls.call(RunDir(config.run_dir), ListModels(1), Models, timeout=_ANSWER_TIMEOUT).models
 
 
 def find(statuses: Sequence[ModelStatus], name: str) -> ModelStatus:
@@ -59,7 +49,7 @@ def load(config: Config, name: str) -> ModelStatus:
     """Load and wait. Raises `ControlError` with the engine's reason when the model fails."""
     command = LoadModel(1, find(fetch(config), name).id)
     # The queue before a load has no limit of its own; the manager ends the load itself.
-    status = find(_models(calls.call(RunDir(config.run_dir), command, timeout=None)), name)
+    status = find(calls.call(RunDir(config.run_dir), command, Models, timeout=None).models, name)
     if status.state is ModelState.FAILED:
         raise ControlError(f"{status.id} could not be loaded: {status.error or 'no reason given'}")
     return status
@@ -68,7 +58,7 @@ def load(config: Config, name: str) -> ModelStatus:
 def unload(config: Config, name: str) -> ModelStatus:
     """Unload and wait. Raises `ControlError`."""
     before = find(fetch(config), name)
-    after = _models(calls.call(RunDir(config.run_dir), UnloadModel(1, before.id), timeout=None))
+    after = calls.call(RunDir(config.run_dir), UnloadModel(1, before.id), Models, timeout=None).models
     if before.twin_of is not None and all(status.id != before.id for status in after):
         return ModelStatus(before.id, ModelState.STOPPED, before.engine, before.path)  # stopped twins are not listed
     return find(after, name)
@@ -77,14 +67,7 @@ def unload(config: Config, name: str) -> ModelStatus:
 def explain(config: Config, name: str) -> Explanation:
     """Whether it would fit. Raises `ControlError`."""
     command = ExplainModel(1, find(fetch(config), name).id)
-    answer = calls.call(RunDir(config.run_dir), command, timeout=_ANSWER_TIMEOUT)
-    assert isinstance(answer, Explained), "what the manager answers to that"
-    return answer.explanation
-
-
-def _models(answer: Models | Explained) -> list[ModelStatus]:
-    assert isinstance(answer, Models), "what the manager answers to these commands"
-    return answer.models
+    return calls.call(RunDir(config.run_dir), command, Explained, timeout=_ANSWER_TIMEOUT).explanation
 
 
 def as_json(content: ModelStatus | Sequence[ModelStatus] | Explanation) -> str:

@@ -148,7 +148,9 @@ def _unlink(path: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"llama.cpp: {text}", flush=True)  # standard output is the engine's log file
+    """Standard output is the engine's log file. It goes on where that cannot be written: the disk may be full."""
+    with suppress(OSError):
+        os.write(1, f"llama.cpp: {text}\n".encode())
 
 
 def _fail(reason: str, code: int) -> int:

@@ -8,11 +8,11 @@ import msgspec
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from llm_api_server.control import ModelStatus, Verdict
 from llm_api_server.errors import ModelNotFound, PermissionDenied
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.routes import KeyDependency
+from llm_api_server.model_status import ModelStatus, Verdict
 from llm_api_server.types import EngineName, ModelState, Task
 
 
@@ -88,21 +88,21 @@ def admin_routes(catalog: Catalog, leases: Leases) -> APIRouter:
     async def list_models() -> AdminModelList:
         return AdminModelList(data=[_as_admin_model(model) for model in await leases.list_models()])
 
-    @router.post("/models/{model_id:path}/load", summary="Load a model")
+    @router.post("/models/{model_id:name}/load", summary="Load a model")
     async def load(model_id: str, key: KeyDependency, *, wait: Wait = True) -> AdminModel:
         name = catalog.find(model_id, key).model
         return _pick(await leases.load(name, wait=wait), name)
 
-    @router.post("/models/{model_id:path}/unload", summary="Drain and unload a model")
+    @router.post("/models/{model_id:name}/unload", summary="Drain and unload a model")
     async def unload(model_id: str, key: KeyDependency, *, wait: Wait = True) -> AdminModel:
         name = catalog.find(model_id, key).model
         return _pick(await leases.unload(name, wait=wait), name)
 
-    @router.get("/models/{model_id:path}/explain", summary="Whether a model would fit, with the arithmetic")
+    @router.get("/models/{model_id:name}/explain", summary="Whether a model would fit, with the arithmetic")
     async def explain(model_id: str, key: KeyDependency) -> AdminExplanation:
         return AdminExplanation(**msgspec.to_builtins(await leases.explain(catalog.find(model_id, key).model)))
 
-    @router.get("/models/{model_id:path}", summary="One model")
+    @router.get("/models/{model_id:name}", summary="One model")
     async def get_model(model_id: str, key: KeyDependency) -> AdminModel:
         return _pick(await leases.list_models(), catalog.find(model_id, key).model)
 

@@ -28,7 +28,7 @@ _LARGEST = 2**53
 class KeyChanges(BaseModel):
     """What is given is changed, the rest stays. `null` takes a limit, the note or the end away."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str | None = Field(None, description="Unique; shown in logs and accounts.")
     note: str | None = Field(None, pattern=NO_NUL, description="Whose it is, or what for.")
@@ -98,7 +98,7 @@ class DeletedKey(BaseModel):
 
 
 class Rotation(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     overlap: float = Field(_DAY, ge=0, description="Seconds that the old secret stays valid; 0: it ends now.")
 
@@ -133,7 +133,7 @@ def _add_reading(router: APIRouter, store: StoreAccess) -> None:
     async def list_keys() -> AdminKeyList:
         return AdminKeyList(data=[_shown(key) for key in await store.call(lambda stored: stored.managed.list())])
 
-    @router.get("/keys/{key_id:path}", summary="One key, by id or name")
+    @router.get("/keys/{key_id:name}", summary="One key, by id or name")
     async def get_key(key_id: str) -> AdminKey:
         return _shown(await store.call(lambda stored: stored.managed.get(key_id)))
 
@@ -155,7 +155,7 @@ def _add_changing(router: APIRouter, store: StoreAccess) -> None:
         key, secret = await store.call(lambda stored: stored.managed.create(_fields(body), _actor(request)))
         return _with_secret(key, secret, response)
 
-    @router.post("/keys/{key_id:path}/rotate", summary="Give a key a new secret")
+    @router.post("/keys/{key_id:name}/rotate", summary="Give a key a new secret")
     async def rotate(
         key_id: str, request: Request, response: Response, body: Rotation | None = None
     ) -> AdminKeyWithSecret:
@@ -163,15 +163,15 @@ def _add_changing(router: APIRouter, store: StoreAccess) -> None:
         key, secret = await store.call(lambda stored: stored.managed.rotate(key_id, overlap, _actor(request)))
         return _with_secret(key, secret, response)
 
-    @router.post("/keys/{key_id:path}/revoke", summary="End a key for good; its record stays")
+    @router.post("/keys/{key_id:name}/revoke", summary="End a key for good; its record stays")
     async def revoke(key_id: str, request: Request) -> AdminKey:
         return _shown(await store.call(lambda stored: stored.managed.revoke(key_id, _actor(request))))
 
-    @router.patch("/keys/{key_id:path}", summary="Change a key")
+    @router.patch("/keys/{key_id:name}", summary="Change a key")
     async def update(key_id: str, body: KeyChanges, request: Request) -> AdminKey:
         return _shown(await store.call(lambda stored: stored.managed.update(key_id, _fields(body), _actor(request))))
 
-    @router.delete("/keys/{key_id:path}", summary="Remove a key; usage and audit keep its name")
+    @router.delete("/keys/{key_id:name}", summary="Remove a key; usage and audit keep its name")
     async def delete(key_id: str, request: Request) -> DeletedKey:
         gone = await store.call(lambda stored: stored.managed.delete(key_id, _actor(request)))
         return DeletedKey(id=gone.id, name=gone.name)

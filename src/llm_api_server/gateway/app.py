@@ -10,23 +10,28 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llm_api_server.applied_config import joined_config
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.issuers import Issuers
 from llm_api_server.auth.keys import KeyRing
-from llm_api_server.auth.tokens import TokenSigner, token_signer
-from llm_api_server.config import Config, config_from_environment
+from llm_api_server.auth.tokens import token_signer
+from llm_api_server.config import Config
 from llm_api_server.control import RunDir
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
 from llm_api_server.garbage import calm_collector
-from llm_api_server.gateway import openapi
+from llm_api_server.gateway import names_in_paths, openapi
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.admin import admin_routes
+from llm_api_server.gateway.admin_config import config_routes
 from llm_api_server.gateway.admin_keys import key_routes
 from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.following import Follower
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink, ManagerProcess
 from llm_api_server.gateway.middleware import (
@@ -56,27 +61,46 @@ _EXPOSED_HEADERS = [
 
 
 def create_app(config: Config | None = None) -> ASGIApp:
-    """The app for one worker. Without `config` the file that the environment names is read.
+    """The app for one worker. Without `config` it takes that of the server it joins, else the environment's file.
 
     Raises `ConfigError`.
     """
     if config is None:
-        config = config_from_environment()
+        config = joined_config()
     setup_logging(config, "gateway")
     run_dir = RunDir(config.ensure_run_dir())
-    link = ManagerLink(run_dir, ManagerProcess(config.source).ensure_started)
-    return build_app(config, Leases(link), UpstreamClient())
+    process = ManagerProcess(config)
+
+    def follow(config: Config) -> None:
+        setup_logging(config, "gateway")
+        process.config = config
+
+    return build_app(config, Leases(ManagerLink(run_dir, process.ensure_started)), UpstreamClient(), follow)
 
 
-def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIApp:
-    """The layers, innermost first; a request passes them from the last to the first."""
-    tokens = token_signer(config.auth)
+def build_app(
+    config: Config, leases: Leases, upstream: UpstreamClient, also_follow: Callable[[Config], None] = lambda _: None
+) -> ASGIApp:
+    """The layers, innermost first; a request passes them from the last to the first.
+
+    When the configuration changes, `also_follow` is called first.
+    """
     store = StoreAccess(config)
-    proxy = build_proxy(config, leases, upstream, tokens)
+    proxy = build_proxy(config, leases, upstream)
     app: ASGIApp = Dispatcher(
         {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
-        _routes(config, proxy.catalog, leases, tokens, store, _lifespan(config, proxy, store)),
+        _routes(proxy, store, _lifespan(config, proxy, store)),
     )
+
+    def follow(config: Config) -> None:
+        also_follow(config)
+        proxy.catalog.configure(config, _changed_at(config))
+        if proxy.authenticator is not None:
+            proxy.authenticator.configure(KeyRing(config.auth), token_signer(config.auth), Issuers(config))
+        proxy.configure(config)
+        store.configure(config)
+
+    Follower(config, leases.link, follow)
     app = AuthenticationMiddleware(app, authenticator=proxy.authenticator, public=PUBLIC_PATHS)
     if config.server.cors_origins:
         app = CORSMiddleware(
@@ -89,17 +113,17 @@ def build_app(config: Config, leases: Leases, upstream: UpstreamClient) -> ASGIA
     return RequestIdMiddleware(app, proxy.accounts, proxy.log)
 
 
-def build_proxy(
-    config: Config, leases: Leases, upstream: UpstreamClient, tokens: TokenSigner | None = None
-) -> EngineProxy:
+def build_proxy(config: Config, leases: Leases, upstream: UpstreamClient) -> EngineProxy:
     """The data path, which needs no app around it."""
-    authenticator = _authenticator(config, leases.link, tokens) if config.auth.enabled else None
-    return EngineProxy(config, Catalog(config), leases, Accounts(leases.link), upstream, authenticator)
+    authenticator = _authenticator(config, leases.link) if config.auth.enabled else None
+    catalog = Catalog(config, _changed_at(config))
+    return EngineProxy(config, catalog, leases, Accounts(leases.link), upstream, authenticator)
 
 
-def _authenticator(config: Config, link: ManagerLink, tokens: TokenSigner | None) -> Authenticator:
+def _authenticator(config: Config, link: ManagerLink) -> Authenticator:
     source = StoreKeys(link)
-    authenticator = Authenticator(KeyRing(config.auth), source, tokens=tokens, issuers=Issuers(config))
+    ring, tokens = KeyRing(config.auth), token_signer(config.auth)
+    authenticator = Authenticator(ring, source, tokens=tokens, issuers=Issuers(config))
     source.when_changed(authenticator.forget)
     return authenticator
 
@@ -141,21 +165,17 @@ def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifesp
     return lifespan
 
 
-def _routes(
-    config: Config,
-    catalog: Catalog,
-    leases: Leases,
-    tokens: TokenSigner | None,
-    store: StoreAccess,
-    lifespan: _Lifespan,
-) -> FastAPI:
+def _routes(proxy: EngineProxy, store: StoreAccess, lifespan: _Lifespan) -> FastAPI:
+    catalog, leases = proxy.catalog, proxy.leases
+    names_in_paths.register()
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     docs_page = resources.files(__package__).joinpath("docs.html").read_text()
     app.include_router(system_routes(leases.link, docs_page))
-    app.include_router(model_routes(catalog, leases, _changed_at(config)))
-    app.include_router(token_routes(tokens))
+    app.include_router(model_routes(catalog, leases))
+    app.include_router(token_routes(proxy.authenticator))
     app.include_router(admin_routes(catalog, leases))
+    app.include_router(config_routes(leases.link))
     app.include_router(key_routes(store))
     app.include_router(usage_routes(store))
     app.include_router(admin_usage_routes(store))
@@ -170,7 +190,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     """Every failure of a route in OpenAI's form. FastAPI raises unexpected ones again, for the log, after this."""
     record = record_of(request.scope)
     if isinstance(error, HTTPException) and error.status_code == 405 and record.method == "OPTIONS":  # noqa: PLR2004
-        return Response(status_code=204, headers=error.headers)
+        return Response(status_code=204, headers={"allow": _allowed(request)})
     known = _as_api_error(error, request, record)
     record.error = known.kind
     status, headers, body = error_response(known, request.url.path)
@@ -185,10 +205,17 @@ def _as_api_error(error: Exception, request: Request, record: RequestRecord) -> 
     if isinstance(error, HTTPException) and error.status_code == 404:  # noqa: PLR2004
         return UnknownEndpoint(f"Unknown request URL: {record.method} {request.url.path}. See /docs for what there is.")
     if isinstance(error, HTTPException) and error.status_code == 405:  # noqa: PLR2004
-        return method_not_allowed(record.method, (error.headers or {}).get("Allow", ""), record)
+        return method_not_allowed(record.method, _allowed(request), record)
     if isinstance(error, HTTPException) and error.status_code < 500:  # noqa: PLR2004
         return InvalidRequest(str(error.detail))
     return InternalError(INTERNAL_ERROR)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of this path: each has a route of its own."""
+    routes = [route for route in iter_route_contexts(request.app.routes) if route.path is not None]
+    matching = [route for route in routes if compile_path(str(route.path))[0].match(request.url.path)]
+    return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
 
 
 def _as_invalid_request(error: RequestValidationError) -> InvalidRequest:

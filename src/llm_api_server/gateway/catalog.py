@@ -26,7 +26,12 @@ class Found:
 class Catalog:
     """The configured models and their adapters. `all` are in the order of the configuration."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, created: int = 0) -> None:
+        self.configure(config, created)
+
+    def configure(self, config: Config, created: int) -> None:
+        """`created`, in Unix seconds, is that of all models."""
+        self.created = created
         models = config.models
         self._default = models.default
         self.all: list[Found] = []

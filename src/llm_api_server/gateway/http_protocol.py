@@ -40,6 +40,12 @@ class HttpProtocol(HttpToolsProtocol):
         #: The request being answered, where that goes past ASGI.
         self._active: DirectClient | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """Who sends no whole head for as long as an idle connection may last is sent away."""
+        super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
     # ── from the transport ──
 
     def data_received(self, data: bytes) -> None:
@@ -150,7 +156,7 @@ class HttpProtocol(HttpToolsProtocol):
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self._idle_timer = self.loop.call_later(left, self._close_if_idle)
-        elif self.cycle.response_complete:
+        elif self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

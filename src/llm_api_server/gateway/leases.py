@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_api_server import control
-from llm_api_server.control import NO_CLAIM, Claim, Explained, Explanation, InstanceInfo, Models, ModelStatus
+from llm_api_server.control import NO_CLAIM, Claim, Explained, InstanceInfo, Models
 from llm_api_server.errors import ShuttingDown
 from llm_api_server.gateway.link import ManagerLink
+from llm_api_server.model_status import Explanation, ModelStatus
 from llm_api_server.types import Task
 
 REPORT_INTERVAL = 0.25

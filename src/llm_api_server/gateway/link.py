@@ -13,16 +13,19 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from loguru import logger
 
 from llm_api_server import control
+from llm_api_server.applied_config import pack
+from llm_api_server.config import Config
 from llm_api_server.control import RunDir
 from llm_api_server.errors import ApiError, ControlError, EngineUnavailable, ShuttingDown, error_from_code
+from llm_api_server.framing import encode
 
 CONNECT_RETRY_INTERVAL = 0.05
 #: How long questions wait for a manager that does not answer.
@@ -45,10 +48,12 @@ class Part(Protocol):
 
 
 class ManagerProcess:
-    """Starts the manager. The manager's own lock sees to it that only one serves."""
+    """Starts the manager, with the configuration that its worker has. The manager's own lock sees to it that only one
+    serves.
+    """
 
-    def __init__(self, config_path: Path) -> None:
-        self._argv = [sys.executable, "-m", "llm_api_server.manager.main", "--config", str(config_path)]
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = float("-inf")
 
@@ -57,8 +62,13 @@ class ManagerProcess:
         if self._is_running() or now - self._started_at < SPAWN_INTERVAL:
             return
         self._started_at = now
-        # Its output goes where ours goes: whoever watches the server sees models load.
-        self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        argv = [sys.executable, "-m", "llm_api_server.manager.main", "--applied", "--config", str(self.config.source)]
+        # A file without a name also takes what no pipe holds. Output goes where ours goes: whoever watches the server
+        # sees models load.
+        with tempfile.TemporaryFile(dir=self.config.run_dir) as given:
+            given.write(pack(self.config).encode())
+            given.seek(0)
+            self._process = subprocess.Popen(argv, stdin=given, start_new_session=True)
         logger.info("started the manager (pid {})", self._process.pid)
 
     def _is_running(self) -> bool:
@@ -154,7 +164,7 @@ class ManagerLink:
             return
         if not self._out:
             asyncio.get_running_loop().call_soon(self._write)
-        self._out.append(control.encode(message))
+        self._out.append(encode(message))
 
     def _write(self) -> None:
         """All messages of this turn of the loop at once."""

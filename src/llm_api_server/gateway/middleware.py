@@ -18,6 +18,7 @@ from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNot
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.heads import headers_of, lines_of
 from llm_api_server.gateway.records import RequestLog, RequestRecord, attach, record_of
+from llm_api_server.gateway.small_bodies import small_body
 
 INTERNAL_ERROR = "The server had an error while processing your request."
 
@@ -113,6 +114,8 @@ class Dispatcher:
             if scope["type"] == "http" and scope["method"] == "HEAD":
                 # A copy: the HTTP server looks at its own scope to leave out the body of an answer to HEAD.
                 scope = {**scope, "method": "GET"}
+            if scope["type"] == "http" and scope["method"] not in {"GET", "HEAD"}:
+                receive = await small_body(scope, receive)
             await self._routes(scope, receive, send)
         elif scope["method"] == "POST":
             await endpoint(scope, receive, send)

@@ -209,6 +209,9 @@ def check_supported(facts: RequestFacts, engine: EngineName) -> None:
     elif isinstance(request, schemas.CompletionRequest):
         _refuse("echo", "This model's engine cannot repeat the prompt", when=request.echo is True)
         _refuse("suffix", "This model's engine cannot fill in before a suffix", when=bool(request.suffix))
+        # It would wait for ever: nothing is read that one answer could pass on to the others.
+        is_empty = not request.prompt or any(prompt in ("", []) for prompt in request.prompt)
+        _refuse("n", "This model's engine needs a prompt for several answers", when=is_empty and (request.n or 1) > 1)
         several = (request.best_of or 1) > (request.n or 1)
         _refuse("best_of", "This model's engine cannot choose the best of several", when=several)
 

@@ -16,12 +16,14 @@ from llm_api_server.gateway.routes import PUBLIC_PATHS
 DESCRIPTION = (
     "One OpenAI-compatible endpoint for all models. Bodies may hold further fields: they pass to the model's engine."
 )
+_CONFLICT = 409
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
     400: "The request is wrong; `param` says where.",
     401: "No key, or a wrong one.",
     403: "The key may not do this.",
     404: "No such model or key.",
+    409: "Another has that name.",
     413: "The body is too large.",
     429: "The upstream limits requests; `Retry-After` says when to come back.",
     500: "The engine failed.",
@@ -80,7 +82,7 @@ def _describe_routes(paths: dict[str, Any]) -> None:
             if path in PUBLIC_PATHS:
                 operation["security"] = []
                 continue
-            for status in (400, 401, 403, 404, 503):
+            for status in (400, 401, 403, 404, 409, 503):
                 operation["responses"].setdefault(str(status), _error_answer(status, "Error"))
 
 
@@ -103,7 +105,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     error = "AnthropicError" if endpoint.dialect == "anthropic" else "Error"
     answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if endpoint.streams:
-        answer["text/event-stream"] = {"schema": {"type": "string"}}
+        answer["text/event-stream"] = {}
     return {
         "tags": ["engine"],
         "summary": endpoint.summary,
@@ -115,7 +117,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         },
         "responses": {
             "200": {"description": "The engine's answer.", "content": answer},
-            **{str(status): _error_answer(status, error) for status in _ERRORS},
+            **{str(status): _error_answer(status, error) for status in _ERRORS if status != _CONFLICT},
         },
     }
 

@@ -61,19 +61,23 @@ class EngineProxy:
         self.accounts = accounts
         self.upstream = upstream
         self.running: set[Exchange] = set()
-        self.limits = ContextLimits(config.inference, upstream)
         self.templates = Templates(upstream)
+        self.configure(config)
+        self.first_ping_delay = FIRST_PING_DELAY
+        self.ping_interval = PING_INTERVAL
+        self.log = RequestLog()
+        self.authenticator = authenticator
+        self._timer: asyncio.TimerHandle | None = None
+
+    def configure(self, config: Config) -> None:
+        """For requests that come from now on."""
+        self.limits = ContextLimits(config.inference, self.upstream)
         self.timeout = config.server.timeout
         self.max_body_bytes = config.server.max_body_bytes
         self.inference = config.inference
         self.media = RemoteMedia(config.media)
         self.streaming_default = config.inference.streaming_default
         self.records_prompts = config.storage.record_prompts
-        self.first_ping_delay = FIRST_PING_DELAY
-        self.ping_interval = PING_INTERVAL
-        self.log = RequestLog()
-        self.authenticator = authenticator
-        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         self._tick()
@@ -147,13 +151,16 @@ class FrontDoor:
         self.endpoints: Mapping[bytes, Endpoint] = MappingProxyType(
             {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
         )
-        self.max_body_bytes = proxy.max_body_bytes
         self._proxy = proxy
         self._needs_cors = bool(config.server.cors_origins)
         trusted = config.server.trusted_proxies
         self._proxies = ProxyHeadersMiddleware(_nobody, trusted).trusted_hosts if trusted else None
         self._default_headers: Sequence[tuple[bytes, bytes]] = ()
         self._default_lines = b""
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self._proxy.max_body_bytes
 
     def takes(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether nothing but the proxy needs to see the request."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_api_server.access import Key
 from llm_api_server.config import InferenceConfig
-from llm_api_server.control import Claim, InstanceInfo, ModelStatus
+from llm_api_server.control import Claim, InstanceInfo
 from llm_api_server.errors import NotSupported
 from llm_api_server.gateway import estimate, forced_tools, openai, schemas, tokens
 from llm_api_server.gateway.addresses import encode_head
@@ -22,6 +22,7 @@ from llm_api_server.gateway.heads import Head
 from llm_api_server.gateway.media import check_images
 from llm_api_server.gateway.multipart import Form
 from llm_api_server.gateway.sse import StreamReader
+from llm_api_server.model_status import ModelStatus
 
 if TYPE_CHECKING:
     from llm_api_server.gateway.proxy import EngineProxy

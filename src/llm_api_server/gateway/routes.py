@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from llm_api_server import __version__
 from llm_api_server.access import Key
-from llm_api_server.auth.tokens import TokenSigner
-from llm_api_server.control import ModelStatus
+from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.errors import ModelNotFound, NotSupported, PermissionDenied
 from llm_api_server.gateway.catalog import Catalog, Found
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import record_of
+from llm_api_server.model_status import ModelStatus
 from llm_api_server.types import ModelState, Task
 
 #: Answered without a key. Everything else is closed.
@@ -60,6 +60,8 @@ class ModelList(BaseModel):
 
 class TokenRequest(BaseModel):
     """Rights narrower than the key's, if wanted."""
+
+    model_config = ConfigDict(strict=True)
 
     expires_in: float | None = Field(None, gt=0, description="Seconds; at most the configured time.")
     permissions: list[str] | None = None
@@ -110,12 +112,12 @@ def system_routes(link: ManagerLink, docs_page: str) -> APIRouter:
     return router
 
 
-def model_routes(catalog: Catalog, leases: Leases, created: int) -> APIRouter:
+def model_routes(catalog: Catalog, leases: Leases) -> APIRouter:
     """`/v1/models`: every model the key may use, loaded or not. Any valid key may look."""
     router = APIRouter(tags=["models"])
 
     def describe(found: Found) -> Model:
-        return _describe(found, leases.models.get(found.model), created)
+        return _describe(found, leases.models.get(found.model), catalog.created)
 
     @router.get("/v1/models", summary="List the models that the key may use")
     async def list_models(key: KeyDependency) -> ModelList:
@@ -131,12 +133,13 @@ def model_routes(catalog: Catalog, leases: Leases, created: int) -> APIRouter:
     return router
 
 
-def token_routes(tokens: TokenSigner | None) -> APIRouter:
+def token_routes(authenticator: Authenticator | None) -> APIRouter:
     """`POST /auth/token`: a key for a short-lived token with the same or fewer rights."""
     router = APIRouter(tags=["auth"])
 
     @router.post("/auth/token", summary="Exchange a key for a short-lived token")
     async def issue(request: Request, key: KeyDependency, wanted: TokenRequest | None = None) -> Token:
+        tokens = authenticator.tokens if authenticator is not None else None
         if tokens is None:
             raise NotSupported("Tokens are off: set auth.secret_key to a secret of at least 32 bytes.")
         if record_of(request.scope).by_token:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -65,6 +65,12 @@ class StoreAccess:
         self._stored: Stored | None = None
         self._limiter = anyio.CapacityLimiter(_MAX_THREADS)
 
+    def configure(self, config: Config) -> None:
+        with self._lock:
+            self._config = config
+            if self._stored is not None:
+                self._stored = replace(self._stored, managed=_managed(config, self._stored.keys))
+
     async def call(self, work: Callable[[Stored], T]) -> T:
         """What `work` returns; it runs in a thread. Its errors become those that a client is answered with."""
         try:
@@ -90,14 +96,19 @@ class StoreAccess:
 
 def _open(config: Config) -> Stored:
     # No I/O yet: the database connects when it is asked.
-    from llm_api_server.managed_keys import ManagedKeys  # noqa: PLC0415
     from llm_api_server.store.database import Database  # noqa: PLC0415
     from llm_api_server.store.keys import Keys  # noqa: PLC0415
     from llm_api_server.store.usage import UsageLedger  # noqa: PLC0415
 
     database = Database(config.storage_url)
     keys = Keys(database)
-    return Stored(database, ManagedKeys(config, keys), keys, UsageLedger(database))
+    return Stored(database, _managed(config, keys), keys, UsageLedger(database))
+
+
+def _managed(config: Config, keys: Keys) -> ManagedKeys:
+    from llm_api_server.managed_keys import ManagedKeys  # noqa: PLC0415
+
+    return ManagedKeys(config, keys)
 
 
 def _as_api_error(error: ServerError) -> ServerError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from llm_api_server.control import ModelStatus
 from llm_api_server.errors import ApiError, ModelLoading, ServerOverloaded
+from llm_api_server.model_status import ModelStatus
 from llm_api_server.types import ModelState
 
 #: In which the SDKs of OpenAI and Anthropic say how many seconds their clients wait for an answer.

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -29,6 +30,7 @@ from llm_api_server.control import (
 )
 from llm_api_server.errors import StoreError, StoreUnavailable
 from llm_api_server.manager.admissions import Admissions
+from llm_api_server.manager.minutes import Minutes
 from llm_api_server.manager.open_rows import OpenRows
 from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.store.keys import Keys
@@ -36,7 +38,7 @@ from llm_api_server.store.usage import UsageLedger
 from llm_api_server.usage import Batch, Progress
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.manager import Client
+    from llm_api_server.manager.clients import Client
 
 #: Seconds between two looks for changed keys.
 POLL_INTERVAL = 0.25
@@ -66,12 +68,16 @@ class _Progress:
 class Accounts:
     """Built by `main`; `start` begins, `close` writes what is left."""
 
-    def __init__(self, threads: StoreThreads, keys: Keys, ledger: UsageLedger, storage: StorageConfig) -> None:
+    def __init__(
+        self, threads: StoreThreads, keys: Keys, ledger: UsageLedger, storage: StorageConfig, minutes: Path
+    ) -> None:
+        """`minutes` is the file for what keys used in the last minute."""
         self._threads = threads
         self._keys = keys
         self._ledger = ledger
         self._storage = storage
         self.admissions = Admissions(threads, ledger, self._keep)
+        self._minutes = Minutes(minutes, self.admissions)
         self._workers: dict[Client, str] = {}
         self._remembered: OrderedDict[str, Key] = OrderedDict()
         self._revision: int | None = None
@@ -85,16 +91,18 @@ class Accounts:
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        for loop in (self._poll, self._write, self._keep_house):
+        self._minutes.restore()
+        for loop in (self._poll, self._write, self._keep_house, self._minutes.run):
             self._loops.append(asyncio.create_task(_restarted(loop)))
 
     async def close(self) -> None:
         """Write what workers said last; what cannot be written is lost, and the log says how much."""
         for name in self._rows.workers():
             self._lose(name)
-        poll, write, housekeeping = self._loops
-        for task in (poll, housekeeping):
+        poll, write, *others = self._loops
+        for task in (poll, *others):
             task.cancel()
+        await self._minutes.save()
         self._is_closing = True
         self._has_reports.set()
         await asyncio.wait({write}, timeout=CLOSE_TIMEOUT)
@@ -109,6 +117,10 @@ class Accounts:
     def hello(self, client: Client, name: str, admitted: list[Admission]) -> None:
         self._workers[client] = name
         self.admissions.hello(client, admitted)
+
+    def configure(self, storage: StorageConfig) -> None:
+        """Its database stays what it is."""
+        self._storage = storage
 
     def disconnected(self, client: Client) -> None:
         """What it held is free at once. Its rows wait a little: it may only have lost the connection."""

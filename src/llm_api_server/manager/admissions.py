@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from llm_api_server.access import NO_LIMITS, Limits
 from llm_api_server.control import NO_SHARE, Admission, Admit, Admitted, Recall, Refused, Share, Spend
 from llm_api_server.errors import StoreError
-from llm_api_server.manager.quotas import Account, Refusal, Reservation
+from llm_api_server.manager.quotas import Account, Refusal, Reservation, Used
 from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.store.usage import UsageLedger
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.manager import Client
+    from llm_api_server.manager.clients import Client
 
 #: Seconds that a budget waits for the database to tell what was used before; then it counts from now on.
 BASE_TIMEOUT = 2.0
@@ -94,6 +94,17 @@ class Admissions:
         for key_id, used in tokens.items():
             if key_id in self._opened:
                 self._opened[key_id].account.add_spent(used, used, time.time())
+
+    def used(self) -> dict[str, Used]:
+        """By key, in the last minute."""
+        now = _now()
+        found = {key_id: opened.account.used(now) for key_id, opened in self._opened.items()}
+        return {key_id: used for key_id, used in found.items() if any(used)}
+
+    def restore_used(self, used: dict[str, Used]) -> None:
+        """What an earlier manager counted, before this one counts."""
+        for key_id, theirs in used.items():
+            self._account(key_id).restore_used(theirs, _now())
 
     def forget_idle(self) -> None:
         now = _now()

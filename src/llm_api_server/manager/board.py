@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Models, ModelStatus
+from llm_api_server.control import Models
 from llm_api_server.engines.base import Engine
 from llm_api_server.manager.inspection import Inspection
 from llm_api_server.manager.instance import Instance
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.status import status_of
 from llm_api_server.manager.tasks import Twins
+from llm_api_server.model_status import ModelStatus
 from llm_api_server.types import ModelState
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.manager import Client
+    from llm_api_server.manager.clients import Client
 
 #: Seconds between two pushes of counters that changed.
 _COUNTER_INTERVAL = 0.25
@@ -46,6 +47,9 @@ class Board:
         self._last_used: dict[str, float] = {}
         self._push: asyncio.TimerHandle | None = None
         self._pushed_states: list[tuple[str, ModelState, str | None]] = []
+
+    def configure(self, config: Config) -> None:
+        self._config = config
 
     def close(self) -> None:
         if self._push is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from llm_api_server.engines.base import NOWHERE, Asleep, Need, Placement
+from llm_api_server.engines.base import NOWHERE, Asleep, ModelFacts, Need, Placement
 from llm_api_server.manager.fair_queue import FairQueue
 from llm_api_server.manager.ledger import RAM, taken_by
 from llm_api_server.types import ModelState
@@ -208,6 +208,8 @@ class Model:
     takes_place: bool = True
     need: Need | None = None
     asleep: Asleep | None = None
+    #: It is not configured any more.
+    is_gone: bool = False
     #: It did not sleep or wake as told once.
     refuses_sleep: bool = False
     booking: Booking | None = None
@@ -223,6 +225,11 @@ class Model:
     left_at: float = float("-inf")
     #: Since when the server itself wants it loaded (preload), or None.
     wanted_since: float | None = None
+
+    def learn(self, facts: ModelFacts, *, counts_memory: bool) -> None:
+        """What its files tell."""
+        self.need = facts.need if counts_memory else None
+        self.asleep, self.places = facts.asleep, facts.places
 
     @property
     def is_waited_for(self) -> bool:

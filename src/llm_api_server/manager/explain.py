@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from llm_api_server.control import DeviceStatus, Explanation, Verdict
 from llm_api_server.engines.base import Placement
 from llm_api_server.engines.explain import gib
 from llm_api_server.manager.booking import Model
 from llm_api_server.manager.ledger import Device, describe, why_never, why_not_now
 from llm_api_server.manager.room import Eviction
 from llm_api_server.manager.scheduler import Scheduler
+from llm_api_server.model_status import DeviceStatus, Explanation, Verdict
 
 
 def explain(scheduler: Scheduler, name: str) -> Explanation:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
 
 from loguru import logger
 
@@ -22,12 +24,29 @@ class Inspection:
     def of(self, model: str) -> ModelFacts:
         return self.facts.get(model, ModelFacts())
 
+    async def read(self, entries: Entries) -> dict[str, ModelFacts]:
+        """What the files of these entries tell, which need not be ours yet; of unusable ones nothing."""
+        facts = {}
+        for name, (engine, entry) in entries.items():
+            with contextlib.suppress(Exception):  # told where the model is looked at as one of ours
+                facts[name] = await asyncio.to_thread(engine.inspect, entry)
+        return facts
+
+    def follow(self, changed: Iterable[str], facts: Mapping[str, ModelFacts]) -> None:
+        """Our entries are others now; `facts` are of those that are `changed`."""
+        kept = {name: known for name, known in self.facts.items() if name in self._entries and name not in {*changed}}
+        self.facts = {**kept, **facts}
+
     async def problem_of(self, model: str) -> str | None:
-        """What its files tell against loading it, read now."""
-        engine, entry = self._entries[model]
+        """What its files tell against loading it, read now. Nothing of one that is not configured any more."""
+        engine, entry = self._entries.get(model, (None, None))
+        if engine is None or entry is None:
+            return None
         try:
-            facts = self.facts[model] = await asyncio.to_thread(engine.inspect, entry)
-            self._scheduler.know(model, facts)
+            facts = await asyncio.to_thread(engine.inspect, entry)
+            if self._entries.get(model, (None, None))[1] is entry:  # else it is another by now
+                self.facts[model] = facts
+                self._scheduler.know(model, facts)
         except ModelProblem as problem:
             return str(problem)
         except Exception:  # noqa: BLE001 - a load will run into it again and report it

@@ -21,9 +21,9 @@ from llm_api_server.manager.records import Record, Records, since, tail
 _PHASE_INTERVAL = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass
 class Surroundings:
-    """What all instances of a manager share. `log_dir` gets a file per model."""
+    """What all instances of a manager share. `log_dir` gets a file per model. `load_timeout` is that of later loads."""
 
     launcher: Launcher
     records: Records

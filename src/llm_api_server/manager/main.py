@@ -1,5 +1,6 @@
-"""The manager process: `python -m llm_api_server.manager.main --config FILE`. API workers start it; one runs per
-run directory. It ends on SIGTERM, on a `Shutdown` command, or when no worker has been connected for a while.
+"""The manager process: `python -m llm_api_server.manager.main --config FILE`. API workers start it, and give it the
+configuration that they follow; one runs per run directory. It ends on SIGTERM, on a `Shutdown` command, or when no
+worker has been connected for a while.
 
 Start order: lock, adopt or end old engines, listen, preload. Stop is the reverse.
 """
@@ -22,6 +23,7 @@ import uvloop
 from loguru import logger
 
 from llm_api_server import control
+from llm_api_server.applied_config import unpack
 from llm_api_server.config import Config, load_config
 from llm_api_server.control import RunDir
 from llm_api_server.engines.host import this_host
@@ -35,6 +37,7 @@ from llm_api_server.manager.forking import ForkingLauncher
 from llm_api_server.manager.guard import MANAGER_LOCK
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import ORPHAN_TIMEOUT, LocalLauncher
+from llm_api_server.manager.reloading import Reloading
 from llm_api_server.manager.server import Connection
 from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.store.database import Database
@@ -49,8 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 after an orderly end or when another manager already serves, 2 for a bad configuration."""
     parser = argparse.ArgumentParser(prog="llm-api-server-manager", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--applied", action="store_true", help="standard input has it, as `applied_config.py` packs it")
+    given = parser.parse_args(arguments)
     try:
-        config = load_config(parser.parse_args(arguments).config)
+        config = unpack(sys.stdin.buffer.read()) if given.applied else load_config(given.config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -97,28 +102,41 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     launcher = ForkingLauncher(LocalLauncher(run_dir), config.log_dir / "zygote.log")
     inventory = HostInventory(config.devices, this_host())
     manager = Manager(config, engines_by_model(config), launcher, run_dir, config.log_dir, inventory)
-    leaving: list[tuple[Connection, int]] = []
+    leaving: list[tuple[Connection, control.Shutdown]] = []
 
-    def on_shutdown(client: Connection, request: int) -> None:
-        leaving.append((client, request))
+    def on_shutdown(client: Connection, command: control.Shutdown) -> None:
+        leaving.append((client, command))
         stop.set()
 
     database = Database(config.storage_url)
-    accounts = Accounts(StoreThreads(database), Keys(database), UsageLedger(database), config.storage)
+    accounts = Accounts(StoreThreads(database), Keys(database), UsageLedger(database), config.storage, run_dir.minutes)
+
+    async def follow(config: Config) -> None:
+        setup_logging(config, "manager")
+        accounts.configure(config.storage)
+        await manager.configure(config, engines_by_model(config))
+
+    reloading = Reloading(config, follow)
     run_dir.socket.unlink(missing_ok=True)
     accounts.start()
     await manager.start()
-    server = await loop.create_unix_server(lambda: Connection(manager, accounts, on_shutdown), str(run_dir.socket))
+    server = await loop.create_unix_server(
+        lambda: Connection(manager, accounts, reloading, on_shutdown), str(run_dir.socket)
+    )
+    run_dir.socket.chmod(0o600)
     calm_collector()
     logger.info("manager ready (pid {}), {} models configured", os.getpid(), len(config.models.available))
     await _wait_for_end(manager, stop)
     run_dir.socket.unlink(missing_ok=True)
     server.close()
-    await manager.close()
+    if leaving and all(command.keeps_engines for _, command in leaving):
+        await manager.leave()
+    else:
+        await manager.close()
     await launcher.close()
     await accounts.close()
-    for client, request in leaving:
-        client.send(control.Models(manager.board.statuses(), request))
+    for client, command in leaving:
+        client.send(control.Models(manager.board.statuses(), command.request))
     logger.info("manager stopped")
 
 
@@ -126,7 +144,7 @@ async def _wait_for_end(manager: Manager, stop: asyncio.Event) -> None:
     """Until told to stop, or nobody has been there for `ORPHAN_TIMEOUT` seconds."""
     alone_since = time.monotonic()
     while not stop.is_set():
-        if manager.has_workers:
+        if manager.workers:
             alone_since = time.monotonic()
         elif time.monotonic() - alone_since > ORPHAN_TIMEOUT:
             logger.info("no API worker for {:.0f} s: stopping", ORPHAN_TIMEOUT)

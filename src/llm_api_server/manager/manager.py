@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -27,17 +26,18 @@ from llm_api_server.control import (
     Reclaim,
     Refused,
     RunDir,
-    ToClient,
 )
 from llm_api_server.engines.base import Engine, ModelProblem, Placement
 from llm_api_server.manager import booking as decide
 from llm_api_server.manager.board import Board
+from llm_api_server.manager.clients import Client, Question
 from llm_api_server.manager.devices import DeviceWatch, Inventory
 from llm_api_server.manager.explain import explain
 from llm_api_server.manager.inspection import Inspection
 from llm_api_server.manager.instance import Instance, Spec, Surroundings, end
 from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
+from llm_api_server.manager.refusals import gone
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.sleeping import put_to_sleep, wake
 from llm_api_server.manager.stalls import StallWatch
@@ -48,32 +48,6 @@ from llm_api_server.types import ModelState, Task
 
 #: The request of those who do not wait for the end of a command.
 _NOBODY = 0
-
-
-class Client(Protocol):
-    """A connected worker or command line."""
-
-    is_worker: bool
-    #: Places it holds per instance, the keys of those that were asked for, and what it says is in flight there.
-    grants: dict[str, int]
-    running: dict[str, list[str]]
-    #: By the client's number of a request that reads its prompt: the instance, and the scheduler's number.
-    reading: dict[int, tuple[str, int]]
-    in_flight: dict[str, int]
-    #: Of those, what waits for its client to read.
-    blocked: dict[str, int]
-
-    def send(self, message: ToClient) -> None: ...
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What a client asks for. `model` is a configured name, for a command also a twin's; a request has a claim."""
-
-    request: int
-    model: str
-    task: Task | None = None
-    claim: Claim | None = None
 
 
 class Manager:
@@ -91,6 +65,7 @@ class Manager:
         """`engines` maps each configured model to its adapter and its entry with the path resolved."""
         self._config = config
         self._twins = Twins(engines)
+        #: By the scheduler's names. Others look into it as well; it is changed in place.
         self._engines = {**engines, **self._twins.entries}
         self._records = Records(run_dir.engines)
         self._around = Surroundings(
@@ -124,6 +99,17 @@ class Manager:
         tasks = [running.task for running in self._running.values() if running.task is not None]
         if tasks:
             await asyncio.wait(tasks)
+        self._waiting.close()
+        self.board.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def leave(self) -> None:
+        """Give everything up as it is, for another manager to go on with. Engines that load start anew there."""
+        tasks = [*self._background, *(one.task for one in self._running.values() if one.task is not None), *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._waiting.close()
         self.board.close()
         if self._timer is not None:
@@ -168,11 +154,33 @@ class Manager:
                 self._scheduler.mark_failed(name, problem, _now())
         self.board.changed()
 
+    async def configure(self, config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]]) -> None:
+        """Follow another configuration. Models whose engines would be started as before go on as they are."""
+        wanted = {**engines, **Twins(engines).entries}
+        before = {name: fingerprint(self._config, entry) for name, (_, entry) in self._engines.items()}
+        changed = [name for name, (_, entry) in wanted.items() if before.get(name) != fingerprint(config, entry)]
+        facts = await self._files.read({name: wanted[name] for name in changed})
+        self._config = config
+        self._engines.clear()
+        self._engines.update(wanted)
+        self._twins.configure(engines)
+        self._around.load_timeout = config.models.load_timeout
+        self._stalls.configure(config.limits.stall_timeout)
+        self.board.configure(config)
+        self._files.follow(changed, facts)
+        models = models_of(config, wanted)
+        for model in models:
+            model.learn(self._files.of(model.name), counts_memory=bool(self._scheduler.devices))
+        policy = policy_of(config, self._scheduler.devices)
+        self._carry_out(self._scheduler.configure(policy, models, changed, _now()))
+        await self._inspect(changed)
+
     # ── what clients ask ─────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def has_workers(self) -> bool:
-        return any(client.is_worker for client in self.board.clients)
+    def workers(self) -> list[int]:
+        """Their pids."""
+        return [client.pid for client in self.board.clients if client.is_worker]
 
     def connected(self, client: Client) -> None:
         self.board.clients.add(client)
@@ -206,7 +214,7 @@ class Manager:
         """`task` decides whether the model itself or its twin is asked for; without one either will do."""
         self.board.note_use(model)
         verb = partial(self._scheduler.acquire, claim=claim)
-        self._ask(client, _Question(request, model, task, claim), verb)
+        self._ask(client, Question(request, model, task, claim), verb)
 
     def cancel(self, client: Client, request: int) -> None:
         for waiter, asked in self._waiting.pop_all_of(client, request):
@@ -238,7 +246,7 @@ class Manager:
         self.board.changed()
 
     def load(self, client: Client, request: int, model: str, *, wait: bool) -> None:
-        self._ask(client, _Question(request, model), self._scheduler.load, wait=wait)
+        self._ask(client, Question(request, model), self._scheduler.load, wait=wait)
 
     def unload(self, client: Client, request: int, model: str, *, wait: bool) -> None:
         """The model and its twin; the answer comes when both are gone."""
@@ -247,7 +255,7 @@ class Manager:
             if wait and self._scheduler.models[twin].booking is not None:
                 self._waiting.put(waiter, Asked(client, request, twin))
             self._carry_out(self._scheduler.unload(waiter, twin, _now()))
-        self._ask(client, _Question(request, model), self._scheduler.unload, wait=wait)
+        self._ask(client, Question(request, model), self._scheduler.unload, wait=wait)
 
     async def list_models(self, client: Client, request: int) -> None:
         """Answer with memory measured now (which takes milliseconds per process, so in a thread)."""
@@ -258,7 +266,7 @@ class Manager:
 
     async def explain(self, client: Client, request: int, model: str) -> None:
         """Answer whether it would fit, with its files and the devices looked at now."""
-        if model not in self._scheduler.models:
+        if model not in self._engines:
             client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
             return
         problem = await self._files.problem_of(model)
@@ -268,9 +276,9 @@ class Manager:
         await self._devices.observe()
         client.send(Explained(request, explain(self._scheduler, model)))
 
-    def _ask(self, client: Client, question: _Question, verb: _Verb, *, wait: bool = True) -> None:
+    def _ask(self, client: Client, question: Question, verb: _Verb, *, wait: bool = True) -> None:
         model = question.model
-        if model not in self._scheduler.models:
+        if model not in self._engines:
             client.send(Refused(question.request, "model_not_found", f"model {model!r} is not configured"))
             return
         waiter = self._waiting.new_id()
@@ -282,7 +290,7 @@ class Manager:
         else:
             self._keep(self._check_and_begin(waiter, question, verb, wait=wait))
 
-    def _target(self, question: _Question) -> str | None:
+    def _target(self, question: Question) -> str | None:
         """What the scheduler is to be asked for: the model or its twin; None where nothing does it, as far as known."""
         model = question.model
         if question.claim is None:
@@ -294,7 +302,7 @@ class Manager:
         is_twin_ready = twin is not None and self._scheduler.models[twin].state is ModelState.READY
         return twin if is_twin_ready and self._scheduler.models[model].booking is None else model
 
-    async def _check_and_begin(self, waiter: int, question: _Question, verb: _Verb, *, wait: bool) -> None:
+    async def _check_and_begin(self, waiter: int, question: Question, verb: _Verb, *, wait: bool) -> None:
         """What cannot be loaded, or would not help, is refused before another has to make room for it."""
         model = question.model
         problem = await self._files.problem_of(model)
@@ -304,6 +312,9 @@ class Manager:
         await self._devices.observe()
         if waiter not in self._waiting:
             return  # it left meanwhile
+        if model not in self._engines:
+            self._carry_out([gone(waiter, model)])
+            return
         if target is not None and (problem is None or self._scheduler.models[target].booking is not None):
             self._begin(waiter, target, verb, wait=wait)
             return

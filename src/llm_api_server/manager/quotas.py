@@ -49,6 +49,10 @@ class Entry:
     amount: int = 0
 
 
+#: What was counted of a key in the last minute: ends of steps and amounts, first of requests, then of tokens.
+Used = tuple[list[tuple[float, int]], list[tuple[float, int]]]
+
+
 class Window:
     """A sum over the last minute."""
 
@@ -83,6 +87,18 @@ class Window:
             if left <= 0:
                 return max(0.0, entry.at + MINUTE - now)
         return MINUTE
+
+    def entries(self, now: float) -> list[tuple[float, int]]:
+        """Ends of steps, and what was counted in each."""
+        self.total(now)
+        return [(entry.at, entry.amount) for entry in self._entries if entry.amount]
+
+    def restore(self, entries: list[tuple[float, int]], now: float) -> None:
+        """What another counted, before anything is counted here."""
+        for at, amount in entries:
+            if now - MINUTE < at <= now + _STEP:
+                self._entries.append(Entry(at))
+                self._change(self._entries[-1], amount)
 
     def reset_in(self, now: float) -> float:
         """Seconds until it is empty, if nothing is added."""
@@ -149,6 +165,14 @@ class Account:
         left = self._tokens_left(limits, now)
         tokens = need + spare if left is None else max(need, min(need + spare, left))
         return self._take(limits, tokens, now)
+
+    def used(self, now: float) -> Used:
+        return self.requests.entries(now), self.tokens.entries(now)
+
+    def restore_used(self, used: Used, now: float) -> None:
+        """What another manager counted."""
+        self.requests.restore(used[0], now)
+        self.tokens.restore(used[1], now)
 
     def restore(self, tokens: int) -> Reservation:
         """A request that another manager admitted: it runs, and its tokens count in its budgets."""

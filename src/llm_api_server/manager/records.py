@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 
 import msgspec
+from loguru import logger
 
 from llm_api_server import __version__
 from llm_api_server.config import Config, ModelConfig
+from llm_api_server.config_diff import ENGINES_INFERENCE, NOT_THE_ENGINES
 from llm_api_server.control import InstanceInfo
 from llm_api_server.engines.base import NOWHERE, Placement
 
@@ -45,12 +47,18 @@ class Records:
         self._folder = folder
 
     def write(self, record: Record) -> None:
-        """Replaces the record atomically. Mode 0600: a remote's headers may be in it."""
+        """Replaces the record atomically. Mode 0600: a remote's headers may be in it.
+
+        Where it cannot be written, as on a full disk, the engine serves, but a next manager will not find it.
+        """
         final = self._folder / f"{record.info.id}.json"
         temporary = final.with_suffix(".tmp")
-        with open(temporary, "wb", opener=_private) as file:
-            file.write(msgspec.json.encode(record))
-        temporary.replace(final)
+        try:
+            with open(temporary, "wb", opener=_private) as file:
+                file.write(msgspec.json.encode(record))
+            temporary.replace(final)
+        except OSError as error:
+            logger.warning("the record of {} cannot be written: {}", record.model, error)
 
     def read_all(self) -> list[Record]:
         """All that can be read; what cannot is removed."""
@@ -71,7 +79,12 @@ class Records:
 
 def fingerprint(config: Config, model: ModelConfig) -> str:
     """Changes with anything that an engine is started from."""
-    parts = (__version__, model.model_dump_json(), config.inference.model_dump_json(), config.engines.model_dump_json())
+    parts = (
+        __version__,
+        model.model_dump_json(exclude=set(NOT_THE_ENGINES)),
+        config.inference.model_dump_json(include=set(ENGINES_INFERENCE)),
+        config.engines.model_dump_json(),
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -37,6 +37,10 @@ def failed_all(model: Model, failure: Failure, now: float) -> list[Refuse]:
     return refusals
 
 
+def gone(waiter: int, model: str) -> Refuse:
+    return Refuse(waiter, "model_not_found", f"model {model!r} is not configured any more")
+
+
 def loading(waiter: int, model: Model, now: float) -> Refuse:
     wait = ready_in(model, now)
     message = f"model {model.name!r} is being loaded, and limits.when_loading is 'reject'; try again in {wait:.0f} s"

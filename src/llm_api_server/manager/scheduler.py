@@ -12,11 +12,11 @@ a free place is for a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from llm_api_server.control import NO_CLAIM, Claim, Ended
 from llm_api_server.engines.base import NOWHERE, ModelFacts, Placement
-from llm_api_server.manager import refusals, turns
+from llm_api_server.manager import eviction, idleness, refusals, turns
 from llm_api_server.manager.booking import (
     Booking,
     Decision,
@@ -64,9 +64,7 @@ class Scheduler:
     def know(self, name: str, facts: ModelFacts) -> None:
         """What the model's files tell now; counts from its next start. An adopted instance learns that it can sleep."""
         model = self.models[name]
-        model.need = facts.need if self.devices else None
-        model.asleep = facts.asleep
-        model.places = facts.places
+        model.learn(facts, counts_memory=bool(self.devices))
         if model.booking is not None and model.booking.asleep is None:
             model.booking.asleep = facts.asleep
 
@@ -161,6 +159,40 @@ class Scheduler:
             if model.preload and model.booking is None:
                 model.wanted_since = now
         return list(self._schedule(now))
+
+    def configure(
+        self, policy: Policy, models: Sequence[Model], changed: Collection[str], now: float
+    ) -> list[Decision]:
+        """From now on there are `models`; those that are `changed` start anew once their requests are done."""
+        self.policy = policy
+        wanted = {model.name: model for model in models}
+        decisions: list[Decision] = []
+        for gone in self.models.keys() - wanted.keys():
+            decisions += self._forget(self.models[gone])
+        for name, new in wanted.items():
+            model = self.models.setdefault(name, new)
+            is_changed = name in changed or model.is_gone
+            model.is_gone = False
+            model.unload_timeout, model.preload, model.takes_place = new.unload_timeout, new.preload, new.takes_place
+            if is_changed:
+                model.failure, model.refuses_sleep = None, False
+                model.need, model.asleep, model.places = new.need, new.asleep, new.places
+            if is_changed and model.booking is not None and not model.booking.is_leaving:
+                model.wanted_since = now
+                decisions += self._drain(model.booking, Why.ORDER)
+            elif model.preload and model.booking is None:
+                model.wanted_since = now
+        return [*decisions, *self._schedule(now)]
+
+    def _forget(self, model: Model) -> Iterator[Decision]:
+        """Nobody waits for it any more, and it goes when its requests are done."""
+        model.is_gone, model.wanted_since = True, None
+        yield from [refusals.gone(waiter, model.name) for waiter in (*model.queue.clear(), *model.load_waiters)]
+        model.load_waiters.clear()
+        if model.booking is None:
+            del self.models[model.name]
+        else:
+            yield from self._drain(model.booking, Why.ORDER)
 
     def shut_down(self) -> list[Decision]:
         """Refuse all who wait, stop all instances, whatever is in flight."""
@@ -283,11 +315,15 @@ class Scheduler:
         if any(model.startable_at <= now for model in waiting) or self.room().later.places < 0:
             ready = [b for b in self._bookings.values() if b.state is ModelState.READY]
             times += [b.evictable_at for b in ready]
-            times += [b.ready_at + self.policy.max_wait_time for b in ready if not self._has_had_its_turn(b, now)]
+            unserved = [b for b in ready if not eviction.has_had_its_turn(b, self.models, self.policy, now)]
+            times += [b.ready_at + self.policy.max_wait_time for b in unserved]
             times += [since + self.policy.max_wait_time for m in waiting if (since := m.waited_for_since()) is not None]
         return min((at for at in times if at > now), default=None)
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _idle_ends(self) -> Iterator[tuple[Booking, int, float]]:
+        return idleness.ends(self._bookings.values(), self.models, self.policy)
 
     def waiting(self) -> list[Model]:
         """Models that somebody waits for and that nothing is done for yet, the longest wait first."""
@@ -309,28 +345,8 @@ class Scheduler:
 
     def candidates(self, model: Model, now: float, *, may_be_busy: bool) -> list[Booking]:
         """What may make room for `model`, the best to go first."""
-
-        def is_candidate(booking: Booking) -> bool:
-            if booking.model == model.name or not self.models[booking.model].takes_place:
-                return False
-            is_free = booking.state is ModelState.READY and booking.evictable_at <= now
-            is_idle = booking.grants == 0 and not self.models[booking.model].queue
-            may_go = is_idle or (may_be_busy and self._has_had_its_turn(booking, now))
-            return booking.is_asleep or booking.drains_for_room or (is_free and may_go)
-
-        def cost(booking: Booking) -> tuple[bool, bool, bool, bool, float, str]:
-            other = self.models[booking.model]
-            is_busy = booking.grants > 0 and not booking.drains_for_room
-            return (
-                is_busy, booking.is_idle, other.is_waited_for, other.preload, booking.last_used, booking.id
-            )  # fmt: skip
-
-        return sorted(filter(is_candidate, self._bookings.values()), key=cost)
-
-    def _has_had_its_turn(self, booking: Booking, now: float) -> bool:
-        """Those who had waited for it to become ready are served first, as far as the time goes."""
-        is_over = now - booking.ready_at >= self.policy.max_wait_time
-        return is_over or not self.models[booking.model].queue.has_from_before(booking.ready_at)
+        bookings = self._bookings.values()
+        return eviction.candidates(model, bookings, self.models, self.policy, now, may_be_busy=may_be_busy)
 
     def _schedule(self, now: float) -> Iterator[Decision]:
         """Start what is waited for, oldest first, and make room for requests that find none."""
@@ -368,12 +384,12 @@ class Scheduler:
         elif model.is_waited_for:  # a preload that nobody waits for must not push out what is in use
             since = model.waited_for_since()
             waits_for_long = since is not None and now - since >= self.policy.max_wait_time
-            eviction = room.make(model, self.candidates(model, now, may_be_busy=waits_for_long))
-            if eviction is not None:
-                room.evict(eviction)
-                room.give(model, eviction.placement, at_once=False)
-                for victim in eviction.victims:
-                    yield from self._drain(victim, Why.ROOM, may_sleep=eviction.may_sleep)
+            made = room.make(model, self.candidates(model, now, may_be_busy=waits_for_long))
+            if made is not None:
+                room.evict(made)
+                room.give(model, made.placement, at_once=False)
+                for victim in made.victims:
+                    yield from self._drain(victim, Why.ROOM, may_sleep=made.may_sleep)
 
     def _impossible(self, model: Model, now: float) -> Failure | None:
         """Why it cannot be loaded even if all others went, and when to look again."""
@@ -422,7 +438,8 @@ class Scheduler:
     def _leave(self, booking: Booking) -> Decision:
         """What drained goes to sleep or ends."""
         is_awake = booking.state in {ModelState.READY, ModelState.DRAINING}
-        if booking.why is Why.ROOM and booking.may_sleep and is_awake and self._can_sleep(booking):
+        may_sleep = booking.why is Why.ROOM and booking.may_sleep and is_awake
+        if may_sleep and idleness.can_sleep(booking, self.models[booking.model]):
             return self._sleep(booking, self._sleep_level(booking))
         return self._stop(booking)
 
@@ -434,9 +451,6 @@ class Scheduler:
         from_level, booking.sleep_level = booking.sleep_level, level
         booking.state, booking.why, booking.is_settled = ModelState.SLEEPING, None, False
         return Sleep(booking.id, level, from_level)
-
-    def _can_sleep(self, booking: Booking) -> bool:
-        return booking.asleep is not None and not self.models[booking.model].refuses_sleep
 
     def _sleep_level(self, booking: Booking) -> int:
         """1 while the budget and the machine have RAM for its weights."""
@@ -456,27 +470,14 @@ class Scheduler:
         model = self.models[booking.model]
         return self._sleep(booking, level) if self.room().seats_now(model) is not None else self._stop(booking)
 
-    def _idle_ends(self) -> Iterator[tuple[Booking, int, float]]:
-        """Idle instances, what comes next for them (a level of sleep, 0 for the end), and when."""
-        for booking in self._bookings.values():
-            if not booking.is_idle and not booking.is_asleep:
-                continue
-            model, policy = self.models[booking.model], self.policy
-            ends = [(model.unload_timeout, 0)]
-            if booking.is_asleep and booking.sleep_level == 1:
-                ends.append((policy.deep_sleep_timeout, 2))
-            elif booking.is_idle and self._can_sleep(booking) and not model.preload:
-                ends.append((policy.sleep_timeout, 1))
-            if coming := [(timeout, level) for timeout, level in ends if timeout > 0]:
-                timeout, level = min(coming)
-                yield booking, level, max(booking.last_used + timeout, booking.evictable_at)
-
     def _remove(self, booking: Booking) -> list[Decision]:
         del self._bookings[booking.id]
         model = self.models[booking.model]
         model.booking = None
         done: list[Decision] = [Done(waiter) for waiter in model.stop_waiters]
         model.stop_waiters.clear()
+        if model.is_gone:
+            del self.models[model.name]
         return done
 
     def _grant(self, booking: Booking, waiter: int, claim: Claim, now: float) -> Grant:

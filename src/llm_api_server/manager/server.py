@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
 from llm_api_server import control
 from llm_api_server.errors import ControlError
+from llm_api_server.framing import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from llm_api_server.manager.accounts import Accounts
     from llm_api_server.manager.manager import Manager
+    from llm_api_server.manager.reloading import Reloading
 
 
 class Connection(asyncio.Protocol):
     """One worker or command line. Only our own user can connect: the run directory is 0700."""
 
-    def __init__(self, manager: Manager, accounts: Accounts, on_shutdown: Callable[[Connection, int], None]) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        accounts: Accounts,
+        reloading: Reloading,
+        on_shutdown: Callable[[Connection, control.Shutdown], None],
+    ) -> None:
         self.is_worker = False
+        self.pid = 0
         self.grants: dict[str, int] = {}
         self.running: dict[str, list[str]] = {}
         self.reading: dict[int, tuple[str, int]] = {}
@@ -29,6 +39,7 @@ class Connection(asyncio.Protocol):
         self.blocked: dict[str, int] = {}
         self._manager = manager
         self._accounts = accounts
+        self._reloading = reloading
         self._on_shutdown = on_shutdown
         self._decoder = control.to_manager_decoder()
         self._transport: asyncio.Transport | None = None
@@ -42,6 +53,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         self._manager.disconnected(self)
         self._accounts.disconnected(self)
+        self._reloading.disconnected(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -53,7 +65,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, message: control.ToClient) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(control.encode(message))
+            self._transport.write(encode(message))
 
     def close(self) -> None:
         if self._transport is not None:
@@ -66,6 +78,22 @@ class Connection(asyncio.Protocol):
 
     def _handle(self, message: control.ToManager) -> None:
         match message:
+            case control.Acquire() | control.Cancel() | control.Read() | control.Release() | control.Report():
+                self._lease(message)
+            case control.Admit() | control.Settle() | control.Spend() | control.FindKey() | control.ReportUsage():
+                self._count(message)
+            case control.Hello(pid, in_flight, worker, admitted, config):
+                self.pid = pid
+                self._accounts.hello(self, worker, admitted)
+                self._manager.hello(self, in_flight)
+                self._reloading.hello(self, config)
+            case control.Configured(digest):
+                self._reloading.on_configured(self, digest)
+            case _:
+                self._command(message)
+
+    def _lease(self, message: control.Lease) -> None:
+        match message:
             case control.Acquire(request, model, task, claim):
                 self._manager.acquire(self, request, model, task, claim)
             case control.Read(number):
@@ -76,17 +104,8 @@ class Connection(asyncio.Protocol):
                 self._manager.report(self, in_flight, blocked)
             case control.Cancel(request):
                 self._manager.cancel(self, request)
-            case control.Hello(_, in_flight, worker, admitted):
-                self._accounts.hello(self, worker, admitted)
-                self._manager.hello(self, in_flight)
-            case control.Admit() | control.Settle() | control.Spend() | control.FindKey() | control.ReportUsage():
-                self._count(message)
-            case _:
-                self._command(message)
 
-    def _count(
-        self, message: control.Admit | control.Settle | control.Spend | control.FindKey | control.ReportUsage
-    ) -> None:
+    def _count(self, message: control.Account) -> None:
         match message:
             case control.Admit():
                 self._accounts.admissions.admit(self, message)
@@ -109,5 +128,11 @@ class Connection(asyncio.Protocol):
                 self._keep(self._manager.list_models(self, request))
             case control.ExplainModel(request, model):
                 self._keep(self._manager.explain(self, request, model))
-            case control.Shutdown(request):
-                self._on_shutdown(self, request)
+            case control.GetStatus(request):
+                self.send(control.Status(request, os.getpid(), self._manager.workers))
+            case control.GetConfig(request):
+                self._reloading.tell(self, request)
+            case control.Reload(request, dry_run):
+                self._keep(self._reloading.reload(self, request, dry_run=dry_run))
+            case control.Shutdown():
+                self._on_shutdown(self, message)

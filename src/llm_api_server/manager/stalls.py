@@ -20,19 +20,22 @@ class StallWatch:
     """`is_at_work` tells whether an instance has requests whose clients read what it says."""
 
     def __init__(self, timeout: float, running: Mapping[str, Instance], is_at_work: Callable[[str], bool]) -> None:
-        """`timeout` in seconds; 0: nothing is watched."""
-        self._timeout = timeout
-        self._interval = min(_LONGEST_INTERVAL, timeout / _LOOKS)
+        self.configure(timeout)
         self._running = running
         self._is_at_work = is_at_work
         self._since: dict[str, float] = {}
         self._seen: dict[str, tuple[bytes, ...]] = {}
 
+    def configure(self, timeout: float) -> None:
+        """`timeout` in seconds; 0: nothing is watched."""
+        self._timeout = timeout
+        self._interval = min(_LONGEST_INTERVAL, timeout / _LOOKS) if timeout else _LONGEST_INTERVAL
+
     async def run(self) -> None:
         """For as long as the manager lives."""
-        while self._timeout:
+        while True:
             await asyncio.sleep(self._interval)
-            watched = [one for one in self._running.values() if one.may_hang]
+            watched = [one for one in self._running.values() if one.may_hang and self._timeout]
             for gone in self._since.keys() - {one.id for one in watched}:
                 del self._since[gone]
                 self._seen.pop(gone, None)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import ModelStatus
 from llm_api_server.engines.base import Engine, ModelFacts
 from llm_api_server.manager.booking import Model, Policy
 from llm_api_server.manager.instance import Instance
 from llm_api_server.manager.ledger import Device
 from llm_api_server.manager.refusals import ready_in
+from llm_api_server.model_status import ModelStatus
 from llm_api_server.types import EngineName, ModelState
 
 

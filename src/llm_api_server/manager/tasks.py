@@ -35,6 +35,9 @@ class Twins:
     """The twins of the configured models. Whether one is of use, the model's files tell: `ModelFacts.twin_tasks`."""
 
     def __init__(self, configured: Entries) -> None:
+        self.configure(configured)
+
+    def configure(self, configured: Entries) -> None:
         self._names: dict[str, str] = {}
         #: By the twin's name, like the configured models by theirs.
         self.entries: dict[str, tuple[Engine, ModelConfig]] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llm_api_server.control import Queued
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.manager import Client
+    from llm_api_server.manager.clients import Client
 
 #: Seconds between two words to a request on its place in the queue.
 _POSITION_INTERVAL = 1.0

@@ -19,7 +19,9 @@ from typer.testing import CliRunner, Result
 from llm_api_server import __version__, control, first_run
 from llm_api_server.cli.main import app
 from llm_api_server.config import load_config
-from llm_api_server.control import ListModels, LoadModel, Models, ModelStatus, Refused, Shutdown, UnloadModel
+from llm_api_server.control import ListModels, LoadModel, Models, Refused, Shutdown, UnloadModel
+from llm_api_server.framing import encode
+from llm_api_server.model_status import ModelStatus
 from llm_api_server.starter import StarterError
 from llm_api_server.types import ModelState
 
@@ -68,7 +70,7 @@ class TinyManager(threading.Thread):
                 decoder = control.to_manager_decoder()
                 for message in decoder.feed(connection.recv(65536)):
                     self.received.append(message)
-                    connection.sendall(control.encode(self._answer(message)))
+                    connection.sendall(encode(self._answer(message)))
 
     def _answer(self, message: object) -> Models | Refused:
         assert isinstance(message, ListModels | LoadModel | UnloadModel | Shutdown)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llm_api_server import lifecycle
+from llm_api_server import gunicorn_hooks
 from llm_api_server.cli.main import app
 from tests.unit.engines.fake_vllm import fake_vllm, interpreter
 
@@ -59,7 +59,7 @@ def test_a_parser_that_does_not_exist_is_told_with_its_line(
 def test_gunicorn_refuses_as_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(folder, fake_vllm(folder, ["hermes"], ["qwen3"]), value="hermess")
     with pytest.raises(SystemExit) as caught:
-        lifecycle.config_for_gunicorn()
+        gunicorn_hooks.config_for_gunicorn()
     assert caught.value.code == 2
     assert "config.yaml:10: " in capsys.readouterr().err
 
@@ -86,12 +86,12 @@ def test_names_that_exist_pass(folder: Path) -> None:
 
 def test_only_check_config_waits_for_an_import(folder: Path) -> None:
     write(folder, fake_vllm(folder, ["hermes"], ["qwen3"], is_eager=True), value="hermess")
-    lifecycle.config_for_gunicorn()
+    gunicorn_hooks.config_for_gunicorn()
     assert not (folder / "imports").exists()
     assert CliRunner().invoke(app, ["check-config"]).exit_code == 2
     assert (folder / "imports").exists()
     with pytest.raises(SystemExit):
-        lifecycle.config_for_gunicorn()  # what was learnt is remembered
+        gunicorn_hooks.config_for_gunicorn()  # what was learnt is remembered
 
 
 @pytest.mark.parametrize("has_interpreter", [True, False])

@@ -38,17 +38,18 @@ NEEDED = {
     "GET /v1/models/{model_id:path}": ANY_KEY,
     "POST /auth/token": ANY_KEY,
     "GET /admin/api/models": "admin",
-    "GET /admin/api/models/{model_id:path}": "admin",
-    "GET /admin/api/models/{model_id:path}/explain": "admin",
-    "POST /admin/api/models/{model_id:path}/load": "admin",
-    "POST /admin/api/models/{model_id:path}/unload": "admin",
+    "GET /admin/api/models/{model_id:name}": "admin",
+    "GET /admin/api/models/{model_id:name}/explain": "admin",
+    "POST /admin/api/models/{model_id:name}/load": "admin",
+    "POST /admin/api/models/{model_id:name}/unload": "admin",
+    "POST /admin/api/reload": "admin",
     "GET /admin/api/keys": "admin",
     "POST /admin/api/keys": "admin",
-    "GET /admin/api/keys/{key_id:path}": "admin",
-    "PATCH /admin/api/keys/{key_id:path}": "admin",
-    "DELETE /admin/api/keys/{key_id:path}": "admin",
-    "POST /admin/api/keys/{key_id:path}/rotate": "admin",
-    "POST /admin/api/keys/{key_id:path}/revoke": "admin",
+    "GET /admin/api/keys/{key_id:name}": "admin",
+    "PATCH /admin/api/keys/{key_id:name}": "admin",
+    "DELETE /admin/api/keys/{key_id:name}": "admin",
+    "POST /admin/api/keys/{key_id:name}/rotate": "admin",
+    "POST /admin/api/keys/{key_id:name}/revoke": "admin",
     "GET /admin/api/audit": "admin",
     "GET /admin/api/usage": "admin",
     "GET /admin/api/requests": "admin",
@@ -116,7 +117,7 @@ def app() -> Iterator[ASGIApp]:
 def status_of(app: ASGIApp, route: str, headers: Headers) -> int:
     """Of a request without a body."""
     method, _, path = route.partition(" ")
-    path = path.replace("{model_id:path}", "m").replace("{key_id:path}", "k")
+    path = path.replace("{model_id:path}", "m").replace("{model_id:name}", "m").replace("{key_id:name}", "k")
     sent: list[Any] = []
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
     scope |= {"headers": headers, "client": ("127.0.0.1", 1), "server": ("test", 80), "scheme": "http"}

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from llm_api_server.control import ModelStatus
 from llm_api_server.errors import ModelLoading, ServerOverloaded
 from llm_api_server.gateway.waits import Wait
+from llm_api_server.model_status import ModelStatus
 from llm_api_server.types import ModelState
 
 

@@ -35,6 +35,7 @@ class FakeClient:
     """Keeps what it is sent."""
 
     is_worker = True
+    pid = 0
 
     def __init__(self) -> None:
         self.grants: dict[str, int] = {}
@@ -91,7 +92,8 @@ async def accounts(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 def make(store: Store, grace: float = 3600) -> Accounts:
     database = Database(f"sqlite:///{store.path}")
-    return Accounts(StoreThreads(database), Keys(database), UsageLedger(database), StorageConfig(key_grace=grace))
+    keys, ledger, storage = Keys(database), UsageLedger(database), StorageConfig(key_grace=grace)
+    return Accounts(StoreThreads(database), keys, ledger, storage, store.path.with_name("minutes"))
 
 
 @pytest.fixture

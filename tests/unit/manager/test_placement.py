@@ -7,7 +7,6 @@ from itertools import count
 
 import pytest
 
-from llm_api_server.control import Explanation
 from llm_api_server.engines.base import Asleep, ModelFacts, Need, Placement, Seat
 from llm_api_server.manager.booking import (
     Decision,
@@ -25,6 +24,7 @@ from llm_api_server.manager.explain import explain
 from llm_api_server.manager.ledger import Device
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.turns import FEW
+from llm_api_server.model_status import Explanation
 from llm_api_server.types import ModelState
 from tests.machine import GIB, gpus, ram
 

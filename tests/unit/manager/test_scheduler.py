@@ -280,6 +280,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.taken: dict[str, dict[str, int]] = {}
         self.asleep: set[str] = set()
         self.foreign: dict[str, int] = {}
+        self.configured = set(NAMES)
 
     @initialize(
         max_loaded=st.integers(1, 3),
@@ -313,6 +314,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         for name, facts in needs.items():
             self.scheduler.know(name, replace(facts, places=places))
         self.places = places
+        self.needs = needs
         self.obey(self.scheduler.preload(self.now))
 
     def obey(self, decisions: list[Decision]) -> None:
@@ -401,18 +403,39 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), key=st.sampled_from(["x", "y"]), is_batch=st.booleans())
     def acquire(self, name: str, key: str, *, is_batch: bool) -> None:
+        if name not in self.configured:
+            return
         waiter = next(self.ids)
         self.waiting[waiter], self.since[waiter], self.keys[waiter] = name, self.now, key
         self.obey(self.scheduler.acquire(waiter, name, self.now, Claim(key, work=10, is_batch=is_batch)))
 
     @rule(name=st.sampled_from(NAMES), is_load=st.booleans())
     def command(self, name: str, *, is_load: bool) -> None:
+        if name not in self.configured:
+            return
         waiter = next(self.ids)
         self.commands[waiter], self.since[waiter] = name, self.now
         if not is_load:
             self.unloads.add(name)
         verb = self.scheduler.load if is_load else self.scheduler.unload
         self.obey(verb(waiter, name, self.now))
+
+    @rule(
+        max_loaded=st.integers(1, 3),
+        names=st.sets(st.sampled_from(NAMES), min_size=1),
+        changed=st.sets(st.sampled_from(NAMES)),
+        preload=st.booleans(),
+    )
+    def configure(self, max_loaded: int, names: set[str], changed: set[str], *, preload: bool) -> None:
+        self.max_loaded = max_loaded
+        self.unloads |= changed | set(NAMES)
+        policy = replace(self.scheduler.policy, max_loaded=max_loaded)
+        models = [Model(name, 30, preload and name == "c", places=self.places) for name in sorted(names)]
+        for model in models:
+            model.learn(replace(self.needs[model.name], places=self.places), counts_memory=bool(self.devices))
+        self.obey(self.scheduler.configure(policy, models, changed & names, self.now))
+        self.configured = names
+        assert {name for name, model in self.scheduler.models.items() if not model.is_gone} == names
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())

@@ -1,0 +1,97 @@
+"""The processes of a server are replaced under load, and nothing is dropped; limits of the last minute go on."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.test_reload import MODEL, Stream, body
+from tests.running import KEY, KEYS, Server, running, wait_until
+
+LIMITED_KEY = "sk-limited-0123456789abcdef"
+LIMIT = 6
+
+
+def config(smollm2_gguf: Path, workers: int) -> dict[str, Any]:
+    limited = {"key": LIMITED_KEY, "name": "limited", "requests_per_minute": LIMIT}
+    return {
+        "server": {"workers": workers, "drain_timeout": 120},
+        "auth": {"api_keys": [*KEYS, limited]},
+        "models": {
+            "default": MODEL,
+            "preload": [MODEL],
+            "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 4096}},
+        },
+        "engines": {"llama_cpp": {"threads": 1}},
+    }
+
+
+class Load(threading.Thread):
+    """One request after the other, each on a new connection; counts the answers until `stop`."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(daemon=True)
+        self._server = server
+        self._is_over = False
+        self.outcomes: Counter[str] = Counter()
+        self.start()
+
+    def run(self) -> None:
+        while not self._is_over:
+            try:
+                with self._server.client(KEY) as client:
+                    answer = client.post("/v1/completions", json=body(stream=bool(self.outcomes.total() % 2)))
+                whole = "[DONE]" in answer.text or "finish_reason" in answer.text
+                self.outcomes[f"{answer.status_code} {whole}"] += 1
+            except httpx.TransportError as error:
+                self.outcomes[repr(error)] += 1
+
+    def stop(self) -> Counter[str]:
+        self._is_over = True
+        self.join()
+        return self.outcomes
+
+
+@pytest.mark.parametrize(("command", "workers"), [("serve", 2), ("gunicorn", 2), ("serve", 1)])
+def test_restart_drops_nothing(tmp_path: Path, smollm2_gguf: Path, command: str, workers: int) -> None:
+    with running(tmp_path, config(smollm2_gguf, workers), command=command) as server:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        (engine,) = server.engines()
+        manager = server.manager()
+        load, stream = [Load(server) for _ in range(3)], Stream(server, tokens=200)
+        done = server.command("restart")
+        assert done.stdout.endswith("Restarted.\n"), done.stderr
+        assert len(done.stdout.splitlines()) == workers + 2
+        assert stream.ends_whole()
+        total = sum((one.stop() for one in load), Counter[str]())
+        assert set(total) == {"200 True"}, total
+        assert server.engines() == [engine]
+        assert server.manager() != manager
+
+
+@pytest.mark.parametrize("way", ["kill", "restart"])
+def test_limits_of_the_minute_outlive_the_manager(tmp_path: Path, smollm2_gguf: Path, way: str) -> None:
+    with running(tmp_path, config(smollm2_gguf, 1)) as server:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+
+        def ask() -> int:
+            with server.client(LIMITED_KEY) as client:
+                return client.post("/v1/completions", json=body()).status_code
+
+        assert [ask() for _ in range(LIMIT - 1)] == [200] * (LIMIT - 1)
+        wait_until((server.run_dir / "minutes").exists)
+        before = (server.run_dir / "minutes").read_bytes()
+        if way == "kill":
+            assert ask() == 200
+            wait_until(lambda: (server.run_dir / "minutes").read_bytes() != before)
+            server.manager().kill()
+            wait_until(server.has_manager)
+        else:
+            assert server.command("restart").returncode == 0
+            assert ask() == 200
+        assert [ask() for _ in range(3)] == [429] * 3
