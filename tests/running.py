@@ -105,8 +105,13 @@ class Server:
         return [p for p in self.processes() if "llama_cpp_server" in " ".join(p.cmdline()) and not _is_guard(p)]
 
     def manager(self) -> psutil.Process:
-        (process,) = [p for p in self.processes() if "llm_api_server.manager.main" in p.cmdline()]
+        """Workers that miss one may each start one: all but one of these find the lock taken and end."""
+        wait_until(lambda: len(self._managers()) == 1)
+        (process,) = self._managers()
         return process
+
+    def _managers(self) -> list[psutil.Process]:
+        return [p for p in self.processes() if "llm_api_server.manager.main" in p.cmdline()]
 
     def client(self, key: str = KEY, **options: Any) -> httpx.Client:
         """Plain HTTP with a key."""
@@ -142,6 +147,9 @@ def running(folder: Path, config: dict[str, Any], *, command: str = "serve") -> 
         code = server.stop()
         wait_until(lambda: server.processes() == [], timeout=10)
         assert code == 0, server.output()
+    except BaseException:
+        sys.stderr.write(f"the server's last words:\n{server.output()[-4000:]}\n")
+        raise
     finally:
         server.kill_all()
 

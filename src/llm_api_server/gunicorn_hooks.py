@@ -9,7 +9,7 @@ from typing import Any
 from llm_api_server.config import CONFIG_VARIABLE, Config, find_config, load_config
 from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError, ControlError
-from llm_api_server.lifecycle import EXIT_BAD_CONFIG, EXIT_FAILED, CannotServe, ServerLock
+from llm_api_server.lifecycle import EXIT_BAD_CONFIG, EXIT_FAILED, CannotServe, ServerLock, raise_descriptor_limit
 from llm_api_server.log import setup_logging
 from llm_api_server.running_server import begin_reload, join_run_dir, stop_manager
 
@@ -35,6 +35,7 @@ def on_gunicorn_start(arbiter: Any, config: Config) -> None:
         return
     try:
         ServerLock(config.run_dir).acquire()
+        raise_descriptor_limit()
         join_run_dir(config)
     except (CannotServe, ControlError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the master's log is not open yet

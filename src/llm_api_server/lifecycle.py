@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -18,6 +19,8 @@ EXIT_BAD_CONFIG = 2
 BACKLOG = 2048
 #: Longer than clients keep idle connections, so that it is they who close them.
 KEEP_ALIVE_TIMEOUT = 75
+#: Each request under way has a connection to its client and one to its engine.
+_ENOUGH_DESCRIPTORS = 65536
 
 
 class CannotServe(ServerError):
@@ -74,6 +77,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise CannotServe(_explain(error, host, port)) from error
     listener.set_inheritable(True)
     return listener
+
+
+def raise_descriptor_limit() -> None:
+    """As far as this user may: the usual 1,024 are for programs that use select(). Later processes inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def try_lock(descriptor: int) -> bool:

@@ -27,7 +27,14 @@ from llm_api_server.engines.config_problems import engine_warnings
 from llm_api_server.errors import ControlError
 from llm_api_server.gateway.event_loop import WORKERS
 from llm_api_server.gateway.http_protocol import HttpProtocol
-from llm_api_server.lifecycle import BACKLOG, EXIT_FAILED, KEEP_ALIVE_TIMEOUT, ServerLock, listen
+from llm_api_server.lifecycle import (
+    BACKLOG,
+    EXIT_FAILED,
+    KEEP_ALIVE_TIMEOUT,
+    ServerLock,
+    listen,
+    raise_descriptor_limit,
+)
 from llm_api_server.log import setup_logging
 from llm_api_server.running_server import begin_reload, join_run_dir, stop_manager
 
@@ -42,6 +49,7 @@ def serve(config: Config) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises `CannotServe` before anything has been started."""
     ServerLock(config.ensure_run_dir()).acquire()
     listener = listen(config.server.host, config.server.port)
+    raise_descriptor_limit()
     setup_logging(config, "gateway")
     for warning in (*config_warnings(config), *engine_warnings(config)):
         logger.warning("{}", warning)

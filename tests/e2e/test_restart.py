@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import socket
 import threading
 from collections import Counter
 from pathlib import Path
@@ -72,6 +75,47 @@ def test_restart_drops_nothing(tmp_path: Path, smollm2_gguf: Path, command: str,
         assert set(total) == {"200 True"}, total
         assert server.engines() == [engine]
         assert server.manager() != manager
+
+
+@pytest.mark.parametrize("path", ["/livez", "/v1/completions"])
+def test_who_was_let_in_is_answered(tmp_path: Path, smollm2_gguf: Path, path: str) -> None:
+    """The worker is told to end when a client has connected, or has sent a part of its request; or nothing comes."""
+    data = json.dumps(body()).encode() if path.startswith("/v1") else b""
+    method = "POST" if data else "GET"
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(data)}\r\n\r\n"
+    request = head.encode() + data
+    with running(tmp_path, config(smollm2_gguf, 1)) as server:
+        wait_until(lambda: server.models()[MODEL]["state"] == "ready")
+        clients = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(4)]
+        idle, *others = clients
+        for client, part in zip(others, (0, 10, len(request) - 1), strict=True):
+            client.sendall(request[:part])
+        with server.client() as witness:
+            witness.get("/livez")  # the worker has seen what came before it
+            assert server.process is not None
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: is_refused(server))
+        for client, part in zip(others, (0, 10, len(request) - 1), strict=True):
+            client.sendall(request[part:])
+            answer = everything(client)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"\r\nconnection: close\r\n" in answer.lower()
+        assert everything(idle) == b""
+        for client in clients:
+            client.close()
+
+
+def is_refused(server: Server) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def everything(client: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 @pytest.mark.parametrize("way", ["kill", "restart"])

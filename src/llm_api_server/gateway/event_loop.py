@@ -8,7 +8,9 @@ them after each that it took, so that connections spread evenly.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +27,8 @@ MOST_OF_SEVERAL = 4
 #: Seconds that one step behind the others lasts; libuv's timers have no smaller ones.
 STEP = 0.001
 MOST_STEPS = 8
+#: The part of a process's descriptors that its clients may take; who is in needs others, to reach an engine.
+SHARE_OF_DESCRIPTORS = 3 / 4
 #: Without descriptors left, connections wait outside for so many seconds.
 RETRY_INTERVAL = 1.0
 
@@ -96,12 +100,13 @@ class Acceptor:
         taken = 0
         try:
             while taken < most:
+                _check_descriptors(self._listener)
                 connection, _ = self._listener.accept()
                 self._serve(connection)
                 taken += 1
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             pass
-        except OSError as error:  # no descriptors left
+        except OSError as error:
             logger.error("connections wait: {}", error.strerror)
             self._pause(RETRY_INTERVAL)
         if taken:
@@ -119,5 +124,18 @@ class Acceptor:
 
     def _on_served(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
             logger.debug("a connection was lost at once: {}", error)
+        elif self._is_closed:  # it was on its way in when the others were told
+            task.result()[1].shutdown()
+
+
+def _check_descriptors(listener: socket.socket) -> None:
+    """Raises the error of a system that has none left a while before it has none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(listener.fileno())
+    os.close(lowest_free)
+    if limit != resource.RLIM_INFINITY and lowest_free >= limit * SHARE_OF_DESCRIPTORS:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

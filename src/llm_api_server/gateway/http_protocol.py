@@ -21,6 +21,8 @@ from llm_api_server.gateway.proxy import FRONT_DOOR, FrontDoor
 MAX_HEAD_BYTES = 256 * 1024
 #: A body that is not here with its head is waited for up to this size before anybody looks who sends it.
 _MAX_BLIND_BYTES = 64 * 1024
+#: Seconds that a worker about to end waits for the request of a client it has let in.
+LAST_REQUEST_TIMEOUT = 1.0
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -36,6 +38,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._last: Repeated | None = None
         self._idle_since = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._is_draining = False
         self._door: FrontDoor | None = self.app_state.get(FRONT_DOOR)
         #: The request being answered, where that goes past ASGI.
         self._active: DirectClient | None = None
@@ -62,6 +65,21 @@ class HttpProtocol(HttpToolsProtocol):
             self._last = Repeated.learn(client.head, data)
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The headers of your request are too long.")
+
+    def shutdown(self) -> None:
+        """The worker ends: this connection goes when it is idle or has had its answer.
+
+        One that was just let in, and one whose request is arriving, are not idle: their clients could not know that
+        the request was never read.
+        """
+        self._is_draining = True
+        self._last = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        elif self.cycle is not None and self._is_between:
+            self.transport.close()
+        else:
+            self.loop.call_later(LAST_REQUEST_TIMEOUT, self._close_if_unasked)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -95,6 +113,8 @@ class HttpProtocol(HttpToolsProtocol):
                 self._open(door, endpoint)
                 return
         super().on_headers_complete()
+        if self._is_draining and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         if isinstance(self.cycle, DirectClient):
@@ -116,7 +136,7 @@ class HttpProtocol(HttpToolsProtocol):
         head = Head(
             endpoint,
             self.headers,
-            keep_alive=can_chunk and self.parser.should_keep_alive(),
+            keep_alive=can_chunk and not self._is_draining and self.parser.should_keep_alive(),
             can_chunk=can_chunk,
             expects_continue=self.expect_100_continue,
         )
@@ -157,6 +177,10 @@ class HttpProtocol(HttpToolsProtocol):
         if left > 0:
             self._idle_timer = self.loop.call_later(left, self._close_if_idle)
         elif self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def _close_if_unasked(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
