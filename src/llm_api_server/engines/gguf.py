@@ -6,6 +6,8 @@ from anywhere. Format: github.com/ggml-org/ggml, docs/gguf.md. Called by the lla
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import re
 import struct
 from dataclasses import dataclass
@@ -98,22 +100,27 @@ def read_header(path: Path) -> tuple[Header, int]:
 
 def _parse_growing(file: Any, size: int) -> Header:
     """Parse from as little of the file as will do."""
-    data = file.read(_FIRST_READ)
-    if data[:4] != _MAGIC:
-        raise ModelProblem("not a GGUF file" if size else "the file is empty")
+    if size == 0:
+        raise ModelProblem("the file is empty")
+    length = min(_FIRST_READ, size)
     while True:
-        try:
-            return _Parser(data, size).parse()
-        except _Short:
-            if len(data) >= size:
-                raise ModelProblem(f"the file is cut off within its header, after {size} bytes") from None
-            if len(data) >= _LONGEST_HEADER:
-                raise ModelProblem("not a GGUF file: its header is absurdly long") from None
-            data += file.read(len(data))
+        # Mapped, because it goes back to the system at once: of the heap some megabytes would stay.
+        with mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE) as data:
+            file.seek(0)
+            file.readinto(data)
+            if data[:4] != _MAGIC:
+                raise ModelProblem("not a GGUF file")
+            with contextlib.suppress(_Short):
+                return _Parser(data, size).parse()
+        if length >= size:
+            raise ModelProblem(f"the file is cut off within its header, after {size} bytes")
+        if length >= _LONGEST_HEADER:
+            raise ModelProblem("not a GGUF file: its header is absurdly long")
+        length = min(2 * length, size)
 
 
 class _Parser:
-    def __init__(self, data: bytes, file_size: int) -> None:
+    def __init__(self, data: mmap.mmap, file_size: int) -> None:
         self._data = data
         self._size = file_size
         self._at = len(_MAGIC)
