@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import models, postgres
+from tests import models, needs, postgres
 
 # No test judges by the clock, and a busy machine is not a failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,7 +22,7 @@ for _client in ("httpx", "httpx2"):
     logging.getLogger(_client).setLevel(logging.WARNING)
 
 _OURS = ("LLM_API_SERVER_", "OPENAI_", "ANTHROPIC_", "VLLM_")
-_KEPT = {models.CACHE_VARIABLE, postgres.NEED_VARIABLE}
+_KEPT = {models.CACHE_VARIABLE, needs.NEED_VARIABLE}
 
 
 @pytest.fixture(autouse=True, scope="session")

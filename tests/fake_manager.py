@@ -107,6 +107,8 @@ class FakeManager:
                 client.send(control.KeyFound(request, self.keys.get(digest or key_id or "")))
             case control.ReportUsage(number) if self.keeps_usage:
                 client.send(control.UsageKept(number))
+            case control.GetMetrics(request):
+                client.send(control.MetricsText(request, "llm_api_server_workers 1.0\n"))
             case control.ListModels(request) | control.LoadModel(request) | control.UnloadModel(request):
                 self._on_command(client, request)
 

@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 
 import psycopg
-import pytest
 
-#: What the tests must not be without, separated by commas: in continuous integration a skip would hide a failure.
-NEED_VARIABLE = "LLM_API_SERVER_TESTS_NEED"
+from tests.needs import missing
+
 PACKAGES = Path("/usr/lib/postgresql")
 _START_TIMEOUT = 60
 
@@ -28,14 +27,8 @@ def find_programs() -> Path | None:
 
 
 def skip_without_postgres() -> Path:
-    """The programs. Skips the test where there are none, or fails it where `NEED_VARIABLE` says so."""
-    programs = find_programs()
-    if programs is None:
-        reason = "PostgreSQL is not installed (apt-get install postgresql)"
-        if "postgres" in os.environ.get(NEED_VARIABLE, "").split(","):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return programs
+    """The programs."""
+    return find_programs() or missing("postgres", "PostgreSQL is not installed (apt-get install postgresql)")
 
 
 class Cluster:

@@ -259,6 +259,12 @@ class GetConfig(msgspec.Struct, tag="get_config"):
     request: int
 
 
+class GetMetrics(msgspec.Struct, tag="get_metrics"):
+    """Answered by `MetricsText`."""
+
+    request: int
+
+
 class Reload(msgspec.Struct, tag="reload"):
     """Read the configuration file again and follow it, unless `dry_run`. Answered by `Reloaded` or `Refused`."""
 
@@ -282,7 +288,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
     keeps_engines: bool = False
 
 
-Command = ListModels | LoadModel | UnloadModel | ExplainModel | GetStatus | GetConfig | Reload | Shutdown
+Command = ListModels | LoadModel | UnloadModel | ExplainModel | GetStatus | GetConfig | GetMetrics | Reload | Shutdown
 Lease = Acquire | Cancel | Read | Release | Report
 Account = FindKey | Admit | Settle | Spend | ReportUsage
 ToManager = Hello | Lease | Account | Configured | Command
@@ -395,6 +401,13 @@ class CurrentConfig(msgspec.Struct, tag="current_config"):
     config: str
 
 
+class MetricsText(msgspec.Struct, tag="metrics"):
+    """In Prometheus' text format."""
+
+    request: int
+    text: str
+
+
 class Reloaded(msgspec.Struct, tag="reloaded"):
     """What changes, or, without `applied`, would change. `late`: workers that had not followed in time."""
 
@@ -410,7 +423,7 @@ class Configure(msgspec.Struct, tag="configure"):
     config: str
 
 
-CommandAnswer = Models | Explained | Status | CurrentConfig | Reloaded
+CommandAnswer = Models | Explained | Status | CurrentConfig | MetricsText | Reloaded
 Answer = Granted | Refused | KeyFound | Admitted | CommandAnswer
 ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept | Configure
 

@@ -37,6 +37,7 @@ Permission = Literal[
     "tokenize",
     "batch",
     "models",
+    "metrics",
     "admin",
 ]
 PERMISSIONS: frozenset[str] = frozenset(get_args(Permission))

@@ -93,6 +93,20 @@ class Whole(msgspec.Struct, frozen=True, array_like=True, gc=False):
     duration: float
 
 
+class Other(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """So many requests that have no row, alike in all else: refused before they were admitted, or not for an engine.
+
+    `model` and `key_name` are empty where there is none. Counted, and not kept in the ledger.
+    """
+
+    endpoint: str
+    model: str
+    key_name: str
+    status: int
+    error: str
+    count: int
+
+
 WORKER_LOST = "worker_lost"
 CLIENT_CLOSED = "client_closed_request"
 
@@ -104,8 +118,13 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     progress: list[Progress] = []
     ended: list[Ended] = []
     whole: list[Whole] = []
+    others: list[Other] = []
 
     @property
     def ends(self) -> int:
         """How many requests it settles."""
         return len(self.ended) + len(self.whole)
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self.started or self.progress or self.ended or self.whole)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +23,10 @@ from llm_api_server.errors import ApiError
 from llm_api_server.gateway.eager import in_task
 from llm_api_server.gateway.limit_lines import limit_lines
 from llm_api_server.gateway.link import ManagerLink
-from llm_api_server.gateway.records import RequestRecord
+from llm_api_server.gateway.openai import ENDPOINTS
+from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.shares import HeldShare
-from llm_api_server.usage import NO_USAGE, Batch, Ended, Progress, Started, Usage, Whole
+from llm_api_server.usage import NO_USAGE, Batch, Ended, Other, Progress, Started, Usage, Whole
 
 #: Seconds between two reports: how much of the ledger a killed worker can take with it.
 REPORT_INTERVAL = 0.5
@@ -79,6 +80,13 @@ def _whole(record: RequestRecord, row: str) -> Whole:
     )  # fmt: skip
 
 
+def _alike(record: RequestRecord) -> tuple[str, str, str, int, str]:
+    """What an `Other` tells besides the count."""
+    endpoint = record.path if record.path in ENDPOINTS else "other"
+    key_name = record.key.name if record.key is not None else ""
+    return endpoint, record.model or "", key_name, record.status or CLIENT_CLOSED_REQUEST, record.error or ""
+
+
 class Accounts:
     """All admissions and rows of one worker."""
 
@@ -98,6 +106,7 @@ class Accounts:
         self._begun: dict[str, RequestRecord] = {}
         self._over: list[RequestRecord] = []
         self._whole: list[Whole] = []
+        self._others: Counter[tuple[str, str, str, int, str]] = Counter()
         self._sent: deque[control.ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
@@ -233,14 +242,16 @@ class Accounts:
             self._plan_report()
 
     def end(self, record: RequestRecord) -> None:
-        """The request is over, in whatever way. Does nothing for one that never started, and nothing twice."""
+        """The request is over, in whatever way. Does nothing twice for one that had a row."""
         used = record.used = record.usage_or_estimate()
         if record.admission is not None:
             self._settle(record.admission, used)
         row = record.row
-        if row is None or self._running.pop(row, None) is None:
+        if row is None:
+            self._others[_alike(record)] += 1
+        elif self._running.pop(row, None) is None:
             return
-        if self._begun.pop(row, None) is None:
+        elif self._begun.pop(row, None) is None:
             self._over.append(record)
         else:
             self._whole.append(_whole(record, row))
@@ -251,24 +262,30 @@ class Accounts:
         """Say what is still to be said."""
         if self._timer is not None:
             self._timer.cancel()
-        self._report()
+        self.report()
 
     def _plan_report(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(REPORT_INTERVAL, self._report)
+            self._timer = asyncio.get_running_loop().call_later(REPORT_INTERVAL, self._on_timer)
 
-    def _report(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
+        self.report()
+
+    def report(self) -> None:
+        """Tell the manager all that has happened since the last time."""
         self._tell_shares()
         begun, self._begun = self._begun, {}
         over, self._over = self._over, []
         whole, self._whole = self._whole, []
+        others, self._others = self._others, Counter()
         wall = time.time() - time.monotonic()
         batch = Batch(
             [_started(one, wall) for one in begun.values()],
             self._progress(),
             [_ended(one) for one in over],
             whole,
+            [Other(*alike, count) for alike, count in others.items()],
         )
         for record in over:
             self._reported.pop(record.row or "", None)

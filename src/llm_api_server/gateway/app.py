@@ -34,6 +34,7 @@ from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.following import Follower
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink, ManagerProcess
+from llm_api_server.gateway.metrics_routes import metrics_routes
 from llm_api_server.gateway.middleware import (
     INTERNAL_ERROR,
     AuthenticationMiddleware,
@@ -172,6 +173,7 @@ def _routes(proxy: EngineProxy, store: StoreAccess, lifespan: _Lifespan) -> Fast
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     docs_page = resources.files(__package__).joinpath("docs.html").read_text()
     app.include_router(system_routes(leases.link, docs_page))
+    app.include_router(metrics_routes(leases.link, proxy.accounts))
     app.include_router(model_routes(catalog, leases))
     app.include_router(token_routes(proxy.authenticator))
     app.include_router(admin_routes(catalog, leases))

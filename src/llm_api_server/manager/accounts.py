@@ -33,6 +33,7 @@ from llm_api_server.manager.admissions import Admissions
 from llm_api_server.manager.minutes import Minutes
 from llm_api_server.manager.open_rows import OpenRows
 from llm_api_server.manager.store_threads import StoreThreads
+from llm_api_server.manager.tally import Tally
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
 from llm_api_server.usage import Batch, Progress
@@ -69,14 +70,21 @@ class Accounts:
     """Built by `main`; `start` begins, `close` writes what is left."""
 
     def __init__(
-        self, threads: StoreThreads, keys: Keys, ledger: UsageLedger, storage: StorageConfig, minutes: Path
+        self,
+        threads: StoreThreads,
+        keys: Keys,
+        ledger: UsageLedger,
+        storage: StorageConfig,
+        minutes: Path,
+        tally: Tally,
     ) -> None:
         """`minutes` is the file for what keys used in the last minute."""
         self._threads = threads
         self._keys = keys
         self._ledger = ledger
         self._storage = storage
-        self.admissions = Admissions(threads, ledger, self._keep)
+        self.admissions = Admissions(threads, ledger, self._keep, tally.limit_hit)
+        self._tally = tally
         self._minutes = Minutes(minutes, self.admissions)
         self._workers: dict[Client, str] = {}
         self._remembered: OrderedDict[str, Key] = OrderedDict()
@@ -134,12 +142,14 @@ class Accounts:
         if name in self._workers.values():
             return
         self._progress.pop(name, None)
+        self._tally.forget(name)
         ended, tokens = self._rows.lose(name, time.time())
         if not ended:
             return
         logger.warning("a worker was lost with {} requests: they count as far as it had told", len(ended))
         self.admissions.add_spent(tokens)
-        self._queue(None, name, 0, Batch(ended=ended))
+        self._tally.settle(ended)
+        self._queue(None, name, 0, Batch(ended=[end for _, end in ended]))
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -199,6 +209,15 @@ class Accounts:
         for client in self._workers:
             client.send(message)
 
+    @property
+    def is_store_up(self) -> bool:
+        return self._lost_since is None
+
+    @property
+    def waiting_reports(self) -> int:
+        """That are not in the database."""
+        return len(self._reports)
+
     def _note_lost(self, reason: str) -> None:
         if self._lost_since is None:
             self._lost_since = time.monotonic()
@@ -221,7 +240,8 @@ class Accounts:
     def report(self, client: Client, report: ReportUsage) -> None:
         name = self._workers.get(client)
         if name is not None:
-            self._rows.note(name, report.batch)
+            ended = self._rows.note(name, report.batch)
+            self._tally.report(name, report.number, report.batch, ended)
             self._queue(client, name, report.number, self._with_progress_due(name, report.batch))
 
     def _with_progress_due(self, worker: str, batch: Batch) -> Batch:
@@ -249,7 +269,8 @@ class Accounts:
             await self._has_reports.wait()
             while self._reports:
                 client, worker, number, batch = self._reports[0]
-                await self._write_one(batch, worker)
+                if batch.has_rows:
+                    await self._write_one(batch, worker)
                 self._reports.popleft()
                 if client in self._workers and client is not None:
                     client.send(UsageKept(number))

@@ -55,14 +55,19 @@ class _Holder:
 
 
 class Admissions:
-    """Built by `Accounts`. `keep` runs work to its end."""
+    """Built by `Accounts`. `keep` runs work to its end; `on_refused` hears whom which limit has stopped."""
 
     def __init__(
-        self, threads: StoreThreads, ledger: UsageLedger, keep: Callable[[Coroutine[None, None, None]], None]
+        self,
+        threads: StoreThreads,
+        ledger: UsageLedger,
+        keep: Callable[[Coroutine[None, None, None]], None],
+        on_refused: Callable[[str, str], None],
     ) -> None:
         self._threads = threads
         self._ledger = ledger
         self._keep = keep
+        self._on_refused = on_refused
         self._holders: dict[Client, _Holder] = {}
         self._opened: dict[str, _Opened] = {}
 
@@ -190,6 +195,7 @@ class Admissions:
                 self._recall(question.key_id, opened, shares)
                 return
             del holder.admitted[number]
+            self._on_refused(question.name, found.limit)
             standing = account.standing(limits, now)
             holder.client.send(
                 Refused(number, found.code, found.message, found.retry_after, found.should_retry, standing)

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Models
+from llm_api_server.control import InstanceInfo, Models
 from llm_api_server.engines.base import Engine
+from llm_api_server.manager.explain import device_statuses
 from llm_api_server.manager.inspection import Inspection
 from llm_api_server.manager.instance import Instance
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.status import status_of
 from llm_api_server.manager.tasks import Twins
-from llm_api_server.model_status import ModelStatus
+from llm_api_server.model_status import DeviceStatus, ModelStatus
 from llm_api_server.types import ModelState
 
 if TYPE_CHECKING:
@@ -61,6 +62,20 @@ class Board:
     def is_at_work(self, instance: str) -> bool:
         """Whether requests are in flight there whose clients read what comes."""
         return any(client.in_flight.get(instance, 0) > client.blocked.get(instance, 0) for client in self.clients)
+
+    async def measure(self) -> None:
+        """The memory of all engines, now (which takes milliseconds per process, so in a thread)."""
+        for running in list(self._running.values()):
+            if running.process is not None:
+                running.memory_bytes = await asyncio.to_thread(running.process.memory_bytes)
+
+    def devices(self) -> list[DeviceStatus]:
+        return device_statuses(self._scheduler)
+
+    def engines(self) -> list[InstanceInfo]:
+        """Processes of ours that have been ready."""
+        running = [one for one in self._running.values() if one.ready_at is not None]
+        return [one.info for one in running if one.info is not None and one.process is not None and one.process.pid]
 
     def statuses(self) -> list[ModelStatus]:
         """The configured models in their order, each followed by its twin while that is not stopped."""

@@ -33,6 +33,7 @@ from llm_api_server.garbage import calm_collector
 from llm_api_server.log import setup_logging
 from llm_api_server.manager.accounts import Accounts
 from llm_api_server.manager.devices import HostInventory
+from llm_api_server.manager.exposition import Exposition
 from llm_api_server.manager.forking import ForkingLauncher
 from llm_api_server.manager.guard import MANAGER_LOCK
 from llm_api_server.manager.manager import Manager
@@ -109,7 +110,9 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
         stop.set()
 
     database = Database(config.storage_url)
-    accounts = Accounts(StoreThreads(database), Keys(database), UsageLedger(database), config.storage, run_dir.minutes)
+    keys, ledger = Keys(database), UsageLedger(database)
+    accounts = Accounts(StoreThreads(database), keys, ledger, config.storage, run_dir.minutes, manager.tally)
+    exposition = Exposition(manager, accounts)
 
     async def follow(config: Config) -> None:
         setup_logging(config, "manager")
@@ -121,7 +124,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     accounts.start()
     await manager.start()
     server = await loop.create_unix_server(
-        lambda: Connection(manager, accounts, reloading, on_shutdown), str(run_dir.socket)
+        lambda: Connection(manager, accounts, reloading, exposition, on_shutdown), str(run_dir.socket)
     )
     run_dir.socket.chmod(0o600)
     calm_collector()

@@ -42,6 +42,7 @@ from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.sleeping import put_to_sleep, wake
 from llm_api_server.manager.stalls import StallWatch
 from llm_api_server.manager.status import models_of, policy_of
+from llm_api_server.manager.tally import Tally
 from llm_api_server.manager.tasks import Twins, refusal
 from llm_api_server.manager.waiting import Asked, Waiting
 from llm_api_server.types import ModelState, Task
@@ -72,6 +73,8 @@ class Manager:
             launcher, self._records, run_dir.engines, log_dir / "engines", config.models.load_timeout
         )
         self._running: dict[str, Instance] = {}
+        #: For the accounts as well.
+        self.tally = Tally()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         policy, models = policy_of(config, inventory.devices), models_of(config, self._engines)
@@ -258,10 +261,8 @@ class Manager:
         self._ask(client, Question(request, model), self._scheduler.unload, wait=wait)
 
     async def list_models(self, client: Client, request: int) -> None:
-        """Answer with memory measured now (which takes milliseconds per process, so in a thread)."""
-        for running in list(self._running.values()):
-            if running.process is not None:
-                running.memory_bytes = await asyncio.to_thread(running.process.memory_bytes)
+        """With memory measured now."""
+        await self.board.measure()
         client.send(Models(self.board.statuses(), request))
 
     async def explain(self, client: Client, request: int, model: str) -> None:
@@ -421,11 +422,15 @@ class Manager:
 
     async def _put_to_sleep(self, instance: Instance, level: int, from_level: int) -> None:
         sleeps = await put_to_sleep(instance, level, from_level, self._devices)
+        if sleeps and from_level == 0:
+            self.tally.unloaded(instance.model, "asleep")
         event = self._scheduler.on_slept if sleeps else self._scheduler.on_sleep_failed
         self._carry_out(event(instance.id, _now()))
 
     async def _wake(self, instance: Instance, level: int) -> None:
-        event = self._scheduler.on_ready if await wake(instance, level) else self._scheduler.on_sleep_failed
+        is_awake = await wake(instance, level)
+        self.tally.load_over(instance.model, "woken" if is_awake else "failed")
+        event = self._scheduler.on_ready if is_awake else self._scheduler.on_sleep_failed
         self._carry_out(event(instance.id, _now()))
 
     # ── instances ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -445,6 +450,7 @@ class Manager:
             if instance.ready_at is None:
                 await instance.load()
                 self._files.facts[instance.model] = instance.facts
+                self.tally.loaded(instance.model, instance.load_seconds or 0.0, instance.phases.seconds)
                 self._carry_out(self._scheduler.on_ready(instance.id, _now()))
             reason = await instance.ended()
         except ModelProblem as problem:
@@ -459,6 +465,7 @@ class Manager:
         await instance.clean_up()
         await self._devices.see_free(instance.id)
         del self._running[instance.id]
+        self._count_end(instance)
         for client in self.board.clients:
             client.grants.pop(instance.id, None)
             client.running.pop(instance.id, None)
@@ -468,6 +475,15 @@ class Manager:
         else:
             logger.error("model {} failed: {}", instance.model, reason)
             self._carry_out(self._scheduler.on_exited(instance.id, reason, _now()))
+
+    def _count_end(self, instance: Instance) -> None:
+        if instance.ready_at is None:
+            self.tally.load_over(instance.model, "cancelled" if instance.is_stopping else "failed")
+            return
+        booking = self._scheduler.bookings.get(instance.id)
+        why = booking.why if booking is not None else None
+        reason = {decide.Why.ROOM: "evicted", decide.Why.ORDER: "ordered", None: "idle"}[why]
+        self.tally.unloaded(instance.model, reason if instance.is_stopping else "failed")
 
 
 class _Verb(Protocol):

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llm_api_server.usage import NO_USAGE, WORKER_LOST, Batch, Ended, Usage
+from llm_api_server.usage import NO_USAGE, WORKER_LOST, Batch, Ended, Started, Usage
 
 
 @dataclass
 class _Row:
-    """`key_id` and `at` are unknown of rows that an earlier manager heard of first."""
+    """How it began is unknown of rows that an earlier manager heard of first."""
 
-    key_id: str | None = None
-    at: float | None = None
+    started: Started | None = None
     usage: Usage = NO_USAGE
+
+
+_NO_ROW = _Row()
 
 
 class OpenRows:
@@ -26,22 +28,23 @@ class OpenRows:
     def workers(self) -> set[str]:
         return set(self._rows)
 
-    def note(self, worker: str, batch: Batch) -> None:
+    def note(self, worker: str, batch: Batch) -> list[tuple[Started | None, Ended]]:
+        """Answers how those began that have ended."""
         rows = self._rows.setdefault(worker, {})
         for started in batch.started:
-            rows[started.row] = _Row(started.key_id, started.at)
+            rows[started.row] = _Row(started)
         for progress in batch.progress:
             rows.setdefault(progress.row, _Row()).usage = progress.usage
-        for ended in batch.ended:
-            rows.pop(ended.row, None)
+        return [(rows.pop(ended.row, _NO_ROW).started, ended) for ended in batch.ended]
 
-    def lose(self, worker: str, now: float) -> tuple[list[Ended], Counter[str]]:
-        """What settles a lost worker's rows at `now` (Unix seconds), and their tokens by key."""
-        ended = []
+    def lose(self, worker: str, now: float) -> tuple[list[tuple[Started | None, Ended]], Counter[str]]:
+        """What settles a lost worker's rows at `now` (Unix seconds), with their beginnings, and their tokens by key."""
+        ended: list[tuple[Started | None, Ended]] = []
         tokens: Counter[str] = Counter()
         for name, row in self._rows.pop(worker, {}).items():
-            duration = now - row.at if row.at is not None else 0.0
-            ended.append(Ended(name, 0, WORKER_LOST, None, row.usage, None, None, duration))
-            if row.key_id is not None:
-                tokens[row.key_id] += row.usage.prompt_tokens + row.usage.completion_tokens
+            started = row.started
+            duration = now - started.at if started is not None else 0.0
+            ended.append((started, Ended(name, 0, WORKER_LOST, None, row.usage, None, None, duration)))
+            if started is not None:
+                tokens[started.key_id] += row.usage.prompt_tokens + row.usage.completion_tokens
         return ended, tokens

@@ -130,7 +130,7 @@ class GuardedProcess:
 
     def memory_bytes(self) -> int | None:
         """Memory of the guard and all below it; pages shared with others count in proportion."""
-        sizes = [size for pid in _tree(self.pid) if (size := _proportional_size(pid)) is not None]
+        sizes = [size for pid in _tree(self.pid) if (size := proportional_size(pid)) is not None]
         return sum(sizes) if sizes else None
 
 
@@ -184,7 +184,8 @@ def _tree(pid: int) -> list[int]:
     return [pid, *(below for child in text.split() for below in _tree(int(child)))]
 
 
-def _proportional_size(pid: int) -> int | None:
+def proportional_size(pid: int) -> int | None:
+    """RAM of one process in bytes; pages shared with others count in proportion. None when there is no such process."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     except OSError:

@@ -33,8 +33,9 @@ _LEAST_REQUESTS = 2
 
 @dataclass(frozen=True)
 class Refusal:
-    """`message` names the limit. `should_retry` is False where waiting a little does not help."""
+    """`limit` is a field of `Limits`. `should_retry` is False where waiting a little does not help."""
 
+    limit: str
     code: str
     message: str
     retry_after: float
@@ -260,12 +261,14 @@ class Account:
         if most is not None and self._requests(now) >= most:
             wait = self.requests.free_in(now, self._requests(now) - most + 1)
             return Refusal(
+                "requests_per_minute",
                 "rate_limit_exceeded",
                 f"Rate limit of the key '{name}' reached: {most} requests per minute. Try again in {_seconds(wait)}.",
                 wait,
             )
         if limits.max_concurrent is not None and self.running >= limits.max_concurrent:
             return Refusal(
+                "max_concurrent",
                 "rate_limit_exceeded",
                 f"The key '{name}' has {self.running} requests running, and {limits.max_concurrent} is its limit of "
                 "concurrent requests. Try again when one of them has ended.",
@@ -282,6 +285,7 @@ class Account:
         for period, end, (budget, spent) in zip(("day", "month"), until, budgets, strict=True):
             if budget is not None and (spent + self.reserved + need > budget or spent >= budget):
                 return Refusal(
+                    f"tokens_per_{period}",
                     "insufficient_quota",
                     f"The key '{name}' may use {budget} tokens per {period} (UTC). {spent} are used, {self.reserved} "
                     f"reserved by running requests, and this one needs about {need}. A new {period} begins in "
@@ -297,9 +301,10 @@ class Account:
                 f"This request asks for about {need} tokens, prompt and answer together, and the limit of the key "
                 f"'{name}' is {most} tokens per minute. Lower max_tokens or shorten the prompt."
             )
-            return Refusal("rate_limit_exceeded", message, MINUTE, should_retry=False)
+            return Refusal("tokens_per_minute", "rate_limit_exceeded", message, MINUTE, should_retry=False)
         wait = self.tokens.free_in(now, self._tokens(now) + need - most)
         return Refusal(
+            "tokens_per_minute",
             "rate_limit_exceeded",
             f"Rate limit of the key '{name}' reached: {most} tokens per minute, and this request needs about {need}. "
             f"Try again in {_seconds(wait)}.",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from llm_api_server.manager.accounts import Accounts
+    from llm_api_server.manager.exposition import Exposition
     from llm_api_server.manager.manager import Manager
     from llm_api_server.manager.reloading import Reloading
 
@@ -28,6 +29,7 @@ class Connection(asyncio.Protocol):
         manager: Manager,
         accounts: Accounts,
         reloading: Reloading,
+        exposition: Exposition,
         on_shutdown: Callable[[Connection, control.Shutdown], None],
     ) -> None:
         self.is_worker = False
@@ -40,6 +42,7 @@ class Connection(asyncio.Protocol):
         self._manager = manager
         self._accounts = accounts
         self._reloading = reloading
+        self._exposition = exposition
         self._on_shutdown = on_shutdown
         self._decoder = control.to_manager_decoder()
         self._transport: asyncio.Transport | None = None
@@ -130,6 +133,8 @@ class Connection(asyncio.Protocol):
                 self._keep(self._manager.explain(self, request, model))
             case control.GetStatus(request):
                 self.send(control.Status(request, os.getpid(), self._manager.workers))
+            case control.GetMetrics(request):
+                self._keep(self._exposition.tell(self, request))
             case control.GetConfig(request):
                 self._reloading.tell(self, request)
             case control.Reload(request, dry_run):

@@ -34,6 +34,7 @@ NEEDED = {
     "GET /readyz": PUBLIC,
     "GET /docs": PUBLIC,
     "GET /openapi.json": PUBLIC,
+    "GET /metrics": "metrics",
     "GET /v1/models": ANY_KEY,
     "GET /v1/models/{model_id:path}": ANY_KEY,
     "POST /auth/token": ANY_KEY,

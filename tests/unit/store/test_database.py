@@ -22,7 +22,7 @@ from llm_api_server.errors import StoreError
 from llm_api_server.store import schema
 from llm_api_server.store.database import _UPGRADE_LOCK, Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
-from tests import postgres
+from tests import needs, postgres
 from tests.postgres import Cluster
 
 MIGRATIONS = Path(store.__file__).parent / "migrations"
@@ -316,7 +316,7 @@ def test_without_postgres_tests_are_skipped_unless_it_is_needed(
     monkeypatch: pytest.MonkeyPatch, needed: str, outcome: type[Exception]
 ) -> None:
     monkeypatch.setattr(postgres, "find_programs", lambda: None)
-    monkeypatch.setenv(postgres.NEED_VARIABLE, needed)
+    monkeypatch.setenv(needs.NEED_VARIABLE, needed)
     with pytest.raises(outcome, match="apt-get install postgresql"):
         postgres.skip_without_postgres()
 

@@ -1,0 +1,43 @@
+"""Writes docs/metrics.md from the metrics that are declared: `python scripts/metrics_page.py > docs/metrics.md`."""
+
+from __future__ import annotations
+
+import sys
+
+from llm_api_server.manager.metrics import METRICS
+
+_HEAD = """\
+# Metrics
+
+`GET /metrics` answers in Prometheus' text format, for a key with the permission `metrics`. Any API worker tells of the
+whole server: all workers report to the manager, which counts. What has just ended on another worker is there half a
+second later. A new manager counts from zero, as Prometheus expects of a process that was restarted.
+
+```yaml
+scrape_configs:
+  - job_name: llm-api-server
+    authorization: {credentials: sk-...}   # llm-api-server keys create prometheus --permission metrics
+    static_configs: [{targets: ["localhost:8050"]}]
+```
+
+Alert rules are in `deploy/prometheus/alerts.yml`, a Grafana dashboard is in `deploy/grafana/dashboard.json`.
+
+The engines' own metrics (`vllm:…`, `llamacpp:…`) follow those of the server, under their own names, with the label
+`model`. Labels have few values: models that exist, endpoints of engines, error codes; of keys the first thousand are
+told apart.
+
+| name | kind | labels | meaning |
+| --- | --- | --- | --- |
+"""
+
+
+def page() -> str:
+    lines = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
+        for metric in METRICS
+    ]
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
