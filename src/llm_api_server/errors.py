@@ -66,6 +66,10 @@ class StoreError(ServerError):
     """The database cannot be used, or not now. The message has no password."""
 
 
+class PullError(ServerError):
+    """A model could not be downloaded; the message says why and what to do."""
+
+
 class NoSuchKey(ServerError):
     """The store has no key of that name or id."""
 

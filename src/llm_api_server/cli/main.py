@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_api_server.cli import base, keys, usage
+from llm_api_server.cli import base, keys, pull, usage
 from llm_api_server.cli.base import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(keys.app, name="keys")
 app.command("usage")(usage.usage)
+models_app.command("pull")(pull.pull)
+models_app.command("rm")(pull.remove)
 
 NameArgument = Annotated[str, typer.Argument(help="A model's name or alias.")]
 

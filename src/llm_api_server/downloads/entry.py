@@ -1,0 +1,79 @@
+"""The entry that a downloaded model gets in the configuration: little, and what people would look for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from llm_api_server.config import Config, ModelConfig
+from llm_api_server.downloads.pull import Pulled
+from llm_api_server.downloads.source import Source, file_name
+from llm_api_server.engines.base import ModelFacts, ModelProblem
+from llm_api_server.engines.families import Clues, family_of
+from llm_api_server.engines.gguf import read_header
+from llm_api_server.engines.hf_folder import read_json
+from llm_api_server.engines.select import build_engines, engine_for
+from llm_api_server.errors import PullError
+
+#: Longer contexts take much memory and few use them: they have to be asked for.
+MOST_CONTEXT = 32_768
+_QUANTIZATION = re.compile(r"[-_.](?:I?Q\d\w*|B?F16|F32|MXFP4\w*)$", re.IGNORECASE)
+_FORBIDDEN = re.compile(r"[^\w.\-]+")
+
+
+def name_of(source: Source, pulled: Pulled) -> str:
+    """Of the repository, without the word for the format; or of the file, without the quantization."""
+    if source.folder:
+        name = re.sub(r"[-_.]GGUF$", "", source.folder, flags=re.IGNORECASE)
+    else:
+        name = _QUANTIZATION.sub("", Path(file_name(source.place) if source.kind == "url" else pulled.path).stem)
+    return _FORBIDDEN.sub("-", name)
+
+
+def entry_of(config: Config, pulled: Pulled) -> dict[str, Any]:
+    """As it is written into the file. Raises `PullError` when no engine can load what has come."""
+    entry: dict[str, Any] = {"path": pulled.path}
+    if pulled.projector:
+        entry["mmproj"] = pulled.projector
+    model = ModelConfig.model_validate({key: _absolute(config, value) for key, value in entry.items()})
+    try:
+        engine = engine_for(model)
+        family = _family(model)
+        facts = build_engines(config)[engine].inspect(model)
+    except ModelProblem as problem:
+        raise PullError(f"What has come cannot be loaded: {problem}") from problem
+    entry["engine"] = engine
+    if family != "other":
+        entry["type"] = family
+    if _generates(facts) and facts.context_length is not None and _own_context(model) > MOST_CONTEXT:
+        entry["max_tokens"] = MOST_CONTEXT
+    return entry
+
+
+def _absolute(config: Config, path: str) -> str:
+    return str(config.resolve_model_path(path))
+
+
+def _generates(facts: ModelFacts) -> bool:
+    return facts.tasks is not None and "generate" in facts.tasks
+
+
+def _family(model: ModelConfig) -> str:
+    path = Path(model.path)
+    if path.suffix.lower() == ".gguf":
+        model_type = str(read_header(path)[0].metadata.get("general.architecture", ""))
+    else:
+        model_type = str(read_json(path, "config.json").get("model_type", ""))
+    return family_of("auto", Clues(path.name.lower(), model_type.lower()))
+
+
+def _own_context(model: ModelConfig) -> int:
+    path = Path(model.path)
+    if path.suffix.lower() == ".gguf":
+        metadata = read_header(path)[0].metadata
+        value = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    else:
+        config = read_json(path, "config.json")
+        value = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    return value if isinstance(value, int) else 0

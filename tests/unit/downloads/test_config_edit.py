@@ -1,0 +1,102 @@
+"""Entries come into configuration files and out of them, and every other line stays as it is."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm_api_server.downloads.config_edit import edit, with_model, without_model
+from llm_api_server.errors import PullError
+
+ENTRY = {"path": "m/a: b.gguf", "engine": "llama_cpp", "max_tokens": 32768}
+
+INDENTED = """\
+models:
+    available:
+        x: # the first
+            path: x.gguf # here
+            engine_args:
+                stop: [a, b]
+
+        # the last
+        y: {path: y.gguf}
+    # of the rest
+    max_loaded: 2
+"""
+FILES = [
+    "",
+    "# nothing but a comment\n",
+    "server: {port: 1}\n",
+    "server: {port: 1}",
+    "models:\n",
+    "models: # soon\nserver:\n  port: 1\n",
+    "models:\n  max_loaded: 2 # two\n\n# after\nserver: {port: 1}\n",
+    "models:\n  available:\n  max_loaded: 2\n",
+    "models:\n  available: {} # NAME: {path: FILE.gguf}\n  max_loaded: 2\n",
+    INDENTED,
+    "models:\n  available:\n    x:\n      path: >-\n        folded\n        x.gguf\nserver: {port: 1}\n",
+    "models:\n  available:\n    x:\n      path: x.gguf\n      aliases:\n        - one\n        - two\n# end",
+    "models:\n  available:\n    x: {path: x.gguf}\n    '名字': {path: ü.gguf}\n",
+]
+
+
+@pytest.mark.parametrize("text", FILES)
+@pytest.mark.parametrize("name", ["new", "名字 2", "a: b"])
+def test_in_and_out_again(text: str, name: str) -> None:
+    before = yaml.safe_load(text) or {}
+    added = with_model(text, name, ENTRY)
+    found = yaml.safe_load(added)
+    assert found["models"]["available"].pop(name) == ENTRY
+    expected = {**before, "models": {**(before.get("models") or {})}}
+    expected["models"]["available"] = expected["models"].get("available") or {}
+    assert found == expected
+    comments = [line.strip() for line in text.splitlines() if line.strip().startswith("#")]
+    assert [line for line in comments if line in added] == comments
+    removed = without_model(added, name)
+    assert yaml.safe_load(removed) == expected
+    if expected["models"]["available"]:
+        assert removed == (text if text.endswith("\n") else f"{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("models: {available: {x: {path: y}}}\n", "in braces"),
+        ("models:\n  available: {\n    x: {path: y}}\n", "in braces"),
+        ("models:\n  available: {new: {path: y}}\n", "has a model 'new' already"),
+        ("a: [\n", "no valid YAML"),
+        ("- 1\n", "no mapping"),
+    ],
+)
+def test_files_that_are_not_changed(text: str, reason: str) -> None:
+    with pytest.raises(PullError, match=reason):
+        with_model(text, "new", ENTRY)
+
+
+def test_what_is_not_there_cannot_be_removed() -> None:
+    with pytest.raises(PullError, match="has no model 'y'"):
+        without_model("models: {available: {x: {path: y}}}\n", "y")
+
+
+def test_links_and_rights_stay(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.yaml", tmp_path / "config.yaml"
+    real.write_text("a: 1\n")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    edit(link, lambda text: f"{text}b: 2\n")
+    assert link.is_symlink()
+    assert real.read_text() == "a: 1\nb: 2\n"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "real.yaml"]
+
+
+def test_a_change_that_fails_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("a: [\n")
+    with pytest.raises(PullError):
+        edit(file, lambda text: with_model(text, "x", ENTRY))
+    assert file.read_text() == "a: [\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
