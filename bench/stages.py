@@ -32,7 +32,7 @@ from llm_api_server.config import (
     ModelsConfig,
     ServerConfig,
 )
-from llm_api_server.control import InstanceInfo, Quota, RunDir, Share, Standing
+from llm_api_server.control import InstanceInfo, Quota, Share, Standing
 from llm_api_server.garbage import calm_collector
 from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.app import build_proxy
@@ -46,6 +46,7 @@ from llm_api_server.gateway.records import RequestLog
 from llm_api_server.gateway.sse import BodyReader, StreamReader
 from llm_api_server.gateway.upstream import Connection, UpstreamClient
 from llm_api_server.log import setup_logging
+from llm_api_server.run_dir import RunDir
 
 KEY = "sk-profile-0123456789abcdefghijklmnopqr"
 LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "max_concurrent": 10**6}

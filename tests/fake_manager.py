@@ -8,9 +8,10 @@ from typing import Any
 
 from llm_api_server import control
 from llm_api_server.access import Key
-from llm_api_server.control import NO_SHARE, InstanceInfo, RunDir, Standing
+from llm_api_server.control import NO_SHARE, InstanceInfo, Standing
 from llm_api_server.framing import encode
 from llm_api_server.model_status import ModelStatus
+from llm_api_server.run_dir import RunDir
 
 
 class FakeManager:
@@ -107,6 +108,8 @@ class FakeManager:
                 client.send(control.KeyFound(request, self.keys.get(digest or key_id or "")))
             case control.ReportUsage(number) if self.keeps_usage:
                 client.send(control.UsageKept(number))
+            case control.ListPulls(request):
+                client.send(control.Pulls(request, []))
             case control.GetMetrics(request):
                 client.send(control.MetricsText(request, "llm_api_server_workers 1.0\n"))
             case control.ListModels(request) | control.LoadModel(request) | control.UnloadModel(request):

@@ -102,7 +102,7 @@ class Server:
 
     def engines(self) -> list[psutil.Process]:
         """The engine processes, without their guards."""
-        return [p for p in self.processes() if "llama_cpp_server" in " ".join(p.cmdline()) and not _is_guard(p)]
+        return [p for p in self.processes() if "llama_cpp_server" in " ".join(_words(p)) and not _is_guard(p)]
 
     def manager(self) -> psutil.Process:
         """Workers that miss one may each start one: all but one of these find the lock taken and end."""
@@ -111,7 +111,11 @@ class Server:
         return process
 
     def _managers(self) -> list[psutil.Process]:
-        return [p for p in self.processes() if "llm_api_server.manager.main" in p.cmdline()]
+        return [p for p in self.processes() if "llm_api_server.manager.main" in _words(p)]
+
+    def downloads(self) -> list[psutil.Process]:
+        """Those that the manager runs."""
+        return [p for p in self.processes() if "pull" in _words(p)]
 
     def client(self, key: str = KEY, **options: Any) -> httpx.Client:
         """Plain HTTP with a key."""
@@ -168,4 +172,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def _is_guard(process: psutil.Process) -> bool:
-    return any(word.endswith("guard.py") for word in process.cmdline())
+    return any(word.endswith("guard.py") for word in _words(process))
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """Its command line; nothing of one that is gone."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

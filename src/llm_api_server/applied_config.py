@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from llm_api_server import calls, control
 from llm_api_server.config import Config, ServerConfig, config_from_environment
 from llm_api_server.config_file import read_document
-from llm_api_server.control import RunDir
 from llm_api_server.errors import ConfigError, ControlError
+from llm_api_server.run_dir import RunDir
 
 #: The run directory of a server that is being started or runs, for its workers.
 RUN_DIR_VARIABLE = "LLM_API_SERVER_RUN_DIR"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from typing import TypeVar
 
-from llm_api_server.control import Command, CommandAnswer, Refused, RunDir, to_client_decoder
+from llm_api_server.control import Command, CommandAnswer, Refused, to_client_decoder
 from llm_api_server.errors import ControlError
 from llm_api_server.framing import encode
+from llm_api_server.run_dir import RunDir
 
 AnswerT = TypeVar("AnswerT", bound=CommandAnswer)
 

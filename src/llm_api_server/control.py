@@ -19,14 +19,13 @@ Configuration: all follow the manager's. `Hello` says which one a worker has; `C
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
 from llm_api_server.access import Key, Limits
 from llm_api_server.config_diff import Change
 from llm_api_server.framing import FrameDecoder
 from llm_api_server.model_status import Explanation, ModelStatus
+from llm_api_server.pull_status import PullStatus
 from llm_api_server.types import EngineName, Task
 from llm_api_server.usage import Batch
 
@@ -278,6 +277,38 @@ class Configured(msgspec.Struct, tag="configured"):
     digest: str
 
 
+class PullModel(msgspec.Struct, tag="pull_model"):
+    """Download a model, and `add` it to the configuration as `name`. Answered by `Pulls` with that one."""
+
+    request: int
+    source: str
+    revision: str | None = None
+    file: str | None = None
+    name: str | None = None
+    add: bool = True
+
+
+class ListPulls(msgspec.Struct, tag="list_pulls"):
+    """Answered by `Pulls`."""
+
+    request: int
+
+
+class CancelPull(msgspec.Struct, tag="cancel_pull"):
+    """End a download, or forget one that is over. Answered by `Pulls` with that one."""
+
+    request: int
+    pull: str
+
+
+class AddPulled(msgspec.Struct, tag="add_pulled"):
+    """Put what has come into the configuration. Answered by `Pulls` with that one."""
+
+    request: int
+    pull: str
+    name: str | None = None
+
+
 class Shutdown(msgspec.Struct, tag="shutdown"):
     """Stop everything; answered just before the manager exits, when no engine is left.
 
@@ -288,7 +319,9 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
     keeps_engines: bool = False
 
 
-Command = ListModels | LoadModel | UnloadModel | ExplainModel | GetStatus | GetConfig | GetMetrics | Reload | Shutdown
+Inquiry = ListModels | ExplainModel | GetStatus | GetConfig | GetMetrics
+Pull = PullModel | ListPulls | CancelPull | AddPulled
+Command = LoadModel | UnloadModel | Reload | Shutdown | Inquiry | Pull
 Lease = Acquire | Cancel | Read | Release | Report
 Account = FindKey | Admit | Settle | Spend | ReportUsage
 ToManager = Hello | Lease | Account | Configured | Command
@@ -408,6 +441,11 @@ class MetricsText(msgspec.Struct, tag="metrics"):
     text: str
 
 
+class Pulls(msgspec.Struct, tag="pulls"):
+    request: int
+    pulls: list[PullStatus]
+
+
 class Reloaded(msgspec.Struct, tag="reloaded"):
     """What changes, or, without `applied`, would change. `late`: workers that had not followed in time."""
 
@@ -423,7 +461,7 @@ class Configure(msgspec.Struct, tag="configure"):
     config: str
 
 
-CommandAnswer = Models | Explained | Status | CurrentConfig | MetricsText | Reloaded
+CommandAnswer = Models | Explained | Status | CurrentConfig | MetricsText | Pulls | Reloaded
 Answer = Granted | Refused | KeyFound | Admitted | CommandAnswer
 ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept | Configure
 
@@ -434,32 +472,3 @@ def to_manager_decoder() -> FrameDecoder[ToManager]:
 
 def to_client_decoder() -> FrameDecoder[ToClient]:
     return FrameDecoder(ToClient)
-
-
-# ── the run directory ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class RunDir:
-    """Names in the run directory: mode 0700, one per configuration file, short enough for unix socket paths."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def lock(self) -> Path:
-        """Held (flock) by the manager for as long as it lives; engines' guards watch it."""
-        return self.path / "manager.lock"
-
-    @property
-    def socket(self) -> Path:
-        return self.path / "manager.sock"
-
-    @property
-    def minutes(self) -> Path:
-        """What keys used in the last minute."""
-        return self.path / "minutes"
-
-    @property
-    def engines(self) -> Path:
-        """`ID.json` (record for adoption) and `ID.sock` per instance."""
-        return self.path / "engines"

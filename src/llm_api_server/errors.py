@@ -158,6 +158,10 @@ class ModelNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
+class PullNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "pull_not_found"
+
+
 class KeyNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "key_not_found"
 
@@ -273,6 +277,6 @@ _BY_CODE: dict[str | None, type[ApiError]] = {
     for error in (
         ContextLengthExceeded, InvalidConfiguration, ModelNotFound, RateLimited, InsufficientQuota, EngineError,
         NotSupported, ModelLoadFailed, ModelLoading, ServerOverloaded, SlowDown, EngineUnavailable, StoreUnavailable,
-        ShuttingDown, RequestTimeout,
+        ShuttingDown, RequestTimeout, PullNotFound,
     )
 }  # fmt: skip

@@ -18,9 +18,9 @@ from loguru import logger
 from llm_api_server import calls, control
 from llm_api_server.applied_config import RUN_DIR_VARIABLE
 from llm_api_server.config import Config
-from llm_api_server.control import RunDir
 from llm_api_server.errors import ControlError
 from llm_api_server.lifecycle import ServerLock, try_lock
+from llm_api_server.run_dir import RunDir
 
 #: What the manager may take beyond `drain_timeout` to stop the engines.
 _STOP_TIMEOUT = 30.0

@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from llm_api_server.control import RunDir
 from llm_api_server.engines.base import LaunchPlan
 from llm_api_server.manager.forking import ForkingLauncher
 from llm_api_server.manager.process import LocalLauncher, Process
+from llm_api_server.run_dir import RunDir
 
 pytestmark = pytest.mark.anyio
 

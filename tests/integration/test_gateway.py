@@ -31,7 +31,7 @@ from llm_api_server.config import (
     ModelsConfig,
     ServerConfig,
 )
-from llm_api_server.control import InstanceInfo, RunDir
+from llm_api_server.control import InstanceInfo
 from llm_api_server.gateway import app as gateway_app
 from llm_api_server.gateway import proxy as proxy_module
 from llm_api_server.gateway.http_protocol import MAX_HEAD_BYTES, HttpProtocol
@@ -39,6 +39,7 @@ from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.model_status import ModelStatus
+from llm_api_server.run_dir import RunDir
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
 from tests.pictures import data_url, image_part, png

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Granted, RunDir
+from llm_api_server.control import Granted
 from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, Need, Placement
 from llm_api_server.engines.host import Host
 from llm_api_server.engines.vllm import VllmEngine
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import LocalLauncher, process_start_time
 from llm_api_server.model_status import ModelStatus
+from llm_api_server.run_dir import RunDir
 from llm_api_server.types import EngineName, ModelState
 from tests.integration.test_manager import Recorder, ScriptEngine
 from tests.machine import GIB, Machine, gpus, ram

@@ -9,11 +9,12 @@ import msgspec
 
 from llm_api_server import calls, texts
 from llm_api_server.config import Config
-from llm_api_server.control import Explained, ExplainModel, ListModels, LoadModel, Models, RunDir, UnloadModel
+from llm_api_server.control import Explained, ExplainModel, ListModels, LoadModel, Models, UnloadModel
 from llm_api_server.engines.explain import gib
 from llm_api_server.errors import ControlError
 from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
 from llm_api_server.redaction import one_line
+from llm_api_server.run_dir import RunDir
 from llm_api_server.types import ModelState
 
 _ANSWER_TIMEOUT = 10.0

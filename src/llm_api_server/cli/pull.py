@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,9 +49,11 @@ def pull(
         with pull_view.shown(as_json=as_json) as tell:
             pulled = run(wanted, loaded.models_dir, _largest_memory(loaded), tell)
         found = entry.entry_of(loaded, pulled)
+        model = name or _known(loaded, pulled.path) or entry.name_of(wanted, pulled)
+        if as_json:
+            typer.echo(json.dumps({"type": "entry", "model": model, "entry": found}, ensure_ascii=False))
         if not add:
             return
-        model = name or _known(loaded, pulled.path) or entry.name_of(wanted, pulled)
         if loaded.models.available.get(model) is not None and _known(loaded, pulled.path) == model:
             _say(f"{model} is in {loaded.source} already.", as_json=as_json)
             return

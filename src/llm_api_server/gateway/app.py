@@ -22,7 +22,6 @@ from llm_api_server.auth.issuers import Issuers
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import token_signer
 from llm_api_server.config import Config
-from llm_api_server.control import RunDir
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
 from llm_api_server.garbage import calm_collector
 from llm_api_server.gateway import names_in_paths, openapi
@@ -30,6 +29,7 @@ from llm_api_server.gateway.accounts import Accounts
 from llm_api_server.gateway.admin import admin_routes
 from llm_api_server.gateway.admin_config import config_routes
 from llm_api_server.gateway.admin_keys import key_routes
+from llm_api_server.gateway.admin_pulls import pull_routes
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.following import Follower
 from llm_api_server.gateway.leases import Leases
@@ -52,6 +52,7 @@ from llm_api_server.gateway.store_keys import StoreKeys
 from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.gateway.usage_routes import admin_usage_routes, usage_routes
 from llm_api_server.log import setup_logging
+from llm_api_server.run_dir import RunDir
 
 _EXPOSED_HEADERS = [
     "x-request-id",
@@ -178,6 +179,7 @@ def _routes(proxy: EngineProxy, store: StoreAccess, lifespan: _Lifespan) -> Fast
     app.include_router(token_routes(proxy.authenticator))
     app.include_router(admin_routes(catalog, leases))
     app.include_router(config_routes(leases.link))
+    app.include_router(pull_routes(leases.link))
     app.include_router(key_routes(store))
     app.include_router(usage_routes(store))
     app.include_router(admin_usage_routes(store))

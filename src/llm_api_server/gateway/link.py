@@ -23,9 +23,9 @@ from loguru import logger
 from llm_api_server import control
 from llm_api_server.applied_config import pack
 from llm_api_server.config import Config
-from llm_api_server.control import RunDir
 from llm_api_server.errors import ApiError, ControlError, EngineUnavailable, ShuttingDown, error_from_code
 from llm_api_server.framing import encode
+from llm_api_server.run_dir import RunDir
 
 CONNECT_RETRY_INTERVAL = 0.05
 #: How long questions wait for a manager that does not answer.

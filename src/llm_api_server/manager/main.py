@@ -25,7 +25,6 @@ from loguru import logger
 from llm_api_server import control
 from llm_api_server.applied_config import unpack
 from llm_api_server.config import Config, load_config
-from llm_api_server.control import RunDir
 from llm_api_server.engines.host import this_host
 from llm_api_server.engines.select import engines_by_model
 from llm_api_server.errors import ConfigError
@@ -38,9 +37,11 @@ from llm_api_server.manager.forking import ForkingLauncher
 from llm_api_server.manager.guard import MANAGER_LOCK
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.process import ORPHAN_TIMEOUT, LocalLauncher
+from llm_api_server.manager.pulls import Downloads
 from llm_api_server.manager.reloading import Reloading
 from llm_api_server.manager.server import Connection
 from llm_api_server.manager.store_threads import StoreThreads
+from llm_api_server.run_dir import RunDir
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
@@ -114,6 +115,12 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     accounts = Accounts(StoreThreads(database), keys, ledger, config.storage, run_dir.minutes, manager.tally)
     exposition = Exposition(manager, accounts)
 
+    async def follow_file() -> str | None:
+        answer = await reloading.follow_file()
+        return answer.message if isinstance(answer, control.Refused) else None
+
+    downloads = Downloads(config.source, follow_file)
+
     async def follow(config: Config) -> None:
         setup_logging(config, "manager")
         accounts.configure(config.storage)
@@ -124,7 +131,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     accounts.start()
     await manager.start()
     server = await loop.create_unix_server(
-        lambda: Connection(manager, accounts, reloading, exposition, on_shutdown), str(run_dir.socket)
+        lambda: Connection(manager, accounts, reloading, exposition, downloads, on_shutdown), str(run_dir.socket)
     )
     run_dir.socket.chmod(0o600)
     calm_collector()
@@ -136,6 +143,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
         await manager.leave()
     else:
         await manager.close()
+    await downloads.close()
     await launcher.close()
     await accounts.close()
     for client, command in leaving:

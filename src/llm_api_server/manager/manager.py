@@ -16,17 +16,7 @@ from uuid import uuid4
 from loguru import logger
 
 from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import (
-    NO_CLAIM,
-    Claim,
-    Ended,
-    Explained,
-    Granted,
-    Models,
-    Reclaim,
-    Refused,
-    RunDir,
-)
+from llm_api_server.control import NO_CLAIM, Claim, Ended, Explained, Granted, Models, Reclaim, Refused
 from llm_api_server.engines.base import Engine, ModelProblem, Placement
 from llm_api_server.manager import booking as decide
 from llm_api_server.manager.board import Board
@@ -45,6 +35,7 @@ from llm_api_server.manager.status import models_of, policy_of
 from llm_api_server.manager.tally import Tally
 from llm_api_server.manager.tasks import Twins, refusal
 from llm_api_server.manager.waiting import Asked, Waiting
+from llm_api_server.run_dir import RunDir
 from llm_api_server.types import ModelState, Task
 
 #: The request of those who do not wait for the end of a command.

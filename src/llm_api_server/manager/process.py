@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from llm_api_server.control import RunDir
 from llm_api_server.engines.base import LaunchPlan
 from llm_api_server.manager.records import Record
+from llm_api_server.run_dir import RunDir
 
 _GUARD = Path(__file__).with_name("guard.py")
 #: Seconds an engine has to end by itself after SIGTERM, before its guard kills it.

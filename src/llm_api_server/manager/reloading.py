@@ -58,16 +58,19 @@ class Reloading:
 
     async def reload(self, client: Client, request: int, *, dry_run: bool) -> None:
         """Answers what changes when all follow, or what is wrong with the file."""
+        client.send(await self.follow_file(request, dry_run=dry_run))
+
+    async def follow_file(self, request: int = 0, *, dry_run: bool = False) -> Reloaded | Refused:
+        """What `reload` answers."""
         async with self._one_at_a_time:
             try:
                 after = await asyncio.to_thread(load_config, self._config.source, engine_checks(may_import=False))
             except ConfigError as error:
                 logger.error("the configuration is not reloaded: {}", "; ".join(error.problems))
-                client.send(Refused(request, "invalid_configuration", str(error)))
-                return
+                return Refused(request, "invalid_configuration", str(error))
             changes = diff(self._config, after)
             late = 0 if dry_run else await self._apply(without_restart(self._config, after), changes)
-            client.send(Reloaded(request, changes, applied=not dry_run, late=late))
+            return Reloaded(request, changes, applied=not dry_run, late=late)
 
     async def _apply(self, config: Config, changes: list[Change]) -> int:
         """How many workers do not follow in time."""

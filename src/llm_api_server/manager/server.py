@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llm_api_server.manager.accounts import Accounts
     from llm_api_server.manager.exposition import Exposition
     from llm_api_server.manager.manager import Manager
+    from llm_api_server.manager.pulls import Downloads
     from llm_api_server.manager.reloading import Reloading
 
 
@@ -30,6 +31,7 @@ class Connection(asyncio.Protocol):
         accounts: Accounts,
         reloading: Reloading,
         exposition: Exposition,
+        downloads: Downloads,
         on_shutdown: Callable[[Connection, control.Shutdown], None],
     ) -> None:
         self.is_worker = False
@@ -43,6 +45,7 @@ class Connection(asyncio.Protocol):
         self._accounts = accounts
         self._reloading = reloading
         self._exposition = exposition
+        self._downloads = downloads
         self._on_shutdown = on_shutdown
         self._decoder = control.to_manager_decoder()
         self._transport: asyncio.Transport | None = None
@@ -139,5 +142,18 @@ class Connection(asyncio.Protocol):
                 self._reloading.tell(self, request)
             case control.Reload(request, dry_run):
                 self._keep(self._reloading.reload(self, request, dry_run=dry_run))
+            case control.PullModel() | control.ListPulls() | control.CancelPull() | control.AddPulled():
+                self._pull(message)
             case control.Shutdown():
                 self._on_shutdown(self, message)
+
+    def _pull(self, message: control.Pull) -> None:
+        match message:
+            case control.PullModel():
+                self._downloads.start(self, message)
+            case control.ListPulls(request):
+                self.send(control.Pulls(request, self._downloads.statuses()))
+            case control.CancelPull(request, pull):
+                self._downloads.cancel(self, request, pull)
+            case control.AddPulled():
+                self._keep(self._downloads.add(self, message))

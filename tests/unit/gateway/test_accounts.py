@@ -12,7 +12,7 @@ import pytest
 
 from llm_api_server import control
 from llm_api_server.access import NO_LIMITS, Key, Limits
-from llm_api_server.control import Quota, RunDir, Standing
+from llm_api_server.control import Quota, Standing
 from llm_api_server.errors import InsufficientQuota
 from llm_api_server.gateway import accounts as module
 from llm_api_server.gateway.accounts import Accounts
@@ -20,6 +20,7 @@ from llm_api_server.gateway.limit_lines import limit_lines
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.gateway.store_keys import StoreKeys
+from llm_api_server.run_dir import RunDir
 from llm_api_server.usage import Usage
 from tests.fake_manager import FakeManager
 

@@ -16,13 +16,13 @@ from starlette.types import ASGIApp
 
 from llm_api_server.access import Key
 from llm_api_server.config import ApiKeyConfig, AuthConfig, Config
-from llm_api_server.control import RunDir
 from llm_api_server.gateway import app as gateway_app
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.middleware import Dispatcher
 from llm_api_server.gateway.openai import ENDPOINTS
 from llm_api_server.gateway.upstream import UpstreamClient
+from llm_api_server.run_dir import RunDir
 
 PUBLIC = "public"
 ANY_KEY = "any key"
@@ -43,6 +43,12 @@ NEEDED = {
     "GET /admin/api/models/{model_id:name}/explain": "admin",
     "POST /admin/api/models/{model_id:name}/load": "admin",
     "POST /admin/api/models/{model_id:name}/unload": "admin",
+    "POST /admin/api/models/pull": "admin",
+    "GET /admin/api/pulls": "admin",
+    "GET /admin/api/pulls/{pull_id:name}": "admin",
+    "GET /admin/api/pulls/{pull_id:name}/events": "admin",
+    "POST /admin/api/pulls/{pull_id:name}/add": "admin",
+    "DELETE /admin/api/pulls/{pull_id:name}": "admin",
     "POST /admin/api/reload": "admin",
     "GET /admin/api/keys": "admin",
     "POST /admin/api/keys": "admin",

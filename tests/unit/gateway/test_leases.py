@@ -12,12 +12,13 @@ import pytest
 
 from llm_api_server import control
 from llm_api_server.config import Config, ServerConfig
-from llm_api_server.control import InstanceInfo, RunDir
+from llm_api_server.control import InstanceInfo
 from llm_api_server.errors import EngineUnavailable, ModelLoadFailed, ShuttingDown
 from llm_api_server.gateway import link as module
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink, ManagerProcess
 from llm_api_server.model_status import ModelStatus
+from llm_api_server.run_dir import RunDir
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
 

@@ -19,11 +19,11 @@ from loguru import logger
 
 from llm_api_server.access import digest
 from llm_api_server.config import ApiKeyConfig, AuthConfig, Config, ServerConfig, StorageConfig
-from llm_api_server.control import RunDir
 from llm_api_server.gateway.app import build_app
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.upstream import UpstreamClient
+from llm_api_server.run_dir import RunDir
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger

@@ -1,0 +1,143 @@
+"""Models are downloaded by the admin API: watched, cancelled, added, and there at once on all workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.hub import COMMIT, Hub, Repo, hub
+from tests.running import RESTRICTED_KEY, Server, running, wait_until
+
+REPO = "tests/tiny-GGUF"
+GGUF = "model-Q4_K_M.gguf"
+PATH = f"tiny-GGUF/{GGUF}"
+PULL = "/admin/api/models/pull"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def here(smollm2_gguf: Path) -> Iterator[Hub]:
+    with hub() as one:
+        one.repos[REPO] = Repo({GGUF: smollm2_gguf.read_bytes()})
+        yield one
+
+
+@pytest.fixture
+def server(tmp_path: Path, here: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    here.breaks.clear()
+    here.asked.clear()
+    for name, value in {**here.environment(), "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    config: dict[str, Any] = {
+        "server": {"workers": 2},
+        "models": {"available": {}},
+        "engines": {"llama_cpp": {"threads": 1}},
+    }
+    with running(tmp_path, config) as one:
+        yield one
+
+
+def events(client: httpx.Client, pull: str) -> list[dict[str, Any]]:
+    """Until the stream ends."""
+    with client.stream("GET", f"/admin/api/pulls/{pull}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        return [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line]
+
+
+def available(server: Server) -> dict[str, Any]:
+    content = yaml.safe_load((server.folder / "config.yaml").read_text())
+    found: dict[str, Any] = content["models"]["available"]
+    return found
+
+
+def test_a_model_is_downloaded_and_used(server: Server, here: Hub) -> None:
+    with server.client() as client:
+        begun = client.post(PULL, json={"source": REPO})
+        assert begun.status_code == 202, begun.text
+        told = events(client, begun.json()["id"])
+        counts = [one["bytes"] for one in told]
+        assert counts == sorted(counts)
+        last = told[-1]
+        size = len(here.repos[REPO].files[GGUF])
+        assert (last["state"], last["bytes"], last["total"]) == ("done", size, size)
+        assert (last["revision"], last["model"], last["added"], last["error"]) == (COMMIT, "tiny", True, None)
+        assert last["entry"] == {"path": PATH, "engine": "llama_cpp", "type": "llama"} == available(server)["tiny"]
+        assert client.get("/admin/api/pulls").json()["data"] == [last]
+    for _ in range(4):  # of two workers
+        with server.client() as client:
+            answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "Hi", "max_tokens": 2})
+            assert answer.status_code == 200, answer.text
+
+
+def test_nothing_is_added_before_it_is_wanted(server: Server) -> None:
+    with server.client() as client:
+        pull = client.post(PULL, json={"source": REPO, "add": False}).json()["id"]
+        last = events(client, pull)[-1]
+        assert (last["state"], last["model"], last["added"]) == ("done", "tiny", False)
+        assert available(server) == {}
+        added = client.post(f"/admin/api/pulls/{pull}/add", json={"name": "mine"})
+        assert added.json()["added"], added.text
+        assert list(available(server)) == ["mine"]
+        again = client.post(f"/admin/api/pulls/{pull}/add", json={"name": "mine"})
+        assert (again.status_code, again.json()["error"]["code"]) == (400, "invalid_configuration")
+        assert client.delete(f"/admin/api/pulls/{pull}").json()["state"] == "done"
+        assert client.get(f"/admin/api/pulls/{pull}").status_code == 404
+
+
+def test_one_that_is_cancelled_goes_on_later(server: Server, here: Hub) -> None:
+    here.breaks[GGUF] = [40 * MIB] + [0] * 1000
+    with server.client() as client:
+        pull = client.post(PULL, json={"source": REPO}).json()["id"]
+        wait_until(lambda: any(count == 0 for *_, count in here.asked))
+        busy = client.post(PULL, json={"source": REPO}).json()["id"]
+        assert "is being downloaded already" in events(client, busy)[-1]["error"]
+        assert client.delete(f"/admin/api/pulls/{pull}").json()["state"] == "cancelled"
+        wait_until(lambda: server.downloads() == [])
+        assert available(server) == {}
+        here.breaks.clear()
+        here.asked.clear()
+        pull = client.post(PULL, json={"source": REPO}).json()["id"]
+        assert events(client, pull)[-1]["state"] == "done"
+    assert sum(count for *_, count in here.asked) < len(here.repos[REPO].files[GGUF]) - 39 * MIB
+
+
+def test_what_goes_wrong_is_told(server: Server) -> None:
+    with server.client() as client:
+        wrong = client.post(PULL, json={"source": "nonsense"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "source")
+        for source, reason in (
+            ("tests/nothing", "does not exist on Hugging Face"),
+            (f"{REPO}:Q9_9", "has no file 'Q9_9'"),
+            ("--help/me", "is no place"),
+        ):
+            answer = client.post(PULL, json={"source": source})
+            if answer.status_code == 202:
+                last = events(client, answer.json()["id"])[-1]
+                assert last["state"] == "failed"
+                assert reason in last["error"]
+            else:
+                assert reason in answer.json()["error"]["message"]
+        for method, path in (("GET", "x"), ("DELETE", "x"), ("GET", "x/events"), ("POST", "x/add")):
+            answer = client.request(method, f"/admin/api/pulls/{path}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "pull_not_found")
+    with server.client(RESTRICTED_KEY) as client:
+        assert client.post(PULL, json={"source": REPO}).status_code == 403
+
+
+def test_it_ends_with_the_server(server: Server, here: Hub) -> None:
+    here.breaks[GGUF] = [MIB] + [0] * 1000
+    with server.client() as client:
+        client.post(PULL, json={"source": REPO})
+        wait_until(lambda: server.downloads() != [])
+        server.manager().kill()
+        wait_until(server.has_manager)
+        wait_until(lambda: server.downloads() == [])
+        here.breaks[GGUF] = [MIB] + [0] * 1000
+        client.post(PULL, json={"source": REPO})
+        wait_until(lambda: server.downloads() != [])  # and is gone when the server is: `running` looks
