@@ -108,6 +108,13 @@ class FakeManager:
                 client.send(control.KeyFound(request, self.keys.get(digest or key_id or "")))
             case control.ReportUsage(number) if self.keeps_usage:
                 client.send(control.UsageKept(number))
+            case _:
+                self._on_inquiry(client, message)
+
+    def _on_inquiry(self, client: _Client, message: control.ToManager) -> None:
+        match message:
+            case control.GetStatus(request):
+                client.send(control.Status(request, 1, [2]))
             case control.ListPulls(request):
                 client.send(control.Pulls(request, []))
             case control.GetMetrics(request):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from llm_api_server.config import Config, Section
+from llm_api_server.config_view import HIDDEN
 
 #: `now`: for requests that come from now on. `model`: the models it concerns are loaded anew, once their requests are
 #: done. `restart`: not before the server is started again.
@@ -26,7 +27,6 @@ NOT_THE_ENGINES = frozenset({"aliases", "unload_timeout"})
 _NEEDS_LOAD = ("engines.", "models.models_dir", *(f"inference.{name}" for name in ENGINES_INFERENCE))
 _MODELS = "models.available."
 _NOTES: dict[Effect, str] = {"now": "", "model": " (loads anew what it concerns)", "restart": " (after a restart)"}
-_HIDDEN = "(hidden)"
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -96,7 +96,7 @@ def _shown(value: Any, is_secret: bool) -> str | None:  # noqa: FBT001 - a colum
     if value is None:
         return None
     if is_secret:
-        return _HIDDEN
+        return HIDDEN
     if isinstance(value, Section):
         fields = type(value).model_fields.items()
         told = {n: getattr(value, n) for n, field in fields if field.repr and getattr(value, n) != field.default}

@@ -158,6 +158,10 @@ class ModelNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
+class LogNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "log_not_found"
+
+
 class PullNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "pull_not_found"
 

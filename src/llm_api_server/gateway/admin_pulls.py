@@ -134,20 +134,20 @@ def pull_routes(link: ManagerLink) -> APIRouter:
     async def list_pulls() -> AdminPullList:
         return AdminPullList(data=[_shown(one) for one in await asking.all()])
 
-    @router.get("/pulls/{pull_id:name}/events", summary="How far it is, as server-sent events", response_class=_Events)
+    @router.get("/pulls/{pull_id}/events", summary="How far it is, as server-sent events", response_class=_Events)
     async def events(pull_id: str) -> StreamingResponse:
         await asking.find(pull_id)
         return _Events(asking.events(pull_id))
 
-    @router.post("/pulls/{pull_id:name}/add", summary="Put what has come into the configuration")
+    @router.post("/pulls/{pull_id}/add", summary="Put what has come into the configuration")
     async def add(pull_id: str, wanted: AddRequest | None = None) -> AdminPull:
         return _shown(await asking.add(pull_id, wanted.name if wanted is not None else None))
 
-    @router.delete("/pulls/{pull_id:name}", summary="Cancel it, or forget one that is over; what has come stays")
+    @router.delete("/pulls/{pull_id}", summary="Cancel it, or forget one that is over; what has come stays")
     async def cancel(pull_id: str) -> AdminPull:
         return _shown(await asking.cancel(pull_id))
 
-    @router.get("/pulls/{pull_id:name}", summary="One download")
+    @router.get("/pulls/{pull_id}", summary="One download")
     async def get_pull(pull_id: str) -> AdminPull:
         return _shown(await asking.find(pull_id))
 

@@ -135,7 +135,8 @@ class Connection(asyncio.Protocol):
             case control.ExplainModel(request, model):
                 self._keep(self._manager.explain(self, request, model))
             case control.GetStatus(request):
-                self.send(control.Status(request, os.getpid(), self._manager.workers))
+                devices = self._manager.board.devices()
+                self.send(control.Status(request, os.getpid(), self._manager.workers, devices))
             case control.GetMetrics(request):
                 self._keep(self._exposition.tell(self, request))
             case control.GetConfig(request):
