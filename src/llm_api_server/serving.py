@@ -151,7 +151,9 @@ def _uvicorn_config(config: Config) -> uvicorn.Config:
 
 
 class _Supervisor(Multiprocess):
-    """Of several workers. uvicorn's own would replace them all on SIGHUP."""
+    """Of several workers. uvicorn's own would replace them all on SIGHUP, and wait `_WORKER_TIMEOUT` for the answer of
+    one that was killed while it was asked.
+    """
 
     def __init__(self, config: Config, settings: uvicorn.Config, listener: socket.socket) -> None:
         super().__init__(settings, sockets=[listener])
@@ -159,6 +161,11 @@ class _Supervisor(Multiprocess):
 
     def handle_hup(self) -> None:
         self._on_hangup()
+
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            process.child_conn.close()  # our copy of the worker's end: the pipe would not end with the worker
+        super().keep_subprocess_alive()
 
 
 def _on_hangup(config: Config, stop: Callable[[], None]) -> Callable[[], None]:
