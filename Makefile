@@ -23,7 +23,7 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
+.PHONY: help install serve test test-vllm test-browser check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,10 @@ test: $(VENV)/.installed-dev ## run every test that needs neither a GPU nor vLLM
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed ## run the tests on a real vLLM
 	$(BIN)/python -m tests.models smollm2_gguf smollm2_folder minilm_folder ranker_folder
 	$(BIN)/python -m pytest -m vllm $(ARGS)
+
+test-browser: $(VENV)/.installed-dev ## walk through the console in Chromium; pictures go to .cache/screenshots
+	$(BIN)/python -m tests.models smollm2_gguf node_browser
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 check: $(VENV)/.installed-dev ## format, lint, types, layers, generated files
 	$(BIN)/ruff format --check .

@@ -101,3 +101,11 @@ def node_openai() -> Path:
     if shutil.which("npm") is None and "CI" not in os.environ:
         pytest.skip("Node and npm are not installed")
     return models.node_openai()
+
+
+@pytest.fixture(scope="session")
+def node_browser() -> Path:
+    """The packages that drive a browser."""
+    if shutil.which("npm") is None:
+        needs.missing("node", "npm is not installed")
+    return models.node_browser()

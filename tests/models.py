@@ -67,9 +67,20 @@ def vllm_python() -> Path:
 
 
 def node_openai() -> Path:
-    """Where the packages of tests/e2e/package-lock.json are installed: another lock is another folder."""
-    lock = hashlib.sha256((ROOT / "tests" / "e2e" / "package-lock.json").read_bytes()).hexdigest()
-    return _ensure(f"node-{lock[:12]}", _build_node)
+    """Where the packages of tests/e2e/package-lock.json are installed."""
+    return _node("e2e")
+
+
+def node_browser() -> Path:
+    """Where the packages of tests/browser/package-lock.json are installed."""
+    return _node("browser")
+
+
+def _node(folder: str) -> Path:
+    """Another lock is another folder."""
+    source = ROOT / "tests" / folder
+    lock = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()
+    return _ensure(f"node-{lock[:12]}", lambda target, _scratch: _build_node(target, source))
 
 
 def _ensure(name: str, build: Callable[[Path, Path], None]) -> Path:
@@ -113,10 +124,10 @@ def _run_vllm_script(name: str, source: Path, target: Path) -> None:
         raise RuntimeError(f"{name} failed:\n{result.stderr[-2000:]}")
 
 
-def _build_node(target: Path, _scratch: Path) -> None:
+def _build_node(target: Path, source: Path) -> None:
     target.mkdir()
     for name in ("package.json", "package-lock.json"):
-        shutil.copy(ROOT / "tests" / "e2e" / name, target)
+        shutil.copy(source / name, target)
     result = subprocess.run(
         ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
         cwd=target, capture_output=True, text=True, check=False,
@@ -132,6 +143,7 @@ _ALL: dict[str, Callable[[], Path]] = {
     "smollm2_folder": smollm2_folder,
     "ranker_folder": ranker_folder,
     "node_openai": node_openai,
+    "node_browser": node_browser,
 }
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ def _fitting(source: Source, models: dict[str, list[RemoteFile]], memory: int) -
         )
     preferred = [name for name in fitting if _has_word(name, PREFERRED_QUANTIZATION)]
     if preferred:
-        return preferred[0], f"{PREFERRED_QUANTIZATION} of {len(models)} files"
+        return preferred[0], PREFERRED_QUANTIZATION if len(
+            models
+        ) == 1 else f"{PREFERRED_QUANTIZATION} of {len(models)}"
     best = max(fitting, key=lambda name: (_is_quantized(name), fitting[name], name))
     return best, "the only file" if len(models) == 1 else f"the largest of {len(models)} files that fits"
 

@@ -89,7 +89,7 @@ def server_routes(link: ManagerLink) -> APIRouter:
 
 def _logs(folder: Path) -> list[Log]:
     found = []
-    for path in sorted([*folder.glob("*.log"), *folder.glob("engines/*.log")]):
+    for path in (*sorted(folder.glob("*.log")), *sorted(folder.glob("engines/*.log"))):
         status = path.stat()
         name = str(path.relative_to(folder).with_suffix(""))
         found.append(Log(name=name, bytes=status.st_size, modified_at=status.st_mtime))

@@ -32,6 +32,7 @@ from llm_api_server.gateway.admin_keys import key_routes
 from llm_api_server.gateway.admin_pulls import pull_routes
 from llm_api_server.gateway.admin_server import server_routes
 from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.console_routes import ConsoleFiles, console_routes
 from llm_api_server.gateway.following import Follower
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink, ManagerProcess
@@ -55,6 +56,7 @@ from llm_api_server.gateway.usage_routes import admin_usage_routes, usage_routes
 from llm_api_server.log import setup_logging
 from llm_api_server.run_dir import RunDir
 
+CONSOLE_FILES = ConsoleFiles()
 _EXPOSED_HEADERS = [
     "x-request-id",
     "openai-processing-ms",
@@ -104,7 +106,7 @@ def build_app(
         store.configure(config)
 
     Follower(config, leases.link, follow)
-    app = AuthenticationMiddleware(app, authenticator=proxy.authenticator, public=PUBLIC_PATHS)
+    app = AuthenticationMiddleware(app, authenticator=proxy.authenticator, public=PUBLIC_PATHS | CONSOLE_FILES.paths)
     if config.server.cors_origins:
         app = CORSMiddleware(
             app,
@@ -180,6 +182,7 @@ def _routes(proxy: EngineProxy, store: StoreAccess, lifespan: _Lifespan) -> Fast
     app.include_router(token_routes(proxy.authenticator))
     app.include_router(admin_routes(catalog, leases))
     app.include_router(config_routes(leases.link))
+    app.include_router(console_routes(CONSOLE_FILES))
     app.include_router(pull_routes(leases.link))
     app.include_router(server_routes(leases.link))
     app.include_router(key_routes(store))

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from llm_api_server.access import Key
 from llm_api_server.config import ApiKeyConfig, AuthConfig, Config
 from llm_api_server.gateway import app as gateway_app
+from llm_api_server.gateway.console_routes import ConsoleFiles
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.middleware import Dispatcher
@@ -85,6 +86,7 @@ NEEDED = {
     "POST /v1/audio/transcriptions": "audio",
     "POST /v1/audio/translations": "audio",
 }
+NEEDED |= {f"GET {path}": PUBLIC for path in ConsoleFiles().paths}
 PERMISSIONS = sorted(set(NEEDED.values()) - {PUBLIC, ANY_KEY})
 CLOSED = sorted(route for route, needed in NEEDED.items() if needed != PUBLIC)
 RESTRICTED = sorted(route for route, needed in NEEDED.items() if needed in PERMISSIONS)

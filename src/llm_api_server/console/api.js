@@ -1,0 +1,55 @@
+// The server's API with the key of whoever signed in. Errors have the server's own message.
+
+export class Failure extends Error {
+  constructor(message, status, code) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+export class Api {
+  constructor(key) { this.key = key; }
+
+  async send(method, path, body, options = {}) {
+    const headers = { authorization: `Bearer ${this.key}` };
+    if (body !== undefined) headers["content-type"] = "application/json";
+    let answer;
+    try {
+      answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), ...options });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Failure("The server does not answer.", 0, "unreachable");
+    }
+    if (answer.ok) return answer;
+    let problem = {};
+    try { problem = (await answer.json()).error ?? {}; } catch { /* not of the server: a proxy's page */ }
+    throw new Failure(problem.message ?? `${answer.status} ${answer.statusText}`, answer.status, problem.code);
+  }
+
+  async get(path) { return (await this.send("GET", path)).json(); }
+  async text(path) { return (await this.send("GET", path)).text(); }
+  async post(path, body) { return (await this.send("POST", path, body)).json(); }
+  async patch(path, body) { return (await this.send("PATCH", path, body)).json(); }
+  async remove(path) { return (await this.send("DELETE", path)).json(); }
+
+  // Calls `tell` with the content of each server-sent event; returns at the end of the stream.
+  async events(method, path, body, tell, signal) {
+    const answer = await this.send(method, path, body, { signal });
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        if (line.startsWith("data: ") && line !== "data: [DONE]") tell(JSON.parse(line.slice(6)));
+      }
+    }
+  }
+}
+
+export function nameInPath(name) {
+  return name.split("/").map(encodeURIComponent).join("/");
+}

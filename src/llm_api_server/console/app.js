@@ -1,0 +1,109 @@
+// The frame: sign-in, navigation, theme and language. A page is a function that fills an element and returns how to stop.
+
+import { Api } from "./api.js";
+import { h, note } from "./dom.js";
+import { otherLanguage, switchLanguage, t } from "./i18n.js";
+import { keys } from "./pages/keys.js";
+import { logs } from "./pages/logs.js";
+import { models } from "./pages/models.js";
+import { playground } from "./pages/playground.js";
+import { requests } from "./pages/requests.js";
+import { settings } from "./pages/settings.js";
+import { usage } from "./pages/usage.js";
+
+const PAGES = [
+  { path: "models", title: "Models", show: models, isForAdmins: true },
+  { path: "playground", title: "Playground", show: playground },
+  { path: "keys", title: "Keys", show: keys, isForAdmins: true },
+  { path: "usage", title: "Usage", show: usage },
+  { path: "requests", title: "Requests", show: requests, isForAdmins: true },
+  { path: "logs", title: "Logs", show: logs, isForAdmins: true },
+  { path: "settings", title: "Settings", show: settings, isForAdmins: true },
+];
+const KEY = "llm-api-server-key";
+
+const root = document.getElementById("app");
+let session = null;
+let stop = () => {};
+
+function theme() {
+  return localStorage.getItem("theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+}
+
+function switchTheme() {
+  localStorage.setItem("theme", theme() === "dark" ? "light" : "dark");
+  draw();
+}
+
+async function signIn(key) {
+  const api = new Api(key);
+  await api.get("/v1/models");
+  let isAdmin = true;
+  try { await api.get("/admin/api/status"); } catch (error) {
+    if (error.status !== 403) throw error;
+    isAdmin = false;
+  }
+  sessionStorage.setItem(KEY, key);
+  session = { api, isAdmin };
+}
+
+function signOut() {
+  sessionStorage.removeItem(KEY);
+  session = null;
+  draw();
+}
+
+function drawSignIn(message) {
+  const input = h("input", { type: "password", autocomplete: "current-password", name: "key", required: true, placeholder: "sk-…" });
+  const problem = h("div", {}, message ? note(message, true) : null);
+  const button = h("button", { class: "primary", type: "submit" }, t("Sign in"));
+  const form = h("form", {
+    onsubmit: async (event) => {
+      event.preventDefault();
+      button.disabled = true;
+      try {
+        await signIn(input.value.trim());
+        draw();
+      } catch (error) {
+        problem.replaceChildren(note(error.status === 401 ? t("This key is not valid.") : error.message, true));
+        button.disabled = false;
+      }
+    },
+  }, h("label", {}, h("span", {}, t("Your key")), input), h("p", { class: "muted small" },
+    t("Use a key with the permission admin, or any key to see your own usage and try models.")), problem, button);
+  root.replaceChildren(h("main", { class: "signin" }, h("header", { class: "page" }, h("h1", {}, "LLM API Server")), h("div", { class: "panel" }, form), tools()));
+  input.focus();
+}
+
+function tools() {
+  return h("div", { class: "row" },
+    h("button", { class: "small", onclick: () => { switchLanguage(); draw(); } }, otherLanguage()),
+    h("button", { class: "small", onclick: switchTheme }, theme() === "dark" ? t("Light") : t("Dark")));
+}
+
+function draw() {
+  stop();
+  stop = () => {};
+  document.documentElement.dataset.theme = theme();
+  if (session === null) {
+    drawSignIn();
+    return;
+  }
+  const pages = PAGES.filter((page) => session.isAdmin || !page.isForAdmins);
+  const current = pages.find((page) => location.hash === `#${page.path}`) ?? pages[0];
+  const links = pages.map((page) => h("a", { href: `#${page.path}`, "aria-current": page === current ? "page" : null }, t(page.title)));
+  const main = h("main", { id: "main" });
+  root.replaceChildren(h("div", { class: "shell" },
+    h("nav", { "aria-label": "LLM API Server" }, h("div", { class: "brand" }, "LLM API Server"), links,
+      h("div", { class: "foot" }, tools(), h("button", { class: "small", onclick: signOut }, t("Sign out")))), main));
+  document.title = `${t(current.title)} – LLM API Server`;
+  stop = current.show(main, session) ?? (() => {});
+}
+
+addEventListener("hashchange", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+document.documentElement.dataset.theme = theme();
+const kept = sessionStorage.getItem(KEY);
+if (kept === null) drawSignIn();
+else signIn(kept).then(draw, (error) => drawSignIn(error.status === 401 ? t("This key is not valid.") : error.message));
