@@ -211,7 +211,10 @@ def test_events_as_json(user: User, weights: bytes) -> None:
     counts = [event["bytes"] for event in events if event["type"] == "progress"]
     assert counts == sorted(counts)
     assert counts[-1] == len(weights)
-    assert events[-1] == {"type": "pulled", "path": f"tiny-GGUF/{GGUF}", "projector": None}
+    path = f"tiny-GGUF/{GGUF}"
+    assert events[-2] == {"type": "pulled", "path": path, "projector": None}
+    entry = {"path": path, "engine": "llama_cpp", "type": "llama"}
+    assert events[-1] == {"type": "entry", "model": "tiny", "entry": entry}
 
 
 def test_one_at_a_time(user: User, here: Hub) -> None:
