@@ -6,9 +6,9 @@ from starlette.convertors import Convertor, register_url_convertor
 
 
 class _Name(Convertor[str]):
-    """What ends like a command is that command, whatever the method: names that end so are told by other means."""
+    """What is or ends like a command is that command, whatever the method: such names are told by other means."""
 
-    regex = r"(?:(?!/(?:explain|load|revoke|rotate|unload)$).)+"
+    regex = r"(?!pull$)(?:(?!/(?:explain|load|revoke|rotate|unload)$).)+"
 
     def convert(self, value: str) -> str:
         return value
