@@ -26,7 +26,7 @@ import msgspec
 from llm_api_server.access import Key, Limits
 from llm_api_server.config_diff import Change
 from llm_api_server.framing import FrameDecoder
-from llm_api_server.model_status import Explanation, ModelStatus
+from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
 from llm_api_server.types import EngineName, Task
 from llm_api_server.usage import Batch
 
@@ -387,11 +387,13 @@ class Explained(msgspec.Struct, tag="explained"):
 
 
 class Status(msgspec.Struct, tag="status"):
-    """The processes of the server, by their pids."""
+    """The processes of the server, by their pids, its version, and the devices as `ListModels` last saw them."""
 
     request: int
     manager: int
     workers: list[int]
+    version: str = ""
+    devices: list[DeviceStatus] = []
 
 
 class CurrentConfig(msgspec.Struct, tag="current_config"):

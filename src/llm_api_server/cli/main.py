@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_api_server.cli import base, keys, usage
+from llm_api_server.cli import base, doctor, keys, logs, status, usage
 from llm_api_server.cli.base import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ models_app = typer.Typer(help="Models of the running server.", no_args_is_help=T
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(keys.app, name="keys")
-app.command("usage")(usage.usage)
 
 NameArgument = Annotated[str, typer.Argument(help="A model's name or alias.")]
 
@@ -211,3 +210,7 @@ def models_unload(name: NameArgument, config: ConfigOption = None) -> None:
 
 def _print_outcome(status: ModelStatus) -> None:
     typer.echo(f"{status.id}: {status.state}")
+
+
+for command in (status.status, logs.logs, doctor.doctor, usage.usage):
+    app.command()(command)
