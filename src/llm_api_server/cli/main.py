@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_api_server.cli import base, doctor, keys, logs, status, usage
+from llm_api_server.cli import base, bench, chat, doctor, keys, logs, status, usage
 from llm_api_server.cli.base import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
@@ -212,5 +212,5 @@ def _print_outcome(status: ModelStatus) -> None:
     typer.echo(f"{status.id}: {status.state}")
 
 
-for command in (status.status, logs.logs, doctor.doctor, usage.usage):
+for command in (status.status, logs.logs, doctor.doctor, chat.chat, bench.bench, usage.usage):
     app.command()(command)
