@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,10 +83,12 @@ class Client:
     """Of the server at `url`, with or without `/v1`. Threads may share it: each request has its own connection."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        """Raises `ValueError` when it is no URL."""
+        """Raises `ValueError` with a sentence when one of them cannot be used."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{url!r} is no URL: give one such as http://localhost:8050.")
+            raise ValueError(f"--url: {url!r} is no URL: give one such as http://localhost:8050.")
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise ValueError("--key: a key has no characters but those of ASCII.")
         self.url = url.rstrip("/").removesuffix("/v1")
         self._is_secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
@@ -106,7 +108,7 @@ class Client:
         """Raises `ApiFailure` with the server's own words when there is none of that name for this key."""
         self._get(f"/v1/models/{quote(name)}", _Model)
 
-    def stream(self, body: dict[str, Any]) -> Iterator[Part]:
+    def stream(self, body: dict[str, Any]) -> Generator[Part]:
         """The answer to a chat request as it comes. Raises `ApiFailure`, `Unreachable`.
 
         Closed early, it gives up the connection, and the server stops.
@@ -137,12 +139,12 @@ class Client:
         try:
             self._connect(connection)
             connection.request(method, self._prefix + path, body, self._headers)
-            response = connection.getresponse()
-            if response.status != http.client.OK:
-                raise ApiFailure(self._refusal(response))
-            yield response
+            with connection.getresponse() as response:
+                if response.status != http.client.OK:
+                    raise ApiFailure(self._refusal(response))
+                yield response
         except (OSError, http.client.HTTPException) as error:
-            raise ApiFailure(f"The connection to {self.url} broke: {error or type(error).__name__}") from error
+            raise ApiFailure(f"The connection to {self.url} broke: {str(error) or type(error).__name__}") from error
         finally:
             connection.close()
 
@@ -186,14 +188,16 @@ def reach(path: Path | None, url: str | None, key: str | None, model: str | None
     Ends the command where there is none of these.
     """
     if url is not None:
-        try:
-            client, default = Client(url, key), None
-        except ValueError as error:
-            base.fail(f"--url: {error}", base.EXIT_BAD_CONFIG)
+        default = None
     else:
         config = _running(path)
         default = config.models.default
-        client = Client(local_url(config.server.host, config.server.port), key or _usable_key(config, model or default))
+        url = local_url(config.server.host, config.server.port)
+        key = key or _usable_key(config, model or default)
+    try:
+        client = Client(url, key)
+    except ValueError as error:
+        base.fail(str(error), base.EXIT_BAD_CONFIG)
     with base.errors():
         if model is not None:
             client.require_model(model)
