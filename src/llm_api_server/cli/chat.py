@@ -22,6 +22,9 @@ def chat(
     *,
     model: ModelArgument = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before all else.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="M", help="Most tokens of an answer; default: until the model ends it.")
+    ] = None,
     url: UrlOption = None,
     key: KeyOption = None,
     config: ConfigOption = None,
@@ -33,7 +36,7 @@ def chat(
     if prompt == "":
         base.fail("Standard input is empty: write a prompt to it, or use a terminal.", base.EXIT_BAD_CONFIG)
     client, name = api_client.reach(config, url, key, model)
-    conversation = Conversation(client, name, system)
+    conversation = Conversation(client, name, system, max_tokens)
     if prompt is None:
         _talk(conversation, f"{name} at {client.url}. {_HELP}")
     else:
@@ -44,9 +47,9 @@ def chat(
 class Conversation:
     """What was said so far; each question is answered with all of it."""
 
-    def __init__(self, client: Client, model: str, system: str | None) -> None:
+    def __init__(self, client: Client, model: str, system: str | None = None, max_tokens: int | None = None) -> None:
         self._client = client
-        self._model = model
+        self._options = {"model": model} | ({} if max_tokens is None else {"max_tokens": max_tokens})
         self._first = [{"role": "system", "content": system}] if system is not None else []
         self._messages = list(self._first)
 
@@ -60,7 +63,7 @@ class Conversation:
         """
         messages = [*self._messages, {"role": "user", "content": question}]
         screen = _Screen()
-        with closing(self._client.stream({"model": self._model, "messages": messages})) as parts:
+        with closing(self._client.stream({**self._options, "messages": messages})) as parts:
             screen.show(parts)
         if screen.text:
             self._messages = [*messages, {"role": "assistant", "content": screen.text}]
@@ -136,6 +139,8 @@ def _talk(conversation: Conversation, greeting: str) -> None:
             case _:
                 try:
                     conversation.ask(question)
+                except KeyboardInterrupt:
+                    typer.echo()  # it came just before or after the answer
                 except ServerError as error:
                     typer.echo(str(error), err=True)
                 typer.echo()

@@ -34,10 +34,10 @@ def test_a_prompt_on_standard_input_is_answered_and_nothing_else_is_printed(api:
         event({"choices": [{"delta": {"reasoning_content": "hm"}}]}),
         *words("Hel", "lo"),
     ]
-    result = run(api, "--system", "Be brief.", "--key", "sk-1")
+    result = run(api, "--system", "Be brief.", "--max-tokens", "9", "--key", "sk-1")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "")
     (body,) = api.requests
-    assert body["model"] == "talker", "the first that generates"
+    assert (body["model"], body["max_tokens"]) == ("talker", 9), "the first that generates"
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert api.keys == ["Bearer sk-1"]
 
@@ -88,7 +88,7 @@ def test_a_conversation_is_kept_until_it_is_reset(api: TinyApi) -> None:
 
 
 def test_a_question_that_failed_is_forgotten(api: TinyApi) -> None:
-    conversation = chat.Conversation(Client(api.url, None), "talker", None)
+    conversation = chat.Conversation(Client(api.url, None), "talker")
     api.answer = lambda _: (503, "Not now.")
     with pytest.raises(ApiFailure, match="Not now"):
         conversation.ask("one")
@@ -125,7 +125,7 @@ def test_the_configurations_first_usable_key_is_taken(
     monkeypatch.setattr("llm_api_server.cli.api_client.ServerLock.holder", lambda _: 1)
     monkeypatch.setattr("llm_api_server.cli.api_client.local_url", lambda _host, _port: api.url)
     client, name = reach(path, None, None, "m")
-    chat.Conversation(client, name, None).ask("Hi")
+    chat.Conversation(client, name).ask("Hi")
     assert api.keys == [key]
 
 
