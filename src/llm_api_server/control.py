@@ -420,11 +420,12 @@ class Explained(msgspec.Struct, tag="explained"):
 
 
 class Status(msgspec.Struct, tag="status"):
-    """The processes of the server, by their pids, and its devices."""
+    """The processes of the server, by their pids, its version, and the devices as `ListModels` last saw them."""
 
     request: int
     manager: int
     workers: list[int]
+    version: str = ""
     devices: list[DeviceStatus] = []
 
 

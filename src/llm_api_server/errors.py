@@ -3,6 +3,7 @@
     ServerError
     ├── ConfigError                    the configuration cannot be used; all problems at once; exit code 2
     ├── ControlError                   the manager cannot be reached or refused a command
+    ├── Unreachable                    no server answers at an address; exit code 3
     ├── StoreError                     the database cannot be used, or not now
     ├── NoSuchKey                      the store has no key of that name or id
     ├── NameTaken                      another key has that name
@@ -60,6 +61,10 @@ class ConfigError(ServerError):
 
 class ControlError(ServerError):
     """The manager did not answer, or answered that it cannot."""
+
+
+class Unreachable(ServerError):
+    """No server answers at an address."""
 
 
 class StoreError(ServerError):

@@ -60,6 +60,10 @@ class ServerLock:
         finally:
             os.close(descriptor)
 
+    def acquired_at(self) -> float:
+        """When the present or last holder took it, in Unix seconds. Raises `OSError` when there never was one."""
+        return self._path.stat().st_mtime
+
     @staticmethod
     def _read_pid(descriptor: int) -> int:
         return int(os.pread(descriptor, 20, 0) or b"0")
@@ -77,6 +81,18 @@ def listen(host: str, port: int) -> socket.socket:
         raise CannotServe(_explain(error, host, port)) from error
     listener.set_inheritable(True)
     return listener
+
+
+def local_host(host: str) -> str:
+    """Where this machine reaches a server that listens on `host`."""
+    bare = host.strip("[]")
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)  # noqa: S104 - not bound here
+
+
+def local_url(host: str, port: int) -> str:
+    """As `local_host`, for clients."""
+    name = local_host(host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def raise_descriptor_limit() -> None:

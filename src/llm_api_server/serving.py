@@ -33,6 +33,8 @@ from llm_api_server.lifecycle import (
     KEEP_ALIVE_TIMEOUT,
     ServerLock,
     listen,
+    local_host,
+    local_url,
     raise_descriptor_limit,
 )
 from llm_api_server.log import setup_logging
@@ -72,7 +74,7 @@ class Banner(threading.Thread):
         self._show = show
 
     def run(self) -> None:
-        host = _reachable(self._config.server.host)
+        host = local_host(self._config.server.host)
         connection = http.client.HTTPConnection(host, self._port, timeout=_START_TIMEOUT)
         try:
             connection.request("GET", "/livez")
@@ -87,7 +89,7 @@ class Banner(threading.Thread):
 def banner(config: Config, port: int) -> str:
     """Address, and, where only this machine can connect, a key of the file and a request to try."""
     host = config.server.host
-    url = f"http://{_in_url(_reachable(host))}:{port}"
+    url = local_url(host, port)
     workers = "" if config.server.workers == 1 else f", {config.server.workers} workers"
     lines = [f"LLM API Server {__version__} is ready: {url}/v1 (documentation: {url}/docs{workers})"]
     if not is_loopback(host):
@@ -215,13 +217,3 @@ def _stop(config: Config) -> None:
 def _print(text: str) -> None:
     sys.stdout.write(f"\n{text}\n\n")
     sys.stdout.flush()
-
-
-def _reachable(host: str) -> str:
-    """An address to connect to for one to listen on."""
-    bare = host.strip("[]")
-    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)  # noqa: S104 - not bound here
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -45,6 +45,17 @@ def as_utc(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
+def as_duration(seconds: float) -> str:
+    """Its two largest units: `45 s`, `12 min 3 s`, `3 h 20 min`, `12 d 4 h`."""
+    rest = max(0, int(seconds))
+    parts = []
+    for size, unit in ((DAY, "d"), (HOUR, "h"), (60, "min"), (1, "s")):
+        count, rest = divmod(rest, size)
+        parts.append((count, f"{count} {unit}"))
+    first = next((index for index, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return " ".join(text for count, text in parts[first : first + 2] if count) or parts[-1][1]
+
+
 def _parse_time(text: str) -> float:
     if _UNIX_SECONDS.fullmatch(text):
         return float(text)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from llm_api_server.times import as_utc, parse_duration, parse_end, parse_since
+from llm_api_server.times import as_duration, as_utc, parse_duration, parse_end, parse_since
 
 NOW = datetime(2026, 5, 10, 15, 30, tzinfo=UTC).timestamp()
 
@@ -74,3 +74,19 @@ def test_what_no_database_holds_is_refused(text: str) -> None:
 
 def test_times_are_shown_in_utc() -> None:
     assert as_utc(utc(2026, 5, 1, 6, 7)) == "2026-05-01 06:07:00Z"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-3, "0 s"),
+        (0.9, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (3605, "1 h"),
+        (3723, "1 h 2 min"),
+        (190_000, "2 d 4 h"),
+    ],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert as_duration(seconds) == text

@@ -17,9 +17,25 @@ EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
 EXIT_NOT_RUNNING = 3
 
+#: Instead of --key.
+KEY_VARIABLE = "LLM_API_SERVER_KEY"
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="Configuration file; default: $LLM_API_SERVER_CONFIG, else ./config.yaml."),
+]
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="A model's name or alias; default: models.default, else the first that chats.")
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Address of a server; default: that of the one that runs with the configuration."),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", envvar=KEY_VARIABLE, help="API key; default: the first of the configuration that may chat."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -52,7 +68,7 @@ def load_running(path: Path | None) -> Config:
 @contextmanager
 def errors(config: Config | None = None) -> Iterator[None]:
     """Turn what can go wrong into a message and an exit code."""
-    from llm_api_server.errors import ConfigError, ControlError, InvalidKeyFields, ServerError
+    from llm_api_server.errors import ConfigError, ControlError, InvalidKeyFields, ServerError, Unreachable
     from llm_api_server.running_server import is_absent
 
     try:
@@ -65,6 +81,10 @@ def errors(config: Config | None = None) -> Iterator[None]:
         if config is not None and is_absent(error):
             not_running(config)
         fail(str(error), EXIT_FAILED)
+    except Unreachable as error:
+        fail(str(error), EXIT_NOT_RUNNING)
+    except BrokenPipeError:
+        raise  # whoever read our output has enough: typer ends the command without a word
     except (ServerError, OSError) as error:
         fail(str(error), EXIT_FAILED)
 

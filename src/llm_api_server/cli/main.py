@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_api_server.cli import base, keys, pull, usage
+from llm_api_server.cli import base, bench, chat, doctor, keys, logs, pull, status, usage
 from llm_api_server.cli.base import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ models_app = typer.Typer(help="Models of the running server.", no_args_is_help=T
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(keys.app, name="keys")
-app.command("usage")(usage.usage)
 models_app.command("pull")(pull.pull)
 models_app.command("rm")(pull.remove)
 
@@ -213,3 +212,7 @@ def models_unload(name: NameArgument, config: ConfigOption = None) -> None:
 
 def _print_outcome(status: ModelStatus) -> None:
     typer.echo(f"{status.id}: {status.state}")
+
+
+for command in (status.status, logs.logs, doctor.doctor, chat.chat, bench.bench, usage.usage):
+    app.command()(command)

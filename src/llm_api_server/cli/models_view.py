@@ -100,8 +100,13 @@ def as_table(statuses: Sequence[ModelStatus]) -> str:
     if not statuses:
         return "No models are configured: add one to models.available."
     rows = [list(_COLUMNS), *([show(status) for show in _COLUMNS.values()] for status in statuses)]
-    reasons = [f"{status.id}: {_reason(status)}" for status in statuses if status.error]
+    reasons = failures(statuses)
     return "\n".join([texts.as_table(rows), *([""] if reasons else []), *reasons])
+
+
+def failures(statuses: Sequence[ModelStatus]) -> list[str]:
+    """Why models have failed, a line for each."""
+    return [f"{status.id}: {_reason(status)}" for status in statuses if status.error]
 
 
 def as_lines(status: ModelStatus) -> str:

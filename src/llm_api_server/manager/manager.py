@@ -252,8 +252,9 @@ class Manager:
         self._ask(client, Question(request, model), self._scheduler.unload, wait=wait)
 
     async def list_models(self, client: Client, request: int) -> None:
-        """With memory measured now."""
+        """With memory measured, and the devices looked at, now."""
         await self.board.measure()
+        await self._devices.observe()
         client.send(Models(self.board.statuses(), request))
 
     async def explain(self, client: Client, request: int, model: str) -> None:

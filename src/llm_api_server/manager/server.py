@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
-from llm_api_server import control
+from llm_api_server import __version__, control
 from llm_api_server.errors import ControlError
 from llm_api_server.framing import encode
 
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
                 self._keep(self._manager.explain(self, request, model))
             case control.GetStatus(request):
                 devices = self._manager.board.devices()
-                self.send(control.Status(request, os.getpid(), self._manager.workers, devices))
+                self.send(control.Status(request, os.getpid(), self._manager.workers, __version__, devices))
             case control.GetMetrics(request):
                 self._keep(self._exposition.tell(self, request))
             case control.GetConfig(request):

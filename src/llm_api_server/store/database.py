@@ -50,6 +50,23 @@ class Database:
         """Connect, and upgrade the schema where it is behind. Raises `StoreError`; may be called again."""
         self._opened()
 
+    def look(self) -> str | None:
+        """Connect and change nothing: the version of the tables; None where there are none. Raises `StoreError`."""
+        url = _parse(self._url)
+        if _is_sqlite(url) and _identity(url) is None:
+            return None
+        with self._explained(url):
+            engine = _sqlite(url, self._patience) if _is_sqlite(url) else _postgres(url)
+            try:
+                with engine.connect() as connection:
+                    return _version(connection)
+            finally:
+                engine.dispose()
+
+    def __str__(self) -> str:
+        """Where it is, without what is secret of that. Raises `StoreError` when the URL cannot be read."""
+        return _shown(_parse(self._url))
+
     def close(self) -> None:
         """Give the connections back. What comes after opens it again."""
         with self._lock:

@@ -53,6 +53,16 @@ def test_the_migrations_make_the_tables_of_the_schema(database: Database) -> Non
         assert context.get_current_revision() == schema.HEAD
 
 
+def test_a_look_changes_nothing(url: str) -> None:
+    database = Database(url)
+    assert (database.look(), database.look()) == (None, None)
+    if (file := url.removeprefix("sqlite:///")) != url:
+        assert not Path(file).exists()
+    database.open()
+    database.close()
+    assert database.look() == schema.HEAD
+
+
 def test_opening_twice_and_after_closing_changes_nothing(database: Database) -> None:
     database.open()
     database.open()
