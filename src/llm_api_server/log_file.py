@@ -95,3 +95,8 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except FileNotFoundError:
         return 0
+
+
+def engine_log(log_dir: Path, model: str) -> Path:
+    """Where the engine of a model writes what it says."""
+    return log_dir / "engines" / f"{model.replace('/', '_')}.log"

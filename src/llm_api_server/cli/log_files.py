@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 from llm_api_server.config import Config
+from llm_api_server.log_file import engine_log
 from llm_api_server.redaction import one_line
 
 #: Shown when nothing is named.
@@ -114,7 +115,7 @@ def known(config: Config) -> Mapping[str, Path]:
     """Files by name: of the processes, the configured models, and engines that have left one."""
     found = {process: config.log_dir / f"{process}.log" for process in _PROCESSES}
     for model in config.models.available:
-        found.setdefault(model, _of_engine(config, model))
+        found.setdefault(model, engine_log(config.log_dir, model))
     left = sorted(set((config.log_dir / "engines").glob("*.log")) - set(found.values()))
     return found | {path.stem: path for path in left if path.stem not in found}
 
@@ -125,7 +126,3 @@ def find(config: Config, files: Mapping[str, Path], name: str) -> Path | None:
         if name in {*entry.aliases, *entry.adapters} and name not in files:
             return files[model]
     return files.get(name)
-
-
-def _of_engine(config: Config, model: str) -> Path:
-    return config.log_dir / "engines" / f"{model.replace('/', '_')}.log"

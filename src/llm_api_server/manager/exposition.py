@@ -86,7 +86,7 @@ class Exposition:
                     ("free", device.free),
                 )
             },
-            metrics.WORKERS: {(): float(sum(client.is_worker for client in board.clients))},
+            metrics.WORKERS: {(): float(len(self._manager.workers))},
             metrics.STORE_UP: {(): float(self._accounts.is_store_up)},
             metrics.STORE_WAITING: {(): float(self._accounts.waiting_reports)},
             metrics.BUILD: {(__version__,): 1.0},

@@ -13,6 +13,7 @@ from llm_api_server.config import ModelConfig
 from llm_api_server.control import InstanceInfo
 from llm_api_server.engines import sleep
 from llm_api_server.engines.base import NOWHERE, Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
+from llm_api_server.log_file import engine_log
 from llm_api_server.manager.phases import Phases, describe
 from llm_api_server.manager.process import STOP_TIMEOUT, Launcher, NoProcess, Process
 from llm_api_server.manager.records import Record, Records, since, tail
@@ -23,7 +24,7 @@ _PHASE_INTERVAL = 0.1
 
 @dataclass
 class Surroundings:
-    """What all instances of a manager share. `log_dir` gets a file per model. `load_timeout` is that of later loads."""
+    """What all instances of a manager share. `load_timeout` is that of later loads."""
 
     launcher: Launcher
     records: Records
@@ -32,7 +33,7 @@ class Surroundings:
     load_timeout: float
 
     def log_of(self, model: str) -> Path:
-        return self.log_dir / f"{model.replace('/', '_')}.log"
+        return engine_log(self.log_dir, model)
 
 
 @dataclass(frozen=True)

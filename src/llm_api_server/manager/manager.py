@@ -60,9 +60,7 @@ class Manager:
         #: By the scheduler's names. Others look into it as well; it is changed in place.
         self._engines = {**engines, **self._twins.entries}
         self._records = Records(run_dir.engines)
-        self._around = Surroundings(
-            launcher, self._records, run_dir.engines, log_dir / "engines", config.models.load_timeout
-        )
+        self._around = Surroundings(launcher, self._records, run_dir.engines, log_dir, config.models.load_timeout)
         self._running: dict[str, Instance] = {}
         #: For the accounts as well.
         self.tally = Tally()
@@ -93,10 +91,7 @@ class Manager:
         tasks = [running.task for running in self._running.values() if running.task is not None]
         if tasks:
             await asyncio.wait(tasks)
-        self._waiting.close()
-        self.board.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._let_go()
 
     async def leave(self) -> None:
         """Give everything up as it is, for another manager to go on with. Engines that load start anew there."""
@@ -104,6 +99,10 @@ class Manager:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Nobody waits any more, and nothing is told or timed; for when no task is left."""
         self._waiting.close()
         self.board.close()
         if self._timer is not None:
