@@ -8,7 +8,6 @@ between options. Nothing changes after loading.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import re
 import stat
@@ -17,12 +16,14 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from llm_api_server import config_checks
 from llm_api_server.config_file import KeyPath, read_document
+from llm_api_server.config_values import Days, Name, Network, Seconds, Size
 from llm_api_server.errors import ConfigError
 from llm_api_server.types import EngineChoice, ModelType, Permission, PriorityClass
 
@@ -32,39 +33,11 @@ OVERRIDES: dict[str, KeyPath] = {
     "LLM_API_SERVER_HOST": ("server", "host"),
     "LLM_API_SERVER_PORT": ("server", "port"),
     "LLM_API_SERVER_WORKERS": ("server", "workers"),
+    # The names that OpenTelemetry gives them.
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
+    "OTEL_SERVICE_NAME": ("tracing", "service_name"),
 }
 SHA256_PREFIX = "sha256:"
-
-Seconds = Annotated[float, Field(ge=0)]
-Days = Annotated[int, Field(ge=1, le=36500)]
-Name = Annotated[str, Field(min_length=1, max_length=256)]
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def _parse_size(value: Any) -> Any:
-    """`16GiB`, `500 MB` or a number of bytes."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]i?)?b?", value.strip().lower())
-    if match is None:
-        raise ValueError("give a size such as 16GiB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-Size = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
-
-
-def _parse_network(value: Any) -> Any:
-    """A network or one address, in its usual form."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return str(ipaddress.ip_network(value.strip()))
-    except ValueError as error:
-        raise ValueError(f"give a network such as 10.0.0.0/8 or an address: {error}") from error
-
-
-Network = Annotated[str, BeforeValidator(_parse_network)]
 
 
 class Section(BaseModel):
@@ -347,6 +320,25 @@ class StorageConfig(Section):
     record_prompts: bool = Field(False, description="Keep the prompts too, for as long as keep_requests says.")
 
 
+class TracingConfig(Section):
+    """Traces of requests, sent to a collector by OTLP over HTTP."""
+
+    endpoint: str | None = Field(None, description="Address of the collector, such as http://127.0.0.1:4318.")
+    headers: dict[str, str] = Field({}, repr=False, description="Sent along, such as authorization: ${ENV}.")
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of requests that are traced where their callers have not decided."
+    )
+    service_name: str = Field("llm-api-server", min_length=1, description="What the traces call this server.")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str | None) -> str | None:
+        url = urlsplit(endpoint or "http://none")
+        if url.scheme not in {"http", "https"} or not url.hostname:
+            raise ValueError("give an address such as http://127.0.0.1:4318, where OTLP over HTTP is taken")
+        return endpoint
+
+
 class VllmConfig(Section):
     """vLLM."""
 
@@ -381,6 +373,7 @@ class Config(Section):
     media: MediaConfig = MediaConfig()
     storage: StorageConfig = StorageConfig()
     engines: EnginesConfig = EnginesConfig()
+    tracing: TracingConfig = TracingConfig()
     source: SkipJsonSchema[Path] = Field(Path("config.yaml"), exclude=True, repr=False)
 
     @property

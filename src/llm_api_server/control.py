@@ -26,6 +26,7 @@ from llm_api_server.config_diff import Change
 from llm_api_server.framing import FrameDecoder
 from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
 from llm_api_server.pull_status import PullStatus
+from llm_api_server.traces import Traced
 from llm_api_server.types import EngineName, Task
 from llm_api_server.usage import Batch
 
@@ -212,11 +213,12 @@ class Spend(msgspec.Struct, tag="spend", omit_defaults=True):
     is_answer: bool = False
 
 
-class ReportUsage(msgspec.Struct, tag="usage"):
-    """Rows for the ledger. Answered by `UsageKept`; after a loss of the connection it is said again."""
+class ReportUsage(msgspec.Struct, tag="usage", omit_defaults=True):
+    """Rows for the ledger, and traces. Answered by `UsageKept`; after a loss of the connection it is said again."""
 
     number: int
     batch: Batch
+    traced: list[Traced] = []
 
 
 class ListModels(msgspec.Struct, tag="list_models"):

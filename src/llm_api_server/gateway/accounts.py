@@ -26,6 +26,7 @@ from llm_api_server.gateway.link import ManagerLink
 from llm_api_server.gateway.openai import ENDPOINTS
 from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.shares import HeldShare
+from llm_api_server.traces import Traced
 from llm_api_server.usage import NO_USAGE, Batch, Ended, Other, Progress, Started, Usage, Whole
 
 #: Seconds between two reports: how much of the ledger a killed worker can take with it.
@@ -69,12 +70,11 @@ def _ended(record: RequestRecord) -> Ended:
     )
 
 
-def _whole(record: RequestRecord, row: str) -> Whole:
+def _whole(record: RequestRecord) -> Whole:
     """At its end: to make them all at the time of a report would be a pause."""
-    key = record.key
-    assert key is not None
+    key_id, key_name = (record.key.key_id, record.key.name) if record.key is not None else ("", "")
     return Whole(
-        row, record.request_id, key.key_id, key.name, record.model or "", record.path, record.stream,
+        record.row or "", record.request_id, key_id, key_name, record.model or "", record.path, record.stream,
         time.time() - record.seconds, record.prompt, record.status, record.error, record.instance, record.used,
         record.queued_seconds, record.first_token_seconds, record.seconds,
     )  # fmt: skip
@@ -107,6 +107,7 @@ class Accounts:
         self._over: list[RequestRecord] = []
         self._whole: list[Whole] = []
         self._others: Counter[tuple[str, str, str, int, str]] = Counter()
+        self._traced: list[Traced] = []
         self._sent: deque[control.ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
@@ -254,7 +255,9 @@ class Accounts:
         elif self._begun.pop(row, None) is None:
             self._over.append(record)
         else:
-            self._whole.append(_whole(record, row))
+            self._whole.append(_whole(record))
+        if record.trace is not None:
+            self._traced.append(Traced(record.trace, _whole(record)))
         if self._timer is None:
             self._plan_report()
 
@@ -289,8 +292,9 @@ class Accounts:
         )
         for record in over:
             self._reported.pop(record.row or "", None)
-        if batch != _NOTHING:
-            report = control.ReportUsage(next(self._numbers), batch)
+        traced, self._traced = self._traced, []
+        if batch != _NOTHING or traced:
+            report = control.ReportUsage(next(self._numbers), batch, traced)
             self._sent.append(report)
             self._link.send(report)
             self._give_up_oldest()

@@ -42,6 +42,7 @@ from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.sse import StreamReader, error_event, waiting_comment
 from llm_api_server.gateway.upstream import Connection, NoResponse, UpstreamError
 from llm_api_server.gateway.waits import Wait
+from llm_api_server.traces import engine_lines
 
 if TYPE_CHECKING:
     from llm_api_server.gateway.proxy import EngineProxy
@@ -231,6 +232,7 @@ class Exchange:
         assert record.key is not None
         question = Question(self._head, body, streaming_default=proxy.streaming_default, may_fetch=proxy.media.is_on)
         question.find(proxy.catalog, record.key)
+        question.trace_lines = engine_lines(self._head.headers, record.trace)
         record.model = question.name
         record.stream = question.facts.stream
         question.check(proxy.leases.models.get(question.model), proxy.inference)

@@ -33,6 +33,7 @@ from llm_api_server.gateway.records import RequestLog, RequestRecord, record_of
 from llm_api_server.gateway.remote_media import RemoteMedia
 from llm_api_server.gateway.templates import Templates
 from llm_api_server.gateway.upstream import UpstreamClient
+from llm_api_server.traces import Sampler
 
 #: A stream without a byte after this gets its head and a comment, so that proxies and clients don't time out ...
 FIRST_PING_DELAY = 2.0
@@ -78,6 +79,7 @@ class EngineProxy:
         self.media = RemoteMedia(config.media)
         self.streaming_default = config.inference.streaming_default
         self.records_prompts = config.storage.record_prompts
+        self.sampler = Sampler(config.tracing.sample_ratio) if config.tracing.endpoint else None
 
     def start(self) -> None:
         self._tick()
@@ -128,11 +130,17 @@ class EngineProxy:
                     raise too_large(self.max_body_bytes)
         return inline(question.body, data)
 
+    def exchange(self, record: RequestRecord, head: Head, client: Client) -> Exchange:
+        """To be begun."""
+        if self.sampler is not None:
+            record.trace = self.sampler.begin(head.headers)
+        return Exchange(self, record, head, client)
+
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request by ASGI, behind the middleware."""
         head = Head(endpoint, scope["headers"])
         client = AsgiClient(receive, send, head.headers.get(b"content-length", b""), self.max_body_bytes)
-        exchange = Exchange(self, record_of(scope), head, client)
+        exchange = self.exchange(record_of(scope), head, client)
         exchange.arrive()
         exchange.begin()
         await client.serve(exchange)
@@ -176,7 +184,7 @@ class FrontDoor:
     def open(self, head: Head, client: Client) -> tuple[Exchange, RequestRecord]:
         """A request whose head has come; to be begun."""
         record = RequestRecord(self._proxy.log.id_of(head.headers), "POST", head.endpoint.path, time.monotonic())
-        return Exchange(self._proxy, record, head, client), record
+        return self._proxy.exchange(record, head, client), record
 
     def lines_of(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """As they stand in a head; the same as last time need not be put together again."""

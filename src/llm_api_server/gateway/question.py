@@ -38,6 +38,8 @@ class Question:
         self._head = head
         self._form: Form | None = None
         self.body = body
+        #: What the engine is told of the trace that this belongs to.
+        self.trace_lines = b""
         self.model = ""
         self._adapter: str | None = None
         self._is_forced_choice: bool | None = None
@@ -134,8 +136,9 @@ class Question:
         if head is None:
             head = heads[instance.id] = self._head_for(instance)
         if instance.engine == "remote":
-            return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
-        return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (head, row.encode(), len(body), body)
+            return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, self.trace_lines, len(body), body)
+        lines = b"x-request-id: %b\r\n%b" % (row.encode(), self.trace_lines)
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, lines, len(body), body)
 
     def _head_for(self, instance: InstanceInfo) -> bytes:
         """What is the same for all requests with this head."""

@@ -14,6 +14,7 @@ import msgspec
 from llm_api_server.access import Key
 from llm_api_server.gateway.sse import StreamReader
 from llm_api_server.log import log_lines
+from llm_api_server.traces import TraceContext
 from llm_api_server.usage import NO_USAGE, Usage
 
 #: Status of a request whose client left before the answer (nginx's word for it).
@@ -56,6 +57,8 @@ class RequestRecord(msgspec.Struct):
     #: Headers that tell how its key stands, once that is known.
     limit_lines: bytes | None = None
     row: str | None = None
+    #: Where it is traced.
+    trace: TraceContext | None = None
     #: Kept with the row where that is wanted.
     prompt: str | None = None
     #: Tokens of the prompt as far as its length tells, from the moment an engine has it.

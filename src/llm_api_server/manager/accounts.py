@@ -34,6 +34,8 @@ from llm_api_server.manager.minutes import Minutes
 from llm_api_server.manager.open_rows import OpenRows
 from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.manager.tally import Tally
+from llm_api_server.manager.tracing import Tracing
+from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
 from llm_api_server.usage import Batch, Progress
@@ -71,20 +73,20 @@ class Accounts:
 
     def __init__(
         self,
-        threads: StoreThreads,
-        keys: Keys,
-        ledger: UsageLedger,
+        database: Database,
         storage: StorageConfig,
         minutes: Path,
         tally: Tally,
+        tracing: Tracing,
     ) -> None:
         """`minutes` is the file for what keys used in the last minute."""
-        self._threads = threads
-        self._keys = keys
-        self._ledger = ledger
+        self._threads = StoreThreads(database)
+        self._keys = Keys(database)
+        self._ledger = UsageLedger(database)
         self._storage = storage
-        self.admissions = Admissions(threads, ledger, self._keep, tally.limit_hit)
+        self.admissions = Admissions(self._threads, self._ledger, self._keep, tally.limit_hit)
         self._tally = tally
+        self._tracing = tracing
         self._minutes = Minutes(minutes, self.admissions)
         self._workers: dict[Client, str] = {}
         self._remembered: OrderedDict[str, Key] = OrderedDict()
@@ -219,7 +221,7 @@ class Accounts:
         return len(self._reports)
 
     def _note_lost(self, reason: str) -> None:
-        if self._lost_since is None:
+        if self._lost_since is None and not self._is_closing:
             self._lost_since = time.monotonic()
             logger.error(
                 "the database cannot be used: {} The configuration's keys go on, others seen before for {:.0f} s more.",
@@ -241,7 +243,8 @@ class Accounts:
         name = self._workers.get(client)
         if name is not None:
             ended = self._rows.note(name, report.batch)
-            self._tally.report(name, report.number, report.batch, ended)
+            if self._tally.report(name, report.number, report.batch, ended):
+                self._tracing.over(report.traced)
             self._queue(client, name, report.number, self._with_progress_due(name, report.batch))
 
     def _with_progress_due(self, worker: str, batch: Batch) -> Batch:

@@ -17,6 +17,7 @@ from llm_api_server.log_file import engine_log
 from llm_api_server.manager.phases import Phases, describe
 from llm_api_server.manager.process import STOP_TIMEOUT, Launcher, NoProcess, Process
 from llm_api_server.manager.records import Record, Records, since, tail
+from llm_api_server.manager.tracing import Load
 
 #: Seconds between two looks at the log of an engine that loads.
 _PHASE_INTERVAL = 0.1
@@ -105,6 +106,11 @@ class Instance:
         assert self.info is not None, "load or adopt comes first"
         await sleep.wake_up(self.info.address, level)
         self._write_record()
+
+    def as_load(self, error: str | None = None) -> Load:
+        """How its load went, once that is over."""
+        ended_at = self.ready_at or time.time()
+        return Load(self.id, self.model, self._started_at, ended_at, dict(self.phases.seconds), error)
 
     async def ended(self) -> str:
         """Wait until the process has ended; answers why."""

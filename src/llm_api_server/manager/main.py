@@ -40,11 +40,8 @@ from llm_api_server.manager.process import ORPHAN_TIMEOUT, LocalLauncher
 from llm_api_server.manager.pulls import Downloads
 from llm_api_server.manager.reloading import Reloading
 from llm_api_server.manager.server import Connection
-from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.run_dir import RunDir
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Keys
-from llm_api_server.store.usage import UsageLedger
 
 #: How long a second manager waits for a first one that is just ending.
 _LOCK_TIMEOUT = 60.0
@@ -111,8 +108,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
         stop.set()
 
     database = Database(config.storage_url)
-    keys, ledger = Keys(database), UsageLedger(database)
-    accounts = Accounts(StoreThreads(database), keys, ledger, config.storage, run_dir.minutes, manager.tally)
+    accounts = Accounts(database, config.storage, run_dir.minutes, manager.tally, manager.tracing)
     exposition = Exposition(manager, accounts)
 
     async def follow_file() -> str | None:
@@ -146,6 +142,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     await downloads.close()
     await launcher.close()
     await accounts.close()
+    await manager.tracing.close()
     for client, command in leaving:
         client.send(control.Models(manager.board.statuses(), command.request))
     logger.info("manager stopped")

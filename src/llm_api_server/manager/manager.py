@@ -34,6 +34,7 @@ from llm_api_server.manager.stalls import StallWatch
 from llm_api_server.manager.status import models_of, policy_of
 from llm_api_server.manager.tally import Tally
 from llm_api_server.manager.tasks import Twins, refusal
+from llm_api_server.manager.tracing import Tracing
 from llm_api_server.manager.waiting import Asked, Waiting
 from llm_api_server.run_dir import RunDir
 from llm_api_server.types import ModelState, Task
@@ -64,6 +65,8 @@ class Manager:
         self._running: dict[str, Instance] = {}
         #: For the accounts as well.
         self.tally = Tally()
+        self.tracing = Tracing()
+        self.tracing.configure(config.tracing)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         policy, models = policy_of(config, inventory.devices), models_of(config, self._engines)
@@ -159,6 +162,7 @@ class Manager:
         self._twins.configure(engines)
         self._around.load_timeout = config.models.load_timeout
         self._stalls.configure(config.limits.stall_timeout)
+        self.tracing.configure(config.tracing)
         self.board.configure(config)
         self._files.follow(changed, facts)
         models = models_of(config, wanted)
@@ -441,7 +445,7 @@ class Manager:
             if instance.ready_at is None:
                 await instance.load()
                 self._files.facts[instance.model] = instance.facts
-                self.tally.loaded(instance.model, instance.load_seconds or 0.0, instance.phases.seconds)
+                self._tell_load(instance)
                 self._carry_out(self._scheduler.on_ready(instance.id, _now()))
             reason = await instance.ended()
         except ModelProblem as problem:
@@ -467,9 +471,15 @@ class Manager:
             logger.error("model {} failed: {}", instance.model, reason)
             self._carry_out(self._scheduler.on_exited(instance.id, reason, _now()))
 
+    def _tell_load(self, instance: Instance) -> None:
+        self.tally.loaded(instance.model, instance.load_seconds or 0.0, instance.phases.seconds)
+        self.tracing.loaded(instance.as_load())
+
     def _count_end(self, instance: Instance) -> None:
         if instance.ready_at is None:
-            self.tally.load_over(instance.model, "cancelled" if instance.is_stopping else "failed")
+            result = "cancelled" if instance.is_stopping else "failed"
+            self.tally.load_over(instance.model, result)
+            self.tracing.loaded(instance.as_load(error=result))
             return
         booking = self._scheduler.bookings.get(instance.id)
         why = booking.why if booking is not None else None

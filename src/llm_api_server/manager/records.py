@@ -10,12 +10,14 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from llm_api_server import __version__
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.config_diff import ENGINES_INFERENCE, NOT_THE_ENGINES
 from llm_api_server.control import InstanceInfo
 from llm_api_server.engines.base import NOWHERE, Placement
 
+#: Raise it with every change in how an engine is started from the same configuration: a new version of the server takes
+#: over the engines of an older one where this is the same.
+ENGINES_VERSION = 1
 _TAIL_BYTES = 64 * 1024
 
 
@@ -79,11 +81,11 @@ class Records:
 
 def fingerprint(config: Config, model: ModelConfig) -> str:
     """Changes with anything that an engine is started from."""
-    parts = (
-        __version__,
-        model.model_dump_json(exclude=set(NOT_THE_ENGINES)),
-        config.inference.model_dump_json(include=set(ENGINES_INFERENCE)),
-        config.engines.model_dump_json(),
+    parts = (  # without defaults, so that an option more in a later version changes nothing
+        str(ENGINES_VERSION),
+        model.model_dump_json(exclude=set(NOT_THE_ENGINES), exclude_defaults=True),
+        config.inference.model_dump_json(include=set(ENGINES_INFERENCE), exclude_defaults=True),
+        config.engines.model_dump_json(exclude_defaults=True),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from loguru import logger
 
 from llm_api_server import __version__, control
-from llm_api_server.errors import ControlError
+from llm_api_server.errors import ControlError, InternalError
 from llm_api_server.framing import encode
 
 if TYPE_CHECKING:
@@ -77,10 +77,19 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+    def _keep(self, request: int, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(self._answered(request, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _answered(self, request: int, work: Coroutine[None, None, None]) -> None:
+        """Also where `work` fails: whoever asked waits for an answer."""
+        try:
+            await work
+        except Exception:  # noqa: BLE001 - the edge of a command
+            logger.exception("command {} failed inside the manager", request)
+            message = "The manager had an error while carrying out the command; see its log."
+            self.send(control.Refused(request, InternalError.code or "", message))
 
     def _handle(self, message: control.ToManager) -> None:
         match message:
@@ -131,18 +140,18 @@ class Connection(asyncio.Protocol):
             case control.UnloadModel(request, model, wait):
                 self._manager.unload(self, request, model, wait=wait)
             case control.ListModels(request):
-                self._keep(self._manager.list_models(self, request))
+                self._keep(request, self._manager.list_models(self, request))
             case control.ExplainModel(request, model):
-                self._keep(self._manager.explain(self, request, model))
+                self._keep(request, self._manager.explain(self, request, model))
             case control.GetStatus(request):
                 devices = self._manager.board.devices()
                 self.send(control.Status(request, os.getpid(), self._manager.workers, __version__, devices))
             case control.GetMetrics(request):
-                self._keep(self._exposition.tell(self, request))
+                self._keep(request, self._exposition.tell(self, request))
             case control.GetConfig(request):
                 self._reloading.tell(self, request)
             case control.Reload(request, dry_run):
-                self._keep(self._reloading.reload(self, request, dry_run=dry_run))
+                self._keep(request, self._reloading.reload(self, request, dry_run=dry_run))
             case control.PullModel() | control.ListPulls() | control.CancelPull() | control.AddPulled():
                 self._pull(message)
             case control.Shutdown():
@@ -157,4 +166,4 @@ class Connection(asyncio.Protocol):
             case control.CancelPull(request, pull):
                 self._downloads.cancel(self, request, pull)
             case control.AddPulled():
-                self._keep(self._downloads.add(self, message))
+                self._keep(message.request, self._downloads.add(self, message))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from llm_api_server.errors import StoreError
 from llm_api_server.store.database import Database
 
 Given = ParamSpec("Given")
@@ -26,6 +27,7 @@ class StoreThreads:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        self._is_closed = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write", initializer=_give_way)
 
     async def read(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -38,6 +40,7 @@ class StoreThreads:
 
     def close(self) -> None:
         """Forget what has not begun; what has begun may take its time, and nobody waits for it."""
+        self._is_closed = True
         for executor in (self._reader, self._writer):
             executor.shutdown(wait=False, cancel_futures=True)
         self._database.close()
@@ -47,6 +50,8 @@ class StoreThreads:
             self._database.open()
             return work()
 
+        if self._is_closed:
+            raise StoreError("The server is ending.")
         return await asyncio.get_running_loop().run_in_executor(executor, opened)
 
 

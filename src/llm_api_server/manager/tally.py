@@ -75,16 +75,17 @@ class Tally:
 
     # ── what happens ──
 
-    def report(self, worker: str, number: int, batch: Batch, begun: Iterable[tuple[Started | None, Ended]]) -> None:
-        """A worker's report. `begun` are those that ended, with their beginnings. Again, it counts nothing."""
+    def report(self, worker: str, number: int, batch: Batch, begun: Iterable[tuple[Started | None, Ended]]) -> bool:
+        """A worker's report. `begun` are those that ended, with their beginnings. Again, it counts nothing: False."""
         if number <= self._last_report.get(worker, 0):
-            return
+            return False
         self._last_report[worker] = number
         for whole in batch.whole:
             self._count(whole, whole)
         for other in batch.others:
             self._count_other(other)
         self.settle(begun)
+        return True
 
     def settle(self, ended: Iterable[tuple[Started | None, Ended]]) -> None:
         """Requests that are over. Without its beginning, nothing is known of it but its end."""

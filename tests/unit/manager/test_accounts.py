@@ -19,8 +19,8 @@ from llm_api_server.errors import StoreError
 from llm_api_server.manager import accounts as module
 from llm_api_server.manager import admissions
 from llm_api_server.manager.accounts import Accounts
-from llm_api_server.manager.store_threads import StoreThreads
 from llm_api_server.manager.tally import Tally
+from llm_api_server.manager.tracing import Tracing
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
 from llm_api_server.store.usage import UsageLedger, UsageQuery
@@ -93,8 +93,8 @@ async def accounts(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 def make(store: Store, grace: float = 3600) -> Accounts:
     database = Database(f"sqlite:///{store.path}")
-    keys, ledger, storage = Keys(database), UsageLedger(database), StorageConfig(key_grace=grace)
-    return Accounts(StoreThreads(database), keys, ledger, storage, store.path.with_name("minutes"), Tally())
+    storage = StorageConfig(key_grace=grace)
+    return Accounts(database, storage, store.path.with_name("minutes"), Tally(), Tracing())
 
 
 @pytest.fixture
