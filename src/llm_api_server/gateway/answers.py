@@ -7,6 +7,7 @@ first bytes, so that until then an error can have a status of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 from llm_api_server.errors import ApiError, EngineError
@@ -18,6 +19,7 @@ from llm_api_server.usage import Usage
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_TOKENS_BYTES = 256 * 1024 * 1024
+FIRST_ERROR_STATUS = 400
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
 #: Headers, as lines of a head.
@@ -29,6 +31,14 @@ class Answer(Protocol):
 
     status: int
     is_stream: bool
+
+    @property
+    def reader(self) -> StreamReader | None:
+        """Counts what comes, where that is a stream."""
+
+    @property
+    def failed(self) -> ApiError | None:
+        """The error that was the last of its bytes."""
 
     @property
     def head(self) -> bytes: ...
@@ -45,67 +55,71 @@ class Answer(Protocol):
 
 
 class StreamAnswer:
-    """An event stream as it comes. After `failed` its last bytes were the error's event."""
+    """An event stream as it comes."""
 
     status = 200
     head = STREAM_HEAD
     is_stream = True
 
     def __init__(self, reader: StreamReader, dialect: Dialect) -> None:
-        self._reader = reader
+        self.reader = reader
         self._dialect = dialect
         self._is_started = False
 
     @property
     def usage(self) -> Usage | None:
-        return self._reader.usage
+        return self.reader.usage
 
     @property
     def failed(self) -> ApiError | None:
-        return self._reader.failed
+        return self.reader.failed
 
     def feed(self, data: bytes) -> bytes:
-        out = self._reader.feed(data)
+        out = self.reader.feed(data)
         if self._is_started:
             return out
-        failed = self._reader.failed
+        failed = self.reader.failed
         if failed is not None and out == error_event(self._dialect, failed):
             raise failed  # vLLM's way to say that a schema is bad
         self._is_started = bool(out)
         return out
 
     def end(self) -> bytes:
-        return self._reader.flush()
+        return self.reader.flush()
 
 
 class PlainAnswer:
     """Any other body, byte for byte."""
 
     is_stream = False
+    failed = None
+    reader = None
 
     def __init__(self, status: int, headers: dict[str, str]) -> None:
         self.status = status
         self._headers = headers
-        self._reader = BodyReader()
+        self._body = BodyReader()
 
     @property
     def head(self) -> bytes:
-        kind, length = self._headers.get("content-type", JSON), self._headers.get("content-length")
-        lines = (
-            f"content-type: {kind}\r\n" if length is None else f"content-type: {kind}\r\ncontent-length: {length}\r\n"
-        )
-        return lines.encode("latin-1")
+        return _plain_head(self._headers.get("content-type", JSON), self._headers.get("content-length"))
 
     @property
     def usage(self) -> Usage | None:
-        return self._reader.usage
+        return self._body.usage
 
     def feed(self, data: bytes) -> bytes:
-        self._reader.feed(data)
+        self._body.feed(data)
         return data
 
     def end(self) -> bytes:
         return b""
+
+
+@lru_cache(1024)
+def _plain_head(kind: str, length: str | None) -> bytes:
+    lines = f"content-type: {kind}\r\n"
+    return (lines if length is None else f"{lines}content-length: {length}\r\n").encode("latin-1")
 
 
 class _Whole:
@@ -113,6 +127,8 @@ class _Whole:
 
     status = 200
     is_stream = False
+    failed = None
+    reader: StreamReader | None = None
 
     def __init__(self) -> None:
         self._length = 0
@@ -127,21 +143,21 @@ class AssembledAnswer(_Whole):
 
     def __init__(self, reader: StreamReader, dialect: Dialect) -> None:
         super().__init__()
-        self._reader = reader
+        self.reader: StreamReader = reader
         self._assembler = Assembler(dialect)
 
     @property
     def usage(self) -> Usage | None:
-        return self._reader.usage
+        return self.reader.usage
 
     def feed(self, data: bytes) -> bytes:
-        self._assembler.feed(self._reader.feed(data))
-        if self._reader.failed is not None:
-            raise self._reader.failed
+        self._assembler.feed(self.reader.feed(data))
+        if self.reader.failed is not None:
+            raise self.reader.failed
         return b""
 
     def end(self) -> bytes:
-        self._assembler.feed(self._reader.flush())
+        self._assembler.feed(self.reader.flush())
         body = self._assembler.body()
         self._length = len(body)
         return body

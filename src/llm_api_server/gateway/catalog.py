@@ -27,10 +27,13 @@ class Catalog:
     """The configured models and their adapters. `all` are in the order of the configuration."""
 
     def __init__(self, config: Config, created: int = 0) -> None:
+        #: Counts the configurations.
+        self.revision = 0
         self.configure(config, created)
 
     def configure(self, config: Config, created: int) -> None:
         """`created`, in Unix seconds, is that of all models."""
+        self.revision += 1
         self.created = created
         models = config.models
         self._default = models.default

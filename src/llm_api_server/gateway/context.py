@@ -30,14 +30,18 @@ class ContextLimits:
 
     def may_exceed(self, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bool:
         """Whether `check` has something to ask the engine: short bodies fit by their bytes alone."""
-        total = self._total(instance)
-        if (total is None and self._max_input is None) or instance.engine == "remote":
-            return False
+        most, own, wanted = self._max_input, instance.context_length, facts.max_tokens or 1
         if facts.media:
             # Pictures have more tokens than bytes. vLLM counts them, at the price of preparing them once more: only
             # for the limit that it does not hold by itself.
-            return self._max_input is not None and instance.engine == "vllm"
-        return not _fits(len(body), _wanted(facts), self._max_input, total)  # a token is at least one byte
+            return most is not None and instance.engine == "vllm"
+        size = len(body)  # a token is at least one byte
+        is_short = (
+            (most is None or size <= most)
+            and (own is None or size + wanted <= own)
+            and (self._max_total is None or size + wanted <= self._max_total)
+        )
+        return not is_short and instance.engine != "remote"
 
     async def check(self, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> None:
         """Raises `ContextLengthExceeded`. `body` is what the engine will get."""

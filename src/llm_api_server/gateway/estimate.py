@@ -36,8 +36,13 @@ def answer_tokens(endpoint: Endpoint, facts: RequestFacts, context_length: int |
     request = facts.request
     if not endpoint.streams or isinstance(request, schemas.CountTokensRequest):
         return 0, 0
-    several = prompts(request) if isinstance(request, schemas.CompletionRequest) else 1
-    choices = max(getattr(request, "n", None) or 1, getattr(request, "best_of", None) or 1) * several
+    # No getattr with a default: the error that it hides costs more than all else here.
+    if isinstance(request, schemas.ChatRequest):
+        choices = request.n or 1
+    elif isinstance(request, schemas.CompletionRequest):
+        choices = max(request.n or 1, request.best_of or 1) * prompts(request)
+    else:
+        choices = 1
     if facts.max_tokens is not None:
         return facts.max_tokens * choices, 0
     return 0, min(context_length or OPEN_ANSWER_TOKENS, OPEN_ANSWER_TOKENS) * choices

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -22,27 +22,18 @@ from llm_api_server.errors import (
     RequestTimeout,
     ShuttingDown,
 )
-from llm_api_server.gateway import aborts, eager, estimate, tokens
-from llm_api_server.gateway.answers import (
-    EVENT_STREAM,
-    STREAM_HEAD,
-    Answer,
-    AssembledAnswer,
-    ConvertedAnswer,
-    ErrorAnswer,
-    PlainAnswer,
-    StreamAnswer,
-)
+from llm_api_server.gateway import aborts, eager, estimate
+from llm_api_server.gateway.answers import FIRST_ERROR_STATUS, STREAM_HEAD, Answer, ErrorAnswer, StreamAnswer
 from llm_api_server.gateway.client import Client, ClientGone
 from llm_api_server.gateway.heads import Head, lines_of
 from llm_api_server.gateway.leases import Lease
 from llm_api_server.gateway.middleware import INTERNAL_ERROR, error_response
 from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
-from llm_api_server.gateway.sse import StreamReader, error_event, waiting_comment
+from llm_api_server.gateway.sse import error_event, waiting_comment
 from llm_api_server.gateway.upstream import Connection, NoResponse, UpstreamError
 from llm_api_server.gateway.waits import Wait
-from llm_api_server.traces import engine_lines
+from llm_api_server.traces import TRACEPARENT, engine_lines
 
 if TYPE_CHECKING:
     from llm_api_server.gateway.proxy import EngineProxy
@@ -53,7 +44,6 @@ ATTEMPTS = 2
 #: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.
 LAST_WORDS_TIMEOUT = 2.0
 ABORT_INTERVAL = 0.2
-_FIRST_ERROR_STATUS = 400
 
 
 class Exchange:
@@ -140,7 +130,7 @@ class Exchange:
             self._next_ping = now + self._proxy.ping_interval
             if self._client.is_writable:
                 self._write(
-                    STREAM_HEAD, waiting_comment(self._asked.model, self._wait.position if self._wait else None)
+                    STREAM_HEAD, waiting_comment(self._asked.route.model, self._wait.position if self._wait else None)
                 )
                 self._client.flush()
 
@@ -210,7 +200,8 @@ class Exchange:
                 self._next_ping = proxy.now() + proxy.first_ping_delay
             if question.facts.media and any(one.url for one in question.facts.media):
                 question = self._question = self._read(await proxy.with_media(question))
-            await self._forward(question)
+            if not self._forward_at_once(question):
+                await self._forward(question)
         except asyncio.CancelledError:
             if self._reason is None:
                 raise
@@ -231,56 +222,70 @@ class Exchange:
         proxy, record = self._proxy, self._record
         assert record.key is not None
         question = Question(self._head, body, streaming_default=proxy.streaming_default, may_fetch=proxy.media.is_on)
-        question.find(proxy.catalog, record.key)
-        question.trace_lines = engine_lines(self._head.headers, record.trace)
-        record.model = question.name
+        question.find(proxy.catalog, record.key, proxy.leases.models)
+        record.model = question.route.name
         record.stream = question.facts.stream
-        question.check(proxy.leases.models.get(question.model), proxy.inference)
+        question.check(proxy.inference)
+        if record.trace is not None or TRACEPARENT in self._head.headers:
+            question.trace_lines = engine_lines(self._head.headers, record.trace)
         return question
 
     def _admit_at_once(self, question: Question) -> bool:
         """Count it against the limits of its key, where these are far; `_admit` asks the manager."""
         self._prompt_tokens = estimate.prompt_tokens(self._endpoint, question.facts, len(question.body))
-        stated, spare = question.answer_tokens(self._proxy.leases.models)
+        stated, spare = question.answer_tokens()
         return self._proxy.accounts.admit_at_once(self._record, self._prompt_tokens + stated + spare)
 
     async def _admit(self, question: Question) -> None:
-        stated, spare = question.answer_tokens(self._proxy.leases.models)
+        stated, spare = question.answer_tokens()
         await self._proxy.accounts.admit(self._record, self._prompt_tokens + stated, spare)
+
+    def _forward_at_once(self, question: Question) -> bool:
+        """`_forward`, where an instance has a place and a connection, and nothing must be asked first."""
+        proxy, record = self._proxy, self._record
+        assert record.key is not None
+        lease = proxy.leases.acquire_at_once(question.route.model, self._endpoint.task, record.key.key_id)
+        if lease is None:
+            return False
+        self._lease = lease
+        instance = lease.instance
+        record.queued_seconds, record.instance = monotonic() - record.started_at, instance.id
+        request = question.encode_at_once(instance, self._row, proxy)
+        if request is None:
+            return False
+        self._request = request
+        record.prompt_estimate = self._prompt_tokens
+        self._connection = proxy.upstream.send_at_once(instance.address, request, self)
+        return self._connection is not None
 
     async def _forward(self, question: Question) -> None:
         """Hand it to an instance that is ready. Raises `ApiError`."""
+        record = self._record
         while True:
-            self._lease = lease = await self._turn(question)
-            self._record.queued_seconds = self._record.elapsed()
-            self._record.instance = lease.instance.id
-            instance, row, proxy = lease.instance, self._row, self._proxy
-            if not question.streams_from(instance):
+            if (lease := self._lease) is None:
+                lease = self._lease = await self._turn(question)
+                record.queued_seconds, record.instance = record.elapsed(), lease.instance.id
+            if not question.streams_from(lease.instance):
                 lease.on_read()
-            self._request = question.encode_at_once(instance, row, proxy) or await question.encode(instance, row, proxy)
-            self._record.prompt_estimate = self._prompt_tokens
-            self._attempt += 1
-            self._connection = proxy.upstream.send_at_once(instance.address, self._request, self)
-            if self._connection is not None:
-                return
+            self._request = await question.encode(lease.instance, self._row, self._proxy)
+            record.prompt_estimate = self._prompt_tokens
             try:
                 await self._send()
             except NoResponse as error:
-                await self._try_another(error, question.model)
+                await self._try_another(error, question.route.model)
             else:
                 return
 
     async def _turn(self, question: Question) -> Lease:
-        leases, key, task = self._proxy.leases, self._record.key, self._endpoint.task
+        key = self._record.key
         assert key is not None
-        lease = leases.acquire_at_once(question.model, task, key.key_id)
-        if lease is None:
-            claim = question.claim(key, self._prompt_tokens, leases.models)
-            wait = self._wait = Wait(question.model, self._deadline)
-            if not question.facts.stream:
-                wait.heed(self._head.headers, self._record.started_at)
-            lease = await leases.acquire(question.model, task, claim, wait.on_position)
-            self._wait = None
+        model = question.route.model
+        wait = self._wait = Wait(model, self._deadline)
+        if not question.facts.stream:
+            wait.heed(self._head.headers, self._record.started_at)
+        claim = question.claim(key, self._prompt_tokens)
+        lease = await self._proxy.leases.acquire(model, self._endpoint.task, claim, wait.on_position)
+        self._wait = None
         return lease
 
     async def _send(self, *, is_fresh: bool = False) -> None:
@@ -292,6 +297,8 @@ class Exchange:
         self._log_engine(error)
         assert self._lease is not None
         self._lease.release(broken=True)
+        self._lease = None
+        self._attempt += 1
         if self._attempt >= ATTEMPTS:
             raise EngineUnavailable(f"The engine of '{model}' does not answer.", retry_after=1)
         await asyncio.sleep(RETRY_DELAY)
@@ -307,7 +314,7 @@ class Exchange:
                 else:
                     return
             question = self._asked
-            await self._try_another(error, question.model)
+            await self._try_another(error, question.route.model)
             await self._forward(question)
         except asyncio.CancelledError:
             if self._reason is None:
@@ -321,24 +328,16 @@ class Exchange:
     def on_head(self, status: int, headers: dict[str, str]) -> None:
         if self._is_over:
             return
-        question, instance = self._asked, self._instance
-        facts = question.facts
-        is_stream = headers.get("content-type", "").startswith(EVENT_STREAM)
-        if status >= _FIRST_ERROR_STATUS:
+        answer = self._answer = self._asked.answer(status, headers, self._instance)
+        self._record.reader = answer.reader
+        if status >= FIRST_ERROR_STATUS:
             self._record.prompt_estimate = 0
-            self._answer = ErrorAnswer(status, headers)
-        elif question.is_translated(instance):
-            self._answer = ConvertedAnswer(partial(tokens.answer, facts, instance))
-        elif not is_stream:
-            self._answer = PlainAnswer(status, headers)
-        elif facts.stream:
-            self._answer = StreamAnswer(self._reader(question, show_usage=facts.wants_usage), self._endpoint.dialect)
-        else:
-            self._answer = AssembledAnswer(self._reader(question, show_usage=True), self._endpoint.dialect)
 
     def on_data(self, data: bytes, *, is_last: bool) -> None:
         if self._is_over:
             return
+        if is_last:
+            self._connection = None
         try:
             if self._is_flowing and not is_last:
                 self._pass_on(data)
@@ -378,14 +377,14 @@ class Exchange:
             self._client.send(out)
 
     def _relay(self, data: bytes, *, is_last: bool) -> None:
-        answer = self._answer
+        answer, record = self._answer, self._record
         assert answer is not None, "a head comes first"
-        if data and self._record.first_token_seconds is None and not isinstance(answer, ErrorAnswer):
-            self._record.first_token_seconds = self._record.elapsed()
-            if self._lease is not None:
+        if data and record.first_token_seconds is None and not isinstance(answer, ErrorAnswer):
+            record.first_token_seconds = monotonic() - record.started_at
+            if self._lease is not None and self._lease.number is not None:
                 self._lease.on_read()
         out = answer.feed(data) if data else b""
-        failed = answer.failed if isinstance(answer, StreamAnswer) else None
+        failed = answer.failed
         if is_last and failed is None:
             out += answer.end()
         if self._reason is None and (out or is_last):
@@ -411,8 +410,9 @@ class Exchange:
         if not self._is_started:
             self._is_started = True
             self._is_event_stream = head is STREAM_HEAD
-            seconds = self._record.first_byte_seconds = self._record.elapsed()
-            self._record.status = status
+            record = self._record
+            seconds = record.first_byte_seconds = monotonic() - record.started_at
+            record.status = status
             self._client.start(status, b"%bopenai-processing-ms: %d\r\n" % (head, round(seconds * 1000)))
         if data:
             self._client.write(data)
@@ -435,10 +435,6 @@ class Exchange:
             self._hear_last_words()
         else:
             self._fail(error)
-
-    def _reader(self, question: Question, *, show_usage: bool) -> StreamReader:
-        reader = self._record.reader = question.stream_reader(self._instance, show_usage=show_usage)
-        return reader
 
     # ── the end ──
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from llm_api_server.access import Key
 from llm_api_server.auth.authenticator import Known
 from llm_api_server.errors import InvalidRequest, PermissionDenied
 from llm_api_server.gateway.openai import Endpoint
+
+if TYPE_CHECKING:
+    from llm_api_server.gateway.question import Route
 
 #: RFC 9112, 2.2 and 6.3: one line, digits only. Heads that repeat it are left to the parser.
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
@@ -24,8 +28,8 @@ class Head:
     """`headers` have lower-case names; of several with the same name it has the last, `raw` all."""
 
     __slots__ = (
-        "allowed", "can_chunk", "changes", "endpoint", "expects_continue", "headers", "keep_alive", "known",
-        "of_instances", "raw",
+        "allowed", "can_chunk", "changes", "endpoint", "expects_continue", "headers", "keep_alive", "known", "raw",
+        "routes",
     )  # fmt: skip
 
     def __init__(
@@ -48,8 +52,8 @@ class Head:
         self.changes = -1
         #: The key that may do what this head wants.
         self.allowed: Key | None = None
-        #: What instances get of it, by their ids.
-        self.of_instances: dict[str, bytes] = {}
+        #: Where requests with this head go, by the model that they name.
+        self.routes: dict[str | None, Route] = {}
 
     def check(self, key: Key | None) -> None:
         """Whether the key may do what this head wants. Raises `ApiError`."""
@@ -77,12 +81,12 @@ def headers_of(lines: bytes) -> list[tuple[bytes, bytes]]:
 class Repeated:
     """The bytes of a head around the length of its body."""
 
-    __slots__ = ("_after", "_before", "head")
+    __slots__ = ("_after", "_after_length", "_before", "_before_length", "head")
 
     def __init__(self, head: Head, before: bytes, after: bytes) -> None:
         self.head = head
-        self._before = before
-        self._after = after
+        self._before, self._before_length = before, len(before)
+        self._after, self._after_length = after, len(after)
 
     @classmethod
     def learn(cls, head: Head, data: bytes) -> Repeated | None:
@@ -100,14 +104,11 @@ class Repeated:
 
     def body_of(self, data: bytes) -> bytes | None:
         """The body, where `data` is this head again with the whole of a body and nothing else."""
-        before, after = self._before, self._after
-        if not data.startswith(before):
+        if not data.startswith(self._before):
             return None
-        end = data.find(b"\r", len(before), len(before) + 16)
-        if end < 0 or not data.startswith(after, end):
+        place = self._before_length
+        end = data.find(b"\r", place, place + 16)
+        if end < 0 or not data.startswith(self._after, end):
             return None
-        digits = data[len(before) : end]
-        start = end + len(after)
-        if not digits.isdigit() or int(digits) != len(data) - start:
-            return None
-        return data[start:]
+        digits, body = data[place:end], data[end + self._after_length :]
+        return body if digits.isdigit() and int(digits) == len(body) else None

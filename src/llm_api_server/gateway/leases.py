@@ -25,15 +25,17 @@ LINGER = 0.5
 class Lease:
     """The right to run one request on `instance`; `release` exactly once (again is harmless)."""
 
-    __slots__ = ("_held", "_is_blocked", "_key_id", "_number", "_owner", "_work", "instance")
+    __slots__ = ("_held", "_is_blocked", "_key_id", "_owner", "_work", "instance", "number")
+
+    _held: _Held | None
 
     def __init__(self, owner: Leases, held: _Held, key_id: str, work: int, number: int | None) -> None:
-        """`number` is that of the question, where its first token is of interest."""
+        """`number` is that of the question, as long as its first token is of interest."""
         self._owner = owner
-        self._held: _Held | None = held
+        self._held = held
         self._key_id = key_id
         self._work = work
-        self._number = number
+        self.number = number
         self._is_blocked = False
         self.instance = held.info
 
@@ -44,7 +46,7 @@ class Lease:
 
     def on_read(self) -> None:
         """The engine has read the prompt, or it will not be seen when it has."""
-        number, self._number = self._number, None
+        number, self.number = self.number, None
         if number is not None:
             self._owner.link.send(control.Read(number))
 
@@ -63,7 +65,8 @@ class Lease:
         held, self._held = self._held, None
         if held is None:
             return
-        self.on_read()
+        if self.number is not None:
+            self.on_read()
         if self._is_blocked:
             held.blocked -= 1
         if broken:
@@ -76,20 +79,17 @@ class Lease:
 class _Held:
     """An instance that this worker has places on. It `keeps` them until they are reclaimed."""
 
-    __slots__ = ("blocked", "ended", "idle_since", "in_flight", "info", "keeps", "places")
+    __slots__ = ("blocked", "ended", "idle_since", "in_flight", "info", "keeps", "model", "places")
 
     def __init__(self, info: InstanceInfo) -> None:
         self.info = info
+        self.model = info.model
         self.places = 0
         self.in_flight = 0
         self.blocked = 0
         self.keeps = False
         self.ended: list[control.Ended] = []
         self.idle_since = 0.0
-
-    def has_place(self, model: str, task: Task | None) -> bool:
-        """For a request that need not ask."""
-        return self.keeps and self.places > self.in_flight and self.info.model == model and self.info.does(task)
 
 
 class _Asked:
@@ -163,7 +163,13 @@ class Leases:
             return None
         best: _Held | None = None
         for held in self._held.values():
-            if held.has_place(model, task) and (best is None or held.in_flight < best.in_flight):
+            if (
+                held.model == model
+                and held.keeps
+                and held.places > held.in_flight
+                and (best is None or held.in_flight < best.in_flight)
+                and held.info.does(task)
+            ):
                 best = held
         return self._lease(best, key_id, 0, None) if best is not None else None
 
@@ -193,14 +199,17 @@ class Leases:
 
     def _lease(self, held: _Held, key_id: str, work: int, number: int | None) -> Lease:
         held.in_flight += 1
-        self.plan_report()
+        if self._report_timer is None:
+            self.plan_report()
         return Lease(self, held, key_id, work, number)
 
     def on_release(self, held: _Held) -> None:
         """Called by `Lease.release`. Places that are kept are given back when none was used for a while."""
         held.in_flight -= 1
-        held.idle_since = time.monotonic()
-        self.plan_report()
+        if not held.in_flight:
+            held.idle_since = time.monotonic()
+        if self._report_timer is None:
+            self.plan_report()
         if not held.keeps:
             self._give_back(held)
 

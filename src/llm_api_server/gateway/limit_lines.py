@@ -5,25 +5,37 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from llm_api_server.control import Standing
+from llm_api_server.control import Quota, Standing
 
 
-def limit_lines(standing: Standing, requests: int = 0, tokens: int = 0) -> bytes:
-    """Lines of a head; `requests` and `tokens` were used since. Times as OpenAI has them: `120ms`, `1s`, `6m0s`."""
-    lines = b""
-    if (quota := standing.requests) is not None:
-        lines = (
-            b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
-            b"x-ratelimit-reset-requests: %b\r\n"
-            % (quota.limit, max(0, quota.remaining - requests), _duration(quota.reset))
-        )
-    if (quota := standing.tokens) is not None:
-        lines += (
-            b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\n"
-            b"x-ratelimit-reset-tokens: %b\r\n"
-            % (quota.limit, max(0, quota.remaining - tokens), _duration(quota.reset))
-        )
-    return lines
+class LimitLines:
+    """Lines of a head, for one standing and what is used since. Times as OpenAI has them: `120ms`, `1s`, `6m0s`."""
+
+    def __init__(self, standing: Standing) -> None:
+        self._requests = standing.requests.remaining if standing.requests is not None else None
+        self._tokens = standing.tokens.remaining if standing.tokens is not None else None
+        self._form = _form(b"requests", standing.requests) + _form(b"tokens", standing.tokens)
+
+    def after(self, requests: int, tokens: int) -> bytes:
+        """`requests` and `tokens` were used since."""
+        left = []
+        if self._requests is not None:
+            left.append(self._requests - requests if self._requests > requests else 0)
+        if self._tokens is not None:
+            left.append(self._tokens - tokens if self._tokens > tokens else 0)
+        return self._form % tuple(left)
+
+
+def limit_lines(standing: Standing) -> bytes:
+    return LimitLines(standing).after(0, 0)
+
+
+def _form(what: bytes, quota: Quota | None) -> bytes:
+    """With a place for what remains."""
+    if quota is None:
+        return b""
+    lines = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %b\r\n"
+    return lines % (what, quota.limit, what, what, _duration(quota.reset))
 
 
 @lru_cache(1024)

@@ -172,7 +172,7 @@ def answer_lines(record: RequestRecord) -> bytes:
 
 def finish(record: RequestRecord, accounts: Accounts, log: RequestLog) -> None:
     """A request is over: its line in the log, and the end of its row."""
-    record.seconds = record.elapsed()
+    record.seconds = time.monotonic() - record.started_at
     log.add(record)
     accounts.end(record)
 

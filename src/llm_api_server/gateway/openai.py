@@ -115,7 +115,10 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
 
 
 class RequestFacts(msgspec.Struct):
-    """What was read of a request. `stream` is settled; `says_stream` tells whether the body says the same."""
+    """What was read of a request. `stream` is settled; `says_stream` tells whether the body says the same.
+
+    `has_developer`: a message has the role `developer`.
+    """
 
     request: schemas.Request | None
     model: str | None
@@ -124,6 +127,7 @@ class RequestFacts(msgspec.Struct):
     wants_usage: bool = False
     max_tokens: int | None = None
     media: Sequence[Media] = ()
+    has_developer: bool = False
 
 
 def read_request(
@@ -147,14 +151,26 @@ def read_request(
         raise InvalidRequest(f"We could not parse the JSON body of your request: {error}.") from error
     except RecursionError as error:
         raise InvalidRequest("The JSON body of your request is nested too deeply.") from error
-    _check(request)
-    said = getattr(request, "stream", None)
-    options = request.stream_options if isinstance(request, schemas.Sampling) else None
+    if request.model == "":
+        raise _invalid("Invalid 'model': expected a model's name.", "model")
+    said, options, has_developer = None, None, False
+    if isinstance(request, schemas.ChatRequest):
+        has_developer = _check_chat(request)
+        max_tokens = request.max_completion_tokens or request.max_tokens
+        said, options = request.stream, request.stream_options
+    else:
+        _check(request)
+        max_tokens = _max_tokens(request)
+        if isinstance(request, schemas.Sampling):
+            said, options = request.stream, request.stream_options
+        elif isinstance(request, schemas.MessagesRequest):
+            said = request.stream
     stream = endpoint.streams and (stream_by_default if said is None else said)
     if options is not None and not stream:
         raise _invalid("'stream_options' is only allowed when 'stream' is true.", "stream_options")
     wants_usage = options is not None and options.include_usage is True
-    return RequestFacts(request, request.model, stream, bool(said) == stream, wants_usage, _max_tokens(request), media)
+    says_stream = bool(said) == stream
+    return RequestFacts(request, request.model, stream, says_stream, wants_usage, max_tokens, media, has_developer)
 
 
 def _is_plain(body: bytes) -> bool:
@@ -180,7 +196,7 @@ def ask_for_usage(body: bytes) -> dict[str, Any]:
 def developer_changes(facts: RequestFacts, body: bytes) -> dict[str, Any]:
     """`messages` with the role `developer` named `system`, the only name most chat templates know."""
     request = facts.request
-    if not isinstance(request, schemas.ChatRequest) or "developer" not in {one.role for one in request.messages}:
+    if not facts.has_developer or not isinstance(request, schemas.ChatRequest):
         return {}
     messages = msgspec.json.decode(body, type=_MessagesOnly).messages
     for read, message in zip(request.messages, messages, strict=True):
@@ -270,11 +286,6 @@ def _invalid(message: str, param: str) -> InvalidRequest:
 
 
 def _check(request: schemas.Request) -> None:
-    if request.model == "":
-        raise _invalid("Invalid 'model': expected a model's name.", "model")
-    if isinstance(request, schemas.ChatRequest):
-        _check_chat(request)
-        return
     match request:
         case schemas.CompletionRequest():
             _check_prompt(request)
@@ -293,10 +304,14 @@ def _check(request: schemas.Request) -> None:
             _check_score(request)
 
 
-def _check_chat(request: schemas.ChatRequest) -> None:
+def _check_chat(request: schemas.ChatRequest) -> bool:
+    """Whether a message has the role `developer`."""
+    has_developer = False
     for index, message in enumerate(request.messages):
         if not isinstance(message.content, str):
             _check_message(message, f"messages[{index}]")
+        if message.role == "developer":
+            has_developer = True
     if request.top_logprobs is not None and not request.logprobs:
         raise _invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
     if request.tools:
@@ -305,6 +320,7 @@ def _check_chat(request: schemas.ChatRequest) -> None:
         _check_tool_choice(request)
     if request.response_format is not None:
         _check_response_format(request.response_format)
+    return has_developer
 
 
 def _check_message(message: schemas.Message, param: str) -> None:
@@ -392,8 +408,6 @@ def _check_score(request: schemas.ScoreRequest) -> None:
 
 
 def _max_tokens(request: schemas.Request) -> int | None:
-    if isinstance(request, schemas.ChatRequest):
-        return request.max_completion_tokens or request.max_tokens
     match request:
         case schemas.CompletionRequest() | schemas.MessagesRequest():
             return request.max_tokens

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_api_server.access import Key
@@ -14,8 +15,18 @@ from llm_api_server.control import Claim, InstanceInfo
 from llm_api_server.errors import NotSupported
 from llm_api_server.gateway import estimate, forced_tools, openai, schemas, tokens
 from llm_api_server.gateway.addresses import encode_head
-from llm_api_server.gateway.answers import EVENT_STREAM, JSON
-from llm_api_server.gateway.catalog import Catalog
+from llm_api_server.gateway.answers import (
+    EVENT_STREAM,
+    FIRST_ERROR_STATUS,
+    JSON,
+    Answer,
+    AssembledAnswer,
+    ConvertedAnswer,
+    ErrorAnswer,
+    PlainAnswer,
+    StreamAnswer,
+)
+from llm_api_server.gateway.catalog import Catalog, Found
 from llm_api_server.gateway.engine_errors import NO_CHAT_TEMPLATE
 from llm_api_server.gateway.forced_tools import ForcedCallStream
 from llm_api_server.gateway.heads import Head
@@ -30,64 +41,95 @@ if TYPE_CHECKING:
 _CHAT = frozenset({"chat", "responses", "messages"})
 
 
+class Route:
+    """What all requests have in common that have one head and name one model: which it is, and how instances get it.
+
+    True as long as key, statuses and configuration stay what they are.
+    """
+
+    __slots__ = (
+        "adapter", "heads", "is_checked", "key", "knows_developer", "model", "models", "name", "revision", "status",
+    )  # fmt: skip
+
+    def __init__(self, found: Found, key: Key, models: Mapping[str, ModelStatus], catalog: Catalog) -> None:
+        self.model, self.adapter, self.name = found.model, found.adapter, found.name
+        self.key = key
+        self.models = models
+        self.revision = catalog.revision
+        self.knows_developer = catalog.knows_developer_role(found.model)
+        self.status = models.get(found.model)
+        self.is_checked = False
+        #: The first lines of what instances get, by their ids.
+        self.heads: dict[str, bytes] = {}
+
+
 class Question:
     """Raises `InvalidRequest` for a body of a wrong shape."""
+
+    _form: Form | None = None
+    #: What the engine is told of the trace that this belongs to.
+    trace_lines = b""
+    route: Route
 
     def __init__(self, head: Head, body: bytes, *, streaming_default: bool, may_fetch: bool) -> None:
         endpoint = self._endpoint = head.endpoint
         self._head = head
-        self._form: Form | None = None
         self.body = body
-        #: What the engine is told of the trace that this belongs to.
-        self.trace_lines = b""
-        self.model = ""
-        self._adapter: str | None = None
-        self._is_forced_choice: bool | None = None
         if endpoint.request is None:
             self._form = Form(head.get(b"content-type"), body)
             self.facts = self._form.read()
         else:
             by_default = streaming_default and EVENT_STREAM in head.get(b"accept")
             self.facts = openai.read_request(endpoint, body, stream_by_default=by_default, may_fetch=may_fetch)
+        request = self.facts.request
+        has_choice = isinstance(request, schemas.ChatRequest) and request.tool_choice is not None
+        self._is_forced_choice = has_choice and forced_tools.is_forced(self.facts)
 
-    def find(self, catalog: Catalog, key: Key) -> None:
+    def find(self, catalog: Catalog, key: Key, models: Mapping[str, ModelStatus]) -> None:
         """Settle which model it is for. Raises `ApiError` where there is none, or none that the key may use."""
-        found = catalog.find(self.facts.model, key)
-        self.model, self._adapter = found.model, found.adapter
-        self._knows_developer = catalog.knows_developer_role(found.model)
+        routes, wanted = self._head.routes, self.facts.model
+        route = routes.get(wanted)
+        if route is None or route.key is not key or route.models is not models or route.revision != catalog.revision:
+            route = routes[wanted] = Route(catalog.find(wanted, key), key, models, catalog)
+        self.route = route
 
-    @property
-    def name(self) -> str:
-        """Of the model or the adapter that it is for."""
-        return self._adapter or self.model
-
-    def check(self, status: ModelStatus | None, limits: InferenceConfig) -> None:
+    def check(self, limits: InferenceConfig) -> None:
         """Whether the model can do that, as far as it is known. Raises `ApiError`."""
+        route = self.route
+        if not route.is_checked:
+            self._check_endpoint(route)
+            route.is_checked = True
         if self.facts.media:
-            check_images(self.facts.media, most=limits.max_images, pixels=limits.max_image_pixels)
-        if self._adapter and self._endpoint.task not in {None, "generate"}:
-            raise NotSupported(f"The adapter '{self._adapter}' generates text only; ask '{self.model}' for this.")
-        if status is None:
-            return
-        if status.vision is False:
-            for media in self.facts.media:
-                if media.kind == "image":
-                    raise NotSupported(f"The model '{self.model}' cannot see images.", param=media.param)
+            self._check_media(limits)
+
+    def _check_endpoint(self, route: Route) -> None:
+        if route.adapter and self._endpoint.task not in {None, "generate"}:
+            raise NotSupported(f"The adapter '{route.adapter}' generates text only; ask '{route.model}' for this.")
         # llama.cpp would chat with words that the model was never taught; vLLM refuses by itself.
-        if status.chat_template is False and self._endpoint.permission in _CHAT:
+        has_no_template = route.status is not None and route.status.chat_template is False
+        if has_no_template and self._endpoint.permission in _CHAT:
             raise NotSupported(NO_CHAT_TEMPLATE)
 
-    def answer_tokens(self, models: Mapping[str, ModelStatus]) -> tuple[int, int]:
+    def _check_media(self, limits: InferenceConfig) -> None:
+        check_images(self.facts.media, most=limits.max_images, pixels=limits.max_image_pixels)
+        status = self.route.status
+        if status is None or status.vision is not False:
+            return
+        for media in self.facts.media:
+            if media.kind == "image":
+                raise NotSupported(f"The model '{self.route.model}' cannot see images.", param=media.param)
+
+    def answer_tokens(self) -> tuple[int, int]:
         """That the answer may have as the request says, and as it leaves open."""
-        status = models.get(self.model)
+        status = self.route.status
         length = status.context_length if status is not None else None
         return estimate.answer_tokens(self._endpoint, self.facts, length)
 
-    def claim(self, key: Key, prompt_tokens: int, models: Mapping[str, ModelStatus]) -> Claim:
+    def claim(self, key: Key, prompt_tokens: int) -> Claim:
         """What it asks of an instance, and for whom."""
         request = self.facts.request
         is_light = self._endpoint.task is None or isinstance(request, schemas.CountTokensRequest)
-        stated, spare = self.answer_tokens(models)
+        stated, spare = self.answer_tokens()
         is_batch = key.priority_class == "batch" or getattr(request, "service_tier", None) == "flex"
         work = 0 if is_light else estimate.work_of(prompt_tokens, stated, spare)
         reads = prompt_tokens if self._endpoint.streams and not is_light else 0
@@ -112,14 +154,26 @@ class Question:
 
     def encode_at_once(self, instance: InstanceInfo, row: str, proxy: EngineProxy) -> bytes | None:
         """As `encode`; None where the instance must be asked something first."""
-        if self._is_forced(instance) or self.is_translated(instance):
+        if self._is_forced_choice or self._endpoint.task is None:
             return None
         openai.check_supported(self.facts, instance.engine)
         body = self._body_for(instance, row)
         return None if proxy.limits.may_exceed(self.facts, instance, body) else self._framed(instance, row, body)
 
-    def stream_reader(self, instance: InstanceInfo, *, show_usage: bool) -> StreamReader:
-        """For the event stream that `instance` answers with."""
+    def answer(self, status: int, headers: dict[str, str], instance: InstanceInfo) -> Answer:
+        """What becomes of the answer of `instance` that begins so."""
+        kind = headers.get("content-type")
+        if status >= FIRST_ERROR_STATUS:
+            return ErrorAnswer(status, headers)
+        if self._endpoint.task is None and self.is_translated(instance):
+            return ConvertedAnswer(partial(tokens.answer, self.facts, instance))
+        if kind is None or not kind.startswith(EVENT_STREAM):
+            return PlainAnswer(status, headers)
+        if self.facts.stream:
+            return StreamAnswer(self._reader(instance, show_usage=self.facts.wants_usage), self._endpoint.dialect)
+        return AssembledAnswer(self._reader(instance, show_usage=True), self._endpoint.dialect)
+
+    def _reader(self, instance: InstanceInfo, *, show_usage: bool) -> StreamReader:
         choices = getattr(self.facts.request, "n", None) or 1
         if self._is_forced(instance):
             return ForcedCallStream(show_usage=show_usage, choices=choices)
@@ -128,17 +182,17 @@ class Question:
 
     def is_translated(self, instance: InstanceInfo) -> bool:
         """Whether the instance has the endpoint in a form of its own."""
-        return self._endpoint.task is None and tokens.is_translated(self.facts, instance)
+        return tokens.is_translated(self.facts, instance)
 
     def _framed(self, instance: InstanceInfo, row: str, body: bytes) -> bytes:
-        heads = self._head.of_instances
+        heads = self.route.heads
         head = heads.get(instance.id)
         if head is None:
             head = heads[instance.id] = self._head_for(instance)
         if instance.engine == "remote":
             return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, self.trace_lines, len(body), body)
-        lines = b"x-request-id: %b\r\n%b" % (row.encode(), self.trace_lines)
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, lines, len(body), body)
+        lines = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b"
+        return lines % (head, row.encode(), self.trace_lines, len(body), body)
 
     def _head_for(self, instance: InstanceInfo) -> bytes:
         """What is the same for all requests with this head."""
@@ -160,37 +214,35 @@ class Question:
 
     def _body_for(self, instance: InstanceInfo, row: str) -> bytes:
         """The body as this instance must see it; the client's own where nothing has to change."""
-        facts = self.facts
-        name = self._adapter or instance.upstream_model or instance.model
+        facts, endpoint = self.facts, self._endpoint
+        name = self.route.adapter or instance.upstream_model or instance.model
         if self._form is not None:
             return self._form.with_fields({"model": name}) if facts.model != name else self.body
         changes: dict[str, Any] = {}
-        if self._endpoint.task is None:
+        if endpoint.task is None:
             changes = openai.tokenize_changes(facts, instance.engine)
         if facts.model != name:
             changes["model"] = name
         streams = self.streams_from(instance)
         if not facts.says_stream or streams != facts.stream:
             changes["stream"] = streams
-        if streams and self._endpoint.dialect == "openai" and not facts.wants_usage:
+        if streams and endpoint.dialect == "openai" and not facts.wants_usage:
             changes["stream_options"] = openai.ask_for_usage(self.body)
-        if self._endpoint.dialect == "responses" and instance.engine == "vllm":
+        if endpoint.dialect == "responses" and instance.engine == "vllm":
             changes["request_id"] = f"resp_{row}"
-        if instance.engine != "remote" and not self._knows_developer:
+        if facts.has_developer and instance.engine != "remote" and not self.route.knows_developer:
             changes.update(openai.developer_changes(facts, self.body))
         return openai.rewrite(self.body, changes) if changes else self.body
 
     def streams_from(self, instance: InstanceInfo) -> bool:
-        """Whether the instance is asked for a stream."""
-        return self.facts.stream or self._is_assembled(instance)
+        """Whether the instance is asked for a stream.
 
-    def _is_assembled(self, instance: InstanceInfo) -> bool:
-        """Whether a plain answer is made from a stream: so llama.cpp notices when the client leaves."""
-        may = self._endpoint.streams and not self.facts.stream
-        return may and (instance.engine == "llama_cpp" or self._is_forced(instance))
+        Some plain answers are made from one: llama.cpp notices only then when the client leaves.
+        """
+        if self.facts.stream or not self._endpoint.streams:
+            return self.facts.stream
+        return instance.engine == "llama_cpp" or self._is_forced(instance)
 
     def _is_forced(self, instance: InstanceInfo) -> bool:
         """Whether a tool call is demanded of an engine that would not hold itself to it."""
-        if self._is_forced_choice is None:
-            self._is_forced_choice = forced_tools.is_forced(self.facts)
         return self._is_forced_choice and instance.engine != "remote"

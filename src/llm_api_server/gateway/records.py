@@ -77,14 +77,13 @@ class RequestRecord(msgspec.Struct):
     def elapsed(self) -> float:
         return time.monotonic() - self.started_at
 
-    @property
-    def level(self) -> str:
-        """Requests that never touch a model are of interest to few."""
-        return "INFO" if self.model is not None or self.error is not None else "DEBUG"
-
     def line(self) -> str:
         """For the log."""
-        model = f" model={_printable(self.model)}" if self.model is not None else ""
+        model, path = "" if self.model is None else f" model={self.model}", self.path
+        if not (path.isprintable() and len(path) <= _MAX_CHARS):
+            path = _printable(path)
+        if not (model.isprintable() and len(model) <= _MAX_CHARS):
+            model = _printable(model)
         usage = self.usage
         tokens = (
             f" prompt_tokens={usage.prompt_tokens} completion_tokens={usage.completion_tokens}"
@@ -95,7 +94,7 @@ class RequestRecord(msgspec.Struct):
         error = f" error={_printable(self.error)}" if self.error is not None else ""
         name = self.key.name if self.key is not None else "-"
         return (
-            f"{self.method} {_printable(self.path)} {self.status} key={name}{model}{tokens}{ttft} "
+            f"{self.method} {path} {self.status} key={name}{model}{tokens}{ttft} "
             f"seconds={self.seconds:.3f} id={self.request_id}{error}"
         )
 
@@ -117,7 +116,9 @@ class RequestLog:
         return f"req_{self._prefix}{next(self._numbers):012x}"
 
     def add(self, record: RequestRecord) -> None:
-        self._lines[record.level].append(record.line())
+        """Requests that never touch a model are of interest to few."""
+        level = "INFO" if record.model is not None or record.error is not None else "DEBUG"
+        self._lines[level].append(record.line())
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(WRITE_INTERVAL, self.flush)
 
@@ -143,6 +144,4 @@ def record_of(scope: MutableMapping[str, Any]) -> RequestRecord:
 
 
 def _printable(text: str) -> str:
-    if text.isprintable() and len(text) <= _MAX_CHARS:
-        return text
     return "".join(char if char.isprintable() else "?" for char in text[:_MAX_CHARS])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llm_api_server.access import Limits
 from llm_api_server.control import NO_SHARE, Share, Spend, Standing
-from llm_api_server.gateway.limit_lines import limit_lines
+from llm_api_server.gateway.limit_lines import LimitLines
 
 
 class HeldShare:
@@ -25,7 +25,7 @@ class HeldShare:
         self._used_requests = self._used_tokens = 0
         self._running = 0
         self._was_used = True
-        self._standing = Standing()
+        self._form = LimitLines(Standing())
         self._since = self._tokens_since = 0
 
     def add(self, share: Share, standing: Standing) -> None:
@@ -38,7 +38,7 @@ class HeldShare:
 
     def hear(self, standing: Standing) -> None:
         """How the key stands to the manager: all that is here counts as used there."""
-        self._standing = standing
+        self._form = LimitLines(standing)
         self._since, self._tokens_since = -self._requests, -self._tokens
 
     def take(self, tokens: int) -> bool:
@@ -74,7 +74,7 @@ class HeldShare:
 
     def lines(self) -> bytes:
         """How the key stands as far as this worker knows: not better than it is, for others may hold shares, too."""
-        return limit_lines(self._standing, self._since, self._tokens_since)
+        return self._form.after(self._since, self._tokens_since)
 
     def spend(self, *, returns: bool, is_answer: bool = False) -> Spend | None:
         """What to tell the manager; with `returns` all that is free goes back. None: nothing has happened."""

@@ -321,7 +321,7 @@ class _Pool:
         now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_open and now - connection.idle_since < IDLE_TIMEOUT:
+            if now - connection.idle_since < IDLE_TIMEOUT and connection.is_open:
                 connection.is_reused = True
                 return connection
             connection.abort()
