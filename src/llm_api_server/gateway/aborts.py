@@ -6,6 +6,9 @@ llama.cpp is a stream, what has come of it is counted, and closing the connectio
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import msgspec
 
 from llm_api_server.control import InstanceInfo
@@ -13,6 +16,9 @@ from llm_api_server.gateway import estimate, schemas
 from llm_api_server.gateway.openai import RequestFacts
 from llm_api_server.gateway.upstream import UpstreamClient, UpstreamError
 
+#: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.
+LAST_WORDS_TIMEOUT = 2.0
+ABORT_INTERVAL = 0.2
 _OK = 200
 _MAX_ANSWER_BYTES = 64 * 1024
 
@@ -27,6 +33,18 @@ def engine_ids(facts: RequestFacts, request_id: str) -> list[str]:
         case schemas.ResponsesRequest():
             return [f"resp_{request_id}_0"]
     return []
+
+
+async def hear_last_words(
+    upstream: UpstreamClient, instance: InstanceInfo, ids: list[str], last_words: asyncio.Future[None]
+) -> bool:
+    """End what has these ids, and wait until the answer has come to its end, if waiting is of use. Whether it has."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_TIMEOUT):
+            # More than once: the first may come before the engine knows the request.
+            while not last_words.done() and await abort(upstream, instance, ids):
+                await asyncio.wait({last_words}, timeout=ABORT_INTERVAL)
+    return last_words.done()
 
 
 async def abort(upstream: UpstreamClient, instance: InstanceInfo, ids: list[str]) -> bool:

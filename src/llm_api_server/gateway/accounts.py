@@ -234,13 +234,14 @@ class Accounts:
 
     # ── the ledger ──
 
-    def start(self, record: RequestRecord, prompt: str | None = None) -> None:
-        """The request is admitted: from now on it has a row."""
+    def start(self, record: RequestRecord, prompt: str | None = None) -> str:
+        """The request is admitted: from now on it has a row. Its name."""
         row = record.row = f"{self._link.worker}-{next(self._numbers)}"
         record.prompt = prompt
         self._running[row] = self._begun[row] = record
         if self._timer is None:
             self._plan_report()
+        return row
 
     def end(self, record: RequestRecord) -> None:
         """The request is over, in whatever way. Does nothing twice for one that had a row."""

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 #: How long to wait before an instance that did not answer is asked for again: its end is about to be noticed.
 RETRY_DELAY = 0.1
 ATTEMPTS = 2
-#: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.
-LAST_WORDS_TIMEOUT = 2.0
-ABORT_INTERVAL = 0.2
 
 
 class Exchange:
@@ -61,6 +58,7 @@ class Exchange:
     _wait: Wait | None = None
     _attempt = 0
     _request = b""
+    _row = ""
     _connection: Connection | None = None
     _answer: Answer | None = None
     _task: asyncio.Task[None] | None = None
@@ -94,7 +92,13 @@ class Exchange:
         self._proxy.running.add(self)
 
     def begin(self) -> None:
-        self._task = eager.run(self._open())
+        try:
+            is_asked = self._ask_at_once()
+        except Exception as error:  # noqa: BLE001 - as in `_open`
+            self._task = eager.run(self._refuse(error))
+        else:
+            if not is_asked:
+                self._task = eager.run(self._open())
 
     def on_gone(self) -> None:
         self._stop(ClientGone())
@@ -163,45 +167,53 @@ class Exchange:
             self._finish()
 
     async def _wind_down(self, last_words: asyncio.Future[None]) -> None:
-        """End the answer at the engine, and let its last words tell what it has used.
-
-        Gives up when waiting longer is of no use; the client gets nothing more of the answer.
-        """
+        """End the answer at the engine; the client gets nothing more of it."""
+        ids = aborts.engine_ids(self._asked.facts, self._row)
         try:
-            async with asyncio.timeout(LAST_WORDS_TIMEOUT):
-                # More than once: the first may come before the engine knows the request.
-                ids = aborts.engine_ids(self._asked.facts, self._row)
-                while not last_words.done() and await aborts.abort(self._proxy.upstream, self._instance, ids):
-                    await asyncio.wait({last_words}, timeout=ABORT_INTERVAL)
-            if self._record.reader is not None and self._instance.engine == "llama_cpp" and not last_words.done():
+            is_said = await aborts.hear_last_words(self._proxy.upstream, self._instance, ids, last_words)
+            if not is_said and self._record.reader is not None and self._instance.engine == "llama_cpp":
                 self._record.reader.cut_off()
-        except TimeoutError:
-            pass
         finally:
             self._give_up()
 
     # ── to the engine ──
 
+    def _ask_at_once(self) -> bool:
+        """Hand the request to an engine, as most can be. False: `_open` goes on where something must be waited for.
+
+        Raises whatever is wrong with it.
+        """
+        record, head = self._record, self._head
+        if not self._proxy.recognize(record, head, self._client):
+            return False
+        if head.allowed is not record.key:
+            head.check(record.key)
+        body = self._client.body_at_once()
+        if body is None:
+            return False
+        question = self._read(body)
+        tokens = self._prompt_tokens + sum(question.answer_tokens())
+        if not self._proxy.accounts.admit_at_once(record, tokens):
+            return False
+        self._start(question)
+        return not question.facts.media and self._forward_at_once(question)
+
     async def _open(self) -> None:
-        """Everything up to the moment when an engine has the request."""
+        """Everything that is left up to the moment when an engine has the request."""
         proxy, record, head, client = self._proxy, self._record, self._head, self._client
         try:
             while not proxy.recognize(record, head, client):
                 await proxy.look_up(head)
             if head.allowed is not record.key:
                 head.check(record.key)
-            if (body := client.body_at_once()) is None:
-                body = await client.body()
-            question = self._question = self._read(body)
-            if not self._admit_at_once(question):
-                await self._admit(question)
-            proxy.accounts.start(record, question.prompt_text() if proxy.records_prompts else None)
-            if question.facts.stream:
-                self._next_ping = proxy.now() + proxy.first_ping_delay
-            if question.facts.media and any(one.url for one in question.facts.media):
-                question = self._question = self._read(await proxy.with_media(question))
-            if not self._forward_at_once(question):
-                await self._forward(question)
+            question = self._question or self._read(await client.body())
+            if record.row is None:
+                stated, spare = question.answer_tokens()
+                await proxy.accounts.admit(record, self._prompt_tokens + stated, spare)
+                self._start(question)
+            if any(one.url for one in question.facts.media):
+                question = self._read(await proxy.with_media(question))
+            await self._forward(question)
         except asyncio.CancelledError:
             if self._reason is None:
                 raise
@@ -221,24 +233,24 @@ class Exchange:
         """Everything about the request that can be wrong without an engine. Raises `ApiError`."""
         proxy, record = self._proxy, self._record
         assert record.key is not None
-        question = Question(self._head, body, streaming_default=proxy.streaming_default, may_fetch=proxy.media.is_on)
+        question = Question(self._head, body, streaming_default=proxy.streaming_default, may_fetch=proxy.may_fetch)
         question.find(proxy.catalog, record.key, proxy.leases.models)
         record.model = question.route.name
         record.stream = question.facts.stream
-        question.check(proxy.inference)
+        if question.facts.media or not question.route.is_checked:
+            question.check(proxy.inference)
         if record.trace is not None or TRACEPARENT in self._head.headers:
             question.trace_lines = engine_lines(self._head.headers, record.trace)
+        self._prompt_tokens = estimate.prompt_tokens(self._endpoint, question.facts, len(body))
+        self._question = question
         return question
 
-    def _admit_at_once(self, question: Question) -> bool:
-        """Count it against the limits of its key, where these are far; `_admit` asks the manager."""
-        self._prompt_tokens = estimate.prompt_tokens(self._endpoint, question.facts, len(question.body))
-        stated, spare = question.answer_tokens()
-        return self._proxy.accounts.admit_at_once(self._record, self._prompt_tokens + stated + spare)
-
-    async def _admit(self, question: Question) -> None:
-        stated, spare = question.answer_tokens()
-        await self._proxy.accounts.admit(self._record, self._prompt_tokens + stated, spare)
+    def _start(self, question: Question) -> None:
+        """It is admitted."""
+        proxy = self._proxy
+        self._row = proxy.accounts.start(self._record, question.prompt_text() if proxy.records_prompts else None)
+        if question.facts.stream:
+            self._next_ping = proxy.now() + proxy.first_ping_delay
 
     def _forward_at_once(self, question: Question) -> bool:
         """`_forward`, where an instance has a place and a connection, and nothing must be asked first."""
@@ -328,7 +340,9 @@ class Exchange:
     def on_head(self, status: int, headers: dict[str, str]) -> None:
         if self._is_over:
             return
-        answer = self._answer = self._asked.answer(status, headers, self._instance)
+        assert self._question is not None
+        assert self._lease is not None
+        answer = self._answer = self._question.answer(status, headers, self._lease.instance)
         self._record.reader = answer.reader
         if status >= FIRST_ERROR_STATUS:
             self._record.prompt_estimate = 0
@@ -372,7 +386,7 @@ class Exchange:
         out = self._answer.feed(data)
         if self._answer.failed is not None:
             self._client.write(out)
-            self._end_failed(self._answer.failed)
+            self._complete(self._answer.failed)
         elif out:
             self._client.send(out)
 
@@ -392,18 +406,11 @@ class Exchange:
                 raise EngineError("The engine did not answer with a stream.")
             self._next_ping = float("inf")
             self._write(answer.head, out, answer.status)
-        if failed is not None:
-            self._end_failed(failed)
-        elif is_last:
-            self._complete()
+        if failed is not None or is_last:
+            self._complete(failed)
         elif self._reason is None:
             self._client.flush()
             self._is_flowing = self._is_started and isinstance(answer, StreamAnswer)
-
-    def _end_failed(self, failed: ApiError) -> None:
-        """The stream's last event was the engine's error."""
-        self._record.error = failed.kind
-        self._complete()
 
     def _write(self, head: bytes, data: bytes, status: int = 200) -> None:
         """`data`, after the head where that has not been sent."""
@@ -417,8 +424,10 @@ class Exchange:
         if data:
             self._client.write(data)
 
-    def _complete(self) -> None:
-        """The engine's answer is whole, or as whole as it gets."""
+    def _complete(self, failed: ApiError | None) -> None:
+        """The engine's answer is whole, or as whole as it gets: the last event of a stream may be an error."""
+        if failed is not None:
+            self._record.error = failed.kind
         if self._reason is not None:
             self._hear_last_words()
             return
@@ -469,8 +478,8 @@ class Exchange:
         if self._connection is not None:
             self._connection.abort_for(self)
             self._connection = None
-        if (lease := self._lease) is not None:
-            lease.release(work=self._record.usage_or_estimate().work if lease.is_counted else None)
+        if self._lease is not None:
+            self._lease.release(self._record)
         self._client.over()
 
     def _internal_error(self) -> InternalError:
@@ -479,11 +488,6 @@ class Exchange:
 
     def _log_engine(self, error: UpstreamError) -> None:
         logger.warning("{}: instance {}: {}", self._record.request_id, self._instance.id, error)
-
-    @property
-    def _row(self) -> str:
-        assert self._record.row is not None, "it was admitted"
-        return self._record.row
 
     @property
     def _instance(self) -> InstanceInfo:

@@ -55,7 +55,8 @@ class HttpProtocol(HttpToolsProtocol):
         before = self.cycle
         is_first = self._is_between and (before is None or before.response_complete)
         if is_first and self._last is not None and (body := self._last.body_of(data)) is not None:
-            self._unset_keepalive_if_required()
+            if self.timeout_keep_alive_task is not None:
+                self._unset_keepalive_if_required()
             self._repeat(self._last.head, body)
             return
         self._head_bytes += len(data)
@@ -228,7 +229,7 @@ class DirectClient:
     def begin_with(self, body: bytes) -> None:
         """All of it is here, and it is its turn."""
         self._has_turn = self._has_body = self._has_begun = True
-        self._is_too_large = len(body) > self._door.max_body_bytes
+        self._is_too_large = len(body) > self._door.proxy.max_body_bytes
         self._chunks.append(body)
         self.exchange.arrive()
         self.exchange.begin()
@@ -244,7 +245,7 @@ class DirectClient:
     def look_at(self, head: Head) -> None:
         """Whether an answer need not wait for the body."""
         length = head.headers.get(b"content-length", b"")
-        self._is_too_large = length.isdigit() and int(length) > self._door.max_body_bytes
+        self._is_too_large = length.isdigit() and int(length) > self._door.proxy.max_body_bytes
         self._is_early = self._is_too_large or head.expects_continue
 
     def on_body(self, data: bytes) -> None:
@@ -252,7 +253,7 @@ class DirectClient:
             return
         self._chunks.append(data)
         self._size += len(data)
-        if self._size > self._door.max_body_bytes:
+        if self._size > self._door.proxy.max_body_bytes:
             self._is_too_large = True
             self._chunks.clear()
             self._wake()
@@ -304,7 +305,7 @@ class DirectClient:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._is_too_large:
-            raise too_large(self._door.max_body_bytes)
+            raise too_large(self._door.proxy.max_body_bytes)
         return self.body_at_once() or b""
 
     def start(self, status: int, lines: bytes) -> None:

@@ -14,6 +14,7 @@ from llm_api_server import control
 from llm_api_server.control import NO_CLAIM, Claim, Explained, InstanceInfo, Models
 from llm_api_server.errors import ShuttingDown
 from llm_api_server.gateway.link import ManagerLink
+from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.model_status import Explanation, ModelStatus
 from llm_api_server.types import Task
 
@@ -39,11 +40,6 @@ class Lease:
         self._is_blocked = False
         self.instance = held.info
 
-    @property
-    def is_counted(self) -> bool:
-        """Whether the work that it made decides on whose turn is next."""
-        return self._held is not None and not self._held.keeps
-
     def on_read(self) -> None:
         """The engine has read the prompt, or it will not be seen when it has."""
         number, self.number = self.number, None
@@ -57,8 +53,8 @@ class Lease:
             self._held.blocked += 1 if is_blocked else -1
             self._owner.plan_report()
 
-    def release(self, *, work: int | None = None, broken: bool = False) -> None:
-        """`work`: what the request made of it, where that is known.
+    def release(self, record: RequestRecord | None = None, *, broken: bool = False) -> None:
+        """`record` tells what the request made of the work, where that is known.
 
         `broken`: the instance did not answer, so nothing more is started there before the manager says so.
         """
@@ -71,19 +67,20 @@ class Lease:
             held.blocked -= 1
         if broken:
             held.keeps = False
-        if not held.keeps:
-            held.ended.append(control.Ended(self._key_id, 0 if work is None else work - self._work))
+        if not held.keeps:  # else nobody waits, and no work decides on whose turn is next
+            more = 0 if record is None else record.usage_or_estimate().work - self._work
+            held.ended.append(control.Ended(self._key_id, more))
         self._owner.on_release(held)
 
 
 class _Held:
     """An instance that this worker has places on. It `keeps` them until they are reclaimed."""
 
-    __slots__ = ("blocked", "ended", "idle_since", "in_flight", "info", "keeps", "model", "places")
+    __slots__ = ("blocked", "ended", "idle_since", "in_flight", "info", "keeps", "model", "places", "tasks")
 
     def __init__(self, info: InstanceInfo) -> None:
         self.info = info
-        self.model = info.model
+        self.model, self.tasks = info.model, info.tasks
         self.places = 0
         self.in_flight = 0
         self.blocked = 0
@@ -168,7 +165,7 @@ class Leases:
                 and held.keeps
                 and held.places > held.in_flight
                 and (best is None or held.in_flight < best.in_flight)
-                and held.info.does(task)
+                and (held.tasks is None or task is None or task in held.tasks)
             ):
                 best = held
         return self._lease(best, key_id, 0, None) if best is not None else None

@@ -110,7 +110,7 @@ class ManagerLink:
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._out: list[bytes] = []
-        self._is_closing = False
+        self.is_closing = False
 
     def add(self, part: Part) -> None:
         self._parts.append(part)
@@ -121,7 +121,7 @@ class ManagerLink:
 
     async def close(self) -> None:
         """Refuse what waits and leave; the manager goes on."""
-        self._is_closing = True
+        self.is_closing = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -131,10 +131,6 @@ class ManagerLink:
     @property
     def is_connected(self) -> bool:
         return self._transport is not None
-
-    @property
-    def is_closing(self) -> bool:
-        return self._is_closing
 
     def number(self) -> int:
         """For the `request` of a question."""
@@ -149,7 +145,7 @@ class ManagerLink:
 
     def begin(self, message: Any, *, repeats: bool = True) -> asyncio.Future[Any]:
         """`ask`, for those who must know of the answer at the moment it comes: with its callbacks."""
-        if self._is_closing:
+        if self.is_closing:
             raise ShuttingDown("This server is shutting down.")
         question = _Question(message, repeats=repeats)
         self._questions[message.request] = question

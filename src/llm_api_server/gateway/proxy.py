@@ -77,6 +77,7 @@ class EngineProxy:
         self.max_body_bytes = config.server.max_body_bytes
         self.inference = config.inference
         self.media = RemoteMedia(config.media)
+        self.may_fetch = self.media.is_on
         self.streaming_default = config.inference.streaming_default
         self.records_prompts = config.storage.record_prompts
         self.sampler = Sampler(config.tracing.sample_ratio) if config.tracing.endpoint else None
@@ -159,16 +160,12 @@ class FrontDoor:
         self.endpoints: Mapping[bytes, Endpoint] = MappingProxyType(
             {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
         )
-        self._proxy = proxy
+        self.proxy = proxy
         self._needs_cors = bool(config.server.cors_origins)
         trusted = config.server.trusted_proxies
         self._proxies = ProxyHeadersMiddleware(_nobody, trusted).trusted_hosts if trusted else None
         self._default_headers: Sequence[tuple[bytes, bytes]] = ()
         self._default_lines = b""
-
-    @property
-    def max_body_bytes(self) -> int:
-        return self._proxy.max_body_bytes
 
     def takes(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether nothing but the proxy needs to see the request."""
@@ -183,8 +180,8 @@ class FrontDoor:
 
     def open(self, head: Head, client: Client) -> tuple[Exchange, RequestRecord]:
         """A request whose head has come; to be begun."""
-        record = RequestRecord(self._proxy.log.id_of(head.headers), "POST", head.endpoint.path, time.monotonic())
-        return self._proxy.exchange(record, head, client), record
+        record = RequestRecord(self.proxy.log.id_of(head.headers), "POST", head.endpoint.path, time.monotonic())
+        return self.proxy.exchange(record, head, client), record
 
     def lines_of(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """As they stand in a head; the same as last time need not be put together again."""
@@ -193,7 +190,7 @@ class FrontDoor:
         return self._default_lines
 
     def over(self, record: RequestRecord) -> None:
-        finish(record, self._proxy.accounts, self._proxy.log)
+        finish(record, self.proxy.accounts, self.proxy.log)
 
 
 async def _nobody(scope: object, receive: object, send: object) -> None:

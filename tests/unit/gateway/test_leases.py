@@ -17,9 +17,11 @@ from llm_api_server.errors import EngineUnavailable, ModelLoadFailed, ShuttingDo
 from llm_api_server.gateway import link as module
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.link import ManagerLink, ManagerProcess
+from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.model_status import ModelStatus
 from llm_api_server.run_dir import RunDir
 from llm_api_server.types import ModelState
+from llm_api_server.usage import Usage
 from tests.fake_manager import FakeManager
 
 pytestmark = pytest.mark.anyio
@@ -130,13 +132,16 @@ async def test_drained_instance_is_not_used_again_until_it_is_granted_again(
     assert manager.heard_of(control.Release)[1:] == [control.Release("m-1", 1001)]
 
 
+def used(work: int) -> RequestRecord:
+    return RequestRecord("r", "POST", "/v1/chat/completions", 0.0, usage=Usage(prompt_tokens=work))
+
+
 async def test_places_that_others_wait_for_go_back_one_by_one(leases: Leases, manager: FakeManager) -> None:
     manager.places, manager.keeps = 1, False
     claim = control.Claim("key", work=100)
     first, second = await leases.acquire("m", claim=claim), await leases.acquire("m", claim=claim)
     assert len(manager.heard_of(control.Acquire)) == 2
-    assert first.is_counted
-    first.release(work=130)
+    first.release(used(130))
     await until(lambda: len(manager.heard_of(control.Release)) == 1)
     second.release()
     await until(lambda: len(manager.heard_of(control.Release)) == 2)
@@ -152,13 +157,10 @@ async def test_what_ran_from_kept_places_counts_when_they_are_reclaimed(
     first = await leases.acquire("m", claim=control.Claim("asked", work=5))
     second = leases.acquire_at_once("m", None, "kept")
     assert second is not None
-    counted = [second.is_counted]
     link.on_message(control.Reclaim("m-1"))
-    counted.append(second.is_counted)
-    assert counted == [False, True]
     assert leases.acquire_at_once("m", None, "kept") is None
-    second.release(work=40)
-    first.release(work=5)
+    second.release(used(40))
+    first.release(used(5))
     await until(lambda: len(manager.heard_of(control.Release)) == 3)
     assert [one.ended for one in manager.heard_of(control.Release)] == [
         [],
