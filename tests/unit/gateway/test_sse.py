@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm_api_server.errors import EngineError
 from llm_api_server.gateway.openai import Dialect
-from llm_api_server.gateway.sse import BodyReader, StreamReader, error_event, waiting_comment
+from llm_api_server.gateway.sse import BodyReader, StreamReader, error_event, events, message_start, waiting_comment
 from llm_api_server.usage import Usage
 
 
@@ -133,6 +133,31 @@ def test_usage_of_anthropic_streams_comes_in_two_parts() -> None:
     stream = event(start, "message_start") + event(end, "message_delta")
     assert reader.feed(stream) == stream
     assert reader.usage == Usage(31, 9, 30)
+
+
+@pytest.mark.parametrize("cuts", [[], [5, 60], [100]])
+def test_messages_without_a_start_get_one(cuts: list[int]) -> None:
+    """As llama.cpp sends them when the first token is not a whole character."""
+    block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    end = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 9}}
+    stream = b": ping\n\n" + event(block, "content_block_start") + event(end, "message_delta")
+    reader = StreamReader("anthropic", opening=message_start("msg_1", "smol", 12))
+    first, *rest = events(feed_in_pieces(reader, stream, cuts))
+    assert json.loads(first)["message"]["id"] == "msg_1"
+    assert [json.loads(payload) for payload in rest] == [block, end]
+    assert reader.usage == Usage(12, 9)
+
+
+def test_messages_with_a_start_keep_theirs() -> None:
+    start = event({"type": "message_start", "message": {"usage": {"input_tokens": 1}}}, "message_start")
+    assert StreamReader("anthropic", opening=message_start("msg_1", "smol", 12)).feed(start) == start
+
+
+def test_an_error_instead_of_messages_is_all_there_is() -> None:
+    reader = StreamReader("anthropic", opening=message_start("msg_1", "smol", 12))
+    out = reader.feed(event({"error": {"code": 400, "message": "no"}}))
+    assert reader.failed is not None
+    assert out == error_event("anthropic", reader.failed)
 
 
 def test_usage_of_responses_streams_is_in_the_last_event() -> None:
