@@ -239,6 +239,17 @@ class UnloadModel(msgspec.Struct, tag="unload_model"):
     wait: bool = True
 
 
+class PinModel(msgspec.Struct, tag="pin_model"):
+    """Keep a loaded model, with its twin, until it is unpinned or unloaded by order; or, not `is_pinned`, unpin it.
+
+    Answered by `Models` or `Refused`.
+    """
+
+    request: int
+    model: str
+    is_pinned: bool = True
+
+
 class ExplainModel(msgspec.Struct, tag="explain_model"):
     """Answered by `Explained`."""
 
@@ -321,7 +332,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 Inquiry = ListModels | ExplainModel | GetStatus | GetConfig | GetMetrics
 Pull = PullModel | ListPulls | CancelPull | AddPulled
-Command = LoadModel | UnloadModel | Reload | Shutdown | Inquiry | Pull
+Command = LoadModel | UnloadModel | PinModel | Reload | Shutdown | Inquiry | Pull
 Lease = Acquire | Cancel | Read | Release | Report
 Account = FindKey | Admit | Settle | Spend | ReportUsage
 ToManager = Hello | Lease | Account | Configured | Command

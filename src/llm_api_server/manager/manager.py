@@ -27,7 +27,7 @@ from llm_api_server.manager.inspection import Inspection
 from llm_api_server.manager.instance import Instance, Spec, Surroundings, end
 from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
-from llm_api_server.manager.refusals import gone
+from llm_api_server.manager.refusals import cannot_pin, gone
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.sleeping import put_to_sleep, wake
 from llm_api_server.manager.stalls import StallWatch
@@ -115,7 +115,7 @@ class Manager:
         elif self._is_wanted(record):
             instance = self._new_instance(record.info.id, record.model, record.placement)
             instance.adopt(record, process)
-            self._scheduler.adopt(instance.id, instance.model, _now(), record.placement)
+            self._scheduler.adopt(instance.id, instance.model, _now(), record.placement, is_pinned=record.is_pinned)
             instance.task = asyncio.create_task(self._run(instance))
             logger.info("adopted model {} (instance {}, pid {})", instance.model, instance.id, process.pid)
         else:
@@ -249,6 +249,19 @@ class Manager:
                 self._waiting.put(waiter, Asked(client, request, twin))
             self._carry_out(self._scheduler.unload(waiter, twin, _now()))
         self._ask(client, Question(request, model), self._scheduler.unload, wait=wait)
+
+    def pin(self, client: Client, request: int, model: str, *, is_pinned: bool) -> None:
+        """The model and its twin, of which one must be there to be pinned."""
+        names = [name for name in (model, self._twins.twin_of(model)) if name in self._engines]
+        if is_pinned and all(self._scheduler.models[name].booking is None for name in names):
+            client.send(cannot_pin(request, model, is_known=bool(names)))
+            return
+        verb = self._scheduler.pin if is_pinned else self._scheduler.unpin
+        self._carry_out([decision for name in names for decision in verb(name, _now())])
+        for running in self._running.values():
+            if running.model in names:
+                running.pin(is_pinned=is_pinned)
+        client.send(Models(self.board.statuses(), request))
 
     async def list_models(self, client: Client, request: int) -> None:
         """With memory measured, and the devices looked at, now."""
@@ -431,6 +444,7 @@ class Manager:
         served_name = self._twins.model_of(model) or model
         spec = Spec(engine, entry, served_name, fingerprint(self._config, entry))
         instance = Instance(instance_id, model, spec, self._around, placement)
+        instance.is_pinned = self._scheduler.models[model].is_pinned
         self._running[instance_id] = instance
         return instance
 

@@ -130,6 +130,8 @@ class Connection(asyncio.Protocol):
                 self._manager.load(self, request, model, wait=wait)
             case control.UnloadModel(request, model, wait):
                 self._manager.unload(self, request, model, wait=wait)
+            case control.PinModel(request, model, is_pinned):
+                self._manager.pin(self, request, model, is_pinned=is_pinned)
             case control.ListModels(request):
                 self._keep(self._manager.list_models(self, request))
             case control.ExplainModel(request, model):

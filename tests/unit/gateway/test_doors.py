@@ -44,6 +44,8 @@ NEEDED = {
     "GET /admin/api/models/{model_id:name}/explain": "admin",
     "POST /admin/api/models/{model_id:name}/load": "admin",
     "POST /admin/api/models/{model_id:name}/unload": "admin",
+    "POST /admin/api/models/{model_id:name}/pin": "admin",
+    "POST /admin/api/models/{model_id:name}/unpin": "admin",
     "GET /admin/api/status": "admin",
     "GET /admin/api/config": "admin",
     "GET /admin/api/logs": "admin",
