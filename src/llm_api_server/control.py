@@ -25,7 +25,7 @@ from llm_api_server.access import Key, Limits
 from llm_api_server.config_diff import Change
 from llm_api_server.framing import FrameDecoder
 from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
-from llm_api_server.pull_status import PullStatus
+from llm_api_server.pull_messages import Pull, Pulls, Removed
 from llm_api_server.types import EngineName, Task
 from llm_api_server.usage import Batch
 
@@ -288,38 +288,6 @@ class Configured(msgspec.Struct, tag="configured"):
     digest: str
 
 
-class PullModel(msgspec.Struct, tag="pull_model"):
-    """Download a model, and `add` it to the configuration as `name`. Answered by `Pulls` with that one."""
-
-    request: int
-    source: str
-    revision: str | None = None
-    file: str | None = None
-    name: str | None = None
-    add: bool = True
-
-
-class ListPulls(msgspec.Struct, tag="list_pulls"):
-    """Answered by `Pulls`."""
-
-    request: int
-
-
-class CancelPull(msgspec.Struct, tag="cancel_pull"):
-    """End a download, or forget one that is over. Answered by `Pulls` with that one."""
-
-    request: int
-    pull: str
-
-
-class AddPulled(msgspec.Struct, tag="add_pulled"):
-    """Put what has come into the configuration. Answered by `Pulls` with that one."""
-
-    request: int
-    pull: str
-    name: str | None = None
-
-
 class Shutdown(msgspec.Struct, tag="shutdown"):
     """Stop everything; answered just before the manager exits, when no engine is left.
 
@@ -331,7 +299,6 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 
 Inquiry = ListModels | ExplainModel | GetStatus | GetConfig | GetMetrics
-Pull = PullModel | ListPulls | CancelPull | AddPulled
 Command = LoadModel | UnloadModel | PinModel | Reload | Shutdown | Inquiry | Pull
 Lease = Acquire | Cancel | Read | Release | Report
 Account = FindKey | Admit | Settle | Spend | ReportUsage
@@ -454,11 +421,6 @@ class MetricsText(msgspec.Struct, tag="metrics"):
     text: str
 
 
-class Pulls(msgspec.Struct, tag="pulls"):
-    request: int
-    pulls: list[PullStatus]
-
-
 class Reloaded(msgspec.Struct, tag="reloaded"):
     """What changes, or, without `applied`, would change. `late`: workers that had not followed in time."""
 
@@ -474,7 +436,7 @@ class Configure(msgspec.Struct, tag="configure"):
     config: str
 
 
-CommandAnswer = Models | Explained | Status | CurrentConfig | MetricsText | Pulls | Reloaded
+CommandAnswer = Models | Explained | Status | CurrentConfig | MetricsText | Pulls | Removed | Reloaded
 Answer = Granted | Refused | KeyFound | Admitted | CommandAnswer
 ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept | Configure
 

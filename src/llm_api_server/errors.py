@@ -22,7 +22,7 @@
         ├── KeyNotFound            404 code key_not_found
         ├── MethodNotAllowed       405 code method_not_allowed
         ├── ModelNotLoaded         409 code model_not_loaded
-        ├── ModelInUse             409 code model_in_use (it cannot be removed as it is)
+        ├── NotRemovable           409 code model_not_removable (as it is; the message says what to do)
         ├── NameInUse              409 code name_taken
         ├── RequestTooLarge        413 code request_too_large
         ├── RateLimited            429 code rate_limit_exceeded
@@ -181,8 +181,8 @@ class ModelNotLoaded(ApiError):
     status, type, code = 409, "invalid_request_error", "model_not_loaded"
 
 
-class ModelInUse(ApiError):
-    status, type, code = 409, "invalid_request_error", "model_in_use"
+class NotRemovable(ApiError):
+    status, type, code = 409, "invalid_request_error", "model_not_removable"
 
 
 class NameInUse(ApiError):
@@ -296,6 +296,6 @@ _BY_CODE: dict[str | None, type[ApiError]] = {
     for error in (
         ContextLengthExceeded, InvalidConfiguration, ModelNotFound, RateLimited, InsufficientQuota, EngineError,
         NotSupported, ModelLoadFailed, ModelLoading, ServerOverloaded, SlowDown, EngineUnavailable, StoreUnavailable,
-        ShuttingDown, RequestTimeout, PullNotFound, ModelNotLoaded, ModelInUse,
+        ShuttingDown, RequestTimeout, PullNotFound, ModelNotLoaded, NotRemovable,
     )
 }  # fmt: skip

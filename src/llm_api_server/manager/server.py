@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
-from llm_api_server import __version__, control
+from llm_api_server import __version__, control, pull_messages
 from llm_api_server.errors import ControlError
 from llm_api_server.framing import encode
 
@@ -145,18 +145,20 @@ class Connection(asyncio.Protocol):
                 self._reloading.tell(self, request)
             case control.Reload(request, dry_run):
                 self._keep(self._reloading.reload(self, request, dry_run=dry_run))
-            case control.PullModel() | control.ListPulls() | control.CancelPull() | control.AddPulled():
-                self._pull(message)
             case control.Shutdown():
                 self._on_shutdown(self, message)
+            case _:
+                self._pull(message)
 
-    def _pull(self, message: control.Pull) -> None:
+    def _pull(self, message: pull_messages.Pull) -> None:
         match message:
-            case control.PullModel():
+            case pull_messages.PullModel():
                 self._downloads.start(self, message)
-            case control.ListPulls(request):
-                self.send(control.Pulls(request, self._downloads.statuses()))
-            case control.CancelPull(request, pull):
+            case pull_messages.ListPulls(request):
+                self.send(pull_messages.Pulls(request, self._downloads.statuses()))
+            case pull_messages.CancelPull(request, pull):
                 self._downloads.cancel(self, request, pull)
-            case control.AddPulled():
+            case pull_messages.AddPulled():
                 self._keep(self._downloads.add(self, message))
+            case pull_messages.RemoveModel():
+                self._keep(self._downloads.remove(self, message, self._manager.board.statuses()))

@@ -41,6 +41,7 @@ NEEDED = {
     "POST /auth/token": ANY_KEY,
     "GET /admin/api/models": "admin",
     "GET /admin/api/models/{model_id:name}": "admin",
+    "DELETE /admin/api/models/{model_id:name}": "admin",
     "GET /admin/api/models/{model_id:name}/explain": "admin",
     "POST /admin/api/models/{model_id:name}/load": "admin",
     "POST /admin/api/models/{model_id:name}/unload": "admin",
