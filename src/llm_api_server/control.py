@@ -27,7 +27,7 @@ from llm_api_server.framing import FrameDecoder
 from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
 from llm_api_server.pull_messages import Pull, Pulls, Removed
 from llm_api_server.types import EngineName, Task
-from llm_api_server.usage import Batch
+from llm_api_server.usage import Batch, OpenRequest
 
 
 class InstanceInfo(msgspec.Struct, frozen=True):
@@ -263,6 +263,13 @@ class GetStatus(msgspec.Struct, tag="get_status"):
     request: int
 
 
+class ListRequests(msgspec.Struct, tag="list_requests"):
+    """Those that run, at most so many, the oldest first. Answered by `Requests`."""
+
+    request: int
+    limit: int
+
+
 class GetConfig(msgspec.Struct, tag="get_config"):
     """Answered by `CurrentConfig`."""
 
@@ -298,7 +305,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
     keeps_engines: bool = False
 
 
-Inquiry = ListModels | ExplainModel | GetStatus | GetConfig | GetMetrics
+Inquiry = ListModels | ListRequests | ExplainModel | GetStatus | GetConfig | GetMetrics
 Command = LoadModel | UnloadModel | PinModel | Reload | Shutdown | Inquiry | Pull
 Lease = Acquire | Cancel | Read | Release | Report
 Account = FindKey | Admit | Settle | Spend | ReportUsage
@@ -407,6 +414,14 @@ class Status(msgspec.Struct, tag="status"):
     devices: list[DeviceStatus] = []
 
 
+class Requests(msgspec.Struct, tag="requests"):
+    """`total` is how many run."""
+
+    request: int
+    requests: list[OpenRequest]
+    total: int
+
+
 class CurrentConfig(msgspec.Struct, tag="current_config"):
     """As `applied_config.py` packs it."""
 
@@ -436,7 +451,7 @@ class Configure(msgspec.Struct, tag="configure"):
     config: str
 
 
-CommandAnswer = Models | Explained | Status | CurrentConfig | MetricsText | Pulls | Removed | Reloaded
+CommandAnswer = Models | Requests | Explained | Status | CurrentConfig | MetricsText | Pulls | Removed | Reloaded
 Answer = Granted | Refused | KeyFound | Admitted | CommandAnswer
 ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept | Configure
 

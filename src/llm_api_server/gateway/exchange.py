@@ -274,7 +274,7 @@ class Exchange:
         lease = leases.acquire_at_once(question.model, task, key.key_id)
         if lease is None:
             claim = question.claim(key, self._prompt_tokens, leases.models)
-            wait = self._wait = Wait(question.model, self._deadline)
+            wait = self._wait = Wait(question.model, self._deadline, self._record)
             if not question.facts.stream:
                 wait.heed(self._head.headers, self._record.started_at)
             lease = await leases.acquire(question.model, task, claim, wait.on_position)

@@ -139,6 +139,9 @@ class Connection(asyncio.Protocol):
             case control.GetStatus(request):
                 devices = self._manager.board.devices()
                 self.send(control.Status(request, os.getpid(), self._manager.workers, __version__, devices))
+            case control.ListRequests(request, limit):
+                running = self._accounts.open_requests()
+                self.send(control.Requests(request, running[:limit], len(running)))
             case control.GetMetrics(request):
                 self._keep(self._exposition.tell(self, request))
             case control.GetConfig(request):

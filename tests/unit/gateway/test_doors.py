@@ -68,6 +68,7 @@ NEEDED = {
     "GET /admin/api/audit": "admin",
     "GET /admin/api/usage": "admin",
     "GET /admin/api/requests": "admin",
+    "GET /admin/api/requests/live": "admin",
     "GET /v1/usage": ANY_KEY,
     "POST /v1/chat/completions": "chat",
     "POST /v1/completions": "completions",
