@@ -29,6 +29,9 @@ export class Api {
 
   async get(path) { return (await this.send("GET", path)).json(); }
   async text(path) { return (await this.send("GET", path)).text(); }
+  async find(path, otherwise) {
+    try { return await this.text(path); } catch { return otherwise; }
+  }
   async post(path, body) { return (await this.send("POST", path, body)).json(); }
   async patch(path, body) { return (await this.send("PATCH", path, body)).json(); }
   async remove(path) { return (await this.send("DELETE", path)).json(); }
