@@ -62,6 +62,8 @@ await page.getByLabel("Name (optional)").fill(MODEL);
 await press("Download");
 await page.locator(".pulls .tag.ok", { hasText: "done" }).waitFor();
 await press("Load", rowOf(MODEL));
+await rowOf(MODEL).locator(".phases").waitFor();
+await page.screenshot({ path: `${out}/load-light-1280.png` });
 await rowOf(MODEL).locator(".tag", { hasText: "ready" }).waitFor();
 await press("Details", rowOf(MODEL));
 await page.getByRole("dialog").getByText("It is ready").waitFor();

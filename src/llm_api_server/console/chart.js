@@ -9,7 +9,7 @@ const HEIGHT = 100;
 // `series`: [{title, kind (a class), values}], a value per time in `times` (texts); null: there is none.
 export function chart({ title, times, series, isLines = false, show = short, summary }) {
   const totals = times.map((_, i) => (isLines ? Math.max(...series.map(({ values }) => values[i] ?? 0)) : sum(series.map(({ values }) => values[i] ?? 0))));
-  const most = niceTop(Math.max(...totals, 0));
+  const most = niceTop(Math.max(...totals, 0), !isLines);
   const readout = h("span", { class: "muted small", "aria-live": "polite" });
   const slots = times.map((_, i) => svg("rect", { class: "slot", x: i, y: 0, width: 1, height: HEIGHT }));
   const marks = isLines ? series.flatMap((one) => lines(one, most)) : times.flatMap((_, i) => stack(series, i, most));
@@ -68,10 +68,12 @@ function lines({ kind, values }, most) {
     : svg("path", { class: `${stroke} spot`, d: `M${run[0]}h0` })));
 }
 
-function niceTop(value) {
+// A round number that is not less; of whole numbers one whose half is whole.
+function niceTop(value, isWhole) {
+  if (isWhole && value <= 2) return 2;
   if (value <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 5, 10].find((step) => step * power >= value) * power;
+  return [1, 2, 4, 6, 8, 10].find((step) => step * power >= value) * power;
 }
 
 function sum(values) {

@@ -68,5 +68,6 @@ function limits(key) {
   const set = Object.entries(SHORT_LIMITS).filter(([name]) => key[name] !== null);
   const kinds = [key.priority_class === "batch" && t("batch"), key.priority !== 1 && `${t("weight")} ${key.priority}`, key.networks.length > 0 && key.networks.join(", ")].filter(Boolean);
   if (set.length + kinds.length === 0) return null;
-  return h("span", {}, [...set.map(([name, title]) => `${short(key[name])} ${t(title)}`), ...kinds].join(", "));
+  const parts = [...set.map(([name, title]) => `${short(key[name])} ${t(title)}`), ...kinds];
+  return h("span", {}, parts.map((part, i) => [i > 0 ? ", " : null, h("span", { class: "nowrap" }, part)]));
 }

@@ -19,7 +19,7 @@ export async function details(model, path, api) {
       h("div", { class: "preview wrap" }, explanation.message),
       facts([
         [t("State"), t(model.state)], [t("Error"), model.error], [t("Engine"), model.engine], [t("Path"), h("code", {}, model.path)],
-        [t("Can"), (model.tasks ?? []).join(", ")], [t("Context"), model.context_length && `${number(model.context_length)} ${t("Tokens")}`], [t("Sees pictures"), model.vision === null ? null : model.vision ? t("Yes") : t("No")],
+        [t("Can"), (model.tasks ?? []).join(", ")], [t("Context"), model.context_length && `${number(model.context_length)} ${t("tokens")}`], [t("Sees pictures"), model.vision === null ? null : model.vision ? t("Yes") : t("No")],
         [t("Aliases"), model.aliases.join(", ")], [t("Adapters"), model.adapters.join(", ")], [t("Needs"), explanation.needs],
         [t("Process"), model.pid && `pid ${model.pid}`], [t("Memory"), model.memory_bytes && bytes(model.memory_bytes)],
         [t("In the books"), Object.entries(model.devices).map(([name, size]) => `${name} ${bytes(size)}`).join(", ")],

@@ -71,7 +71,7 @@ class Rows {
   row(model, tail) {
     const isBusy = model.phase !== null || model.state === "starting";
     const facts = [
-      model.engine, model.context_length && `${number(model.context_length)} ${t("Tokens")}`, model.memory_bytes && bytes(model.memory_bytes),
+      model.engine, model.context_length && `${number(model.context_length)} ${t("tokens")}`, model.memory_bytes && bytes(model.memory_bytes),
       model.aliases.length > 0 && model.aliases.join(", "), model.load_seconds && `${t("loaded in")} ${seconds(model.load_seconds)}`,
       model.in_flight > 0 && `${model.in_flight} ${t("in flight")}`, model.queued > 0 && `${model.queued} ${t("queued")}`,
     ].filter(Boolean);

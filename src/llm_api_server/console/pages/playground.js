@@ -171,7 +171,7 @@ class Turn {
     if (this.first === null) { this.element.remove(); return; }
     const end = performance.now();
     const rate = this.count > 1 && end > this.first ? `${((this.count - 1) / ((end - this.first) / 1000)).toFixed(1)} ${t("tokens/s")}` : null;
-    this.figures.textContent = [`${t("first token")} ${seconds((this.first - this.began) / 1000)}`, rate, this.count ? `${this.count} ${t("Tokens")}` : t("stopped")].filter(Boolean).join(" · ");
+    this.figures.textContent = [`${t("first token")} ${seconds((this.first - this.began) / 1000)}`, rate, this.count ? `${this.count} ${t("tokens")}` : t("stopped")].filter(Boolean).join(" · ");
     this.scroll();
   }
 

@@ -65,9 +65,8 @@ function liveTable(rows) {
 function recentTable(rows) {
   const longest = Math.max(...rows.map((row) => row.duration ?? 0), 0.001);
   return table(t("Recent"), [
-    [t("Time"), (row) => h("span", { class: "nowrap" }, clock(row.started_at))], [t("Key"), (row) => row.key_name], [t("Model"), (row) => row.model], [t("Endpoint"), (row) => h("code", {}, row.endpoint)],
-    [t("Status"), status], [t("Waited"), (row) => seconds(row.queued), "num"], [t("First token"), (row) => seconds(row.first_token), "num"], [t("Duration"), (row) => seconds(row.duration), "num"],
-    ["", (row) => span(row, longest)],
+    [t("Time"), (row) => h("span", { class: "nowrap" }, clock(row.started_at))], [t("Key"), (row) => row.key_name], [t("Model"), (row) => h("div", {}, row.model, h("div", { class: "muted small" }, h("code", {}, row.endpoint)))],
+    [t("Status"), status], [t("Waited"), (row) => seconds(row.queued), "num"], [t("First token"), (row) => seconds(row.first_token), "num"], [t("Duration"), (row) => h("div", {}, seconds(row.duration), span(row, longest)), "num"],
     [t("In"), (row) => number(row.prompt_tokens), "num"], [t("Out"), (row) => number(row.completion_tokens), "num"],
   ], rows);
 }
@@ -83,5 +82,6 @@ function span(row, longest) {
 }
 
 function status(row) {
-  return h("span", { class: `tag ${row.error ? (row.status === 499 ? "warn" : "bad") : "ok"}` }, row.error ? `${row.status || ""} ${row.error}`.trim() : row.status);
+  if (row.error === "client_closed_request") return h("span", { class: "tag warn" }, t("Client left"));
+  return h("span", { class: `tag ${row.error ? "bad" : "ok"}` }, row.error ? `${row.status || ""} ${row.error}`.trim() : row.status);
 }

@@ -2,7 +2,7 @@
 
 import { chart } from "../chart.js";
 import { choice, empty, h, loading, note, pageHead, panelHead, table } from "../dom.js";
-import { number, seconds, short } from "../format.js";
+import { number, seconds } from "../format.js";
 import { t } from "../i18n.js";
 import { icon } from "../icons.js";
 
@@ -84,7 +84,7 @@ function charts(rows, { step }, times) {
     draw("Tokens", [["In", "fill-0", values((row) => row.prompt_tokens)], ["Out", "fill-1", values((row) => row.completion_tokens)]], { summary: `${total(tokens)}, ${t("most at")} ${busiest(tokens)}` }),
     draw("Requests", [["Requests", "fill-0", requests]], { summary: `${total(requests)}, ${t("most at")} ${busiest(requests)}` }),
     draw("Latency (mean)", [["First token", "fill-0", means((row) => row.first_token)], ["Whole answer", "fill-2", whole]], { isLines: true, show: seconds, summary: `${t("longest")} ${seconds(slowest)}, ${names[whole.indexOf(slowest)] ?? ""}` }),
-    draw("Errors", [["Errors", "fill-bad", errors], ["Client left", "fill-other", values((row) => row.aborted)]], { summary: `${total(errors)}, ${t("most at")} ${busiest(errors)}`, show: (value) => short(Number.isInteger(value) ? value : Math.round(value * 10) / 10) }));
+    draw("Errors", [["Errors", "fill-bad", errors], ["Client left", "fill-other", values((row) => row.aborted)]], { summary: `${total(errors)}, ${t("most at")} ${busiest(errors)}` }));
 }
 
 function sums(title, first, rows, name) {
