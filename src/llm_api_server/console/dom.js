@@ -30,8 +30,13 @@ export function fill(element, ...children) {
   element.replaceChildren(...present(children));
 }
 
+// `hint` is read after the label, as a description.
 export function field(label, input, hint) {
-  return h("label", {}, h("span", {}, label), input, hint ? h("span", { class: "hint" }, hint) : null);
+  const named = h("label", {}, h("span", {}, label), input);
+  if (!hint) return named;
+  const id = `hint-${input.name}`;
+  input.setAttribute("aria-describedby", id);
+  return h("div", {}, named, h("p", { class: "hint", id }, hint));
 }
 
 export function check(label, checked, onchange = () => {}) {

@@ -31,6 +31,10 @@ export function time(unix) {
   return new Date(unix * 1000).toLocaleString(document.documentElement.lang, options);
 }
 
+export function day(unix) {
+  return new Date(unix * 1000).toLocaleDateString(document.documentElement.lang, { year: "numeric", month: "short", day: "numeric" });
+}
+
 export function clock(unix) {
   const at = new Date(unix * 1000);
   const day = at.toDateString() === new Date().toDateString() ? {} : { month: "short", day: "numeric" };

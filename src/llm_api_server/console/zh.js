@@ -23,7 +23,7 @@ export const CHINESE = {
   "System prompt": "系统提示词", "You are a helpful assistant.": "你是一个有用的助手。", "Temperature": "温度", "Most tokens": "最大 token 数", "Message": "消息", "Message. Enter sends, Shift+Enter begins a line.": "消息。按 Enter 发送，Shift+Enter 换行。",
   "Send": "发送", "Stop": "停止", "New chat": "新对话", "Picture": "图片", "Remove the picture": "移除图片", "Chat": "对话", "Try a model": "试用模型", "What you write is answered here, token by token.": "输入问题，回答会逐字显示在这里。",
   "first token": "首个 token", "tokens/s": "token/秒", "as curl": "复制为 curl", "as Python": "复制为 Python", "Tools (JSON)": "工具（JSON）", "Parameters": "参数", "More parameters": "更多参数", "What the model would call is shown; nothing is run.": "只显示模型要调用的工具，不会执行。",
-  "random": "随机", "Failed: ": "失败：", "There is no model that your key may chat with.": "该密钥没有可以对话的模型。",
+  "random": "随机", "The model ended its answer without a word.": "模型没有给出任何内容就结束了回答。", "Failed: ": "失败：", "There is no model that your key may chat with.": "该密钥没有可以对话的模型。",
 
   // Keys
   "New key": "新建密钥", "Edit key": "编辑密钥", "Edit": "编辑", "No keys yet": "还没有密钥", "Make one for each client.": "建议为每个客户端创建一个。", "in the configuration": "在配置文件中",
@@ -45,7 +45,7 @@ export const CHINESE = {
   "Prompts are not shown.": "不显示提示词。", "Filter": "筛选", "Key, model, endpoint or status": "密钥、模型、接口或状态", "Only errors": "只看错误", "Show more": "显示更多",
 
   // Logs
-  "Level": "级别", "All levels": "所有级别", "Information and above": "信息及以上", "Warnings and errors": "警告和错误", "Errors only": "仅错误", "Lines": "行数", "lines": "行", "Search": "搜索", "Pause": "暂停", "Follow": "跟随", "Nothing is logged here yet.": "还没有日志。", "No line fits.": "没有符合条件的行。",
+  "Level": "级别", "All levels": "所有级别", "Info and above": "信息及以上", "Warnings and errors": "警告和错误", "Errors only": "仅错误", "Lines": "行数", "lines": "行", "Search": "搜索", "Pause": "暂停", "Follow": "跟随", "Nothing is logged here yet.": "还没有日志。", "No line fits.": "没有符合条件的行。",
 
   // Settings
   "Server": "服务器", "Configuration file": "配置文件", "Reload": "重新加载", "What would change?": "会改变什么？", "Nothing changes.": "没有变化。", "Applied.": "已应用。", "This would change": "将要改变", "This has changed": "已改变", "Follow the configuration file as it is now?": "按现在的配置文件重新加载吗？",

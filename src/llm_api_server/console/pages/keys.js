@@ -1,7 +1,7 @@
 // Keys: made, changed, rotated, revoked. A new secret is shown once.
 
 import { confirmed, dialog, empty, fill, h, loading, note, pageHead, table } from "../dom.js";
-import { clock, short, time } from "../format.js";
+import { clock, day, short, time } from "../format.js";
 import { t } from "../i18n.js";
 import { icon } from "../icons.js";
 import { askForKey } from "./key_form.js";
@@ -17,12 +17,12 @@ export function keys(main, { api }) {
   async function refresh() {
     const { data } = await api.get("/admin/api/keys");
     fill(list, data.length === 0 ? empty(icon("keys"), t("No keys yet"), t("Make one for each client.")) : table(t("Keys"), [
-      [t("Name"), (key) => h("div", {}, h("span", { class: "strong" }, key.name), key.note ? h("div", { class: "muted small wrap" }, key.note) : null)],
+      [t("Name"), (key) => h("div", { class: "named" }, h("span", { class: "strong" }, key.name), key.note ? h("div", { class: "muted small wrap" }, key.note) : null)],
       [t("State"), (key) => h("span", { class: `tag dot ${KINDS[key.state]}` }, t(key.state))],
       [t("Permissions"), (key) => key.permissions.join(", ")],
       [t("Models"), (key) => (key.models.length === 1 && key.models[0] === "*" ? t("all") : key.models.join(", "))],
       [t("Limits"), limits],
-      [t("Ends"), (key) => key.expires_at && h("span", { class: "nowrap" }, time(key.expires_at))],
+      [t("Ends"), (key) => key.expires_at && h("span", { class: "nowrap", title: time(key.expires_at) }, day(key.expires_at))],
       [t("Last used"), (key) => key.last_used_at && h("span", { class: "nowrap" }, clock(key.last_used_at))],
       ["", (key) => (key.source === "store" ? actions(key) : h("span", { class: "muted small" }, t("in the configuration"))), "actions"],
     ], data));
@@ -39,7 +39,7 @@ export function keys(main, { api }) {
   function actions(key) {
     const path = `/admin/api/keys/${encodeURIComponent(key.id)}`;
     const ask = (question, yes, isBad) => confirmed(`${key.name}: ${t(question)}`, t(yes), t("Cancel"), { isBad });
-    const button = (title, work, kind = "") => h("button", { class: `small ${kind}`, "aria-label": `${t(title)}: ${key.name}`, onclick: () => attempt(work) }, t(title));
+    const button = (title, work, kind = "") => h("button", { class: `small plain ${kind}`, "aria-label": `${t(title)}: ${key.name}`, onclick: () => attempt(work) }, t(title));
     if (key.state === "revoked") return button("Delete", async () => { if (await ask("Delete this key for good?", "Delete", true)) await api.remove(path); }, "bad");
     return h("div", { class: "row" },
       button("Edit", () => askForKey(t("Edit key"), key, (changes) => api.patch(path, changes))),

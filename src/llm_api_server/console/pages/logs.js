@@ -13,7 +13,7 @@ const WORDS = [["error", /\b(ERROR|CRITICAL|FATAL|Traceback)\b|\berror:/], ["war
 export function logs(main, { api }) {
   const problem = h("div", {});
   const log = choice(t("Log"), [], { onchange: () => { text = null; refresh(); } });
-  const level = choice(t("Level"), [["0", t("All levels")], ["1", t("Information and above")], ["2", t("Warnings and errors")], ["3", t("Errors only")]], { onchange: () => draw() });
+  const level = choice(t("Level"), [["0", t("All levels")], ["1", t("Info and above")], ["2", t("Warnings and errors")], ["3", t("Errors only")]], { onchange: () => draw() });
   const lines = choice(t("Lines"), [["300", `300 ${t("lines")}`], ["1000", `1,000 ${t("lines")}`], ["5000", `5,000 ${t("lines")}`]], { onchange: () => { text = null; refresh(); } });
   const search = h("input", { type: "search", placeholder: t("Search"), "aria-label": t("Search"), oninput: () => draw() });
   const count = h("span", { class: "muted small", role: "status" });

@@ -59,14 +59,16 @@ export function playground(main, { api }) {
     const turn = new Turn(chat);
     const control = running = new AbortController();
     show(true);
+    let isWhole = false;
     try {
       await api.events("POST", "/v1/chat/completions", { ...wanted, stream: true, stream_options: { include_usage: true } }, (event) => turn.hear(event), control.signal);
+      isWhole = true;
     } catch (error) {
       if (error.name !== "AbortError") problem.replaceChildren(note(t("Failed: ") + error.message, true));
     }
     const isCurrent = running === control;
     if (isCurrent) { running = null; show(false); }
-    turn.end();
+    turn.end(isWhole);
     return isCurrent ? turn.message : null;
   }
 
@@ -167,8 +169,13 @@ class Turn {
     one.element.textContent = `${one.function.name}(${one.function.arguments})`;
   }
 
-  end() {
-    if (this.first === null) { this.element.remove(); return; }
+  end(isWhole) {
+    if (this.first === null && !isWhole) { this.element.remove(); return; }
+    if (this.first === null) {
+      this.bubble.textContent = t("The model ended its answer without a word.");
+      this.bubble.classList.add("muted");
+      this.first = performance.now();
+    }
     const end = performance.now();
     const rate = this.count > 1 && end > this.first ? `${((this.count - 1) / ((end - this.first) / 1000)).toFixed(1)} ${t("tokens/s")}` : null;
     this.figures.textContent = [`${t("first token")} ${seconds((this.first - this.began) / 1000)}`, rate, this.count ? `${this.count} ${t("tokens")}` : t("stopped")].filter(Boolean).join(" · ");
