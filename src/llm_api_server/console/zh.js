@@ -3,7 +3,7 @@
 export const CHINESE = {
   // The frame
   "Models": "模型", "Playground": "试用", "Keys": "密钥", "Usage": "用量", "Requests": "请求", "Logs": "日志", "Settings": "设置",
-  "Sign in": "登录", "Sign out": "退出", "Your key": "密钥", "Light": "浅色", "Dark": "深色", "This key is not valid.": "密钥无效。",
+  "Sign in": "登录", "Sign out": "退出", "Your key": "密钥", "Light": "浅色", "Dark": "深色", "This key is not valid.": "密钥无效。", "The server does not answer.": "服务器没有响应。",
   "Use a key with the permission admin, or any key to see your own usage and try models.": "使用具有 admin 权限的密钥；其他密钥只能查看自己的用量和试用模型。",
   "Close": "关闭", "Cancel": "取消", "Yes": "是", "No": "否", "Save": "保存", "Loading …": "加载中 …", "Copied.": "已复制。", "Copy": "复制", "Time": "时间", "all": "全部", "never": "永不",
   "Key": "密钥", "Model": "模型", "Tokens": "token", "tokens": "token", "Memory": "内存", "State": "状态", "Name": "名称", "Error": "错误", "Errors": "错误", "Status": "状态", "Log": "日志", "Limits": "限制",

@@ -62,3 +62,11 @@ def test_every_text_has_its_chinese() -> None:
     shown = {text for source in texts.values() for text in re.findall(r'\bt\("([^"]+)"\)', source)}
     assert shown - chinese == set()
     assert len(shown) > 150
+
+
+def test_all_modules_are_asked_for_at_once() -> None:
+    with client() as browser:
+        page = browser.get("/console").text
+    assert set(re.findall(r'(?:modulepreload" href|module" src)="([^"]+)"', page)) == {
+        path for path in FILES.paths if path.endswith(".js")
+    }
