@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from llm_api_server import control
+from llm_api_server import control, pull_messages
 from llm_api_server.access import Key
 from llm_api_server.control import NO_SHARE, InstanceInfo, Standing
 from llm_api_server.framing import encode
@@ -115,8 +115,8 @@ class FakeManager:
         match message:
             case control.GetStatus(request):
                 client.send(control.Status(request, 1, [2]))
-            case control.ListPulls(request):
-                client.send(control.Pulls(request, []))
+            case pull_messages.ListPulls(request):
+                client.send(pull_messages.Pulls(request, []))
             case control.GetMetrics(request):
                 client.send(control.MetricsText(request, "llm_api_server_workers 1.0\n"))
             case control.ListModels(request) | control.LoadModel(request) | control.UnloadModel(request):

@@ -25,10 +25,10 @@ from llm_api_server.access import Key, Limits
 from llm_api_server.config_diff import Change
 from llm_api_server.framing import FrameDecoder
 from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
-from llm_api_server.pull_status import PullStatus
+from llm_api_server.pull_messages import Pull, Pulls, Removed
 from llm_api_server.traces import Traced
 from llm_api_server.types import EngineName, Task
-from llm_api_server.usage import Batch
+from llm_api_server.usage import Batch, OpenRequest
 
 
 class InstanceInfo(msgspec.Struct, frozen=True):
@@ -241,6 +241,17 @@ class UnloadModel(msgspec.Struct, tag="unload_model"):
     wait: bool = True
 
 
+class PinModel(msgspec.Struct, tag="pin_model"):
+    """Keep a loaded model, with its twin, until it is unpinned or unloaded by order; or, not `is_pinned`, unpin it.
+
+    Answered by `Models` or `Refused`.
+    """
+
+    request: int
+    model: str
+    is_pinned: bool = True
+
+
 class ExplainModel(msgspec.Struct, tag="explain_model"):
     """Answered by `Explained`."""
 
@@ -252,6 +263,13 @@ class GetStatus(msgspec.Struct, tag="get_status"):
     """Answered by `Status`."""
 
     request: int
+
+
+class ListRequests(msgspec.Struct, tag="list_requests"):
+    """Those that run, at most so many, the oldest first. Answered by `Requests`."""
+
+    request: int
+    limit: int
 
 
 class GetConfig(msgspec.Struct, tag="get_config"):
@@ -279,38 +297,6 @@ class Configured(msgspec.Struct, tag="configured"):
     digest: str
 
 
-class PullModel(msgspec.Struct, tag="pull_model"):
-    """Download a model, and `add` it to the configuration as `name`. Answered by `Pulls` with that one."""
-
-    request: int
-    source: str
-    revision: str | None = None
-    file: str | None = None
-    name: str | None = None
-    add: bool = True
-
-
-class ListPulls(msgspec.Struct, tag="list_pulls"):
-    """Answered by `Pulls`."""
-
-    request: int
-
-
-class CancelPull(msgspec.Struct, tag="cancel_pull"):
-    """End a download, or forget one that is over. Answered by `Pulls` with that one."""
-
-    request: int
-    pull: str
-
-
-class AddPulled(msgspec.Struct, tag="add_pulled"):
-    """Put what has come into the configuration. Answered by `Pulls` with that one."""
-
-    request: int
-    pull: str
-    name: str | None = None
-
-
 class Shutdown(msgspec.Struct, tag="shutdown"):
     """Stop everything; answered just before the manager exits, when no engine is left.
 
@@ -321,9 +307,8 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
     keeps_engines: bool = False
 
 
-Inquiry = ListModels | ExplainModel | GetStatus | GetConfig | GetMetrics
-Pull = PullModel | ListPulls | CancelPull | AddPulled
-Command = LoadModel | UnloadModel | Reload | Shutdown | Inquiry | Pull
+Inquiry = ListModels | ListRequests | ExplainModel | GetStatus | GetConfig | GetMetrics
+Command = LoadModel | UnloadModel | PinModel | Reload | Shutdown | Inquiry | Pull
 Lease = Acquire | Cancel | Read | Release | Report
 Account = FindKey | Admit | Settle | Spend | ReportUsage
 ToManager = Hello | Lease | Account | Configured | Command
@@ -431,6 +416,14 @@ class Status(msgspec.Struct, tag="status"):
     devices: list[DeviceStatus] = []
 
 
+class Requests(msgspec.Struct, tag="requests"):
+    """`total` is how many run."""
+
+    request: int
+    requests: list[OpenRequest]
+    total: int
+
+
 class CurrentConfig(msgspec.Struct, tag="current_config"):
     """As `applied_config.py` packs it."""
 
@@ -443,11 +436,6 @@ class MetricsText(msgspec.Struct, tag="metrics"):
 
     request: int
     text: str
-
-
-class Pulls(msgspec.Struct, tag="pulls"):
-    request: int
-    pulls: list[PullStatus]
 
 
 class Reloaded(msgspec.Struct, tag="reloaded"):
@@ -465,7 +453,7 @@ class Configure(msgspec.Struct, tag="configure"):
     config: str
 
 
-CommandAnswer = Models | Explained | Status | CurrentConfig | MetricsText | Pulls | Reloaded
+CommandAnswer = Models | Requests | Explained | Status | CurrentConfig | MetricsText | Pulls | Removed | Reloaded
 Answer = Granted | Refused | KeyFound | Admitted | CommandAnswer
 ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept | Configure
 

@@ -21,6 +21,8 @@
         ├── ModelNotFound          404 code model_not_found
         ├── KeyNotFound            404 code key_not_found
         ├── MethodNotAllowed       405 code method_not_allowed
+        ├── ModelNotLoaded         409 code model_not_loaded
+        ├── NotRemovable           409 code model_not_removable (as it is; the message says what to do)
         ├── NameInUse              409 code name_taken
         ├── RequestTooLarge        413 code request_too_large
         ├── RateLimited            429 code rate_limit_exceeded
@@ -175,6 +177,14 @@ class KeyNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "key_not_found"
 
 
+class ModelNotLoaded(ApiError):
+    status, type, code = 409, "invalid_request_error", "model_not_loaded"
+
+
+class NotRemovable(ApiError):
+    status, type, code = 409, "invalid_request_error", "model_not_removable"
+
+
 class NameInUse(ApiError):
     status, type, code = 409, "invalid_request_error", "name_taken"
 
@@ -286,6 +296,6 @@ _BY_CODE: dict[str | None, type[ApiError]] = {
     for error in (
         ContextLengthExceeded, InvalidConfiguration, ModelNotFound, RateLimited, InsufficientQuota, EngineError,
         NotSupported, ModelLoadFailed, ModelLoading, ServerOverloaded, SlowDown, EngineUnavailable, StoreUnavailable,
-        ShuttingDown, RequestTimeout, PullNotFound,
+        ShuttingDown, RequestTimeout, PullNotFound, ModelNotLoaded, NotRemovable,
     )
 }  # fmt: skip

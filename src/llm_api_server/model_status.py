@@ -37,6 +37,8 @@ class ModelStatus(msgspec.Struct):
     in_flight: int = 0
     queued: int = 0
     preloaded: bool = False
+    #: It stays loaded until it is unpinned.
+    pinned: bool = False
     last_used: float | None = None
     loaded_at: float | None = None
     load_seconds: float | None = None

@@ -55,6 +55,34 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
     usage: Usage
 
 
+class Live(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a request does that runs: told, and not kept. Seconds from its start; None where it did not come to that.
+
+    `position` is its place in the queue of its model, as long as it has no instance.
+    """
+
+    row: str
+    queued: float | None = None
+    first_token: float | None = None
+    position: int | None = None
+
+
+class OpenRequest(msgspec.Struct, frozen=True):
+    """One that runs, as far as its worker has told; see `Started` and `Live`."""
+
+    request_id: str
+    key_id: str
+    key_name: str
+    model: str
+    endpoint: str
+    stream: bool
+    at: float
+    usage: Usage
+    queued: float | None
+    first_token: float | None
+    position: int | None
+
+
 class Ended(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How it ended. Times are in seconds from the start; None where it did not come to that.
 
@@ -119,6 +147,7 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: list[Ended] = []
     whole: list[Whole] = []
     others: list[Other] = []
+    live: list[Live] = []
 
     @property
     def ends(self) -> int:

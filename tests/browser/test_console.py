@@ -31,7 +31,8 @@ def test_the_whole_story(
     out = ROOT / ".cache" / "screenshots"
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(STORY, node_browser)
-    config: dict[str, Any] = {"models": {"available": {}}, "engines": {"llama_cpp": {"threads": 1}}}
+    models = {"max_loaded": 1, "min_loaded_time": 0, "available": {"other": {"path": str(smollm2_gguf)}}}
+    config: dict[str, Any] = {"models": models, "engines": {"llama_cpp": {"threads": 1}}}
     with hub() as here:
         here.repos[REPO] = Repo({"model-Q4_K_M.gguf": smollm2_gguf.read_bytes()})
         for name, value in here.environment().items():

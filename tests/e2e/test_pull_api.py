@@ -141,3 +141,33 @@ def test_it_ends_with_the_server(server: Server, here: Hub) -> None:
         here.breaks[GGUF] = [MIB] + [0] * 1000
         client.post(PULL, json={"source": REPO})
         wait_until(lambda: server.downloads() != [])  # and is gone when the server is: `running` looks
+
+
+def test_a_model_is_removed_with_its_files(server: Server) -> None:
+    with server.client() as client:
+        assert events(client, client.post(PULL, json={"source": REPO}).json()["id"])[-1]["added"]
+        file = server.folder / "models" / PATH
+        assert file.exists()
+        assert client.post("/admin/api/models/tiny/load").status_code == 200
+        loaded = client.delete("/admin/api/models/tiny")
+        assert (loaded.status_code, loaded.json()["error"]["code"]) == (409, "model_not_removable")
+        assert "unload it first" in loaded.json()["error"]["message"]
+        client.post("/admin/api/models/tiny/unload")
+        gone = client.delete("/admin/api/models/tiny")
+        assert gone.json() == {"id": "tiny", "deleted": True, "files": [str(file.parent)]}
+        assert not file.parent.exists()
+        assert available(server) == {}
+        assert client.get("/v1/models").json()["data"] == []
+        assert client.delete("/admin/api/models/tiny").json()["error"]["code"] == "model_not_found"
+
+
+def test_what_has_no_files_here_is_only_taken_out_of_the_configuration(server: Server, smollm2_gguf: Path) -> None:
+    server.configure({"models": {"available": {"elsewhere": {"path": str(smollm2_gguf)}, "kept": {"path": "x.gguf"}}}})
+    with server.client() as client:
+        assert client.post("/admin/api/reload").status_code == 200
+        refused = client.delete("/admin/api/models/elsewhere")
+        assert refused.status_code == 409
+        assert "keep_files=true" in refused.json()["error"]["message"]
+        assert client.delete("/admin/api/models/elsewhere?keep_files=true").json()["files"] == []
+        assert smollm2_gguf.exists()
+        assert list(available(server)) == ["kept"]

@@ -91,7 +91,7 @@ def test_files_that_services_mount_exist() -> None:
                 assert (DOCKER / source).exists(), source
 
 
-@pytest.mark.parametrize("page", ["deployment", "sizing", "upgrading"])
+@pytest.mark.parametrize("page", ["console", "deployment", "sizing", "upgrading"])
 def test_links_lead_somewhere(page: str) -> None:
     file = ROOT / f"docs/{page}.md"
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", file.read_text()):

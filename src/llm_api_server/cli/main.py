@@ -210,6 +210,26 @@ def models_unload(name: NameArgument, config: ConfigOption = None) -> None:
         _print_outcome(models_view.unload(loaded, name))
 
 
+@models_app.command("pin")
+def models_pin(name: NameArgument, config: ConfigOption = None) -> None:
+    """Keep a loaded model: others do not push it out, and it stays when idle. Unloading it unpins it."""
+    from llm_api_server.cli import models_view
+
+    loaded = base.load_running(config)
+    with base.errors(loaded):
+        typer.echo(f"{models_view.pin(loaded, name, is_pinned=True).id}: pinned")
+
+
+@models_app.command("unpin")
+def models_unpin(name: NameArgument, config: ConfigOption = None) -> None:
+    """Let a model go again when it is idle or others need its room."""
+    from llm_api_server.cli import models_view
+
+    loaded = base.load_running(config)
+    with base.errors(loaded):
+        typer.echo(f"{models_view.pin(loaded, name, is_pinned=False).id}: not pinned")
+
+
 def _print_outcome(status: ModelStatus) -> None:
     typer.echo(f"{status.id}: {status.state}")
 

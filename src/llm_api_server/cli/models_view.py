@@ -9,7 +9,7 @@ import msgspec
 
 from llm_api_server import calls, texts
 from llm_api_server.config import Config
-from llm_api_server.control import Explained, ExplainModel, ListModels, LoadModel, Models, UnloadModel
+from llm_api_server.control import Explained, ExplainModel, ListModels, LoadModel, Models, PinModel, UnloadModel
 from llm_api_server.engines.explain import gib
 from llm_api_server.errors import ControlError
 from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
@@ -22,7 +22,7 @@ _MEBIBYTE = 1024 * 1024
 
 _COLUMNS: dict[str, Callable[[ModelStatus], str]] = {
     "MODEL": lambda status: status.id,
-    "STATE": lambda status: str(status.state),
+    "STATE": lambda status: f"{status.state}, pinned" if status.pinned else str(status.state),
     "ENGINE": lambda status: status.engine,
     "PID": lambda status: _or_dash(status.pid),
     "MEMORY": lambda status: _or_dash(status.memory_bytes and f"{status.memory_bytes / _MEBIBYTE:.0f} MiB"),
@@ -63,6 +63,12 @@ def unload(config: Config, name: str) -> ModelStatus:
     if before.twin_of is not None and all(status.id != before.id for status in after):
         return ModelStatus(before.id, ModelState.STOPPED, before.engine, before.path)  # stopped twins are not listed
     return find(after, name)
+
+
+def pin(config: Config, name: str, *, is_pinned: bool) -> ModelStatus:
+    """Raises `ControlError` where it is not loaded."""
+    command = PinModel(1, find(fetch(config), name).id, is_pinned)
+    return find(calls.call(RunDir(config.run_dir), command, Models, timeout=_ANSWER_TIMEOUT).models, name)
 
 
 def explain(config: Config, name: str) -> Explanation:

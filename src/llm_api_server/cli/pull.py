@@ -76,15 +76,15 @@ def remove(
 ) -> None:
     """Take a model out of the configuration, and delete its files where they are under models_dir."""
     from llm_api_server.downloads import config_edit
-    from llm_api_server.downloads.files import delete, files_of
+    from llm_api_server.downloads.files import delete, files_of, why_needed
 
     loaded = base.load(config)
     if name not in loaded.models.available:
         base.fail(
             f"The configuration has no model {name!r}; `llm-api-server models list` shows them.", base.EXIT_FAILED
         )
-    if name in {loaded.models.default, *loaded.models.preload}:
-        base.fail(f"{name!r} is named by models.default or models.preload; take it out there first.", base.EXIT_FAILED)
+    if (problem := why_needed(loaded, name)) is not None:
+        base.fail(problem, base.EXIT_FAILED)
     with base.errors():
         files = [] if keep_files else files_of(loaded, name)
         for path in files:

@@ -1,5 +1,7 @@
 // The server's API with the key of whoever signed in. Errors have the server's own message.
 
+import { t } from "./i18n.js";
+
 export class Failure extends Error {
   constructor(message, status, code) {
     super(message);
@@ -19,7 +21,7 @@ export class Api {
       answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), ...options });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Failure("The server does not answer.", 0, "unreachable");
+      throw new Failure(t("The server does not answer."), 0, "unreachable");
     }
     if (answer.ok) return answer;
     let problem = {};
@@ -29,6 +31,9 @@ export class Api {
 
   async get(path) { return (await this.send("GET", path)).json(); }
   async text(path) { return (await this.send("GET", path)).text(); }
+  async find(path, otherwise) {
+    try { return await this.text(path); } catch { return otherwise; }
+  }
   async post(path, body) { return (await this.send("POST", path, body)).json(); }
   async patch(path, body) { return (await this.send("PATCH", path, body)).json(); }
   async remove(path) { return (await this.send("DELETE", path)).json(); }

@@ -1,8 +1,9 @@
 // The frame: sign-in, navigation, theme and language. A page is a function that fills an element and returns how to stop.
 
 import { Api } from "./api.js";
-import { h, note } from "./dom.js";
+import { field, h, note } from "./dom.js";
 import { otherLanguage, switchLanguage, t } from "./i18n.js";
+import { icon } from "./icons.js";
 import { keys } from "./pages/keys.js";
 import { logs } from "./pages/logs.js";
 import { models } from "./pages/models.js";
@@ -53,11 +54,16 @@ function signOut() {
   draw();
 }
 
+function brand() {
+  return h("div", { class: "brand" }, h("img", { src: "/console/icon.svg", alt: "" }), h("span", {}, "LLM API Server"));
+}
+
 function drawSignIn(message) {
   const input = h("input", { type: "password", autocomplete: "current-password", name: "key", required: true, placeholder: "sk-…" });
   const problem = h("div", {}, message ? note(message, true) : null);
   const button = h("button", { class: "primary", type: "submit" }, t("Sign in"));
   const form = h("form", {
+    class: "stack",
     onsubmit: async (event) => {
       event.preventDefault();
       button.disabled = true;
@@ -69,16 +75,19 @@ function drawSignIn(message) {
         button.disabled = false;
       }
     },
-  }, h("label", {}, h("span", {}, t("Your key")), input), h("p", { class: "muted small" },
-    t("Use a key with the permission admin, or any key to see your own usage and try models.")), problem, button);
-  root.replaceChildren(h("main", { class: "signin" }, h("header", { class: "page" }, h("h1", {}, "LLM API Server")), h("div", { class: "panel" }, form), tools()));
+  }, h("h1", {}, t("Sign in")),
+  field(t("Your key"), input, t("Use a key with the permission admin, or any key to see your own usage and try models.")), problem, button);
+  root.replaceChildren(h("main", { class: "signin" }, brand(), h("div", { class: "panel" }, form), h("div", { class: "tools" }, tools())));
   input.focus();
 }
 
 function tools() {
-  return h("div", { class: "row" },
-    h("button", { class: "small", onclick: () => { switchLanguage(); draw(); } }, otherLanguage()),
-    h("button", { class: "small", onclick: switchTheme }, theme() === "dark" ? t("Light") : t("Dark")));
+  const isDark = theme() === "dark";
+  const words = isDark ? t("Light") : t("Dark");
+  return [
+    h("button", { class: "plain small", onclick: () => { switchLanguage(); draw(); } }, otherLanguage()),
+    h("button", { class: "plain small icon-only", title: words, "aria-label": words, onclick: switchTheme }, icon(isDark ? "sun" : "moon")),
+  ];
 }
 
 function draw() {
@@ -91,12 +100,14 @@ function draw() {
   }
   const pages = PAGES.filter((page) => session.isAdmin || !page.isForAdmins);
   const current = pages.find((page) => location.hash === `#${page.path}`) ?? pages[0];
-  const links = pages.map((page) => h("a", { href: `#${page.path}`, "aria-current": page === current ? "page" : null }, t(page.title)));
+  const links = pages.map((page) => h("a", { href: `#${page.path}`, "aria-current": page === current ? "page" : null }, icon(page.path), t(page.title)));
   const main = h("main", { id: "main" });
+  const leave = h("button", { class: "plain small", "aria-label": t("Sign out"), title: t("Sign out"), onclick: signOut },
+    icon("leave"), h("span", { class: "words" }, t("Sign out")));
   root.replaceChildren(h("div", { class: "shell" },
-    h("nav", { "aria-label": "LLM API Server" }, h("div", { class: "brand" }, "LLM API Server"), links,
-      h("div", { class: "foot" }, tools(), h("button", { class: "small", onclick: signOut }, t("Sign out")))), main));
+    h("div", { class: "side" }, brand(), h("nav", { "aria-label": "LLM API Server" }, links), h("div", { class: "tools" }, tools(), h("span", { class: "grow" }), leave)), main));
   document.title = `${t(current.title)} – LLM API Server`;
+  links[pages.indexOf(current)].scrollIntoView({ block: "nearest", inline: "center" });
   stop = current.show(main, session) ?? (() => {});
 }
 

@@ -17,9 +17,26 @@ export function seconds(value) {
 }
 
 export function number(value) {
-  return value === null || value === undefined ? "–" : value.toLocaleString();
+  return value === null || value === undefined ? "–" : value.toLocaleString(document.documentElement.lang);
+}
+
+// 12,300 as 12.3K: for scales.
+export function short(value) {
+  return value.toLocaleString("en", { notation: "compact", maximumFractionDigits: 1 });
 }
 
 export function time(unix) {
-  return unix ? new Date(unix * 1000).toLocaleString() : "–";
+  if (!unix) return "–";
+  const options = { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
+  return new Date(unix * 1000).toLocaleString(document.documentElement.lang, options);
+}
+
+export function day(unix) {
+  return new Date(unix * 1000).toLocaleDateString(document.documentElement.lang, { year: "numeric", month: "short", day: "numeric" });
+}
+
+export function clock(unix) {
+  const at = new Date(unix * 1000);
+  const day = at.toDateString() === new Date().toDateString() ? {} : { month: "short", day: "numeric" };
+  return at.toLocaleString(document.documentElement.lang, { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 }

@@ -25,6 +25,13 @@ def files_of(config: Config, name: str) -> list[Path]:
     return found
 
 
+def why_needed(config: Config, name: str) -> str | None:
+    """Why the configuration cannot do without this model, else None."""
+    if name in {config.models.default, *config.models.preload}:
+        return f"{name!r} is named by models.default or models.preload; take it out there first."
+    return None
+
+
 def delete(paths: Iterable[Path]) -> None:
     """Raises `OSError`."""
     for path in paths:

@@ -27,7 +27,7 @@ from llm_api_server.gateway.openai import ENDPOINTS
 from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.shares import HeldShare
 from llm_api_server.traces import Traced
-from llm_api_server.usage import NO_USAGE, Batch, Ended, Other, Progress, Started, Usage, Whole
+from llm_api_server.usage import NO_USAGE, Batch, Ended, Live, Other, Progress, Started, Usage, Whole
 
 #: Seconds between two reports: how much of the ledger a killed worker can take with it.
 REPORT_INTERVAL = 0.5
@@ -102,6 +102,7 @@ class Accounts:
         self._taken: dict[int, tuple[HeldShare, int]] = {}
         self._running: dict[str, RequestRecord] = {}
         self._reported: dict[str, Usage] = {}
+        self._told: dict[str, Live] = {}
         #: Rows to be told of with the next report: that they have begun; that they have ended, or all of them.
         self._begun: dict[str, RequestRecord] = {}
         self._over: list[RequestRecord] = []
@@ -290,9 +291,11 @@ class Accounts:
             [_ended(one) for one in over],
             whole,
             [Other(*alike, count) for alike, count in others.items()],
+            self._live(),
         )
         for record in over:
             self._reported.pop(record.row or "", None)
+            self._told.pop(record.row or "", None)
         traced, self._traced = self._traced, []
         if batch != _NOTHING or traced:
             report = control.ReportUsage(next(self._numbers), batch, traced)
@@ -310,6 +313,17 @@ class Accounts:
             if usage != self._reported.get(row, NO_USAGE):
                 self._reported[row] = usage
                 found.append(Progress(row, usage))
+        return found
+
+    def _live(self) -> list[Live]:
+        """Of those that have come further since the last report."""
+        found = []
+        for row, record in self._running.items():
+            position = record.position if record.queued_seconds is None else None
+            live = Live(row, record.queued_seconds, record.first_token_seconds, position)
+            if live != self._told.get(row):
+                self._told[row] = live
+                found.append(live)
         return found
 
     def _give_up_oldest(self) -> None:

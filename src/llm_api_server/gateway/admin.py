@@ -38,6 +38,7 @@ class AdminModel(BaseModel):
     in_flight: int
     queued: int
     preloaded: bool
+    pinned: bool = Field(description="It stays loaded until it is unpinned or unloaded.")
     last_used: float | None
     loaded_at: float | None
     load_seconds: float | None
@@ -97,6 +98,16 @@ def admin_routes(catalog: Catalog, leases: Leases) -> APIRouter:
     async def unload(model_id: str, key: KeyDependency, *, wait: Wait = True) -> AdminModel:
         name = catalog.find(model_id, key).model
         return _pick(await leases.unload(name, wait=wait), name)
+
+    @router.post("/models/{model_id:name}/pin", summary="Keep a loaded model: neither evicted nor unloaded when idle")
+    async def pin(model_id: str, key: KeyDependency) -> AdminModel:
+        name = catalog.find(model_id, key).model
+        return _pick(await leases.pin(name, is_pinned=True), name)
+
+    @router.post("/models/{model_id:name}/unpin", summary="Let a model go again when it is idle or in the way")
+    async def unpin(model_id: str, key: KeyDependency) -> AdminModel:
+        name = catalog.find(model_id, key).model
+        return _pick(await leases.pin(name, is_pinned=False), name)
 
     @router.get("/models/{model_id:name}/explain", summary="Whether a model would fit, with the arithmetic")
     async def explain(model_id: str, key: KeyDependency) -> AdminExplanation:

@@ -1,18 +1,18 @@
-"""`/admin/api/models/pull` and `/admin/api/pulls`: models are downloaded and added. Needs `admin`."""
+"""`/admin/api/models/pull`, `/admin/api/pulls`: models are downloaded, added, and removed. Needs `admin`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from llm_api_server import control
+from llm_api_server import pull_messages
 from llm_api_server.downloads.source import parse_source
 from llm_api_server.errors import ApiError, InvalidRequest, PullError, PullNotFound
 from llm_api_server.gateway.admin import require_admin
@@ -83,11 +83,11 @@ class _Asking:
             raise InvalidRequest(str(error), param="source") from error
         number = self._link.number()
         return await self._one(
-            control.PullModel(number, source.text, source.revision, source.file, wanted.name, wanted.add)
+            pull_messages.PullModel(number, source.text, source.revision, source.file, wanted.name, wanted.add)
         )
 
     async def all(self) -> list[PullStatus]:
-        return await self._ask(control.ListPulls(self._link.number()), repeats=True)
+        return await self._ask(pull_messages.ListPulls(self._link.number()), repeats=True)
 
     async def find(self, pull_id: str) -> PullStatus:
         for one in await self.all():
@@ -96,10 +96,10 @@ class _Asking:
         raise PullNotFound(f"There is no download '{pull_id}'.", param="pull_id")
 
     async def add(self, pull_id: str, name: str | None) -> PullStatus:
-        return await self._one(control.AddPulled(self._link.number(), pull_id, name))
+        return await self._one(pull_messages.AddPulled(self._link.number(), pull_id, name))
 
     async def cancel(self, pull_id: str) -> PullStatus:
-        return await self._one(control.CancelPull(self._link.number(), pull_id))
+        return await self._one(pull_messages.CancelPull(self._link.number(), pull_id))
 
     async def events(self, pull_id: str) -> AsyncIterator[bytes]:
         """Each change, until it is over, forgotten, or the manager is gone."""
@@ -118,8 +118,19 @@ class _Asking:
 
     async def _ask(self, message: Any, *, repeats: bool = False) -> list[PullStatus]:
         answer = await self._link.ask(message, repeats=repeats)
-        assert isinstance(answer, control.Pulls), "what the manager answers to that"
+        assert isinstance(answer, pull_messages.Pulls), "what the manager answers to that"
         return answer.pulls
+
+
+class RemovedModel(BaseModel):
+    """`files`: what was deleted."""
+
+    id: str
+    deleted: Literal[True] = True
+    files: list[str]
+
+
+KeepFiles = Annotated[bool, Query(description="Only take it out of the configuration.")]
 
 
 def pull_routes(link: ManagerLink) -> APIRouter:
@@ -129,6 +140,12 @@ def pull_routes(link: ManagerLink) -> APIRouter:
     @router.post("/models/pull", status_code=202, summary="Download a model, and add it")
     async def pull(wanted: PullRequest) -> AdminPull:
         return _shown(await asking.pull(wanted))
+
+    @router.delete("/models/{model_id:name}", summary="Take a model out of the configuration, and delete its files")
+    async def remove(model_id: str, *, keep_files: KeepFiles = False) -> RemovedModel:
+        answer = await link.ask(pull_messages.RemoveModel(link.number(), model_id, keep_files), repeats=False)
+        assert isinstance(answer, pull_messages.Removed), "what the manager answers to that"
+        return RemovedModel(id=model_id, files=answer.files)
 
     @router.get("/pulls", summary="Downloads under way, and the last that ended")
     async def list_pulls() -> AdminPullList:

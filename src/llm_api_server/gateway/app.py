@@ -30,6 +30,7 @@ from llm_api_server.gateway.admin import admin_routes
 from llm_api_server.gateway.admin_config import config_routes
 from llm_api_server.gateway.admin_keys import key_routes
 from llm_api_server.gateway.admin_pulls import pull_routes
+from llm_api_server.gateway.admin_requests import live_request_routes
 from llm_api_server.gateway.admin_server import server_routes
 from llm_api_server.gateway.catalog import Catalog
 from llm_api_server.gateway.console_routes import ConsoleFiles, console_routes
@@ -185,6 +186,7 @@ def _routes(proxy: EngineProxy, store: StoreAccess, lifespan: _Lifespan) -> Fast
     app.include_router(console_routes(CONSOLE_FILES))
     app.include_router(pull_routes(leases.link))
     app.include_router(server_routes(leases.link))
+    app.include_router(live_request_routes(leases.link))
     app.include_router(key_routes(store))
     app.include_router(usage_routes(store))
     app.include_router(admin_usage_routes(store))

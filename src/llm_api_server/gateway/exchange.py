@@ -292,7 +292,7 @@ class Exchange:
         key = self._record.key
         assert key is not None
         model = question.route.model
-        wait = self._wait = Wait(model, self._deadline)
+        wait = self._wait = Wait(model, self._deadline, self._record)
         if not question.facts.stream:
             wait.heed(self._head.headers, self._record.started_at)
         claim = question.claim(key, self._prompt_tokens)

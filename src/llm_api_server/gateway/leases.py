@@ -177,6 +177,10 @@ class Leases:
     async def unload(self, model: str, *, wait: bool) -> list[ModelStatus]:
         return await self._models_after(control.UnloadModel(self.link.number(), model, wait))
 
+    async def pin(self, model: str, *, is_pinned: bool) -> list[ModelStatus]:
+        """Raises `ApiError` where a model that is not loaded is to be pinned."""
+        return await self._models_after(control.PinModel(self.link.number(), model, is_pinned))
+
     async def list_models(self) -> list[ModelStatus]:
         """Fresh figures (memory, in flight) where `models` has those of the last change."""
         return await self._models_after(control.ListModels(self.link.number()))

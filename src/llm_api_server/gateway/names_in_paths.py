@@ -8,7 +8,7 @@ from starlette.convertors import Convertor, register_url_convertor
 class _Name(Convertor[str]):
     """What is or ends like a command is that command, whatever the method: such names are told by other means."""
 
-    regex = r"(?!pull$)(?:(?!/(?:explain|load|revoke|rotate|unload)$).)+"
+    regex = r"(?!pull$)(?:(?!/(?:explain|load|pin|revoke|rotate|unload|unpin)$).)+"
 
     def convert(self, value: str) -> str:
         return value

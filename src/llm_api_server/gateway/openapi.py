@@ -23,7 +23,7 @@ _ERRORS = {
     401: "No key, or a wrong one.",
     403: "The key may not do this.",
     404: "No such model or key.",
-    409: "Another has that name.",
+    409: "Another has that name, or things stand in the way; the message says what to do.",
     413: "The body is too large.",
     429: "The upstream limits requests; `Retry-After` says when to come back.",
     500: "The engine failed.",

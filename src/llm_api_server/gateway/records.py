@@ -51,6 +51,8 @@ class RequestRecord(msgspec.Struct):
     queued_seconds: float | None = None
     first_token_seconds: float | None = None
     instance: str | None = None
+    #: In the queue of its model, once that is told.
+    position: int | None = None
     #: What is settled with, once it is over.
     used: Usage = NO_USAGE
     admission: int | None = None

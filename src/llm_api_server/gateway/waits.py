@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from llm_api_server.errors import ApiError, ModelLoading, ServerOverloaded
+from llm_api_server.gateway.records import RequestRecord
 from llm_api_server.model_status import ModelStatus
 from llm_api_server.types import ModelState
 
@@ -22,10 +23,12 @@ _BEFORE_READY = {ModelState.STOPPED, ModelState.STARTING, ModelState.SLEEPING, M
 class Wait:
     """One request's. `until` is in seconds of the clock of deadlines, `position` where it stands, once that is told."""
 
-    def __init__(self, model: str, until: float) -> None:
+    def __init__(self, model: str, until: float, record: RequestRecord | None = None) -> None:
+        """`record` is told the position as well."""
         self.until = until
         self.position: int | None = None
         self._model = model
+        self._record = record
 
     def heed(self, headers: Mapping[bytes, bytes], started_at: float) -> None:
         """A client that gives up by itself is told before, when to come again."""
@@ -40,6 +43,8 @@ class Wait:
 
     def on_position(self, position: int) -> None:
         self.position = position
+        if self._record is not None:
+            self._record.position = position
 
     def too_long(self, models: Mapping[str, ModelStatus]) -> ApiError | None:
         """What to tell the client; None where the model is not the reason."""

@@ -38,7 +38,7 @@ from llm_api_server.manager.tracing import Tracing
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
-from llm_api_server.usage import Batch, Progress
+from llm_api_server.usage import Batch, OpenRequest, Progress
 
 if TYPE_CHECKING:
     from llm_api_server.manager.clients import Client
@@ -246,6 +246,10 @@ class Accounts:
             if self._tally.report(name, report.number, report.batch, ended):
                 self._tracing.over(report.traced)
             self._queue(client, name, report.number, self._with_progress_due(name, report.batch))
+
+    def open_requests(self) -> list[OpenRequest]:
+        """What runs, by what the workers have told, the oldest first."""
+        return self._rows.open()
 
     def _with_progress_due(self, worker: str, batch: Batch) -> Batch:
         """How far requests are is remembered at once and written seldom: it counts when this manager is killed, too."""

@@ -191,6 +191,8 @@ class Failure:
     reason: str
     retry_at: float
     count: int
+    #: Nothing but pinned models stands in its way.
+    is_by_pins: bool = False
 
 
 @dataclass
@@ -210,6 +212,8 @@ class Model:
     asleep: Asleep | None = None
     #: It is not configured any more.
     is_gone: bool = False
+    #: It stays loaded, and awake, until it is unpinned or unloaded by order.
+    is_pinned: bool = False
     #: It did not sleep or wake as told once.
     refuses_sleep: bool = False
     booking: Booking | None = None

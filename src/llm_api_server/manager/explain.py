@@ -40,11 +40,10 @@ def _judge(scheduler: Scheduler, model: Model) -> tuple[Verdict, str, list[str],
         return "loaded", f"It is {booking.state}{_where(booking.placement)}.", [], booking.placement
     if not model.takes_place:
         return "fits", "It runs elsewhere and takes no memory here.", [], None
-    if model.need is not None:
-        if (reason := why_never(model.need, scheduler.devices)) is not None:
-            return "never", f"It can never be loaded here: {reason}.", [], None
-        if (reason := why_not_now(model.need, scheduler.empty(1))) is not None:
-            return "not_now", f"It cannot be loaded now: {reason}.", [], None
+    if model.need is not None and (reason := why_never(model.need, scheduler.devices)) is not None:
+        return "never", f"It can never be loaded here: {reason}.", [], None
+    if (reason := _hindrance(scheduler, model)) is not None:
+        return "not_now", f"It cannot be loaded now: {reason}.", [], None
     room = scheduler.room()
     if (placement := room.seats_now(model)) is not None:
         verb = "It sleeps and would wake" if booking is not None else "It fits now"
@@ -56,6 +55,12 @@ def _judge(scheduler: Scheduler, model: Model) -> tuple[Verdict, str, list[str],
         if eviction is not None:
             return _after(eviction, may_be_busy=may_be_busy)
     return "after_waiting", "It has to wait until a load that is under way has ended.", [], None
+
+
+def _hindrance(scheduler: Scheduler, model: Model) -> str | None:
+    """What stands in its way and does not go for its sake: other programs, pinned models."""
+    reason = why_not_now(model.need, scheduler.empty(1)) if model.need is not None else None
+    return reason if reason is not None else scheduler.why_pins_block(model)
 
 
 def _after(eviction: Eviction, *, may_be_busy: bool) -> tuple[Verdict, str, list[str], Placement | None]:

@@ -68,6 +68,9 @@ class Instance:
         self._is_loading = False
         self.task: asyncio.Task[None] | None = None
         self.placement = placement
+        #: Its record tells the next manager.
+        self.is_pinned = False
+        self._may_sleep = False
         self._spec = spec
         self._engine = spec.engine
         self._around = around
@@ -82,6 +85,11 @@ class Instance:
         self._started_at, self.load_seconds = record.started_at, record.load_seconds
         self.ready_at = time.time()
         self.phases.seconds = dict(record.phases)
+        self.is_pinned = record.is_pinned
+
+    def pin(self, *, is_pinned: bool) -> None:
+        self.is_pinned = is_pinned
+        self._write_record()
 
     async def load(self) -> None:
         """Start the process and wait until it is ready. Raises `ModelProblem` with the engine's reason."""
@@ -98,13 +106,15 @@ class Instance:
     async def sleep(self, level: int, *, from_level: int) -> None:
         """Raises `SleepFailed`."""
         assert self.info is not None, "load or adopt comes first"
-        self._write_record(may_sleep=True)
+        self._may_sleep = True
+        self._write_record()
         await sleep.fall_asleep(self.info.address, level, from_level=from_level)
 
     async def wake(self, level: int) -> None:
         """Raises `SleepFailed`."""
         assert self.info is not None, "load or adopt comes first"
         await sleep.wake_up(self.info.address, level)
+        self._may_sleep = False
         self._write_record()
 
     def as_load(self, error: str | None = None) -> Load:
@@ -211,7 +221,7 @@ class Instance:
                 logger.info("loading model {}: {}", self.model, self.phases.current.replace("_", " "))
             await asyncio.sleep(_PHASE_INTERVAL)
 
-    def _write_record(self, *, may_sleep: bool = False) -> None:
+    def _write_record(self) -> None:
         """Nothing to adopt where nothing was started."""
         if self.process is None or self.info is None or not self.process.pid:
             return
@@ -226,7 +236,8 @@ class Instance:
                 load_seconds=self.load_seconds,
                 phases=self.phases.seconds,
                 placement=self.placement,
-                may_sleep=may_sleep,
+                may_sleep=self._may_sleep,
+                is_pinned=self.is_pinned,
             )
         )
 

@@ -25,9 +25,10 @@ from llm_api_server.manager.devices import DeviceWatch, Inventory
 from llm_api_server.manager.explain import explain
 from llm_api_server.manager.inspection import Inspection
 from llm_api_server.manager.instance import Instance, Spec, Surroundings, end
+from llm_api_server.manager.loads import Loads
 from llm_api_server.manager.process import Launcher
 from llm_api_server.manager.records import Record, Records, fingerprint
-from llm_api_server.manager.refusals import gone
+from llm_api_server.manager.refusals import cannot_pin, gone
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.sleeping import put_to_sleep, wake
 from llm_api_server.manager.stalls import StallWatch
@@ -67,6 +68,7 @@ class Manager:
         self.tally = Tally()
         self.tracing = Tracing()
         self.tracing.configure(config.tracing)
+        self._loads = Loads(self.tally, self.tracing)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         policy, models = policy_of(config, inventory.devices), models_of(config, self._engines)
@@ -118,7 +120,7 @@ class Manager:
         elif self._is_wanted(record):
             instance = self._new_instance(record.info.id, record.model, record.placement)
             instance.adopt(record, process)
-            self._scheduler.adopt(instance.id, instance.model, _now(), record.placement)
+            self._scheduler.adopt(instance.id, instance.model, _now(), record.placement, is_pinned=record.is_pinned)
             instance.task = asyncio.create_task(self._run(instance))
             logger.info("adopted model {} (instance {}, pid {})", instance.model, instance.id, process.pid)
         else:
@@ -253,6 +255,19 @@ class Manager:
                 self._waiting.put(waiter, Asked(client, request, twin))
             self._carry_out(self._scheduler.unload(waiter, twin, _now()))
         self._ask(client, Question(request, model), self._scheduler.unload, wait=wait)
+
+    def pin(self, client: Client, request: int, model: str, *, is_pinned: bool) -> None:
+        """The model and its twin, of which one must be there to be pinned."""
+        names = [name for name in (model, self._twins.twin_of(model)) if name in self._engines]
+        if is_pinned and all(self._scheduler.models[name].booking is None for name in names):
+            client.send(cannot_pin(request, model, is_known=bool(names)))
+            return
+        verb = self._scheduler.pin if is_pinned else self._scheduler.unpin
+        self._carry_out([decision for name in names for decision in verb(name, _now())])
+        for running in self._running.values():
+            if running.model in names:
+                running.pin(is_pinned=is_pinned)
+        client.send(Models(self.board.statuses(), request))
 
     async def list_models(self, client: Client, request: int) -> None:
         """With memory measured, and the devices looked at, now."""
@@ -435,6 +450,7 @@ class Manager:
         served_name = self._twins.model_of(model) or model
         spec = Spec(engine, entry, served_name, fingerprint(self._config, entry))
         instance = Instance(instance_id, model, spec, self._around, placement)
+        instance.is_pinned = self._scheduler.models[model].is_pinned
         self._running[instance_id] = instance
         return instance
 
@@ -445,7 +461,7 @@ class Manager:
             if instance.ready_at is None:
                 await instance.load()
                 self._files.facts[instance.model] = instance.facts
-                self._tell_load(instance)
+                self._loads.on_ready(instance)
                 self._carry_out(self._scheduler.on_ready(instance.id, _now()))
             reason = await instance.ended()
         except ModelProblem as problem:
@@ -460,7 +476,7 @@ class Manager:
         await instance.clean_up()
         await self._devices.see_free(instance.id)
         del self._running[instance.id]
-        self._count_end(instance)
+        self._loads.on_end(instance, self._scheduler.bookings.get(instance.id))
         for client in self.board.clients:
             client.grants.pop(instance.id, None)
             client.running.pop(instance.id, None)
@@ -470,21 +486,6 @@ class Manager:
         else:
             logger.error("model {} failed: {}", instance.model, reason)
             self._carry_out(self._scheduler.on_exited(instance.id, reason, _now()))
-
-    def _tell_load(self, instance: Instance) -> None:
-        self.tally.loaded(instance.model, instance.load_seconds or 0.0, instance.phases.seconds)
-        self.tracing.loaded(instance.as_load())
-
-    def _count_end(self, instance: Instance) -> None:
-        if instance.ready_at is None:
-            result = "cancelled" if instance.is_stopping else "failed"
-            self.tally.load_over(instance.model, result)
-            self.tracing.loaded(instance.as_load(error=result))
-            return
-        booking = self._scheduler.bookings.get(instance.id)
-        why = booking.why if booking is not None else None
-        reason = {decide.Why.ROOM: "evicted", decide.Why.ORDER: "ordered", None: "idle"}[why]
-        self.tally.unloaded(instance.model, reason if instance.is_stopping else "failed")
 
 
 class _Verb(Protocol):

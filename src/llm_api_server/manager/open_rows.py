@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llm_api_server.usage import NO_USAGE, WORKER_LOST, Batch, Ended, Started, Usage
+from llm_api_server.usage import NO_USAGE, WORKER_LOST, Batch, Ended, Live, OpenRequest, Started, Usage
 
 
 @dataclass
@@ -14,6 +14,7 @@ class _Row:
 
     started: Started | None = None
     usage: Usage = NO_USAGE
+    live: Live | None = None
 
 
 _NO_ROW = _Row()
@@ -35,7 +36,15 @@ class OpenRows:
             rows[started.row] = _Row(started)
         for progress in batch.progress:
             rows.setdefault(progress.row, _Row()).usage = progress.usage
+        for live in batch.live:
+            rows.setdefault(live.row, _Row()).live = live
         return [(rows.pop(ended.row, _NO_ROW).started, ended) for ended in batch.ended]
+
+    def open(self) -> list[OpenRequest]:
+        """The oldest first."""
+        rows = [row for of_worker in self._rows.values() for row in of_worker.values()]
+        found = [_as_open(row.started, row) for row in rows if row.started is not None]
+        return sorted(found, key=lambda one: one.at)
 
     def lose(self, worker: str, now: float) -> tuple[list[tuple[Started | None, Ended]], Counter[str]]:
         """What settles a lost worker's rows at `now` (Unix seconds), with their beginnings, and their tokens by key."""
@@ -48,3 +57,20 @@ class OpenRows:
             if started is not None:
                 tokens[started.key_id] += row.usage.prompt_tokens + row.usage.completion_tokens
         return ended, tokens
+
+
+def _as_open(started: Started, row: _Row) -> OpenRequest:
+    live = row.live or Live(started.row)
+    return OpenRequest(
+        request_id=started.request_id,
+        key_id=started.key_id,
+        key_name=started.key_name,
+        model=started.model,
+        endpoint=started.endpoint,
+        stream=started.stream,
+        at=started.at,
+        usage=row.usage,
+        queued=live.queued,
+        first_token=live.first_token,
+        position=live.position,
+    )

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -17,9 +17,12 @@ from uuid import uuid4
 import msgspec
 from loguru import logger
 
-from llm_api_server.control import AddPulled, PullModel, Pulls, Refused
+from llm_api_server.control import Refused
 from llm_api_server.downloads.config_edit import edit, with_model
 from llm_api_server.errors import PullError
+from llm_api_server.manager.removal import remove
+from llm_api_server.model_status import ModelStatus
+from llm_api_server.pull_messages import AddPulled, PullModel, Pulls, RemoveModel
 from llm_api_server.pull_status import PullStatus
 
 if TYPE_CHECKING:
@@ -78,6 +81,10 @@ class Downloads:
             client.send(Pulls(command.request, [pull.status]))
         else:
             client.send(Refused(command.request, "invalid_configuration", problem))
+
+    async def remove(self, client: Client, command: RemoveModel, statuses: Sequence[ModelStatus]) -> None:
+        """The other way: it goes out of the file, and its own files go. `statuses` are those of all models."""
+        await remove(client, command, self._config, statuses, self._follow)
 
     async def close(self) -> None:
         """End what is under way; what has come of it stays."""

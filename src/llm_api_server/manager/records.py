@@ -40,6 +40,7 @@ class Record(msgspec.Struct, frozen=True):
     #: It was told to sleep; how deep it got is not known.
     may_sleep: bool = False
     model: str = ""
+    is_pinned: bool = False
 
 
 class Records:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llm_api_server.control import Claim
+from llm_api_server.control import Claim, Refused
 from llm_api_server.manager.booking import Booking, Failure, Model, Policy, Refuse
+from llm_api_server.manager.ledger import Account, why_never, why_not_now
 
 #: Back-off after the n-th failed load or crash in a row, in seconds.
 _FIRST_BACKOFF = 2.0
@@ -17,6 +18,8 @@ _USUAL_LOAD = 15.0
 _LEAST_WAIT = 1.0
 #: Who is told to wait longer than this may as well look again.
 _LONGEST_WAIT = 60.0
+#: Seconds after which memory that other programs hold is looked at again.
+_FOREIGN_RETRY = 10.0
 #: Between two turns when none was measured.
 _USUAL_INTERVAL = 1.0
 
@@ -41,6 +44,13 @@ def gone(waiter: int, model: str) -> Refuse:
     return Refuse(waiter, "model_not_found", f"model {model!r} is not configured any more")
 
 
+def cannot_pin(request: int, model: str, *, is_known: bool) -> Refused:
+    """To a command."""
+    if not is_known:
+        return Refused(request, "model_not_found", f"model {model!r} is not configured")
+    return Refused(request, "model_not_loaded", f"model {model!r} is not loaded: load it first, then pin it")
+
+
 def loading(waiter: int, model: Model, now: float) -> Refuse:
     wait = ready_in(model, now)
     message = f"model {model.name!r} is being loaded, and limits.when_loading is 'reject'; try again in {wait:.0f} s"
@@ -57,6 +67,17 @@ def full(waiter: int, model: Model, models: Iterable[Model], policy: Policy, cla
     if own >= policy.queue_per_key:
         message = f"{own} requests of this key wait, and more may not (limits.queue_per_key); send fewer at a time"
         return Refuse(waiter, "slow_down", message, _turn_in(model, length), length + 1)
+    return None
+
+
+def impossible(model: Model, empty: Account, now: float) -> Failure | None:
+    """Why it cannot be loaded even if all others went, and when to look again. `empty` has nothing of ours."""
+    if model.need is None:
+        return None
+    if (reason := why_never(model.need, empty.devices)) is not None:
+        return Failure(reason, now, 0)
+    if (reason := why_not_now(model.need, empty)) is not None:
+        return Failure(reason, now + _FOREIGN_RETRY, 0)
     return None
 
 

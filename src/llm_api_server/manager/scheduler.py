@@ -4,7 +4,8 @@ The manager calls it on its one task and carries the decisions out, in order. Ru
 instance that has grants outstanding is stopped, it drains first; an instance starts where its memory and a place are
 free; else the fewest others make room, sleepers and idle ones first, the least recently used, preloaded ones last; a
 busy model that others wait for takes no new work after `max_wait_time`, once it has served who had waited for it; what
-can never fit is refused with the arithmetic; every waiter is granted, done or refused in the end.
+is pinned neither makes room nor goes when it is idle; what can never fit is refused with the arithmetic; every waiter
+is granted, done or refused in the end.
 
 An instance has places. Who finds none, or finds others waiting, is queued (`fair_queue.py`); `turns.py` tells whether
 a free place is for a request.
@@ -16,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from llm_api_server.control import NO_CLAIM, Claim, Ended
 from llm_api_server.engines.base import NOWHERE, ModelFacts, Placement
-from llm_api_server.manager import eviction, idleness, refusals, turns
+from llm_api_server.manager import eviction, idleness, pins, refusals, turns
 from llm_api_server.manager.booking import (
     Booking,
     Decision,
@@ -33,14 +34,12 @@ from llm_api_server.manager.booking import (
     Why,
 )
 from llm_api_server.manager.fair_queue import Waiter
-from llm_api_server.manager.ledger import RAM, Account, Device, why_never, why_not_now
+from llm_api_server.manager.ledger import Account, Device
 from llm_api_server.manager.room import Room
 from llm_api_server.types import ModelState
 
 #: Workers have this long to report what is in flight on an adopted instance before it may be evicted.
 _ADOPTION_TIME = 5.0
-#: Seconds after which memory that other programs hold is looked at again.
-_FOREIGN_RETRY = 10.0
 
 
 class Scheduler:
@@ -147,11 +146,25 @@ class Scheduler:
         """Command: drain and stop; `Done` when the instance is gone. A preload is not begun again by itself."""
         model = self.models[name]
         model.wanted_since = None
+        self._unpin(model)
         if model.booking is None:
             model.failure = None
             return [Done(waiter)]
         model.stop_waiters.append(waiter)
         return [*self._drain(model.booking, Why.ORDER), *self._schedule(now)]
+
+    def pin(self, name: str, now: float) -> list[Decision]:
+        """It stays until it is unpinned or unloaded. One that drains for another's sake goes on."""
+        self.models[name].is_pinned = True
+        return list(self._schedule(now))
+
+    def unpin(self, name: str, now: float) -> list[Decision]:
+        self._unpin(self.models[name])
+        return list(self._schedule(now))
+
+    def _unpin(self, model: Model) -> None:
+        model.is_pinned = False
+        pins.forget_refusals(self.models.values())
 
     def preload(self, now: float) -> list[Decision]:
         """Start what is to be loaded from the beginning."""
@@ -207,9 +220,12 @@ class Scheduler:
 
     # ── what happens to instances ────────────────────────────────────────────────────────────────────────────────
 
-    def adopt(self, instance_id: str, name: str, now: float, placement: Placement = NOWHERE) -> None:
+    def adopt(
+        self, instance_id: str, name: str, now: float, placement: Placement = NOWHERE, *, is_pinned: bool = False
+    ) -> None:
         """An engine of an earlier manager serves on. Its grants come with `restore`."""
         model = self.models[name]
+        model.is_pinned = is_pinned
         booking = Booking(instance_id, name, ModelState.READY, now, now, now + _ADOPTION_TIME, now)
         booking.placement, booking.asleep = placement, model.asleep
         self._bookings[instance_id] = model.booking = booking
@@ -313,11 +329,7 @@ class Scheduler:
         queued = [b for b in self._bookings.values() if self.models[b.model].queue]
         times += [at for b in queued if (at := turns.next_end_of_reading(b, now)) is not None]
         if any(model.startable_at <= now for model in waiting) or self.room().later.places < 0:
-            ready = [b for b in self._bookings.values() if b.state is ModelState.READY]
-            times += [b.evictable_at for b in ready]
-            unserved = [b for b in ready if not eviction.has_had_its_turn(b, self.models, self.policy, now)]
-            times += [b.ready_at + self.policy.max_wait_time for b in unserved]
-            times += [since + self.policy.max_wait_time for m in waiting if (since := m.waited_for_since()) is not None]
+            times += eviction.times(self._bookings.values(), waiting, self.models, self.policy, now)
         return min((at for at in times if at > now), default=None)
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -364,14 +376,12 @@ class Scheduler:
 
     def _bring_down(self, room: Room, now: float) -> Iterator[Decision]:
         """More instances were adopted than there are places."""
-        idle = [b for b in self._bookings.values() if b.is_idle and b.evictable_at <= now and b.id not in room.victims]
-        idle = [booking for booking in idle if self.models[booking.model].takes_place]
-        surplus = max(0, -room.later.places)
-        for booking in sorted(idle, key=lambda b: (self.models[b.model].preload, b.last_used, b.id))[:surplus]:
+        others = [booking for booking in self._bookings.values() if booking.id not in room.victims]
+        for booking in eviction.surplus(others, self.models, max(0, -room.later.places), now):
             yield self._stop(booking)
 
     def _serve(self, model: Model, room: Room, now: float) -> Iterator[Decision]:
-        if (failure := self._impossible(model, now)) is not None:
+        if (failure := refusals.impossible(model, self.empty(1), now)) is not None:
             yield from self._give_up(model, failure, now)
         elif (placement := room.seats_now(model)) is not None:
             is_blocked = room.is_blocked(model, placement)
@@ -390,16 +400,12 @@ class Scheduler:
                 room.give(model, made.placement, at_once=False)
                 for victim in made.victims:
                     yield from self._drain(victim, Why.ROOM, may_sleep=made.may_sleep)
+            elif (reason := self.why_pins_block(model)) is not None:
+                model.failure = Failure(reason, now, 0, is_by_pins=True)
+                yield from refusals.failed_all(model, model.failure, now)
 
-    def _impossible(self, model: Model, now: float) -> Failure | None:
-        """Why it cannot be loaded even if all others went, and when to look again."""
-        if model.need is None:
-            return None
-        if (reason := why_never(model.need, self.devices)) is not None:
-            return Failure(reason, now, 0)
-        if (reason := why_not_now(model.need, self.empty(1))) is not None:
-            return Failure(reason, now + _FOREIGN_RETRY, 0)
-        return None
+    def why_pins_block(self, model: Model) -> str | None:
+        return pins.why_blocked(model, self.empty(self.policy.max_loaded), self._bookings.values(), self.models)
 
     def _give_up(self, model: Model, failure: Failure, now: float) -> Iterator[Decision]:
         if failure.retry_at <= now:
@@ -453,13 +459,8 @@ class Scheduler:
         return Sleep(booking.id, level, from_level)
 
     def _sleep_level(self, booking: Booking) -> int:
-        """1 while the budget and the machine have RAM for its weights."""
-        weights = booking.asleep.weight_bytes if booking.asleep is not None else 0
-        sleepers = [b for b in self._bookings.values() if b.state is ModelState.SLEEPING and b.sleep_level == 1]
-        used = sum(b.asleep.weight_bytes for b in sleepers if b.asleep is not None)
-        account = self.room().later
-        has_ram = all(account.free(device) >= weights for device in self.devices if device.id == RAM)
-        return 1 if used + weights <= self.policy.sleep_bytes and has_ram else 2
+        later = self.room().later
+        return idleness.sleep_level(booking, self._bookings.values(), self.policy, self.devices, later)
 
     def _end_idleness(self, booking: Booking, level: int) -> Decision:
         """Level 0: stop it. To sleep deeper, a sleeper has to wake: it needs its memory once more."""

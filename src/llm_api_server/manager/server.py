@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
-from llm_api_server import __version__, control
+from llm_api_server import __version__, control, pull_messages
 from llm_api_server.errors import ControlError, InternalError
 from llm_api_server.framing import encode
 
@@ -139,6 +139,8 @@ class Connection(asyncio.Protocol):
                 self._manager.load(self, request, model, wait=wait)
             case control.UnloadModel(request, model, wait):
                 self._manager.unload(self, request, model, wait=wait)
+            case control.PinModel(request, model, is_pinned):
+                self._manager.pin(self, request, model, is_pinned=is_pinned)
             case control.ListModels(request):
                 self._keep(request, self._manager.list_models(self, request))
             case control.ExplainModel(request, model):
@@ -146,24 +148,29 @@ class Connection(asyncio.Protocol):
             case control.GetStatus(request):
                 devices = self._manager.board.devices()
                 self.send(control.Status(request, os.getpid(), self._manager.workers, __version__, devices))
+            case control.ListRequests(request, limit):
+                running = self._accounts.open_requests()
+                self.send(control.Requests(request, running[:limit], len(running)))
             case control.GetMetrics(request):
                 self._keep(request, self._exposition.tell(self, request))
             case control.GetConfig(request):
                 self._reloading.tell(self, request)
             case control.Reload(request, dry_run):
                 self._keep(request, self._reloading.reload(self, request, dry_run=dry_run))
-            case control.PullModel() | control.ListPulls() | control.CancelPull() | control.AddPulled():
-                self._pull(message)
             case control.Shutdown():
                 self._on_shutdown(self, message)
+            case _:
+                self._pull(message)
 
-    def _pull(self, message: control.Pull) -> None:
+    def _pull(self, message: pull_messages.Pull) -> None:
         match message:
-            case control.PullModel():
+            case pull_messages.PullModel():
                 self._downloads.start(self, message)
-            case control.ListPulls(request):
-                self.send(control.Pulls(request, self._downloads.statuses()))
-            case control.CancelPull(request, pull):
+            case pull_messages.ListPulls(request):
+                self.send(pull_messages.Pulls(request, self._downloads.statuses()))
+            case pull_messages.CancelPull(request, pull):
                 self._downloads.cancel(self, request, pull)
-            case control.AddPulled():
+            case pull_messages.AddPulled():
                 self._keep(message.request, self._downloads.add(self, message))
+            case pull_messages.RemoveModel():
+                self._keep(message.request, self._downloads.remove(self, message, self._manager.board.statuses()))

@@ -65,6 +65,7 @@ def status_of(
         ready_at=epoch + now + ready_in(model, now) if model.state is ModelState.STARTING else None,
         queued=len(model.queue),
         preloaded=model.preload,
+        pinned=model.is_pinned,
         devices=dict(model.booking.takes) if model.booking else {},
     )
     if running is not None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from llm_api_server import __version__, control, first_run
 from llm_api_server.cli.main import app
 from llm_api_server.config import load_config
-from llm_api_server.control import ListModels, LoadModel, Models, Refused, Shutdown, UnloadModel
+from llm_api_server.control import ListModels, LoadModel, Models, PinModel, Refused, Shutdown, UnloadModel
 from llm_api_server.framing import encode
 from llm_api_server.model_status import ModelStatus
 from llm_api_server.starter import StarterError
@@ -73,7 +73,7 @@ class TinyManager(threading.Thread):
                     connection.sendall(encode(self._answer(message)))
 
     def _answer(self, message: object) -> Models | Refused:
-        assert isinstance(message, ListModels | LoadModel | UnloadModel | Shutdown)
+        assert isinstance(message, ListModels | LoadModel | UnloadModel | PinModel | Shutdown)
         state = {LoadModel: ModelState.READY, UnloadModel: ModelState.STOPPED}.get(type(message), ModelState.STOPPED)
         good = ModelStatus(
             "good", state, "llama_cpp", "a.gguf", aliases=["fine"], adapters=["tuned"], memory_bytes=300 * 1024 * 1024
@@ -248,6 +248,13 @@ def test_models_are_loaded_and_unloaded(run: Run, manager: TinyManager) -> None:
         (LoadModel, "good"),
         (UnloadModel, "good"),
     ]
+
+
+def test_models_are_pinned_and_unpinned(run: Run, manager: TinyManager) -> None:
+    assert run("models", "pin", "fine").stdout == "good: pinned\n"
+    assert run("models", "unpin", "good").stdout == "good: not pinned\n"
+    pins = [message for message in manager.received if isinstance(message, PinModel)]
+    assert [(message.model, message.is_pinned) for message in pins] == [("good", True), ("good", False)]
 
 
 def test_a_twin_is_listed_and_unloaded_by_its_name(run: Run, manager: TinyManager) -> None:

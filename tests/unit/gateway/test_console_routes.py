@@ -53,3 +53,20 @@ def test_nothing_in_the_page_that_its_policy_forbids() -> None:
             assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
             assert "https://" not in text
             assert not re.search(r"<script(?! type=\"module\" src)|<style|\son\w+=\"|innerHTML|eval\(", text)
+
+
+def test_every_text_has_its_chinese() -> None:
+    with client() as browser:
+        texts = {path: browser.get(path).text for path in FILES.paths if path.endswith(".js")}
+    chinese = set(re.findall(r'"([^"]+)": "', texts["/console/zh.js"]))
+    shown = {text for source in texts.values() for text in re.findall(r'\bt\("([^"]+)"\)', source)}
+    assert shown - chinese == set()
+    assert len(shown) > 150
+
+
+def test_all_modules_are_asked_for_at_once() -> None:
+    with client() as browser:
+        page = browser.get("/console").text
+    assert set(re.findall(r'(?:modulepreload" href|module" src)="([^"]+)"', page)) == {
+        path for path in FILES.paths if path.endswith(".js")
+    }

@@ -25,6 +25,7 @@ from llm_api_server.manager.booking import (
     Start,
     Stop,
     Wake,
+    Why,
 )
 from llm_api_server.manager.ledger import Device, taken_by
 from llm_api_server.manager.scheduler import Scheduler
@@ -331,12 +332,14 @@ class AnyInterleaving(RuleBasedStateMachine):
                 case Sleep(instance, _, from_level):
                     assert self.grants.get(instance, 0) == 0, "a busy model was put to sleep"
                     assert (instance in self.asleep) == (from_level > 0)
+                    assert from_level or not self.is_pinned(instance), "a pinned model was put to sleep"
                     if from_level:  # it wakes in between
                         self.asleep.discard(instance)
                         self.occupy(instance, self.scheduler.bookings[instance].awake_takes)
                 case Stop(instance):
                     assert self.grants.get(instance, 0) == 0, "a busy model was stopped"
                     assert instance not in self.stopping, "stopped twice"
+                    assert not self.is_kept(instance), "a pinned model was unloaded"
                     self.stopping.add(instance)
                 case Reclaim(instance):
                     assert self.grants.get(instance, 0) > 0, "drained what could be stopped"
@@ -376,6 +379,14 @@ class AnyInterleaving(RuleBasedStateMachine):
         """Its unload was ordered, or somebody has waited for another model for the longest allowed time."""
         waited = [self.now - since for waiter, since in self.since.items() if waiter in self.waiting | self.commands]
         return name in self.unloads or max(waited, default=0) >= 5
+
+    def is_pinned(self, instance: str) -> bool:
+        return self.scheduler.models[self.processes[instance]].is_pinned
+
+    def is_kept(self, instance: str) -> bool:
+        """Pinned and awake, and nobody ordered its end or another configuration."""
+        booking = self.scheduler.bookings[instance]
+        return self.is_pinned(instance) and booking.sleep_level == 0 and booking.why is not Why.ORDER
 
     def gone(self, instance: str) -> None:
         del self.processes[instance]
@@ -419,6 +430,13 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.unloads.add(name)
         verb = self.scheduler.load if is_load else self.scheduler.unload
         self.obey(verb(waiter, name, self.now))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), is_pinned=st.booleans())
+    def pin(self, data: st.DataObject, *, is_pinned: bool) -> None:
+        name = self.processes[self.pick(data, list(self.processes))]
+        verb = self.scheduler.pin if is_pinned else self.scheduler.unpin
+        self.obey(verb(name, self.now))
 
     @rule(
         max_loaded=st.integers(1, 3),

@@ -1,29 +1,30 @@
-// Keys: made, limited, rotated, revoked. A new secret is shown once.
+// Keys: made, changed, rotated, revoked. A new secret is shown once.
 
-import { confirmed, field, h, note, pageHead, table } from "../dom.js";
-import { number, time } from "../format.js";
+import { confirmed, dialog, empty, fill, h, loading, note, pageHead, table } from "../dom.js";
+import { clock, day, short, time } from "../format.js";
 import { t } from "../i18n.js";
+import { icon } from "../icons.js";
+import { askForKey } from "./key_form.js";
 
-const LIMITS = { requests_per_minute: "Requests per minute", tokens_per_minute: "Tokens per minute", tokens_per_day: "Tokens per day", max_concurrent: "At the same time" };
+const SHORT_LIMITS = { requests_per_minute: "req/min", tokens_per_minute: "tok/min", tokens_per_day: "tok/day", tokens_per_month: "tok/month", max_concurrent: "at once" };
 const KINDS = { active: "ok", disabled: "warn", expired: "warn", revoked: "bad" };
 
 export function keys(main, { api }) {
   const problem = h("div", {});
   const secret = h("div", {});
-  const list = h("div", { class: "panel" }, h("p", { class: "muted" }, t("Loading …")));
+  const list = h("section", { class: "panel flush" }, loading(t("Loading …")));
 
   async function refresh() {
     const { data } = await api.get("/admin/api/keys");
-    list.replaceChildren(table([
-      [t("Name"), (key) => h("span", {}, h("b", {}, key.name), key.note ? h("div", { class: "muted small" }, key.note) : null)],
-      [t("State"), (key) => h("span", { class: `tag ${KINDS[key.state]}` }, t(key.state))],
-      [t("From"), (key) => t(key.source)],
+    fill(list, data.length === 0 ? empty(icon("keys"), t("No keys yet"), t("Make one for each client.")) : table(t("Keys"), [
+      [t("Name"), (key) => h("div", { class: "named" }, h("span", { class: "strong" }, key.name), key.note ? h("div", { class: "muted small wrap" }, key.note) : null)],
+      [t("State"), (key) => h("span", { class: `tag dot ${KINDS[key.state]}` }, t(key.state))],
       [t("Permissions"), (key) => key.permissions.join(", ")],
-      [t("Models"), (key) => key.models.join(", ")],
-      [t("Limits"), (key) => Object.entries(LIMITS).filter(([name]) => key[name] !== null).map(([name, title]) => h("div", { class: "small" }, `${t(title)}: ${number(key[name])}`))],
-      [t("Ends"), (key) => time(key.expires_at)],
-      [t("Last used"), (key) => time(key.last_used_at)],
-      ["", (key) => (key.source === "store" ? actions(key) : "")],
+      [t("Models"), (key) => (key.models.length === 1 && key.models[0] === "*" ? t("all") : key.models.join(", "))],
+      [t("Limits"), limits],
+      [t("Ends"), (key) => key.expires_at && h("span", { class: "nowrap", title: time(key.expires_at) }, day(key.expires_at))],
+      [t("Last used"), (key) => key.last_used_at && h("span", { class: "nowrap" }, clock(key.last_used_at))],
+      ["", (key) => (key.source === "store" ? actions(key) : h("span", { class: "muted small" }, t("in the configuration"))), "actions"],
     ], data));
   }
 
@@ -37,39 +38,36 @@ export function keys(main, { api }) {
 
   function actions(key) {
     const path = `/admin/api/keys/${encodeURIComponent(key.id)}`;
-    const ask = (question) => confirmed(`${key.name}: ${t(question)}`, t("Yes"), t("Cancel"));
-    if (key.state === "revoked") {
-      return h("button", { class: "bad", onclick: () => attempt(async () => { if (await ask("Delete this key for good?")) await api.remove(path); }) }, t("Delete"));
-    }
+    const ask = (question, yes, isBad) => confirmed(`${key.name}: ${t(question)}`, t(yes), t("Cancel"), { isBad });
+    const button = (title, work, kind = "") => h("button", { class: `small plain ${kind}`, "aria-label": `${t(title)}: ${key.name}`, onclick: () => attempt(work) }, t(title));
+    if (key.state === "revoked") return button("Delete", async () => { if (await ask("Delete this key for good?", "Delete", true)) await api.remove(path); }, "bad");
     return h("div", { class: "row" },
-      h("button", { onclick: () => attempt(async () => { if (await ask("Give it a new secret? The old one works for another day.")) showSecret(await api.post(`${path}/rotate`, {})); }) }, t("Rotate")),
-      h("button", { class: "bad", onclick: () => attempt(async () => { if (await ask("Revoke this key? Clients that use it are refused within a second.")) await api.post(`${path}/revoke`); }) }, t("Revoke")));
+      button("Edit", () => askForKey(t("Edit key"), key, (changes) => api.patch(path, changes))),
+      button("Rotate", async () => { if (await ask("Give it a new secret? The old one works for another day.", "Rotate", false)) showSecret(await api.post(`${path}/rotate`, {})); }),
+      button("Revoke", async () => { if (await ask("Revoke this key? Clients that use it are refused within a second.", "Revoke", true)) await api.post(`${path}/revoke`); }, "bad"));
   }
 
   function showSecret(key) {
-    const copy = h("button", { onclick: () => navigator.clipboard.writeText(key.secret) }, t("Copy"));
-    secret.replaceChildren(h("div", { class: "note", role: "status" }, h("p", {}, t("This is the key. It is shown once: copy it now.")),
-      h("div", { class: "row" }, h("code", { class: "wrap", id: "new-secret" }, key.secret), copy)));
+    const copied = h("span", { class: "muted small", role: "status" });
+    const copy = h("button", { class: "small", onclick: async () => { await navigator.clipboard.writeText(key.secret); copied.textContent = t("Copied."); } }, icon("copy"), t("Copy"));
+    fill(secret, h("div", { class: "note", role: "status" }, h("div", { class: "grow" }, h("p", {}, h("b", {}, key.name), " – ", t("This is the key. It is shown once: copy it now.")),
+      h("div", { class: "secret" }, h("code", { class: "wrap grow", id: "new-secret" }, key.secret), copied, copy))));
+    secret.scrollIntoView({ block: "nearest" });
   }
 
-  const inputs = {
-    name: h("input", { name: "name", required: true }),
-    permissions: h("input", { name: "permissions", placeholder: "all" }),
-    models: h("input", { name: "models", placeholder: "*" }),
-    expires_at: h("input", { name: "expires_at", placeholder: t("such as 30d") }),
-  };
-  const limits = Object.fromEntries(Object.keys(LIMITS).map((name) => [name, h("input", { name, type: "number", min: 1 })]));
-  const form = h("form", {
-    onsubmit: (event) => {
-      event.preventDefault();
-      const wanted = { name: inputs.name.value.trim() };
-      for (const name of ["permissions", "models"]) if (inputs[name].value.trim()) wanted[name] = inputs[name].value.split(/[\s,]+/).filter(Boolean);
-      if (inputs.expires_at.value.trim()) wanted.expires_at = inputs.expires_at.value.trim();
-      for (const [name, input] of Object.entries(limits)) if (input.value) wanted[name] = Number(input.value);
-      attempt(async () => { showSecret(await api.post("/admin/api/keys", wanted)); form.reset(); });
-    },
-  }, h("div", { class: "grid" }, field(t("Name"), inputs.name), field(t("Permissions"), inputs.permissions), field(t("Models it may use"), inputs.models),
-    Object.entries(LIMITS).map(([name, title]) => field(t(title), limits[name])), field(t("Ends"), inputs.expires_at), h("button", { class: "primary", type: "submit" }, t("Create"))));
-  main.replaceChildren(pageHead(t("Keys")), problem, h("div", { class: "panel" }, h("h2", {}, t("New key")), form, secret), list);
+  const make = h("button", { class: "primary", onclick: () => attempt(async () => {
+    let made = null;
+    await askForKey(t("New key"), null, async (fields) => { made = await api.post("/admin/api/keys", fields); });
+    if (made) showSecret(made);
+  }) }, icon("plus"), t("New key"));
+  main.replaceChildren(pageHead(t("Keys"), make), problem, secret, list);
   attempt(async () => {});
+}
+
+function limits(key) {
+  const set = Object.entries(SHORT_LIMITS).filter(([name]) => key[name] !== null);
+  const kinds = [key.priority_class === "batch" && t("batch"), key.priority !== 1 && `${t("weight")} ${key.priority}`, key.networks.length > 0 && key.networks.join(", ")].filter(Boolean);
+  if (set.length + kinds.length === 0) return null;
+  const parts = [...set.map(([name, title]) => `${short(key[name])} ${t(title)}`), ...kinds];
+  return h("span", {}, parts.map((part, i) => [i > 0 ? ", " : null, h("span", { class: "nowrap" }, part)]));
 }

@@ -1,86 +1,153 @@
-// Models and what they take of the devices, live; downloads.
+// Models, live: loaded, unloaded, pinned; what a load would push out; what they take of the devices; downloads.
 
 import { nameInPath } from "../api.js";
-import { confirmed, field, h, note, pageHead, svg } from "../dom.js";
+import { swatch } from "../chart.js";
+import { confirmed, empty, fill, h, loading, note, pageHead, panelHead, svg } from "../dom.js";
 import { bytes, number, seconds } from "../format.js";
 import { t } from "../i18n.js";
+import { icon } from "../icons.js";
 import { every } from "./every.js";
+import { details, logOf } from "./model_details.js";
+import { pullPanel } from "./pulls.js";
 
-const KINDS = { ready: "ok", starting: "warn", draining: "warn", stopping: "warn", failed: "bad" };
+const KINDS = { ready: "ok", starting: "accent", sleeping: "accent", draining: "warn", stopping: "warn", failed: "bad" };
+const COLOURS = 6;
 
 export function models(main, { api }) {
   const problem = h("div", {});
-  const list = h("div", { class: "panel", "aria-live": "polite" }, h("p", { class: "muted" }, t("Loading …")));
-  const devices = h("div", { class: "panel" });
-  const pulls = h("div", {});
-  main.replaceChildren(pageHead(t("Models")), problem, list, devices, pullPanel(api, pulls, problem));
-  const shown = new Map();
-  return every(1000, problem, async () => {
+  const lost = h("div", {});
+  const list = h("section", { class: "panel flush open", "aria-label": t("Models") }, loading(t("Loading …")));
+  const devices = h("section", { class: "panel" }, panelHead(t("Memory")));
+  const pulls = pullPanel(api, problem);
+  const attempt = async (work) => {
+    try {
+      problem.replaceChildren();
+      await work();
+    } catch (error) { problem.replaceChildren(note(error.message, true)); }
+  };
+  const rows = new Rows(api, attempt);
+  const add = h("button", { onclick: () => pulls.focus() }, icon("plus"), t("Add a model"));
+  main.replaceChildren(pageHead(t("Models"), add), lost, problem, list, devices, pulls.element);
+  return every(1000, lost, async () => {
     const [{ data }, status, { data: downloads }] = await Promise.all(
       [api.get("/admin/api/models"), api.get("/admin/api/status"), api.get("/admin/api/pulls")]);
-    drawList(list, shown, data, api, problem);
-    devices.replaceChildren(h("h2", {}, t("Memory")), ...status.devices.map(device));
-    pulls.replaceChildren(...downloads.toReversed().map((one) => pull(one, api, problem)));
+    await rows.draw(list, data);
+    fill(devices, panelHead(t("Memory")), h("div", { class: "stack" }, status.devices.map((one) => device(one, data))));
+    pulls.draw(downloads);
   });
 }
 
-// Rows that have not changed stay, so that the focus does.
-function drawList(list, shown, data, api, problem) {
-  if (data.length === 0) {
-    list.replaceChildren(h("div", { class: "empty" }, h("h2", {}, t("No models yet")), t("Download one below, or add it to the configuration.")));
-    shown.clear();
-    return;
+// A row that has not changed stays; one that has keeps the focus.
+class Rows {
+  constructor(api, attempt) {
+    this.api = api;
+    this.attempt = attempt;
+    this.shown = new Map();
+    // By model: whether it would fit, once somebody pointed at Load.
+    this.previews = new Map();
   }
-  const rows = data.map((model) => {
-    const text = JSON.stringify(model);
-    const before = shown.get(model.id);
-    if (before?.text === text) return before.row;
-    const row = modelRow(model, api, problem);
-    shown.set(model.id, { text, row });
-    return row;
-  });
-  if (rows.length !== list.children.length || rows.some((row, i) => list.children[i] !== row)) list.replaceChildren(...rows);
+
+  async draw(list, models) {
+    if (models.length === 0) {
+      fill(list, empty(icon("models"), t("No models yet"), t("Download one below, or add it to the configuration.")));
+      this.shown.clear();
+      return;
+    }
+    const tails = await Promise.all(models.map((model) => (model.state === "starting" ? this.api.find(`${logOf(model)}?lines=6`, "") : "")));
+    const focus = document.activeElement?.dataset?.act;
+    const rows = models.map((model, i) => {
+      const text = JSON.stringify([model, tails[i]]);
+      const before = this.shown.get(model.id);
+      if (before?.text === text) return before.row;
+      const row = this.row(model, tails[i]);
+      this.shown.set(model.id, { text, row });
+      return row;
+    });
+    if (rows.length === list.children.length && rows.every((row, i) => list.children[i] === row)) return;
+    fill(list, rows);
+    if (focus) list.querySelector(`[data-act="${CSS.escape(focus)}"]`)?.focus();
+  }
+
+  row(model, tail) {
+    const isBusy = model.phase !== null || model.state === "starting";
+    const facts = [
+      model.engine, model.context_length && `${number(model.context_length)} ${t("tokens")}`, model.memory_bytes && bytes(model.memory_bytes),
+      model.aliases.length > 0 && model.aliases.join(", "), model.load_seconds && `${t("loaded in")} ${seconds(model.load_seconds)}`,
+      model.in_flight > 0 && `${model.in_flight} ${t("in flight")}`, model.queued > 0 && `${model.queued} ${t("queued")}`,
+    ].filter(Boolean);
+    const more = h("div", { class: "more stack", hidden: true });
+    const element = h("div", { class: "model" },
+      h("div", {}, h("div", { class: "row" }, h("span", { class: "name" }, model.id), h("span", { class: `tag dot ${KINDS[model.state] ?? ""}` }, t(model.state)),
+        model.pinned ? h("span", { class: "tag accent" }, icon("pin"), t("pinned")) : null, model.preloaded ? h("span", { class: "tag" }, t("preloaded")) : null),
+      h("div", { class: "facts-line" }, facts.map((fact) => h("span", {}, fact)))),
+      h("div", { class: "row" }, this.actions(model)), more);
+    if (isBusy) show(more, phases(model), tail ? h("pre", { class: "box tail", "aria-label": t("Log") }, tail.trimEnd()) : null);
+    else if (model.error) show(more, h("div", { class: "preview bad wrap", role: "status" }, model.error));
+    if (this.previews.has(model.id) && model.state !== "starting") preview(element, this.previews.get(model.id));
+    return element;
+  }
+
+  actions(model) {
+    const path = `/admin/api/models/${nameInPath(model.id)}`;
+    const act = (name) => ({ "data-act": `${name} ${model.id}` });
+    const isLoaded = !["stopped", "failed"].includes(model.state);
+    const isLeaving = ["draining", "stopping"].includes(model.state);
+    const order = (verb) => this.attempt(() => this.api.post(`${path}/${verb}`));
+    const buttons = [h("button", { ...act("details"), onclick: () => this.attempt(() => details(model, path, this.api)) }, t("Details"))];
+    if (model.twin_of === null && (model.pinned || (isLoaded && !isLeaving))) {
+      buttons.push(h("button", { ...act("pin"), title: t("A pinned model is not pushed out by others, nor unloaded when idle."), onclick: () => order(model.pinned ? "unpin" : "pin") }, icon("pin"), model.pinned ? t("Unpin") : t("Pin")));
+    }
+    if (isLoaded) {
+      buttons.push(h("button", { ...act("unload"), disabled: isLeaving, onclick: () => this.attempt(async () => {
+        if (await confirmed(`${model.id}: ${t("Unload it? Requests under way finish first.")}`, t("Unload"), t("Cancel"))) await this.api.post(`${path}/unload?wait=false`);
+      }) }, t("Unload")));
+      return buttons;
+    }
+    const load = h("button", { ...act("load"), class: "primary", onclick: () => this.attempt(() => this.load(model, path)) }, t("Load"));
+    const look = async () => {
+      const found = await this.api.get(`${path}/explain`).catch((error) => ({ verdict: "never", message: error.message, evict: [] }));
+      if (!load.matches(":hover, :focus")) return;
+      this.previews.set(model.id, found);
+      preview(load.closest(".model"), found);
+    };
+    const leave = () => {
+      this.previews.delete(model.id);
+      load.closest(".model")?.querySelector(".verdict")?.remove();
+    };
+    for (const [event, listen] of [["pointerenter", look], ["focus", look], ["pointerleave", leave], ["blur", leave]]) load.addEventListener(event, listen);
+    return [...buttons, load];
+  }
+
+  // Asks before others have to go for it.
+  async load(model, path) {
+    const found = await this.api.get(`${path}/explain`);
+    this.previews.delete(model.id);
+    if (found.evict.length > 0 && !(await confirmed(`${t("To load")} ${model.id}, ${t("these are unloaded:")} ${found.evict.join(", ")}`, t("Load"), t("Cancel"), { more: h("p", { class: "muted" }, found.message) }))) return;
+    if (["never", "not_now"].includes(found.verdict)) throw new Error(`${model.id}: ${found.message}`);
+    await this.api.post(`${path}/load?wait=false`);
+  }
 }
 
-function modelRow(model, api, problem) {
-  const path = `/admin/api/models/${nameInPath(model.id)}`;
-  const attempt = async (work) => { try { await work(); } catch (error) { problem.replaceChildren(note(error.message, true)); } };
-  const isLoaded = !["stopped", "failed"].includes(model.state);
-  const act = isLoaded
-    ? h("button", { disabled: ["draining", "stopping"].includes(model.state), onclick: () => attempt(async () => {
-      if (await confirmed(`${model.id}: ${t("Unload it? Requests under way finish first.")}`, t("Unload"), t("Cancel"))) await api.post(`${path}/unload?wait=false`);
-    }) }, t("Unload"))
-    : h("button", { class: "primary", onclick: () => attempt(() => api.post(`${path}/load?wait=false`)) }, t("Load"));
-  const facts = [
-    model.engine, model.context_length && `${number(model.context_length)} tokens`, model.memory_bytes && bytes(model.memory_bytes),
-    model.in_flight > 0 && `${model.in_flight} ${t("in flight")}`, model.queued > 0 && `${model.queued} ${t("queued")}`,
-    model.aliases.length > 0 && model.aliases.join(", "), model.load_seconds && `${t("Load")}: ${seconds(model.load_seconds)}`,
-  ].filter(Boolean).join(" · ");
-  const phases = Object.entries(model.phases).map(([name, took]) => `${name.replaceAll("_", " ")} ${seconds(took)}`).join(" · ");
-  return h("div", { class: "model" },
-    h("div", {}, h("span", { class: "name" }, model.id), " ", h("span", { class: `tag ${KINDS[model.state] ?? ""}` }, t(model.state)),
-      model.phase ? h("span", { class: "muted small" }, ` ${model.phase.replaceAll("_", " ")} …`) : null,
-      h("div", { class: "muted small" }, facts),
-      model.state === "starting" && phases ? h("div", { class: "muted small" }, phases) : null,
-      model.error ? h("div", { class: "bad-text small wrap" }, model.error) : null),
-    h("div", { class: "row" }, h("button", { onclick: () => attempt(() => details(model, path, api)) }, t("Details")), act));
+function show(more, ...children) {
+  fill(more, children);
+  more.hidden = false;
 }
 
-async function details(model, path, api) {
-  const explanation = await api.get(`${path}/explain`);
-  let log = "";
-  try { log = await api.text(`/admin/api/logs/engines/${encodeURIComponent(model.id.replaceAll("/", "_"))}?lines=40`); } catch { /* it was never loaded */ }
-  const box = h("dialog", { "aria-label": model.id }, h("h2", {}, model.id), h("p", {}, explanation.message),
-    explanation.needs ? h("p", { class: "muted" }, explanation.needs) : null,
-    h("pre", { class: "box" }, JSON.stringify(model, null, 2)), log ? h("pre", { class: "box" }, log) : null,
-    h("div", { class: "row end" }, h("button", { onclick: () => box.close() }, t("Close"))));
-  box.addEventListener("close", () => box.remove());
-  document.body.append(box);
-  box.showModal();
+// Lies over what follows, so that nothing moves under the pointer.
+function preview(row, { verdict, message, evict }) {
+  const kind = evict.length > 0 ? "warn" : ["never", "not_now"].includes(verdict) ? "bad" : "";
+  row.querySelector(".verdict")?.remove();
+  row.append(h("div", { class: `preview verdict wrap ${kind}`, role: "status" }, message));
 }
 
-function device(one) {
-  const parts = [...Object.entries(one.taken).map(([name, size]) => [name, size, "used"]), [t("other programs"), one.foreign, "other"]];
+function phases(model) {
+  const over = Object.entries(model.phases).map(([name, took]) => h("span", { class: "tag ok" }, `${name.replaceAll("_", " ")} ${seconds(took)}`));
+  return h("div", { class: "phases", role: "status" }, h("span", { class: "spinner" }), over, h("span", { class: "tag accent" }, `${(model.phase ?? "starting").replaceAll("_", " ")} …`));
+}
+
+function device(one, models) {
+  const colour = (name) => `fill-${models.findIndex(({ id }) => id === name) % COLOURS}`;
+  const parts = [...Object.entries(one.taken).map(([name, size]) => [name, size, colour(name)]), [t("other programs"), one.foreign, "fill-other"]].filter(([, size]) => size > 0);
   let at = 0;
   const rects = parts.map(([name, size, kind]) => {
     const width = (100 * size) / one.total;
@@ -88,41 +155,8 @@ function device(one) {
     at += width;
     return rect;
   });
-  const named = parts.filter(([, size]) => size > 0).map(([name, size]) => `${name} ${bytes(size)}`);
-  const words = [...named, `${t("free")} ${bytes(one.free)}`].join(" · ");
-  return h("div", {}, h("div", { class: "row" }, h("b", {}, one.name), h("span", { class: "muted" }, bytes(one.total))),
-    svg("svg", { class: "meter", viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": words }, rects),
-    h("p", { class: "muted small" }, words));
-}
-
-function pullPanel(api, pulls, problem) {
-  const source = h("input", { name: "source", required: true, placeholder: "Qwen/Qwen3-0.6B-GGUF" });
-  const name = h("input", { name: "name" });
-  const file = h("input", { name: "file", placeholder: "Q4_K_M" });
-  const revision = h("input", { name: "revision", placeholder: "main" });
-  const form = h("form", {
-    onsubmit: async (event) => {
-      event.preventDefault();
-      const optional = { name, file, revision };
-      const wanted = Object.fromEntries(Object.entries(optional).map(([key, input]) => [key, input.value.trim()]).filter(([, value]) => value));
-      try {
-        await api.post("/admin/api/models/pull", { source: source.value, ...wanted });
-        form.reset();
-      } catch (error) { problem.replaceChildren(note(error.message, true)); }
-    },
-  }, h("p", { class: "muted small" }, t("org/name of Hugging Face, ms:org/name, a URL of a .gguf file, or starter")),
-  h("div", { class: "grid" }, field(t("Source"), source), field(t("Quantization or file (optional)"), file),
-    field(t("Revision (optional)"), revision), field(t("Name (optional)"), name), h("button", { class: "primary", type: "submit" }, t("Download"))));
-  return h("div", { class: "panel" }, h("h2", {}, t("Add a model")), form, pulls);
-}
-
-function pull(one, api, problem) {
-  const isRunning = one.state === "running";
-  const words = [t(one.state), one.total && `${bytes(one.bytes)} / ${bytes(one.total)}`, one.speed && `${bytes(one.speed)}/s`,
-    one.left && `${seconds(one.left)} ${t("left")}`, one.model, one.note].filter(Boolean).join(" · ");
-  const remove = async () => { try { await api.remove(`/admin/api/pulls/${one.id}`); } catch (error) { problem.replaceChildren(note(error.message, true)); } };
-  return h("div", { class: "model" }, h("div", {}, h("span", { class: "name" }, one.source),
-    isRunning && one.total ? h("progress", { max: one.total, value: one.bytes, "aria-label": one.source }) : null,
-    h("div", { class: "muted small" }, words), one.error ? h("div", { class: "bad-text small wrap" }, one.error) : null),
-  h("button", { onclick: remove }, isRunning ? t("Cancel") : t("Forget")));
+  const words = [...parts.map(([name, size]) => `${name} ${bytes(size)}`), `${t("free")} ${bytes(one.free)}`].join(", ");
+  return h("div", {}, h("div", { class: "row" }, h("span", { class: "strong" }, one.name), h("span", { class: "grow" }), h("span", { class: "muted small" }, `${bytes(one.free)} ${t("free")} / ${bytes(one.total)}`)),
+    svg("svg", { class: "meter", viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": `${one.name}: ${words}` }, rects),
+    h("div", { class: "legend" }, parts.map(([name, size, kind]) => h("span", {}, swatch(kind), `${name} ${bytes(size)}`))));
 }

@@ -1,69 +1,75 @@
 // A chat with a model, streamed: text, pictures, tools; what the first token and the rest took.
 
-import { field, h, note, pageHead } from "../dom.js";
+import { empty, field, fill, h, note, pageHead } from "../dom.js";
 import { seconds } from "../format.js";
 import { t } from "../i18n.js";
+import { icon } from "../icons.js";
+import { asCurl, asPython } from "./snippets.js";
+
+const TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]';
 
 export function playground(main, { api }) {
   const problem = h("div", {});
   const select = h("select", { name: "model" });
-  const system = h("textarea", { rows: 2, name: "system" });
-  const temperature = h("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0.7, name: "temperature" });
-  const most = h("input", { type: "number", min: 1, value: 512, name: "max_tokens" });
-  const tools = h("textarea", { rows: 3, name: "tools", class: "mono", placeholder: '[{"type": "function", "function": {"name": "…"}}]' });
-  const chat = h("div", { class: "chat", role: "log", "aria-live": "polite", tabindex: 0, "aria-label": t("Playground") }, h("p", { class: "muted" }, t("Ask something.")));
-  const input = h("textarea", { rows: 3, name: "message", placeholder: t("Enter sends, Shift+Enter begins a line.") });
-  const picture = h("input", { type: "file", accept: "image/*", name: "picture" });
-  const figures = h("span", { class: "muted small", role: "status" });
-  const send = h("button", { class: "primary", type: "submit" }, t("Send"));
+  const inputs = {
+    system: h("textarea", { rows: 3, name: "system", placeholder: t("You are a helpful assistant.") }),
+    temperature: h("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0.7, name: "temperature" }),
+    most: h("input", { type: "number", min: 1, value: 512, name: "max_tokens" }),
+    top_p: h("input", { type: "number", min: 0, max: 1, step: 0.05, name: "top_p", placeholder: "1" }),
+    seed: h("input", { type: "number", step: 1, name: "seed", placeholder: t("random") }),
+    tools: h("textarea", { rows: 5, name: "tools", class: "mono", placeholder: TOOLS }),
+  };
+  const chat = h("div", { class: "chat", role: "log", "aria-live": "polite", tabindex: 0, "aria-label": t("Chat") });
+  const input = h("textarea", { rows: 2, name: "message", "aria-label": t("Message"), placeholder: t("Message. Enter sends, Shift+Enter begins a line.") });
+  const picture = h("input", { type: "file", accept: "image/*", name: "picture", "aria-label": t("Picture"), onchange: () => showPicture() });
+  const chosen = h("span", { class: "row muted small" });
+  const said = h("span", { class: "muted small", role: "status" });
+  const send = h("button", { class: "primary", type: "submit" });
   let messages = [];
   let running = null;
 
+  function start() {
+    running?.abort();
+    messages = [];
+    fill(chat, empty(icon("playground"), t("Try a model"), t("What you write is answered here, token by token.")));
+  }
+
+  function show(isRunning) {
+    fill(send, icon(isRunning ? "stop" : "send"), isRunning ? t("Stop") : t("Send"));
+  }
+
+  function showPicture() {
+    const file = picture.files[0];
+    fill(chosen, file ? [file.name, h("button", { type: "button", class: "plain small icon-only", "aria-label": t("Remove the picture"), onclick: () => { picture.value = ""; showPicture(); } }, icon("close"))] : []);
+  }
+
+  // Raises `Error` where the tools are no JSON.
   function body() {
-    const start = system.value.trim() ? [{ role: "system", content: system.value.trim() }] : [];
-    const found = { model: select.value, messages: [...start, ...messages], max_tokens: Number(most.value), temperature: Number(temperature.value) };
-    if (tools.value.trim()) found.tools = JSON.parse(tools.value);
+    const system = inputs.system.value.trim();
+    const found = { model: select.value, messages: [...(system ? [{ role: "system", content: system }] : []), ...messages] };
+    if (inputs.most.value) found.max_tokens = Number(inputs.most.value);
+    for (const name of ["temperature", "top_p", "seed"]) if (inputs[name].value) found[name] = Number(inputs[name].value);
+    if (inputs.tools.value.trim()) {
+      try { found.tools = JSON.parse(inputs.tools.value); } catch (error) { throw new Error(`${t("Tools (JSON)")}: ${error.message}`, { cause: error }); }
+    }
     return found;
   }
 
-  async function ask() {
-    const answer = { role: "assistant", content: "" };
-    const think = h("div", { class: "bubble think" });
-    const bubble = h("div", { class: "bubble" });
-    chat.append(bubble);
-    running = new AbortController();
-    send.textContent = t("Stop");
-    const began = performance.now();
-    let first = null;
-    let calls = "";
-    let count = 0;
-    figures.textContent = "…";
+  async function ask(wanted) {
+    const turn = new Turn(chat);
+    const control = running = new AbortController();
+    show(true);
+    let isWhole = false;
     try {
-      const wanted = { ...body(), stream: true, stream_options: { include_usage: true } };
-      await api.events("POST", "/v1/chat/completions", wanted, (event) => {
-        if (event.error) throw new Error(event.error.message);
-        if (event.usage) count = event.usage.completion_tokens;
-        const delta = event.choices[0]?.delta ?? {};
-        const thought = delta.reasoning_content ?? delta.reasoning;
-        if (!thought && !delta.content && !delta.tool_calls) return;
-        first ??= performance.now();
-        if (thought) { if (!think.isConnected) bubble.before(think); think.textContent += thought; }
-        if (delta.content) answer.content += delta.content;
-        for (const call of delta.tool_calls ?? []) calls += (call.function?.name ? `\n${call.function.name} ` : "") + (call.function?.arguments ?? "");
-        bubble.textContent = answer.content + calls;
-        chat.scrollTop = chat.scrollHeight;
-      }, running.signal);
+      await api.events("POST", "/v1/chat/completions", { ...wanted, stream: true, stream_options: { include_usage: true } }, (event) => turn.hear(event), control.signal);
+      isWhole = true;
     } catch (error) {
-      if (error.name !== "AbortError") { problem.replaceChildren(note(t("Failed: ") + error.message, true)); if (!bubble.textContent) bubble.remove(); }
+      if (error.name !== "AbortError") problem.replaceChildren(note(t("Failed: ") + error.message, true));
     }
-    const end = performance.now();
-    if (first !== null) {
-      const rate = count > 1 && end > first ? ` · ${((count - 1) / ((end - first) / 1000)).toFixed(1)} ${t("tokens/s")}` : "";
-      figures.textContent = `${t("first token")} ${seconds((first - began) / 1000)}${rate} · ${count} ${t("Tokens")}`;
-      messages.push(answer);
-    } else figures.textContent = "";
-    running = null;
-    send.textContent = t("Send");
+    const isCurrent = running === control;
+    if (isCurrent) { running = null; show(false); }
+    turn.end(isWhole);
+    return isCurrent ? turn.message : null;
   }
 
   async function onSend(event) {
@@ -72,37 +78,117 @@ export function playground(main, { api }) {
     const text = input.value.trim();
     if (!text) return;
     problem.replaceChildren();
-    const image = picture.files[0] ? await dataUrl(picture.files[0]) : null;
-    if (messages.length === 0) chat.replaceChildren();
+    const file = picture.files[0];
+    const image = file ? await dataUrl(file) : null;
     messages.push({ role: "user", content: image ? [{ type: "text", text }, { type: "image_url", image_url: { url: image } }] : text });
-    chat.append(h("div", { class: "bubble user" }, image ? h("img", { src: image, alt: picture.files[0].name }) : null, text));
-    input.value = "";
-    picture.value = "";
-    await ask();
+    let wanted;
+    try { wanted = body(); } catch (error) {
+      messages.pop();
+      problem.replaceChildren(note(error.message, true));
+      return;
+    }
+    if (messages.length === 1) chat.replaceChildren();
+    const own = h("div", { class: "turn user" }, h("div", { class: "bubble" }, image ? h("img", { src: image, alt: file.name }) : null, text));
+    chat.append(own);
+    input.value = picture.value = "";
+    showPicture();
+    const now = messages;
+    const answer = await ask(wanted);
+    if (answer) now.push(answer);
+    else if (now === messages) { now.pop(); own.remove(); input.value = text; if (now.length === 0) start(); }
     input.focus();
   }
 
   async function copy(make) {
     try {
-      await navigator.clipboard.writeText(make(body()));
-      figures.textContent = t("Copied.");
+      problem.replaceChildren();
+      await navigator.clipboard.writeText(make(messages.length > 0 ? body() : { ...body(), messages: [{ role: "user", content: input.value || "Hello!" }] }, location.origin));
+      said.textContent = t("Copied.");
+      setTimeout(() => { said.textContent = ""; }, 2000);
     } catch (error) { problem.replaceChildren(note(error.message, true)); }
   }
 
-  const form = h("form", { onsubmit: onSend }, field(t("Message"), input), h("div", { class: "row" }, field(t("Picture"), picture), h("span", { class: "grow" }), figures, send));
+  const form = h("form", { class: "compose", onsubmit: onSend }, input,
+    h("div", { class: "row" }, h("label", { class: "button file" }, icon("picture"), t("Picture"), picture), chosen, h("span", { class: "grow" }), send));
   input.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); } });
-  const reset = h("button", { onclick: () => { running?.abort(); messages = []; chat.replaceChildren(h("p", { class: "muted" }, t("Ask something."))); figures.textContent = ""; } }, t("New chat"));
-  main.replaceChildren(pageHead(t("Playground"), h("button", { onclick: () => copy(asCurl) }, t("as curl")), h("button", { onclick: () => copy(asPython) }, t("as Python")), reset), problem,
-    h("div", { class: "panel" }, h("div", { class: "grid" }, field(t("Model"), select), field(t("Temperature"), temperature), field(t("Most tokens"), most)),
-      h("details", {}, h("summary", {}, t("Parameters")), field(t("System prompt"), system), field(t("Tools (JSON)"), tools))),
-    h("div", { class: "panel" }, chat, form));
+  main.replaceChildren(
+    pageHead(t("Playground"), said, h("button", { onclick: () => copy(asCurl) }, icon("copy"), t("as curl")), h("button", { onclick: () => copy(asPython) }, icon("copy"), t("as Python")), h("button", { onclick: start }, icon("plus"), t("New chat"))), problem,
+    h("div", { class: "playground" }, h("section", { class: "panel talk" }, chat, form),
+      h("section", { class: "panel stack aside", "aria-label": t("Parameters") }, field(t("Model"), select), field(t("System prompt"), inputs.system),
+        h("div", { class: "grid" }, field(t("Temperature"), inputs.temperature), field(t("Most tokens"), inputs.most)),
+        h("details", {}, h("summary", {}, t("More parameters")), h("div", { class: "stack" }, field("top_p", inputs.top_p), field("seed", inputs.seed), field(t("Tools (JSON)"), inputs.tools, t("What the model would call is shown; nothing is run.")))))));
+  start();
+  show(false);
   api.get("/v1/models").then(({ data }) => {
     const able = data.filter((model) => !model.tasks || model.tasks.includes("generate"));
-    select.replaceChildren(...able.map((model) => h("option", { value: model.id }, model.id)));
+    fill(select, able.map((model) => h("option", { value: model.id }, model.id)));
     const ready = able.find((model) => model.status === "ready");
     if (ready) select.value = ready.id;
+    if (able.length === 0) problem.replaceChildren(note(t("There is no model that your key may chat with.")));
   }, (error) => problem.replaceChildren(note(error.message, true)));
   return () => running?.abort();
+}
+
+// An answer as it comes.
+class Turn {
+  constructor(chat) {
+    this.chat = chat;
+    this.think = h("div", { class: "bubble think" });
+    this.bubble = h("div", { class: "bubble" }, h("span", { class: "spinner" }));
+    this.figures = h("div", { class: "figures", role: "status" });
+    this.element = h("div", { class: "turn" }, this.bubble, this.figures);
+    this.began = performance.now();
+    this.first = null;
+    this.text = "";
+    this.calls = [];
+    this.count = 0;
+    chat.append(this.element);
+    this.scroll();
+  }
+
+  // Raises `Error` where the server tells of one.
+  hear(event) {
+    if (event.error) throw new Error(event.error.message);
+    if (event.usage) this.count = event.usage.completion_tokens;
+    const delta = event.choices[0]?.delta ?? {};
+    const thought = delta.reasoning_content ?? delta.reasoning;
+    if (!thought && !delta.content && !delta.tool_calls) return;
+    this.first ??= performance.now();
+    if (thought) { if (!this.think.isConnected) this.bubble.before(this.think); this.think.textContent += thought; }
+    if (delta.content) this.text += delta.content;
+    for (const part of delta.tool_calls ?? []) this.call(part);
+    this.bubble.textContent = this.text;
+    this.bubble.hidden = !this.text;
+    this.scroll();
+  }
+
+  call({ index = 0, id, function: said }) {
+    const one = this.calls[index] ??= { id, type: "function", function: { name: "", arguments: "" }, element: this.figures.parentElement.insertBefore(h("div", { class: "bubble call" }), this.figures) };
+    one.function.name += said?.name ?? "";
+    one.function.arguments += said?.arguments ?? "";
+    one.element.textContent = `${one.function.name}(${one.function.arguments})`;
+  }
+
+  end(isWhole) {
+    if (this.first === null && !isWhole) { this.element.remove(); return; }
+    if (this.first === null) {
+      this.bubble.textContent = t("The model ended its answer without a word.");
+      this.bubble.classList.add("muted");
+      this.first = performance.now();
+    }
+    const end = performance.now();
+    const rate = this.count > 1 && end > this.first ? `${((this.count - 1) / ((end - this.first) / 1000)).toFixed(1)} ${t("tokens/s")}` : null;
+    this.figures.textContent = [`${t("first token")} ${seconds((this.first - this.began) / 1000)}`, rate, this.count ? `${this.count} ${t("tokens")}` : t("stopped")].filter(Boolean).join(" · ");
+    this.scroll();
+  }
+
+  // For the next question; null where nothing came. Calls stay without a result, so they are told as text.
+  get message() {
+    if (this.first === null) return null;
+    return { role: "assistant", content: [this.text, ...this.calls.map((one) => one.element.textContent)].filter(Boolean).join("\n") };
+  }
+
+  scroll() { this.chat.scrollTop = this.chat.scrollHeight; }
 }
 
 function dataUrl(file) {
@@ -112,21 +198,4 @@ function dataUrl(file) {
     reader.onerror = () => reject(reader.error);
     reader.readAsDataURL(file);
   });
-}
-
-function asCurl(body) {
-  const text = JSON.stringify(body).replaceAll("'", "'\\''");
-  return `curl ${location.origin}/v1/chat/completions -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" -d '${text}'`;
-}
-
-function asPython(body) {
-  return `import os\n\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${location.origin}/v1", api_key=os.environ["KEY"])\nanswer = client.chat.completions.create(**${python(body)})\nprint(answer.choices[0].message.content)\n`;
-}
-
-function python(value) {
-  if (value === null) return "None";
-  if (typeof value === "boolean") return value ? "True" : "False";
-  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
-  if (typeof value === "object") return `{${Object.entries(value).map(([key, one]) => `${JSON.stringify(key)}: ${python(one)}`).join(", ")}}`;
-  return JSON.stringify(value);
 }

@@ -1,36 +1,62 @@
 // What runs, by what configuration; the file read again, with what changes.
 
-import { h, note, pageHead, table } from "../dom.js";
+import { confirmed, facts, fill, h, loading, note, pageHead, panelHead, table } from "../dom.js";
 import { t } from "../i18n.js";
 
-const EFFECTS = { now: "at once", model: "loads the model anew", restart: "needs a restart" };
+const EFFECTS = { now: ["immediately", "ok"], model: ["loads the model anew", "warn"], restart: ["needs a restart", "bad"] };
 
 export function settings(main, { api }) {
   const problem = h("div", {});
   const changes = h("div", {});
-  const content = h("div", {}, h("p", { class: "muted" }, t("Loading …")));
+  const content = h("div", {}, loading(t("Loading …")));
 
-  async function reload(isDryRun) {
+  async function attempt(work) {
     try {
-      const found = await api.post(`/admin/api/reload?dry_run=${isDryRun}`);
-      const said = found.changes.length === 0 ? t("Nothing changes.") : found.applied ? t("Applied.") : "";
-      changes.replaceChildren(h("div", { class: "panel" }, said ? note(said) : null, found.changes.length === 0 ? null : table([
-        ["", (change) => h("code", { class: "wrap" }, change.path)], ["", (change) => `${change.before ?? "–"} → ${change.after ?? "–"}`], ["", (change) => t(EFFECTS[change.effect])],
-      ], found.changes)));
       problem.replaceChildren();
-      if (found.applied) await refresh();
+      await work();
     } catch (error) { problem.replaceChildren(note(error.message, true)); }
+  }
+
+  async function preview() {
+    const found = await api.post("/admin/api/reload?dry_run=true");
+    fill(changes, found.changes.length === 0 ? note(t("Nothing changes.")) : changed(t("This would change"), found.changes));
+  }
+
+  async function reload() {
+    const { changes: coming } = await api.post("/admin/api/reload?dry_run=true");
+    if (coming.length > 0 && !(await confirmed(t("Follow the configuration file as it is now?"), t("Reload"), t("Cancel"), { more: h("ul", {}, coming.map(({ path }) => h("li", {}, h("code", { class: "wrap" }, path)))) }))) return;
+    const found = await api.post("/admin/api/reload");
+    fill(changes, note(found.changes.length === 0 ? t("Nothing changes.") : t("Applied.")), found.changes.length === 0 ? null : changed(t("This has changed"), found.changes));
+    await refresh();
   }
 
   async function refresh() {
     const [status, config] = await Promise.all([api.get("/admin/api/status"), api.get("/admin/api/config")]);
-    content.replaceChildren(
-      h("div", { class: "panel" }, table([["", ([name]) => h("span", { class: "muted" }, name)], ["", ([, value]) => h("code", { class: "wrap" }, value)]], [
-        [t("Version"), status.version], [t("Configuration file"), config.file], [t("Manager"), `pid ${status.manager}`], [t("Workers"), status.workers.map((pid) => `pid ${pid}`).join(", ")],
+    const pids = (list) => h("span", { class: "mono" }, list.map((pid) => `pid ${pid}`).join(", "));
+    fill(content,
+      h("section", { class: "panel" }, panelHead(t("Server")), facts([
+        [t("Version"), status.version], [t("Configuration file"), h("code", {}, config.file)], [t("Manager"), pids([status.manager])], [t("Workers"), pids(status.workers)],
       ])),
-      h("div", { class: "panel" }, h("h2", {}, t("Effective options")), Object.entries(config.options).map(([name, options]) => h("details", {}, h("summary", {}, name), h("pre", { class: "box" }, JSON.stringify(options, null, 2))))));
+      h("section", { class: "panel flush" }, panelHead(t("Effective options"), h("span", { class: "muted small" }, t("Secrets are hidden."))), h("div", {},
+        Object.entries(config.options).map(([name, options]) => h("details", {}, h("summary", {}, name), facts(flat(options).map(([path, value]) => [h("code", {}, path), h("code", {}, value)])))))));
   }
 
-  main.replaceChildren(pageHead(t("Settings"), h("button", { onclick: () => reload(true) }, t("What would change?")), h("button", { class: "primary", onclick: () => reload(false) }, t("Reload"))), problem, changes, content);
-  refresh().catch((error) => problem.replaceChildren(note(error.message, true)));
+  main.replaceChildren(pageHead(t("Settings"), h("button", { onclick: () => attempt(preview) }, t("What would change?")), h("button", { class: "primary", onclick: () => attempt(reload) }, t("Reload"))), problem, changes, content);
+  attempt(refresh);
+}
+
+function changed(title, list) {
+  return h("section", { class: "panel flush" }, panelHead(title), h("div", {}, table(title, [
+    [t("Option"), ({ path }) => h("code", { class: "wrap" }, path)], [t("Before"), ({ before }) => before !== null && h("code", { class: "wrap" }, before)], [t("After"), ({ after }) => after !== null && h("code", { class: "wrap" }, after)],
+    [t("Counts"), ({ effect }) => h("span", { class: `tag ${EFFECTS[effect][1]}` }, t(EFFECTS[effect][0]))],
+  ], list)));
+}
+
+// [path, value as text], down to what is no mapping.
+function flat(value, path = "") {
+  if (value !== null && typeof value === "object" && !Array.isArray(value) && Object.keys(value).length > 0) {
+    return Object.entries(value).flatMap(([name, one]) => flat(one, path ? `${path}.${name}` : name));
+  }
+  if (Array.isArray(value) && value.some((one) => typeof one === "object")) return value.flatMap((one, i) => flat(one, `${path}[${i}]`));
+  return [[path, typeof value === "string" ? value || '""' : JSON.stringify(value)]];
 }
