@@ -167,10 +167,12 @@ class Accounts:
         if key.limits == NO_LIMITS:
             return True
         share = self._shares.get(key.key_id)
-        if share is None or share.limits != key.limits or not share.take(tokens):
+        if share is None or (share.limits is not key.limits and share.limits != key.limits):
             return False
-        number = record.admission = self._link.number()
-        record.limit_lines = share.lines()
+        if (lines := share.take(tokens)) is None:
+            return False
+        record.limit_lines = lines
+        number = record.admission = next(self._link.numbers)
         self._taken[number] = share, tokens
         return True
 
@@ -246,7 +248,10 @@ class Accounts:
 
     def end(self, record: RequestRecord) -> None:
         """The request is over, in whatever way. Does nothing twice for one that had a row."""
-        used = record.used = record.usage_or_estimate()
+        used = record.usage
+        if used is None or not used.prompt_tokens:
+            used = record.usage_or_estimate()
+        record.used = used
         if record.admission is not None:
             self._settle(record.admission, used)
         row = record.row

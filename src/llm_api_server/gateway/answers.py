@@ -88,7 +88,7 @@ class StreamAnswer:
         return self.reader.flush()
 
 
-class PlainAnswer:
+class PlainAnswer(BodyReader):
     """Any other body, byte for byte."""
 
     is_stream = False
@@ -98,19 +98,10 @@ class PlainAnswer:
     def __init__(self, status: int, headers: dict[str, str]) -> None:
         self.status = status
         self._headers = headers
-        self._body = BodyReader()
 
     @property
     def head(self) -> bytes:
         return _plain_head(self._headers.get("content-type", JSON), self._headers.get("content-length"))
-
-    @property
-    def usage(self) -> Usage | None:
-        return self._body.usage
-
-    def feed(self, data: bytes) -> bytes:
-        self._body.feed(data)
-        return data
 
     def end(self) -> bytes:
         return b""

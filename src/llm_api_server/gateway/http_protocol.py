@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from llm_api_server.gateway.client import FAREWELL_TIMEOUT, too_large
 from llm_api_server.gateway.heads import Head, Repeated
-from llm_api_server.gateway.middleware import answer_lines
+from llm_api_server.gateway.middleware import answer_lines, finish
 from llm_api_server.gateway.openai import Endpoint
 from llm_api_server.gateway.proxy import FRONT_DOOR, FrontDoor
 
@@ -313,7 +313,7 @@ class DirectClient:
         # uvicorn's own headers change once a second.
         out = [STATUS_LINE[status], door.lines_of(self._protocol.server_state.default_headers), lines]
         out.append(answer_lines(self._record))
-        if b"content-length: " not in lines:
+        if lines.find(b"content-length: ") < 0:
             if self.head.can_chunk:
                 self._is_chunked = True
                 out.append(b"transfer-encoding: chunked\r\n")
@@ -337,7 +337,9 @@ class DirectClient:
         if self._is_chunked:
             self._out.append(b"0\r\n\r\n")
         self.response_complete = True
-        self.flush()
+        if not self.disconnected:
+            self._transport.write(b"".join(self._out))
+        self._out = []
 
     def flush(self) -> None:
         out, self._out = self._out, []
@@ -354,7 +356,7 @@ class DirectClient:
 
     def over(self) -> None:
         self.response_complete = True
-        self._door.over(self._record)
+        finish(self._record, self._door.proxy.accounts, self._door.proxy.log)
         del self.exchange  # each knows the other: the garbage collector would have to find them
         protocol = self._protocol
         protocol._active = None  # noqa: SLF001 - the two are one mechanism

@@ -103,7 +103,7 @@ class ManagerLink:
         self.worker = uuid.uuid4().hex
         self._run_dir = run_dir
         self._start_manager = start_manager
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
         self._questions: dict[int, _Question] = {}
         self._parts: list[Part] = []
         self._handlers: dict[type, Callable[[Any], None]] = {}
@@ -134,7 +134,7 @@ class ManagerLink:
 
     def number(self) -> int:
         """For the `request` of a question."""
-        return next(self._numbers)
+        return next(self.numbers)
 
     async def ask(self, message: Any, *, repeats: bool = True) -> Any:
         """The manager's answer to a message with a `request`. Raises its refusal as an `ApiError`.

@@ -26,7 +26,7 @@ from llm_api_server.gateway.exchange import Exchange
 from llm_api_server.gateway.heads import Head, lines_of
 from llm_api_server.gateway.leases import Leases
 from llm_api_server.gateway.media import inline
-from llm_api_server.gateway.middleware import finish, secret
+from llm_api_server.gateway.middleware import secret
 from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
 from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import RequestLog, RequestRecord, record_of
@@ -131,17 +131,14 @@ class EngineProxy:
                     raise too_large(self.max_body_bytes)
         return inline(question.body, data)
 
-    def exchange(self, record: RequestRecord, head: Head, client: Client) -> Exchange:
-        """To be begun."""
-        if self.sampler is not None:
-            record.trace = self.sampler.begin(head.headers)
-        return Exchange(self, record, head, client)
-
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request by ASGI, behind the middleware."""
         head = Head(endpoint, scope["headers"])
         client = AsgiClient(receive, send, head.headers.get(b"content-length", b""), self.max_body_bytes)
-        exchange = self.exchange(record_of(scope), head, client)
+        record = record_of(scope)
+        if self.sampler is not None:
+            record.trace = self.sampler.begin(head.headers)
+        exchange = Exchange(self, record, head, client)
         exchange.arrive()
         exchange.begin()
         await client.serve(exchange)
@@ -180,17 +177,17 @@ class FrontDoor:
 
     def open(self, head: Head, client: Client) -> tuple[Exchange, RequestRecord]:
         """A request whose head has come; to be begun."""
-        record = RequestRecord(self.proxy.log.id_of(head.headers), "POST", head.endpoint.path, time.monotonic())
-        return self.proxy.exchange(record, head, client), record
+        proxy = self.proxy
+        record = RequestRecord(proxy.log.id_of(head.headers), "POST", head.endpoint.path, time.monotonic())
+        if proxy.sampler is not None:
+            record.trace = proxy.sampler.begin(head.headers)
+        return Exchange(proxy, record, head, client), record
 
     def lines_of(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """As they stand in a head; the same as last time need not be put together again."""
         if headers is not self._default_headers:
             self._default_headers, self._default_lines = headers, lines_of(headers)
         return self._default_lines
-
-    def over(self, record: RequestRecord) -> None:
-        finish(record, self.proxy.accounts, self.proxy.log)
 
 
 async def _nobody(scope: object, receive: object, send: object) -> None:

@@ -49,7 +49,8 @@ class Route:
     """
 
     __slots__ = (
-        "adapter", "heads", "is_checked", "key", "knows_developer", "model", "models", "name", "revision", "status",
+        "adapter", "context_length", "heads", "is_checked", "key", "knows_developer", "model", "models", "name",
+        "revision", "status",
     )  # fmt: skip
 
     def __init__(self, found: Found, key: Key, models: Mapping[str, ModelStatus], catalog: Catalog) -> None:
@@ -59,6 +60,7 @@ class Route:
         self.revision = catalog.revision
         self.knows_developer = catalog.knows_developer_role(found.model)
         self.status = models.get(found.model)
+        self.context_length = self.status.context_length if self.status is not None else None
         self.is_checked = False
         #: The first lines of what instances get, by their ids.
         self.heads: dict[str, bytes] = {}
@@ -83,8 +85,12 @@ class Question:
             by_default = streaming_default and EVENT_STREAM in head.get(b"accept")
             self.facts = openai.read_request(endpoint, body, stream_by_default=by_default, may_fetch=may_fetch)
         request = self.facts.request
-        has_choice = isinstance(request, schemas.ChatRequest) and request.tool_choice is not None
-        self._is_forced_choice = has_choice and forced_tools.is_forced(self.facts)
+        self._is_chat = isinstance(request, schemas.ChatRequest)
+        self._is_forced_choice = (
+            isinstance(request, schemas.ChatRequest)
+            and request.tool_choice is not None
+            and forced_tools.is_forced(self.facts)
+        )
 
     def find(self, catalog: Catalog, key: Key, models: Mapping[str, ModelStatus]) -> None:
         """Settle which model it is for. Raises `ApiError` where there is none, or none that the key may use."""
@@ -122,9 +128,7 @@ class Question:
 
     def answer_tokens(self) -> tuple[int, int]:
         """That the answer may have as the request says, and as it leaves open."""
-        status = self.route.status
-        length = status.context_length if status is not None else None
-        return estimate.answer_tokens(self._endpoint, self.facts, length)
+        return estimate.answer_tokens(self._endpoint, self.facts, self.route.context_length)
 
     def claim(self, key: Key, prompt_tokens: int) -> Claim:
         """What it asks of an instance, and for whom."""
@@ -157,7 +161,8 @@ class Question:
         """As `encode`; None where the instance must be asked something first."""
         if self._is_forced_choice or self._endpoint.task is None:
             return None
-        openai.check_supported(self.facts, instance.engine)
+        if not self._is_chat:
+            openai.check_supported(self.facts, instance.engine)
         body = self._body_for(instance, row)
         return None if proxy.limits.may_exceed(self.facts, instance, body) else self._framed(instance, row, body)
 
@@ -249,7 +254,7 @@ class Question:
         """
         if self.facts.stream or not self._endpoint.streams:
             return self.facts.stream
-        return instance.engine == "llama_cpp" or self._is_forced(instance)
+        return instance.engine == "llama_cpp" or (self._is_forced_choice and instance.engine != "remote")
 
     def _is_forced(self, instance: InstanceInfo) -> bool:
         """Whether a tool call is demanded of an engine that would not hold itself to it."""

@@ -41,15 +41,15 @@ class HeldShare:
         self._form = LimitLines(standing)
         self._since, self._tokens_since = -self._requests, -self._tokens
 
-    def take(self, tokens: int) -> bool:
-        """Admit a request that may use `tokens`. False: the manager must decide."""
+    def take(self, tokens: int) -> bytes | None:
+        """Admit a request that may use `tokens`: its `lines`. None: the manager must decide."""
         if (
             self.is_recalled
             or (self._needs_request and self._requests < 1)
             or (self._needs_place and self._places < 1)
             or (self._needs_tokens and self._tokens < tokens)
         ):
-            return False
+            return None
         if self._needs_request:
             self._requests -= 1
         if self._needs_place:
@@ -60,7 +60,7 @@ class HeldShare:
         self._running += 1
         self._since += 1
         self._tokens_since += tokens
-        return True
+        return self._form.after(self._since, self._tokens_since)
 
     def settle(self, reserved: int, used: int) -> None:
         """One of those that were taken is over."""

@@ -126,15 +126,16 @@ class StreamReader:
             self._tail = b""
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._keep_tail(data)
-        if self._opening and b"data:" in data:
+        if self._opening and data.find(b"data:") >= 0:
             data = self._opened(data)
         self._marked += data.count(self._mark)
+        # `find`: with `in`, bytes are tried as a number first, which fails at the price of an exception.
         is_ordinary = (
             not self._without_role
-            and _USAGE_MARK not in data
-            and _ERROR_MARK not in data
+            and data.find(_USAGE_MARK) < 0
+            and data.find(_ERROR_MARK) < 0
             and data.find(_DONE_MARK, -_LAST_BYTES) < 0
-            and (self._is_chat or _NULL_MARK not in data)
+            and (self._is_chat or data.find(_NULL_MARK) < 0)
         )
         return data if is_ordinary else b"".join(self._filter(data))
 
@@ -318,16 +319,17 @@ class StreamReader:
 class BodyReader:
     """Finds `usage` in a JSON answer that is relayed in pieces, wherever in it the engine puts it."""
 
-    def __init__(self) -> None:
-        self._tail = b""
-        self.usage: Usage | None = None
+    _tail = b""
+    usage: Usage | None = None
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> bytes:
+        """Nothing of it changes."""
         window = self._tail + data if self._tail else data
         place = window.rfind(b'"usage"')  # engines put it last
         if place >= 0 and (found := _object_after(window, place)) is not None:
             self.usage = _decode_usage(found) or self.usage
         self._tail = window[-_OVERLAP_BYTES:]
+        return data
 
 
 def events(data: bytes) -> Iterator[bytes]:
@@ -410,9 +412,8 @@ def _object_after(data: bytes, place: int) -> bytes | None:
     start = data.find(b"{", place)
     end = data.find(b"}", start) + 1
     while start >= 0 and end > 0:
-        found = data[start:end]
-        if found.count(b"{") == found.count(b"}"):
-            return found
+        if data.count(b"{", start, end) == data.count(b"}", start, end):
+            return data[start:end]
         end = data.find(b"}", end) + 1
     return None
 

@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: _Pool) -> None:
         self._pool = pool
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._receiver: Receiver | None = None
         self._headers: dict[str, str] = {}
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's.
-        self._transport = cast("asyncio.Transport", transport)
+        self.transport = cast("asyncio.Transport", transport)
         plain = transport.get_extra_info("socket")
         if plain is not None and plain.family != socket.AF_UNIX:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
-        self._transport = None
+        self.transport = None
         receiver = self._receiver
         if receiver is None:
             return
@@ -251,33 +251,29 @@ class Connection(asyncio.Protocol):
 
     def start(self, request: bytes, receiver: Receiver) -> None:
         """Send one request. The connection is new or idle."""
-        assert self._transport is not None
+        assert self.transport is not None
         self._receiver = receiver
         self._head_bytes = 0
         self._has_head = self._has_end = False
-        self._transport.write(request)
-
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        self.transport.write(request)
 
     def pause(self) -> None:
         """Read no more for now: the engine will feel it."""
-        if not self._is_paused and self._transport is not None:
+        if not self._is_paused and self.transport is not None:
             self._is_paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def resume(self) -> None:
-        if self._is_paused and self._transport is not None:
+        if self._is_paused and self.transport is not None:
             self._is_paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     def abort(self) -> None:
         """Close it; an engine that sees it stops generating. The receiver hears nothing more."""
         self._receiver = None
         self._pool.forget(self)
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
     def abort_for(self, receiver: Receiver) -> None:
         """`abort`, unless the connection has other work by now."""
@@ -321,7 +317,8 @@ class _Pool:
         now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
-            if now - connection.idle_since < IDLE_TIMEOUT and connection.is_open:
+            transport = connection.transport
+            if now - connection.idle_since < IDLE_TIMEOUT and transport is not None and not transport.is_closing():
                 connection.is_reused = True
                 return connection
             connection.abort()
