@@ -30,7 +30,7 @@ from llm_api_server.gateway.leases import Lease
 from llm_api_server.gateway.middleware import INTERNAL_ERROR, error_response
 from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import CLIENT_CLOSED_REQUEST, RequestRecord
-from llm_api_server.gateway.sse import error_event, waiting_comment
+from llm_api_server.gateway.sse import StreamReader, error_event, waiting_comment
 from llm_api_server.gateway.upstream import Connection, NoResponse, UpstreamError
 from llm_api_server.gateway.waits import Wait
 from llm_api_server.traces import TRACEPARENT, engine_lines
@@ -67,8 +67,8 @@ class Exchange:
     _last_words: asyncio.Future[None] | None = None
     _is_started = False
     _is_event_stream = False
-    #: A stream that has begun, and whose client is there.
-    _is_flowing = False
+    #: Reads a stream that has begun, and whose client is there.
+    _flow: StreamReader | None = None
     _is_over = False
 
     def __init__(
@@ -144,7 +144,7 @@ class Exchange:
             return
         self._reason = reason
         self._next_ping = float("inf")
-        self._is_flowing = False
+        self._flow = None
         if self._connection is None:
             if self._task is not None:
                 self._task.cancel()
@@ -353,10 +353,13 @@ class Exchange:
         if is_last:
             self._connection = None
         try:
-            if self._is_flowing and not is_last:
-                self._pass_on(data)
-            else:
+            if (flow := self._flow) is None or is_last:
                 self._relay(data, is_last=is_last)
+            elif (out := flow.feed(data)) and flow.failed is None:  # nearly all of a stream
+                self._client.send(out)
+            elif flow.failed is not None:
+                self._client.write(out)
+                self._complete(flow.failed)
         except ApiError as error:
             self._settle_or_fail(error)
         except Exception:  # noqa: BLE001 - nothing of ours may fall into the event loop
@@ -380,16 +383,6 @@ class Exchange:
             else:
                 self._fail(EngineError("The engine stopped in the middle of its answer."))
 
-    def _pass_on(self, data: bytes) -> None:
-        """What a stream that has begun brings next: nearly all that there is to do."""
-        assert isinstance(self._answer, StreamAnswer)
-        out = self._answer.feed(data)
-        if self._answer.failed is not None:
-            self._client.write(out)
-            self._complete(self._answer.failed)
-        elif out:
-            self._client.send(out)
-
     def _relay(self, data: bytes, *, is_last: bool) -> None:
         answer, record = self._answer, self._record
         assert answer is not None, "a head comes first"
@@ -410,7 +403,7 @@ class Exchange:
             self._complete(failed)
         elif self._reason is None:
             self._client.flush()
-            self._is_flowing = self._is_started and isinstance(answer, StreamAnswer)
+            self._flow = answer.reader if self._is_started and isinstance(answer, StreamAnswer) else None
 
     def _write(self, head: bytes, data: bytes, status: int = 200) -> None:
         """`data`, after the head where that has not been sent."""
