@@ -142,10 +142,10 @@ def write_config(home: Path, port: int, *, workers: int = 1, models: int = 1) ->
         f'exec taskset -c {LOAD_CORE} {native("engine")} "$@"\n'
     )
     python.chmod(0o755)
-    available = {_MODEL: {"path": "bench/stand-in", "engine": "vllm"}}
-    available |= {
-        f"model-{number}": {"path": f"bench/other-{number}", "engine": "vllm"} for number in range(models - 1)
-    }
+    # The stand-in takes any number of requests at a time: none of them waits for its turn.
+    engine = {"engine": "vllm", "engine_args": {"max_num_seqs": 100_000}}
+    available = {_MODEL: {"path": "bench/stand-in", **engine}}
+    available |= {f"model-{number}": {"path": f"bench/other-{number}", **engine} for number in range(models - 1)}
     content: dict[str, Any] = {
         "server": {"host": "127.0.0.1", "port": port, "workers": workers, "run_dir": str(home / "run")},
         "auth": {"api_keys": [{"key": KEY, "name": "bench", "permissions": ["all"], **_LIMITS}]},
