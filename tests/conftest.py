@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,11 @@ _KEPT = {models.CACHE_VARIABLE, needs.NEED_VARIABLE}
 
 @pytest.fixture(autouse=True, scope="session")
 def clean_environment() -> None:
-    """No setting of the person who runs the tests reaches the server, its engines or the clients."""
+    """No setting of the person who runs the tests reaches the server, its engines or the clients.
+
+    What is started in the background ignores Ctrl-C, and would hand that on to the commands that tests interrupt.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
         if name.startswith(_OURS) and name not in _KEPT:
             del os.environ[name]

@@ -9,9 +9,10 @@ from typing import Any
 from llm_api_server.config import CONFIG_VARIABLE, Config, find_config, load_config
 from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError, ControlError
-from llm_api_server.lifecycle import EXIT_BAD_CONFIG, EXIT_FAILED, CannotServe, ServerLock, raise_descriptor_limit
+from llm_api_server.lifecycle import CannotServe, ServerLock, raise_descriptor_limit
 from llm_api_server.log import setup_logging
 from llm_api_server.running_server import begin_reload, join_run_dir, stop_manager
+from llm_api_server.types import ExitCode
 
 
 def config_for_gunicorn() -> Config:
@@ -23,7 +24,7 @@ def config_for_gunicorn() -> Config:
         config.ensure_run_dir()
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201 - there is no log before there is a configuration
-        sys.exit(EXIT_BAD_CONFIG)
+        sys.exit(ExitCode.WRONG)
     setup_logging(config, "gateway")
     return config
 
@@ -39,7 +40,7 @@ def on_gunicorn_start(arbiter: Any, config: Config) -> None:
         join_run_dir(config)
     except (CannotServe, ControlError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the master's log is not open yet
-        sys.exit(EXIT_FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 def on_gunicorn_exit(arbiter: Any, config: Config) -> None:

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from llm_api_server.errors import ServerError
 
-EXIT_FAILED = 1
-EXIT_BAD_CONFIG = 2
 BACKLOG = 2048
 #: Longer than clients keep idle connections, so that it is they who close them.
 KEEP_ALIVE_TIMEOUT = 75

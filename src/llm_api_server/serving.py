@@ -29,7 +29,6 @@ from llm_api_server.gateway.event_loop import WORKERS
 from llm_api_server.gateway.http_protocol import HttpProtocol
 from llm_api_server.lifecycle import (
     BACKLOG,
-    EXIT_FAILED,
     KEEP_ALIVE_TIMEOUT,
     ServerLock,
     listen,
@@ -39,6 +38,7 @@ from llm_api_server.lifecycle import (
 )
 from llm_api_server.log import setup_logging
 from llm_api_server.running_server import begin_reload, join_run_dir, stop_manager
+from llm_api_server.types import ExitCode
 
 APP = "llm_api_server.gateway.app:create_app"
 LOOP = "llm_api_server.gateway.event_loop:Loop"
@@ -188,7 +188,7 @@ def _run(config: Config, settings: uvicorn.Config, listener: socket.socket) -> i
     if settings.workers > 1:
         supervisor = _Supervisor(config, settings, listener)
         supervisor.run()
-        return EXIT_FAILED if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes) else 0
+        return ExitCode.FAILED if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes) else 0
     server = uvicorn.Server(settings)
 
     def on_signal(*_: object) -> None:
@@ -202,8 +202,8 @@ def _run(config: Config, settings: uvicorn.Config, listener: socket.socket) -> i
     try:
         server.run(sockets=[listener])
     except SystemExit:  # uvicorn's way to say that the app did not start; the log has the reason
-        return EXIT_FAILED
-    return 0 if server.started else EXIT_FAILED
+        return ExitCode.FAILED
+    return 0 if server.started else ExitCode.FAILED
 
 
 def _stop(config: Config) -> None:

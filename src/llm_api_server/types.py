@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Literal, get_args
+from enum import IntEnum, StrEnum
+from typing import Literal, Self, get_args
 
 
 class ModelState(StrEnum):
@@ -16,6 +16,23 @@ class ModelState(StrEnum):
     DRAINING = "draining"
     STOPPING = "stopping"
     FAILED = "failed"
+
+
+class ExitCode(IntEnum):
+    """How a command or a process of the server ends; `meaning` is for people."""
+
+    meaning: str
+
+    DONE = 0, "It is done."
+    FAILED = 1, "It failed; the message says why and what to do."
+    WRONG = 2, "The configuration or the command line is wrong."
+    NOT_RUNNING = 3, "No server is running, or none answers at the address."
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
 
 
 EngineName = Literal["vllm", "llama_cpp", "remote"]

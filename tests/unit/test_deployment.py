@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from llm_api_server.config import ServerConfig, load_config
-from llm_api_server.lifecycle import EXIT_BAD_CONFIG
+from llm_api_server.types import ExitCode
 from tests.needs import missing
 from tests.running import ROOT
 
@@ -52,7 +52,7 @@ def test_the_unit_has_the_folders_of_its_configuration() -> None:
     assert str(config.run_dir) == f"/run/{service['RuntimeDirectory']}"
     assert str(config.log_dir) == f"/var/log/{service['LogsDirectory']}"
     assert config.storage_url.startswith(f"sqlite:////var/lib/{service['StateDirectory']}/")
-    assert int(service["RestartPreventExitStatus"]) == EXIT_BAD_CONFIG
+    assert int(service["RestartPreventExitStatus"]) == ExitCode.WRONG
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

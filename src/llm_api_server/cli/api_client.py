@@ -18,7 +18,7 @@ from llm_api_server.cli import base
 from llm_api_server.config import Config
 from llm_api_server.errors import ServerError, Unreachable
 from llm_api_server.lifecycle import ServerLock, local_url
-from llm_api_server.types import Task
+from llm_api_server.types import ExitCode, Task
 
 AnswerT = TypeVar("AnswerT")
 
@@ -197,7 +197,7 @@ def reach(path: Path | None, url: str | None, key: str | None, model: str | None
     try:
         client = Client(url, key)
     except ValueError as error:
-        base.fail(str(error), base.EXIT_BAD_CONFIG)
+        base.fail(str(error), ExitCode.WRONG)
     with base.errors():
         if model is not None:
             client.require_model(model)
@@ -211,7 +211,7 @@ def _running(path: Path | None) -> Config:
         base.not_running(loaded)
     config = config or loaded
     if not config.server.port:
-        base.fail("The server chose its port itself (server.port: 0): give its address with --url.", base.EXIT_FAILED)
+        base.fail("The server chose its port itself (server.port: 0): give its address with --url.", ExitCode.FAILED)
     return config
 
 
@@ -227,5 +227,5 @@ def _usable_key(config: Config, model: str | None) -> str | None:
     return base.fail(
         f"No key in {config.source} can be used: those there are hashed, have ended, or may not chat. Give one with "
         f"--key or {base.KEY_VARIABLE}.",
-        base.EXIT_BAD_CONFIG,
+        ExitCode.WRONG,
     )

@@ -1,21 +1,23 @@
-"""What all commands share: options, exit codes, and errors as messages. Codes are explained in `main.py`."""
+"""What all commands share: options, and errors as messages with an exit code (`types.ExitCode`).
+
+A command with `--json` prints one JSON value on standard output, also where it fails: an object with `error`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
     from llm_api_server.config import Config
     from llm_api_server.config_checks import Checks
-
-EXIT_FAILED = 1
-EXIT_BAD_CONFIG = 2
-EXIT_NOT_RUNNING = 3
 
 #: Instead of --key.
 KEY_VARIABLE = "LLM_API_SERVER_KEY"
@@ -37,7 +39,17 @@ KeyOption = Annotated[
         metavar="KEY", envvar=KEY_VARIABLE, help="API key; default: the first of the configuration that may chat."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+#: Of the command that runs: its errors are told in the same form.
+_WANTS_JSON: ContextVar[bool] = ContextVar("wants_json", default=False)
+
+
+def note_json(value: bool) -> bool:
+    """Called for each option `--json`, and with false before any command, since some have none."""
+    _WANTS_JSON.set(value)
+    return value
+
+
+JsonOption = Annotated[bool, typer.Option("--json", callback=note_json, help="Print JSON.")]
 
 
 def load(path: Path | None, checks: Checks | None = None) -> Config:
@@ -47,7 +59,7 @@ def load(path: Path | None, checks: Checks | None = None) -> Config:
     try:
         return load_config(find_config(path), checks)
     except ConfigError as error:
-        fail(str(error), EXIT_BAD_CONFIG)
+        fail(str(error), ExitCode.WRONG)
 
 
 def load_running(path: Path | None) -> Config:
@@ -61,7 +73,7 @@ def load_running(path: Path | None) -> Config:
     except ConfigError as error:
         running = running_config(likely_run_dir(find_config(path)))
         if running is None:
-            fail(str(error), EXIT_BAD_CONFIG)
+            fail(str(error), ExitCode.WRONG)
         return running
 
 
@@ -74,29 +86,39 @@ def errors(config: Config | None = None) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        fail(str(error), EXIT_BAD_CONFIG)
+        fail(str(error), ExitCode.WRONG)
     except InvalidKeyFields as error:
-        fail(f"{error.field}: {error.reason}", EXIT_BAD_CONFIG)
+        fail(f"{error.field}: {error.reason}", ExitCode.WRONG)
     except ControlError as error:
         if config is not None and is_absent(error):
             not_running(config)
-        fail(str(error), EXIT_FAILED)
+        fail(str(error), ExitCode.FAILED)
     except Unreachable as error:
-        fail(str(error), EXIT_NOT_RUNNING)
+        fail(str(error), ExitCode.NOT_RUNNING)
     except BrokenPipeError:
         raise  # whoever read our output has enough: typer ends the command without a word
     except (ServerError, OSError) as error:
-        fail(str(error), EXIT_FAILED)
+        fail(str(error), ExitCode.FAILED)
 
 
 def not_running(config: Config) -> NoReturn:
     fail(
         f"No server is running with {config.source}. Start one with `llm-api-server serve`, or name its file with "
         "--config.",
-        EXIT_NOT_RUNNING,
+        ExitCode.NOT_RUNNING,
     )
 
 
-def fail(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
+def fail(message: str, code: ExitCode) -> NoReturn:
+    if _WANTS_JSON.get():
+        print_json({"error": {"code": code.name.lower(), "message": message}})
+    else:
+        typer.echo(message, err=True)
     raise typer.Exit(code)
+
+
+def print_json(content: Any) -> None:
+    """Whatever msgspec can encode."""
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())

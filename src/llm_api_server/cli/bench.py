@@ -9,6 +9,7 @@ import typer
 
 from llm_api_server.cli import base
 from llm_api_server.cli.base import ConfigOption, JsonOption, KeyOption, ModelArgument, UrlOption
+from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
     from llm_api_server.cli.api_client import Client
@@ -46,7 +47,7 @@ def bench(
         run = _run(client, load)
     typer.echo(bench_view.as_json(client.url, run) if as_json else bench_view.as_text(client.url, run))
     if run.errors:
-        raise typer.Exit(base.EXIT_FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _run(client: Client, load: Load) -> Run:

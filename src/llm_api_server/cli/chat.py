@@ -11,6 +11,7 @@ import typer
 
 from llm_api_server.cli import base
 from llm_api_server.cli.base import ConfigOption, KeyOption, ModelArgument, UrlOption
+from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
     from llm_api_server.cli.api_client import Client, Part
@@ -34,7 +35,7 @@ def chat(
 
     prompt = None if sys.stdin.isatty() else sys.stdin.read().strip()
     if prompt == "":
-        base.fail("Standard input is empty: write a prompt to it, or use a terminal.", base.EXIT_BAD_CONFIG)
+        base.fail("Standard input is empty: write a prompt to it, or use a terminal.", ExitCode.WRONG)
     client, name = api_client.reach(config, url, key, model)
     conversation = Conversation(client, name, system, max_tokens)
     if prompt is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from llm_api_server.cli import base
 from llm_api_server.cli.base import ConfigOption, JsonOption
+from llm_api_server.types import ExitCode
 
 
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -16,4 +16,4 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     findings = doctor_checks.examine(find_config(config).absolute())
     typer.echo(doctor_view.as_json(findings) if as_json else doctor_view.as_text(findings))
     if any(finding.verdict == "problem" for finding in findings):
-        raise typer.Exit(base.EXIT_FAILED)
+        raise typer.Exit(ExitCode.FAILED)

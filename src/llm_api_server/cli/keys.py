@@ -11,7 +11,7 @@ import typer
 
 from llm_api_server.cli import base
 from llm_api_server.cli.base import ConfigOption, JsonOption
-from llm_api_server.types import PriorityClass
+from llm_api_server.types import ExitCode, PriorityClass
 
 if TYPE_CHECKING:
     from llm_api_server.managed_keys import ListedKey, ManagedKeys
@@ -51,11 +51,14 @@ EnabledOption = Annotated[bool | None, typer.Option("--enabled/--disabled", help
 
 
 @app.command("new")
-def keys_new() -> None:
+def keys_new(*, as_json: JsonOption = False) -> None:
     """Print a random key and the line that admits it without holding it. Stores nothing."""
     from llm_api_server.access import digest, new_key
 
     key = new_key()
+    if as_json:
+        base.print_json({"key": key, "hash": f"sha256:{digest(key)}"})
+        return
     typer.echo(f"key:    {key}")
     typer.echo(f'config: - {{key: "sha256:{digest(key)}", name: NAME, permissions: [all]}}')
     typer.echo("The key is shown only here. Put the line into auth.api_keys, then `llm-api-server reload`.", err=True)
@@ -142,7 +145,7 @@ def keys_update(
         "enabled": enabled,
     }  # fmt: skip
     if all(value is None or value == [] for value in given.values()):
-        base.fail("Nothing to change: give at least one option.", base.EXIT_BAD_CONFIG)
+        base.fail("Nothing to change: give at least one option.", ExitCode.WRONG)
     with _managed(config) as (keys, _):
         _print_key(keys.update(key, _fields(given), _actor()), as_json=as_json)
 
@@ -164,7 +167,7 @@ def keys_rotate(
     try:
         seconds = parse_duration(overlap)
     except ValueError as error:
-        base.fail(f"--overlap: {error}", base.EXIT_BAD_CONFIG)
+        base.fail(f"--overlap: {error}", ExitCode.WRONG)
     with _managed(config) as (keys, _):
         new, secret = keys.rotate(key, seconds, _actor())
         until = new.old_secret_until
@@ -184,11 +187,14 @@ def keys_revoke(key: KeyArgument, *, as_json: JsonOption = False, config: Config
 
 
 @app.command("delete")
-def keys_delete(key: KeyArgument, *, config: ConfigOption = None) -> None:
+def keys_delete(key: KeyArgument, *, as_json: JsonOption = False, config: ConfigOption = None) -> None:
     """Remove a key; what it used and who changed it stays under its name."""
     with _managed(config) as (keys, _):
         gone = keys.delete(key, _actor())
-        typer.echo(f"Deleted the key {gone.name!r} ({gone.id}).")
+        if as_json:
+            base.print_json({"deleted": gone.id, "name": gone.name})
+        else:
+            typer.echo(f"Deleted the key {gone.name!r} ({gone.id}).")
 
 
 @app.command("audit")

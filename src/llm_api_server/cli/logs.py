@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Annotated
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_api_server.cli import base
-from llm_api_server.cli.base import ConfigOption
+from llm_api_server.cli.base import ConfigOption, JsonOption
+from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from llm_api_server.cli.log_files import Line, Tail
@@ -31,36 +33,50 @@ def logs(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, metavar="LINES", help="How many of the last.")] = 50,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show the last lines of the server's logs. A model's is what its engine printed."""
+    """Show the last lines of the server's logs. A model's is what its engine printed. With --json, an object a line."""
     from llm_api_server.cli import log_files
 
     loaded = base.load_running(config)
     paths = _chosen(loaded, name)
     with base.errors(loaded):
         if not follow and not any(path.exists() for path in paths.values()):
-            base.fail(_nothing_yet(loaded, name), base.EXIT_FAILED)
+            base.fail(_nothing_yet(loaded, name), ExitCode.FAILED)
         with ExitStack() as stack:
             tails = [stack.enter_context(log_files.Tail(path, source)) for source, path in paths.items()]
             last = log_files.merged([tail.last(lines) for tail in tails])
-            _print(last[max(0, len(last) - lines) :], is_labelled=len(tails) > 1)
+            show = _as_json if as_json else _labelled if len(tails) > 1 else _plain
+            _print(last[max(0, len(last) - lines) :], show)
             if follow:
-                _follow(tails)
+                _follow(tails, show)
 
 
-def _follow(tails: Sequence[Tail]) -> None:
+def _follow(tails: Sequence[Tail], show: Callable[[Line], str]) -> None:
     from llm_api_server.cli import log_files
 
     with suppress(KeyboardInterrupt):
         while True:
-            _print(log_files.merged([tail.read() for tail in tails]), is_labelled=len(tails) > 1)
+            _print(log_files.merged([tail.read() for tail in tails]), show)
             time.sleep(_POLL_INTERVAL)
 
 
-def _print(lines: Sequence[Line], *, is_labelled: bool) -> None:
+def _print(lines: Sequence[Line], show: Callable[[Line], str]) -> None:
     for line in lines:
-        typer.echo(f"{line.source:7} | {line.text}" if is_labelled else line.text)
+        typer.echo(show(line))
+
+
+def _plain(line: Line) -> str:
+    return line.text
+
+
+def _labelled(line: Line) -> str:
+    return f"{line.source:7} | {line.text}"
+
+
+def _as_json(line: Line) -> str:
+    return json.dumps(line._asdict(), ensure_ascii=False)
 
 
 def _chosen(config: Config, name: str | None) -> Mapping[str, Path]:
@@ -72,7 +88,7 @@ def _chosen(config: Config, name: str | None) -> Mapping[str, Path]:
         return {process: known[process] for process in log_files.DEFAULT}
     path = log_files.find(config, known, name)
     if path is None:
-        base.fail(f"There is no log of '{name}'. Logs: {', '.join(known)}.", base.EXIT_FAILED)
+        base.fail(f"There is no log of '{name}'. Logs: {', '.join(known)}.", ExitCode.FAILED)
     return {name: path}
 
 

@@ -1,26 +1,23 @@
 """The command `llm-api-server`: parse, call one function, print.
 
-Exit codes: 0 done; 1 it failed, the message says why; 2 the configuration or the command line is wrong; 3 no server
-is running. Commands import what they need when they run, so that `--help` answers at once.
+docs/commands.md has them all, and the exit codes (`types.ExitCode`). Commands import what they need when they run, so
+that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
-from llm_api_server.cli import base, bench, chat, doctor, keys, logs, pull, status, usage
+from llm_api_server.cli import base, bench, chat, completion, doctor, keys, logs, pull, status, usage
 from llm_api_server.cli.base import ConfigOption, JsonOption
-
-if TYPE_CHECKING:
-    from llm_api_server.model_status import ModelStatus
 
 app = typer.Typer(
     name="llm-api-server",
     help="One OpenAI-compatible endpoint for vLLM, llama.cpp and remote models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -32,11 +29,17 @@ app.add_typer(keys.app, name="keys")
 models_app.command("pull")(pull.pull)
 models_app.command("rm")(pull.remove)
 
-NameArgument = Annotated[str, typer.Argument(help="A model's name or alias.")]
+NameArgument = Annotated[str, typer.Argument(help="A model's name or alias.", autocompletion=completion.models)]
 
 
 def main(arguments: list[str] | None = None) -> None:
     app(arguments)
+
+
+@app.callback()
+def begin() -> None:
+    """What comes before any command."""
+    base.note_json(False)
 
 
 @app.command()
@@ -66,7 +69,7 @@ def serve(
 
 
 @app.command()
-def stop(config: ConfigOption = None) -> None:
+def stop(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Stop the running server: requests under way may finish."""
     from llm_api_server.running_server import stop_server
 
@@ -74,18 +77,18 @@ def stop(config: ConfigOption = None) -> None:
     with base.errors():
         if not stop_server(loaded):
             base.not_running(loaded)
-    typer.echo("Stopped.")
+    _say("Stopped.", {"stopped": True}, as_json=as_json)
 
 
 @app.command()
-def restart(config: ConfigOption = None) -> None:
+def restart(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Replace the server's processes one after the other; models stay loaded, running requests go on."""
     from llm_api_server.running_server import restart_server
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        restart_server(loaded, typer.echo)
-    typer.echo("Restarted.")
+        restart_server(loaded, partial(typer.echo, err=as_json))
+    _say("Restarted.", {"restarted": True}, as_json=as_json)
 
 
 @app.command()
@@ -105,21 +108,24 @@ def reload(
 
 
 @app.command("check-config")
-def check_config(config: ConfigOption = None) -> None:
+def check_config(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Tell everything that is wrong with the configuration file."""
     from llm_api_server.config_checks import config_warnings
     from llm_api_server.engines.config_problems import engine_checks, engine_warnings
 
     loaded = base.load(config, engine_checks(may_import=True))
-    for warning in (*config_warnings(loaded), *engine_warnings(loaded)):
-        typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"{loaded.source}: ok")
+    warnings = [*config_warnings(loaded), *engine_warnings(loaded)]
+    if not as_json:
+        for warning in warnings:
+            typer.echo(f"warning: {warning}", err=True)
+    _say(f"{loaded.source}: ok", {"file": str(loaded.source), "ok": True, "warnings": warnings}, as_json=as_json)
 
 
 @app.command()
 def init(
     config: ConfigOption = None,
     starter: Annotated[bool, typer.Option("--starter/--no-starter", help="Fetch a small model to start with.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a first configuration file with a random key, and fetch a small model. Leaves existing files alone."""
     from llm_api_server.config import find_config
@@ -127,18 +133,17 @@ def init(
 
     path = find_config(config).absolute()
     with base.errors():
-        if write_first_config(path, with_starter=starter, progress=typer.echo):
-            typer.echo(f"Wrote {path}.")
-        else:
-            typer.echo(f"{path} is there already; left as it is.")
+        is_new = write_first_config(path, with_starter=starter, progress=partial(typer.echo, err=as_json))
+        text = f"Wrote {path}." if is_new else f"{path} is there already; left as it is."
+        _say(text, {"file": str(path), "written": is_new}, as_json=as_json)
 
 
 @app.command()
-def version() -> None:
+def version(as_json: JsonOption = False) -> None:
     """Print the version."""
     from llm_api_server import __version__
 
-    typer.echo(__version__)
+    _say(__version__, {"version": __version__}, as_json=as_json)
 
 
 @config_app.command("example")
@@ -191,47 +196,54 @@ def models_explain(name: NameArgument, config: ConfigOption = None, as_json: Jso
 
 
 @models_app.command("load")
-def models_load(name: NameArgument, config: ConfigOption = None) -> None:
+def models_load(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Load a model and wait until it is ready."""
     from llm_api_server.cli import models_view
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        _print_outcome(models_view.load(loaded, name))
+        status = models_view.load(loaded, name)
+        _say(f"{status.id}: {status.state}", status, as_json=as_json)
 
 
 @models_app.command("unload")
-def models_unload(name: NameArgument, config: ConfigOption = None) -> None:
+def models_unload(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Let a model finish its requests, unload it, and wait until it is gone."""
     from llm_api_server.cli import models_view
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        _print_outcome(models_view.unload(loaded, name))
+        status = models_view.unload(loaded, name)
+        _say(f"{status.id}: {status.state}", status, as_json=as_json)
 
 
 @models_app.command("pin")
-def models_pin(name: NameArgument, config: ConfigOption = None) -> None:
+def models_pin(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Keep a loaded model: others do not push it out, and it stays when idle. Unloading it unpins it."""
     from llm_api_server.cli import models_view
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        typer.echo(f"{models_view.pin(loaded, name, is_pinned=True).id}: pinned")
+        status = models_view.pin(loaded, name, is_pinned=True)
+        _say(f"{status.id}: pinned", status, as_json=as_json)
 
 
 @models_app.command("unpin")
-def models_unpin(name: NameArgument, config: ConfigOption = None) -> None:
+def models_unpin(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Let a model go again when it is idle or others need its room."""
     from llm_api_server.cli import models_view
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        typer.echo(f"{models_view.pin(loaded, name, is_pinned=False).id}: not pinned")
+        status = models_view.pin(loaded, name, is_pinned=False)
+        _say(f"{status.id}: not pinned", status, as_json=as_json)
 
 
-def _print_outcome(status: ModelStatus) -> None:
-    typer.echo(f"{status.id}: {status.state}")
+def _say(text: str, content: Any, *, as_json: bool) -> None:
+    if as_json:
+        base.print_json(content)
+    else:
+        typer.echo(text)
 
 
 for command in (status.status, logs.logs, doctor.doctor, chat.chat, bench.bench, usage.usage):

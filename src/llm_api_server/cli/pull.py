@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_api_server.cli import base
+from llm_api_server.cli import base, completion
 from llm_api_server.cli.base import ConfigOption, JsonOption
+from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
     from llm_api_server.config import Config
@@ -68,11 +69,14 @@ def pull(
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="The model's name in the configuration.")],
+    name: Annotated[
+        str, typer.Argument(help="The model's name in the configuration.", autocompletion=completion.models)
+    ],
     config: ConfigOption = None,
     *,
     keep_files: Annotated[bool, typer.Option("--keep-files", help="Only take it out of the configuration.")] = False,
     yes: YesOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Take a model out of the configuration, and delete its files where they are under models_dir."""
     from llm_api_server.downloads import config_edit
@@ -80,23 +84,25 @@ def remove(
 
     loaded = base.load(config)
     if name not in loaded.models.available:
-        base.fail(
-            f"The configuration has no model {name!r}; `llm-api-server models list` shows them.", base.EXIT_FAILED
-        )
+        base.fail(f"The configuration has no model {name!r}; `llm-api-server models list` shows them.", ExitCode.FAILED)
     if (problem := why_needed(loaded, name)) is not None:
-        base.fail(problem, base.EXIT_FAILED)
+        base.fail(problem, ExitCode.FAILED)
     with base.errors():
         files = [] if keep_files else files_of(loaded, name)
         for path in files:
-            typer.echo(f"Deletes {path} ({_size(path) / 1e6:.0f} MB).")
+            _say(f"Deletes {path} ({_size(path) / 1e6:.0f} MB).", as_json=as_json)
         if not files and not keep_files:
-            typer.echo("No files of its own under models_dir: nothing is deleted.")
+            _say("No files of its own under models_dir: nothing is deleted.", as_json=as_json)
+        if as_json and not yes:
+            base.fail("With --json nobody is asked: say --yes.", ExitCode.WRONG)
         if not yes and not _agrees(f"Remove {name}?"):
-            raise typer.Exit(base.EXIT_FAILED)
+            raise typer.Exit(ExitCode.FAILED)
         config_edit.edit(loaded.source, lambda before: config_edit.without_model(before, name))
         followed = _follow(config)
         delete(files)
-        typer.echo(f"Removed {name}. {followed}".rstrip())
+        _say(f"Removed {name}. {followed}".rstrip(), as_json=as_json)
+        if as_json:
+            base.print_json({"removed": name, "deleted": [str(path) for path in files], "note": followed})
 
 
 def _largest_memory(config: Config) -> int:

@@ -9,6 +9,7 @@ import typer
 
 from llm_api_server.cli import base
 from llm_api_server.cli.base import ConfigOption, JsonOption
+from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
     from llm_api_server.config import Config
@@ -26,7 +27,7 @@ def status(
     from llm_api_server.cli import status_view
 
     if watch and as_json:
-        base.fail("Give --watch or --json, not both.", base.EXIT_BAD_CONFIG)
+        base.fail("Give --watch or --json, not both.", ExitCode.WRONG)
     loaded = base.load_running(config)
     with base.errors(loaded):
         now = status_view.fetch(loaded)
@@ -49,7 +50,7 @@ def _watch(config: Config) -> None:
 
     console = Console()
     if not console.is_terminal:
-        base.fail("--watch draws on a terminal; without one use --json.", base.EXIT_BAD_CONFIG)
+        base.fail("--watch draws on a terminal; without one use --json.", ExitCode.WRONG)
     with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:

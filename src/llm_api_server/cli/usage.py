@@ -10,6 +10,7 @@ import typer
 
 from llm_api_server.cli import base
 from llm_api_server.cli.base import ConfigOption, JsonOption
+from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
     from llm_api_server.config import Config
@@ -37,9 +38,9 @@ def usage(
 ) -> None:
     """Show what was used: requests, tokens, times. Hours and days are those of UTC."""
     if as_csv and as_json:
-        base.fail("Give --csv or --json, not both.", base.EXIT_BAD_CONFIG)
+        base.fail("Give --csv or --json, not both.", ExitCode.WRONG)
     if requests and (since or until):
-        base.fail("--requests shows the newest ones: use --limit instead of --since and --until.", base.EXIT_BAD_CONFIG)
+        base.fail("--requests shows the newest ones: use --limit instead of --since and --until.", ExitCode.WRONG)
     groups = _groups(by)
     span = _time(since), _time(until)
     loaded = base.load(config)
@@ -85,7 +86,7 @@ def _groups(by: str) -> tuple[UsageGroup, ...]:
     try:
         return parse_groups(by)
     except ValueError as error:
-        base.fail(f"--by: {error}", base.EXIT_BAD_CONFIG)
+        base.fail(f"--by: {error}", ExitCode.WRONG)
 
 
 def _time(text: str | None) -> float | None:
@@ -96,7 +97,7 @@ def _time(text: str | None) -> float | None:
     try:
         return None if text is None else parse_since(text, time.time())
     except ValueError as error:
-        base.fail(str(error), base.EXIT_BAD_CONFIG)
+        base.fail(str(error), ExitCode.WRONG)
 
 
 @contextmanager

@@ -349,4 +349,4 @@ def test_single_requests_newest_first(run: Run, used: str) -> None:
     ],
 )
 def test_what_cannot_be_asked_is_refused(run: Run, words: list[str], message: str) -> None:
-    assert message in run("usage", *words, code=2).stderr
+    assert message in run("usage", *words, code=2).output
