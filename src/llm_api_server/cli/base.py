@@ -5,6 +5,7 @@ A command with `--json` prints one JSON value on standard output, also where it 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -111,7 +112,8 @@ def not_running(config: Config) -> NoReturn:
 
 def fail(message: str, code: ExitCode) -> NoReturn:
     if _WANTS_JSON.get():
-        print_json({"error": {"code": code.name.lower(), "message": message}})
+        # On one line: what tells of its progress tells line by line.
+        typer.echo(json.dumps({"error": {"code": code.name.lower(), "message": message}}, ensure_ascii=False))
     else:
         typer.echo(message, err=True)
     raise typer.Exit(code)

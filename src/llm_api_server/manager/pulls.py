@@ -100,6 +100,10 @@ class Downloads:
             message = await pull.run(self._config)
         except OSError as error:
             message = f"The download cannot be started: {error.strerror}."
+        except (msgspec.DecodeError, LookupError, TypeError):
+            logger.opt(exception=True).error("download of {}: what it tells is not understood", status.source)
+            pull.kill()
+            message = "The download tells what the server does not understand: the installation may be mixed up."
         if status.state == "cancelled":
             logger.info("download of {} cancelled", status.source)
             return
@@ -133,6 +137,7 @@ class _Pull:
     def __init__(self, wanted: PullModel) -> None:
         self._wanted = wanted
         self._process: asyncio.subprocess.Process | None = None
+        self._error: str | None = None
         self.status = PullStatus(uuid4().hex[:12], wanted.source, "running", time.time())
         self.task: asyncio.Task[None] | None = None
 
@@ -160,10 +165,15 @@ class _Pull:
         said = (await errors).decode("utf-8", "replace").strip()
         if await process.wait() == 0 and self.status.entry is not None:
             return None
+        if self._error is not None:
+            return self._error
         return said.splitlines()[-1] if said else "The download ended without a word."
 
     def _note(self, event: dict[str, Any]) -> None:
-        """The fields that events and the status have in common, by their names."""
+        """The fields that events and the status have in common, by their names; the last may be an error."""
+        if "error" in event:
+            self._error = event["error"]["message"]
+            return
         for name, value in event.items():
             if name in _TOLD:
                 setattr(self.status, name, value)
