@@ -1,4 +1,4 @@
-"""Rows of values as a table for a terminal or as CSV for a spreadsheet. Pure."""
+"""Values as texts: sizes, tables for a terminal, CSV for a spreadsheet. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 #: A spreadsheet takes a cell that begins so for a formula.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def memory_size(size: int) -> str:
+    """`1.5 GiB`, `96 MiB`: as memory is counted."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def file_size(size: int) -> str:
+    """`1.5 GB`, `98 MB`, `12 kB`: as hubs and disks count."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.{1 if unit == 'GB' else 0}f} {unit}"
+    return f"{size} bytes"
 
 
 def as_table(rows: Sequence[Sequence[str]]) -> str:

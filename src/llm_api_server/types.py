@@ -27,6 +27,7 @@ class ExitCode(IntEnum):
     FAILED = 1, "It failed; the message says why and what to do."
     WRONG = 2, "The configuration or the command line is wrong."
     NOT_RUNNING = 3, "No server is running, or none answers at the address."
+    INTERRUPTED = 130, "It was ended with Ctrl-C."
 
     def __new__(cls, code: int, meaning: str) -> Self:
         member = int.__new__(cls, code)

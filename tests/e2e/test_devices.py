@@ -74,8 +74,8 @@ def test_what_can_never_fit_is_refused_with_numbers_and_pushes_nobody_out(server
     assert answer.headers["x-should-retry"] == "false"
     message = answer.json()["error"]["message"]
     assert "not enough memory: it needs 1." in message
-    assert "of cache for 65536 tokens" in message
-    assert "0.7 GiB of RAM for models" in message
+    assert "of cache for 8 requests of 8192 tokens" in message
+    assert "700 MiB of RAM for models" in message
     assert server.models()[SMOL]["state"] == "ready"
     assert explain(server, "large")["verdict"] == "never"
 
@@ -85,7 +85,7 @@ def test_the_command_line_explains(server: Server) -> None:
     shown = command(server, "explain", GEMMA)
     assert shown.returncode == 0, shown.stderr
     assert f"after evicting {SMOL}" in shown.stdout
-    assert "0.7 GiB for models" in shown.stdout
+    assert "700 MiB for models" in shown.stdout
     as_json = json.loads(command(server, "explain", "large", "--json").stdout)
     assert (as_json["model"], as_json["verdict"]) == (LARGE, "never")
     missing = command(server, "explain", "nosuch")

@@ -171,14 +171,18 @@ def test_a_folder_for_vllm(user: User, here: Hub) -> None:
     ("words", "reason"),
     [
         (["tests/nothing"], "does not exist on Hugging Face, or is private"),
-        (["ms:tests/nothing"], "does not exist on ModelScope"),
+        (["ms:tests/nothing"], "does not exist on ModelScope, or is private: check both"),
+        (["tests/no-model"], "it has neither .gguf files nor a config.json"),
+        (["tests/no-gguf"], "It is kept in"),
         ([REPO, "--revision", "v9"], "has no revision 'v9'"),
         ([f"{REPO}:Q9_9"], "has no file 'Q9_9'. It has model-Q4_K_M.gguf (10 MB)"),
         (["nonsense"], "is no place that models come from"),
-        (["http://127.0.0.1:9/x.gguf"], "Connection refused"),
+        (["http://127.0.0.1:9/x.gguf"], "x.gguf cannot be reached: Connection refused. Check the network"),
     ],
 )
-def test_what_cannot_be_had_is_explained(user: User, words: list[str], reason: str) -> None:
+def test_what_cannot_be_had_is_explained(user: User, here: Hub, words: list[str], reason: str) -> None:
+    here.repos["tests/no-model"] = Repo({"data.csv": b"1,2"})
+    here.repos["tests/no-gguf"] = Repo({GGUF: b"<html>"})
     done = user.pull(*words)
     assert done.returncode == 1
     assert reason in done.stderr
@@ -190,7 +194,9 @@ def test_a_gated_model_needs_a_token(user: User, here: Hub) -> None:
     here.repos[REPO].is_gated = True
     refused = user.pull(REPO, HF_TOKEN="hf_wrong")
     assert refused.returncode == 1
-    assert "accept its licence" in refused.stderr
+    assert "accept its licence on that page, with the account of the token" in refused.stderr
+    unknown = user.pull(REPO, HF_TOKEN="")
+    assert "then set HF_TOKEN" in unknown.stderr
     assert user.pull(REPO).returncode == 0
 
 
@@ -200,7 +206,8 @@ def test_a_hub_that_is_not_there(user: User) -> None:
     for source in (REPO, f"ms:{REPO}"):
         done = user.pull(source)
         assert done.returncode == 1
-        assert "cannot be reached" in done.stderr
+        assert "cannot be reached: Connection refused. " in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_events_as_json(user: User, weights: bytes) -> None:
@@ -212,7 +219,7 @@ def test_events_as_json(user: User, weights: bytes) -> None:
     assert counts == sorted(counts)
     assert counts[-1] == len(weights)
     path = f"tiny-GGUF/{GGUF}"
-    assert events[-2] == {"type": "pulled", "path": path, "projector": None}
+    assert events[-2] == {"type": "pulled", "path": path, "projector": None, "verified": True}
     entry = {"path": path, "engine": "llama_cpp", "type": "llama"}
     assert events[-1] == {"type": "entry", "model": "tiny", "entry": entry}
 
@@ -235,11 +242,41 @@ def test_one_at_a_time(user: User, here: Hub) -> None:
 
 def test_without_a_yes_nothing_is_written(user: User) -> None:
     done = user.command("pull", REPO)
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "tiny:" in done.stdout
     assert user.entries() == {}
     assert user.pull(REPO, "--name", "mine").returncode == 0
     assert list(user.entries()) == ["mine"]
+
+
+def test_ctrl_c_says_that_nothing_is_lost(user: User, here: Hub) -> None:
+    here.breaks[GGUF] = [4 * MIB] + [0] * 100
+    process = subprocess.Popen(
+        [str(BIN / "llm-api-server"), "models", "pull", REPO], cwd=user.folder, env=user.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: any(count == 0 for _, count in of_weights(here)))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.splitlines()) == (
+        130,
+        ["Interrupted. What has come is kept: the same command goes on with it."],
+    )
+
+
+def test_a_name_is_taken(user: User, here: Hub, weights: bytes) -> None:
+    """One that is asked for is refused before anything comes; one that is made up gives way."""
+    here.repos[REPO].files["model-Q8_0.gguf"] = weights + b"x"
+    assert user.pull(REPO).returncode == 0
+    here.asked.clear()
+    refused = user.pull(f"{here.url}/files/tiny.Q4_0.gguf", "--name", "tiny")
+    assert (refused.returncode, here.asked) == (2, [])
+    assert "another model 'tiny'" in refused.stderr
+    assert user.pull(f"{REPO}:Q8_0").returncode == 0
+    assert {name: entry["path"] for name, entry in user.entries().items()} == {
+        "tiny": f"tiny-GGUF/{GGUF}",
+        "model-Q8_0": "tiny-GGUF/model-Q8_0.gguf",
+    }
 
 
 def test_files_of_others_stay(user: User) -> None:

@@ -22,7 +22,6 @@ from llm_api_server.applied_config import running_config
 from llm_api_server.config import Config, load_config
 from llm_api_server.config_checks import config_warnings
 from llm_api_server.engines.config_problems import engine_checks
-from llm_api_server.engines.explain import gib
 from llm_api_server.engines.host import Host, this_host
 from llm_api_server.engines.select import engine_for
 from llm_api_server.errors import ConfigError, StoreError
@@ -31,6 +30,7 @@ from llm_api_server.manager.devices import HostInventory
 from llm_api_server.manager.ledger import RAM
 from llm_api_server.store.database import Database
 from llm_api_server.store.schema import HEAD
+from llm_api_server.texts import memory_size
 from llm_api_server.types import EngineName
 
 Verdict = Literal["ok", "warning", "problem"]
@@ -143,7 +143,7 @@ def _gpus(host: Host) -> Iterator[Finding]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            sizes = f"{gib(int(memory.free))} of {gib(int(memory.total))} free"
+            sizes = f"{memory_size(int(memory.free))} of {memory_size(int(memory.total))} free"
             yield Finding(f"gpu{index}", "ok", f"{pynvml.nvmlDeviceGetName(handle)}, {sizes}, driver {driver}")
     except pynvml.NVMLError as error:
         advice = (
@@ -155,7 +155,7 @@ def _gpus(host: Host) -> Iterator[Finding]:
 def _ram(config: Config, host: Host) -> Finding:
     inventory = HostInventory(config.devices, dataclasses.replace(host, has_nvidia=False))
     free = host.memory_bytes - inventory.used().get(RAM, 0)
-    message = f"{gib(free)} of {gib(host.memory_bytes)} free, {host.cores} cores"
+    message = f"{memory_size(free)} of {memory_size(host.memory_bytes)} free, {host.cores} cores"
     if free < _LITTLE_RAM:
         return Finding("RAM", "warning", message, "End other programs: models in RAM need more than that.")
     return Finding("RAM", "ok", message)
@@ -237,7 +237,7 @@ def _folder(name: str, path: Path, otherwise: Verdict, advice: str) -> Finding:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding(name, otherwise, f"{path} cannot be written to", advice)
     free = shutil.disk_usage(there).free
-    message = f"{path} {'is writable' if there == path else 'can be made'}, {gib(free)} free on its disk"
+    message = f"{path} {'is writable' if there == path else 'can be made'}, {memory_size(free)} free on its disk"
     if free < _LITTLE_DISK:
         return Finding(name, "warning", message, "Free some space: logs, records and models need it.")
     return Finding(name, "ok", message)

@@ -10,11 +10,11 @@ import msgspec
 from llm_api_server import calls, texts
 from llm_api_server.config import Config
 from llm_api_server.control import Explained, ExplainModel, ListModels, LoadModel, Models, PinModel, UnloadModel
-from llm_api_server.engines.explain import gib
 from llm_api_server.errors import ControlError
 from llm_api_server.model_status import DeviceStatus, Explanation, ModelStatus
 from llm_api_server.redaction import one_line
 from llm_api_server.run_dir import RunDir
+from llm_api_server.texts import memory_size
 from llm_api_server.types import ModelState
 
 _ANSWER_TIMEOUT = 10.0
@@ -84,21 +84,21 @@ def as_json(content: ModelStatus | Sequence[ModelStatus] | Explanation) -> str:
 def as_text(explanation: Explanation) -> str:
     """The verdict, and the arithmetic of each device."""
     lines = [f"{explanation.model}: {explanation.message}"]
-    if explanation.needs:
+    if explanation.needs and explanation.needs not in explanation.message:
         lines.append(f"It needs {explanation.needs}.")
     lines.append(f"Places (models.max_loaded): {explanation.places}, {explanation.places_free} of them free.")
     return "\n".join([*lines, *(_device_line(device) for device in explanation.devices)])
 
 
 def _device_line(device: DeviceStatus) -> str:
-    parts = [f"{gib(device.total)} in all"]
+    parts = [f"{memory_size(device.total)} in all"]
     if device.limit != device.total:
-        parts.append(f"{gib(device.limit)} for models")
-    parts += [f"{gib(size)} {model}" for model, size in device.taken.items()]
+        parts.append(f"{memory_size(device.limit)} for models")
+    parts += [f"{memory_size(size)} {model}" for model, size in device.taken.items()]
     if device.foreign:
-        parts.append(f"{gib(device.foreign)} other programs")
+        parts.append(f"{memory_size(device.foreign)} other programs")
     name = f" ({device.name})" if device.name.lower() != device.id else ""
-    return f"{device.id}{name}: {', '.join(parts)}; {gib(device.free)} free"
+    return f"{device.id}{name}: {', '.join(parts)}; {memory_size(device.free)} free"
 
 
 def as_table(statuses: Sequence[ModelStatus]) -> str:
@@ -123,7 +123,7 @@ def as_lines(status: ModelStatus) -> str:
         "loaded_at": _clock(status.loaded_at),
     }
     fields |= {"error": _reason(status) if status.error else None, "retry_at": _clock(status.retry_at)}
-    fields["devices"] = ", ".join(f"{device} {gib(size)}" for device, size in status.devices.items()) or None
+    fields["devices"] = ", ".join(f"{device} {memory_size(size)}" for device, size in status.devices.items()) or None
     fields["tasks"] = ", ".join(status.tasks or ()) or None
     fields["phases"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in status.phases.items()) or None
     return texts.as_lines(fields)

@@ -47,22 +47,28 @@ def pull(
     loaded = base.load(config)
     with base.errors():
         wanted = parse_source(source, revision, file)
-        with pull_view.shown(as_json=as_json) as tell:
-            pulled = run(wanted, loaded.models_dir, _largest_memory(loaded), tell)
+        if add and name in loaded.models.available and not entry.may_be_of(loaded, name, wanted):
+            base.fail(f"The configuration has another model {name!r}: choose another --name.", ExitCode.WRONG)
+        try:
+            with pull_view.shown(as_json=as_json) as tell:
+                pulled = run(wanted, loaded.models_dir, _largest_memory(loaded), tell)
+        except KeyboardInterrupt:
+            base.fail("Interrupted. What has come is kept: the same command goes on with it.", ExitCode.INTERRUPTED)
         found = entry.entry_of(loaded, pulled)
-        model = name or _known(loaded, pulled.path) or entry.name_of(wanted, pulled)
+        known = _known(loaded, pulled.path)
+        model = name or known or entry.free_name(loaded, entry.name_of(wanted, pulled), pulled)
         if as_json:
             typer.echo(json.dumps({"type": "entry", "model": model, "entry": found}, ensure_ascii=False))
         if not add:
             return
-        if loaded.models.available.get(model) is not None and _known(loaded, pulled.path) == model:
+        if model == known:
             _say(f"{model} is in {loaded.source} already.", as_json=as_json)
             return
         text = config_edit.entry_text(model, found, 4)
         _say(f"\nFor {loaded.source}, under models.available:\n\n{text}", as_json=as_json)
         if not (yes or as_json) and not _agrees("Add it?"):
             _say("Left as it is. The files stay; `llm-api-server models pull` offers it again.", as_json=as_json)
-            return
+            raise typer.Exit(ExitCode.FAILED)
         config_edit.edit(loaded.source, lambda before: config_edit.with_model(before, model, found))
         how = _follow(config) or "Start the server with `llm-api-server serve`."
         _say(f"Added. {how}", as_json=as_json)

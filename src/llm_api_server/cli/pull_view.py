@@ -20,8 +20,7 @@ from rich.progress import (
 )
 
 from llm_api_server.downloads import pull
-
-_MEGA = 1e6
+from llm_api_server.texts import file_size
 
 
 @contextmanager
@@ -57,13 +56,15 @@ class _Screen:
                 self._progress.update(self._task, completed=event.bytes, description=event.file)
             case pull.Pulled():
                 self._progress.stop()
-                typer.echo("Whole, checksums verified.")
+                typer.echo(
+                    "Whole, checksums verified." if event.verified else "Whole by its size; no checksum is known."
+                )
 
 
 def plan_text(plan: pull.Planned) -> str:
     revision = f" at {plan.revision[:12]}" if plan.revision else ""
     files = "1 file" if len(plan.files) == 1 else f"{len(plan.files)} files"
     note = f" ({plan.note})" if plan.note else ""
-    here = f", {plan.here / _MEGA:.0f} MB are here already" if plan.here else ""
+    here = f", {file_size(plan.here)} are here already" if plan.here else ""
     only = f": {next(iter(plan.files))}" if len(plan.files) == 1 else ""
-    return f"{plan.source}{revision}: {files}{note}, {plan.total / _MEGA:.0f} MB{here}{only}"
+    return f"{plan.source}{revision}: {files}{note}, {file_size(plan.total)}{here}{only}"

@@ -13,12 +13,12 @@ from llm_api_server.applied_config import running_config
 from llm_api_server.cli import models_view
 from llm_api_server.config import Config
 from llm_api_server.control import GetStatus, Status
-from llm_api_server.engines.explain import gib
 from llm_api_server.lifecycle import ServerLock, local_url
 from llm_api_server.manager.ledger import RAM
 from llm_api_server.model_status import DeviceStatus, ModelStatus
 from llm_api_server.redaction import one_line
 from llm_api_server.run_dir import RunDir
+from llm_api_server.texts import memory_size
 from llm_api_server.times import as_duration
 from llm_api_server.types import ModelState
 
@@ -113,9 +113,9 @@ def _state(model: ModelStatus) -> str:
 
 def _memory(model: ModelStatus) -> str:
     """GPUs by the books; of RAM what its processes really have."""
-    parts = [f"{gib(size)} {device}" for device, size in model.devices.items() if device != RAM]
+    parts = [f"{memory_size(size)} {device}" for device, size in model.devices.items() if device != RAM]
     if model.memory_bytes:
-        parts.append(f"{gib(model.memory_bytes)} ram")
+        parts.append(f"{memory_size(model.memory_bytes)} ram")
     return ", ".join(parts) or "-"
 
 
@@ -129,8 +129,8 @@ _MODEL_COLUMNS: dict[str, Callable[[ModelStatus], str]] = {
 _DEVICE_COLUMNS: dict[str, Callable[[DeviceStatus], str]] = {
     "DEVICE": lambda device: device.id,
     "NAME": lambda device: one_line(device.name),
-    "TOTAL": lambda device: gib(device.total),
-    "MODELS": lambda device: gib(sum(device.taken.values())),
-    "OTHER PROGRAMS": lambda device: gib(device.foreign),
-    "FREE FOR MODELS": lambda device: gib(device.free),
+    "TOTAL": lambda device: memory_size(device.total),
+    "MODELS": lambda device: memory_size(sum(device.taken.values())),
+    "OTHER PROGRAMS": lambda device: memory_size(device.foreign),
+    "FREE FOR MODELS": lambda device: memory_size(device.free),
 }

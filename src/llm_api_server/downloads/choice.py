@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 
 from llm_api_server.downloads.source import Source
 from llm_api_server.errors import PullError
+from llm_api_server.texts import file_size
 
 #: The usual balance of quality and speed.
 PREFERRED_QUANTIZATION = "Q4_K_M"
@@ -55,16 +56,17 @@ def choose(source: Source, files: Sequence[RemoteFile], memory: int) -> Choice:
     ggufs = [file for file in files if file.path.lower().endswith(".gguf")]
     if ggufs:
         return _choose_gguf(source, ggufs, memory)
+    choice = _choose_folder(source, files)
     if source.file is not None:
-        raise PullError(f"{source.text}: there are no .gguf files to choose {source.file!r} from; leave it out.")
-    return _choose_folder(source, files)
+        raise PullError(f"{source.place} has no .gguf files to choose {source.file!r} from; leave it out.")
+    return choice
 
 
 def _choose_gguf(source: Source, files: Sequence[RemoteFile], memory: int) -> Choice:
     projectors = [file for file in files if _PROJECTOR.search(file.path)]
     whole = _models([file for file in files if file not in projectors])
     if not whole:
-        raise PullError(f"{source.text} has no whole .gguf model; a part of a split one is missing.")
+        raise PullError(f"{source.place} has no whole .gguf model: parts of a split one are missing there.")
     if source.file is not None:
         name = _named(source, whole)
         note = ""
@@ -113,9 +115,9 @@ def _fitting(source: Source, models: dict[str, list[RemoteFile]], memory: int) -
     if not fitting:
         least = min(sizes, key=lambda name: sizes[name])
         raise PullError(
-            f"None of the files of {source.place} fits: the smallest, {least}, has {_gb(sizes[least])}, and weights "
-            f"may take {_gb(room)} of the {_gb(memory)} of memory here. Choose a smaller model, or name a file all "
-            "the same."
+            f"None of the files of {source.place} fits: the smallest, {least}, has {file_size(sizes[least])}, and "
+            f"weights may take {file_size(room)} of the {file_size(memory)} of memory here. Choose a smaller model, or "
+            "name a file all the same."
         )
     preferred = [name for name in fitting if _has_word(name, PREFERRED_QUANTIZATION)]
     if preferred:
@@ -136,7 +138,7 @@ def _choose_folder(source: Source, files: Sequence[RemoteFile]) -> Choice:
     weights = weights or [file for file in top if file.path.endswith(".bin") and "pytorch_model" in file.path]
     if not any(file.path == "config.json" for file in top) or not weights:
         raise PullError(
-            f"{source.text} is no model that can be loaded here: it has neither .gguf files nor a config.json with "
+            f"{source.place} is no model that can be loaded here: it has neither .gguf files nor a config.json with "
             "weights beside it."
         )
     # Some repositories keep the same weights twice, under the names of their maker.
@@ -156,8 +158,6 @@ def _is_plain(path: str) -> bool:
 
 
 def _listed(models: dict[str, list[RemoteFile]]) -> str:
-    return ", ".join(f"{name} ({_gb(sum(file.size for file in parts))})" for name, parts in sorted(models.items()))
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"  # noqa: PLR2004
+    return ", ".join(
+        f"{name} ({file_size(sum(file.size for file in parts))})" for name, parts in sorted(models.items())
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,19 @@ def name_of(source: Source, pulled: Pulled) -> str:
     return _FORBIDDEN.sub("-", name)
 
 
+def free_name(config: Config, name: str, pulled: Pulled) -> str:
+    """`name`, or one that tells this file from the model that has it already, such as another quantization."""
+    numbered = (f"{name}-{count}" for count in itertools.count(2))
+    names = itertools.chain((name, _FORBIDDEN.sub("-", Path(pulled.path).stem)), numbered)
+    return next(one for one in names if one not in config.models.available)
+
+
+def may_be_of(config: Config, name: str, source: Source) -> bool:
+    """Whether the model `name` may be what comes from there; which file it will be is known later."""
+    place = source.folder or (file_name(source.place) if source.kind == "url" else "")
+    return config.resolve_model_path(config.models.available[name].path).is_relative_to(config.models_dir / place)
+
+
 def entry_of(config: Config, pulled: Pulled) -> dict[str, Any]:
     """As it is written into the file. Raises `PullError` when no engine can load what has come."""
     entry: dict[str, Any] = {"path": pulled.path}
@@ -42,7 +56,10 @@ def entry_of(config: Config, pulled: Pulled) -> dict[str, Any]:
         family = _family(model)
         facts = build_engines(config)[engine].inspect(model)
     except ModelProblem as problem:
-        raise PullError(f"What has come cannot be loaded: {problem}") from problem
+        place = _absolute(config, pulled.path)
+        raise PullError(
+            f"What has come cannot be loaded: {problem}. It is kept in {place}: delete it if it is of no use."
+        ) from problem
     entry["engine"] = engine
     if family != "other":
         entry["type"] = family

@@ -49,9 +49,20 @@ def of_disk(error: Exception) -> str | None:
 
 def unreachable(whom: str, error: object) -> str:
     return (
-        f"{whom} cannot be reached: {first_line(error)}. Check the network and proxy settings; what has come is kept, "
+        f"{whom} cannot be reached: {reason_of(error)}. Check the network and proxy settings; what has come is kept, "
         "and the same command goes on with it."
     )
+
+
+def reason_of(error: object) -> str:
+    """What the operating system said, where it did; libraries wrap it in much else."""
+    cause = error if isinstance(error, BaseException) else None
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        reason = getattr(cause, "reason", None)
+        cause = reason if isinstance(reason, BaseException) else cause.__cause__ or cause.__context__
+    return first_line(error)
 
 
 def first_line(error: object) -> str:

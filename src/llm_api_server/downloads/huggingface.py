@@ -42,14 +42,15 @@ class HuggingFace:
 def _explain(error: Exception, repo: str, revision: str | None) -> str | None:
     match error:
         case errors.GatedRepoError():
+            known = "with the account of the token that is set here, or set HF_TOKEN to another"
+            first = "then set HF_TOKEN to a token of your account"
             return (
-                f"huggingface.co/{repo} is gated: accept its licence on that page, then set HF_TOKEN to a token of "
-                "your account."
+                f"huggingface.co/{repo} is gated: accept its licence on that page, {known if get_token() else first}."
             )
         case errors.RepositoryNotFoundError():
             return f"{repo} does not exist on Hugging Face, or is private: check the name, or set HF_TOKEN."
         case errors.RevisionNotFoundError():
-            return f"{repo} has no revision {revision!r}."
+            return f"{repo} has no revision {revision!r}: name a branch, a tag or a commit that its page lists."
         case errors.OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set: unset it to download."
         case errors.HfHubHTTPError():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import urllib.error
 from pathlib import Path
@@ -38,13 +39,18 @@ class ModelScope:
 
 
 def _api() -> HubApi:
+    """It tells of each try on a logger of its own; how it ends is told by us."""
+    logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
     return HubApi(endpoint=os.environ.get("MODELSCOPE_ENDPOINT"))
 
 
 def _explain(error: Exception, repo: str) -> str | None:
     match error:
         case errors.NotExistError():
-            return f"{repo} or its revision does not exist on ModelScope."
+            return (
+                f"{repo} or its revision does not exist on ModelScope, or is private: check both, or set "
+                "MODELSCOPE_API_TOKEN."
+            )
         case errors.AuthenticationError() | errors.PermissionDeniedError():
             return f"ModelScope does not give {repo} to everybody: set MODELSCOPE_API_TOKEN."
         case urllib.error.HTTPError():

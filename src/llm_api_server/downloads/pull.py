@@ -23,6 +23,7 @@ from llm_api_server.downloads.plain_file import PlainFile
 from llm_api_server.downloads.source import Source
 from llm_api_server.errors import PullError
 from llm_api_server.starter import STARTER, StarterError, ensure_starter
+from llm_api_server.texts import file_size
 
 #: Seconds between two words about bytes.
 _TELL_INTERVAL = 0.2
@@ -53,10 +54,13 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
 
 
 class Pulled(msgspec.Struct, tag="pulled", frozen=True):
-    """It is whole and verified. `path` is what the configuration names, relative to `models_dir`."""
+    """It is whole. `path` is what the configuration names, relative to `models_dir`. `verified`: by checksums, not only
+    by size: an address of a file tells none.
+    """
 
     path: str
     projector: str | None = None
+    verified: bool = True
 
 
 _HUBS: dict[str, Callable[[Source], Hub]] = {"huggingface": HuggingFace, "modelscope": ModelScope, "url": PlainFile}
@@ -113,7 +117,8 @@ def _pulled(source: Source, choice: Choice) -> Pulled:
     def under(path: str) -> str:
         return "/".join(part for part in (source.folder, path) if part)
 
-    return Pulled(under(choice.main), under(choice.projector) if choice.projector else None)
+    verified = all(file.sha256 or file.git_sha1 for file in choice.files)
+    return Pulled(under(choice.main), under(choice.projector) if choice.projector else None, verified)
 
 
 def _fetch(hub: Hub, file: RemoteFile, folder: Path, meter: _Meter) -> None:
@@ -149,8 +154,8 @@ def _check_disk(folder: Path, choice: Choice, here: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
         raise PullError(
-            f"The download needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on the disk of {folder}. Make "
-            "room, choose a smaller file, or set models.models_dir to another disk."
+            f"The download needs {file_size(needed)} and {file_size(_SPARE_BYTES)} to spare, and {file_size(free)} are "
+            f"free on the disk of {folder}. Make room, choose a smaller file, or set models.models_dir to another disk."
         )
 
 

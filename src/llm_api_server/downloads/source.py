@@ -65,7 +65,8 @@ def parse_source(text: str, revision: str | None = None, file: str | None = None
         return _of_url(text, revision, file)
     match = _REPO.fullmatch(text)
     if match is None:
-        raise PullError(f"{text!r} is no place that models come from. {_HOW}")
+        owner = "" if "/" in text else " A name alone is not enough: a repository has an owner."
+        raise PullError(f"{text!r} is no place that models come from.{owner} {_HOW}")
     if any(part in {".", ".."} for part in match["repo"].split("/")):
         raise PullError(f"{text!r} is no repository. {_HOW}")
     return Source(kind, match["repo"], revision or match["revision"], file or match["file"])

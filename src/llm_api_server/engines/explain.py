@@ -19,11 +19,6 @@ def without_paths(text: str) -> str:
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
-def gib(size: int) -> str:
-    """`1.5 GiB`"""
-    return f"{size / 1024**3:.1f} GiB"
-
-
 def first_match(patterns: Iterable[tuple[str, str]], text: str) -> str | None:
     """The sentence of the first pattern that is found, filled with the pattern's groups of its last find."""
     for pattern, sentence in patterns:

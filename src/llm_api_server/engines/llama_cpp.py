@@ -13,9 +13,9 @@ from llm_api_server.config import Config, ModelConfig
 from llm_api_server.engines import explain, http
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Need, Placement, Warmup
 from llm_api_server.engines.chat_template import given_template, template_text
-from llm_api_server.engines.explain import gib
 from llm_api_server.engines.gguf import GGUFFacts, read_facts
 from llm_api_server.engines.host import Host
+from llm_api_server.texts import memory_size
 from llm_api_server.types import EngineName, Task
 
 _TASKS: dict[str, tuple[Task, ...]] = {
@@ -167,9 +167,10 @@ class LlamaCppEngine:
         """Of RAM, or of one GPU when layers are to go there: then all of it, as if all layers did."""
         mmproj = Path(model.mmproj).stat().st_size if model.mmproj else 0
         size = facts.file_bytes + mmproj + _cache_size(model, facts, sizing) + _COMPUTE_BYTES
+        cache = memory_size(_cache_size(model, facts, sizing))
         note = (
-            f"{gib(facts.file_bytes + mmproj)} of weights, {gib(_cache_size(model, facts, sizing))} of cache for "
-            f"{_cached_tokens(model, sizing)} tokens; less with a lower max_tokens or a smaller model"
+            f"{memory_size(facts.file_bytes + mmproj)} of weights, {cache} of cache for {_cached(model, sizing)}; less "
+            "with a lower max_tokens or a smaller model"
         )
         if self._host.has_nvidia and _uses_gpu(model):
             only = None if model.gpus is None else tuple(model.gpus)
@@ -311,6 +312,13 @@ def _integer(engine_args: dict[str, Any], name: str) -> int | None:
 
 def _cached_tokens(model: ModelConfig, sizing: Sizing) -> int:
     return _integer(model.engine_args, "n_ctx") or sizing.context * sizing.slots
+
+
+def _cached(model: ModelConfig, sizing: Sizing) -> str:
+    """`4 requests of 2048 tokens`"""
+    if sizing.slots == 1 or _integer(model.engine_args, "n_ctx"):
+        return f"{_cached_tokens(model, sizing)} tokens"
+    return f"{sizing.slots} requests of {sizing.context} tokens"
 
 
 def _cache_size(model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> int:

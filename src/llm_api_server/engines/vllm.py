@@ -19,11 +19,11 @@ from llm_api_server.engines import explain, http
 from llm_api_server.engines.adapters import adapter_options
 from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, ModelProblem, Need, Placement, Warmup
 from llm_api_server.engines.chat_template import given_template, template_text
-from llm_api_server.engines.explain import gib
 from llm_api_server.engines.families import Clues, Parsers, family_of, parsers_for
 from llm_api_server.engines.hf_folder import FolderFacts, read_folder
 from llm_api_server.engines.host import Host
 from llm_api_server.engines.installed_vllm import InstalledVllm, ParserNames, VllmNotInstalled
+from llm_api_server.texts import memory_size
 from llm_api_server.types import EngineName, Task
 
 # Deprecated in favour of `vllm serve`, but the only one that starts on builds whose distribution is not called `vllm`.
@@ -209,7 +209,8 @@ class VllmEngine:
     def _need(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing) -> Need:
         if not self._host.has_nvidia:
             weights = facts.weight_bytes if facts else _GIB
-            note = f"{gib(weights)} of weights, {gib(sizing.cache_bytes or 0)} of cache, {gib(_CPU_OVERHEAD)} for vLLM"
+            cache = memory_size(sizing.cache_bytes or 0)
+            note = f"{memory_size(weights)} of weights, {cache} of cache, {memory_size(_CPU_OVERHEAD)} for vLLM"
             return Need("ram", sizing.memory_bytes, note=note)
         count = model.tensor_parallel_size * (_integer(model, "pipeline_parallel_size") or 1)
         weights = facts.weight_bytes // count if facts else 0
@@ -222,7 +223,7 @@ class VllmEngine:
             is_share_soft=share is None,
             measures=True,
             only=None if model.gpus is None else tuple(model.gpus),
-            note=f"{gib(weights)} of weights on each",
+            note=f"{memory_size(weights)} of weights on each",
         )
 
     def _asleep(self, model: ModelConfig, facts: FolderFacts | None) -> Asleep | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from llm_api_server.engines.base import Placement
-from llm_api_server.engines.explain import gib
 from llm_api_server.manager.booking import Model
 from llm_api_server.manager.ledger import Device, describe, why_never, why_not_now
 from llm_api_server.manager.room import Eviction
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.model_status import DeviceStatus, Explanation, Verdict
+from llm_api_server.texts import memory_size
 
 
 def explain(scheduler: Scheduler, name: str) -> Explanation:
@@ -76,7 +76,7 @@ def _after(eviction: Eviction, *, may_be_busy: bool) -> tuple[Verdict, str, list
 
 def _where(placement: Placement) -> str:
     """` on gpu0 (12.0 GiB of 24.0 GiB)`"""
-    seats = [f"{seat.device} ({gib(seat.taken)} of {gib(seat.total)})" for seat in placement.seats]
+    seats = [f"{seat.device} ({memory_size(seat.taken)} of {memory_size(seat.total)})" for seat in placement.seats]
     return f" on {', '.join(seats)}" if seats else ""
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from llm_api_server.engines.base import NOWHERE, DeviceKind, Need, Placement, Seat
-from llm_api_server.engines.explain import OUT_OF_MEMORY, gib
+from llm_api_server.engines.explain import OUT_OF_MEMORY
+from llm_api_server.texts import memory_size
 
 _GIB = 1024**3
 #: Left free on a GPU whose share is soft: measuring is not exact, and a driver takes some.
@@ -118,7 +119,9 @@ def why_not_now(need: Need, account: Account) -> str | None:
     if Account(account.devices, account.foreign, 1).place(need) is not None:
         return None
     held = ", ".join(
-        f"{gib(size)} of {device.id}" for device in account.devices if (size := account.foreign.get(device.id, 0)) > 0
+        f"{memory_size(size)} of {device.id}"
+        for device in account.devices
+        if (size := account.foreign.get(device.id, 0)) > 0
     )
     return f"{OUT_OF_MEMORY}: it needs {describe(need)}, and other programs hold {held}"
 
@@ -127,16 +130,16 @@ def describe(need: Need) -> str:
     """`2 GPUs with 40.0 GiB each (38.0 GiB of weights and cache)`"""
     note = f" ({need.note})" if need.note else ""
     if need.kind == "ram":
-        return f"{gib(need.least)} of RAM{note}"
+        return f"{memory_size(need.least)} of RAM{note}"
     who = f"{need.count} GPUs, each with" if need.count > 1 else "a GPU with"
     if need.share is None:
-        return f"{who} {gib(need.least)} free{note}"
+        return f"{who} {memory_size(need.least)} free{note}"
     share = f"{'up to ' if need.is_share_soft else ''}{need.share:.0%}"
-    return f"{who} {share} free, at least {gib(need.least)}{note}"
+    return f"{who} {share} free, at least {memory_size(need.least)}{note}"
 
 
 def _have(need: Need, devices: Sequence[Device]) -> str:
-    sizes = [gib(device.capacity) for device in devices if device.kind == need.kind]
+    sizes = [memory_size(device.capacity) for device in devices if device.kind == need.kind]
     if not sizes:
         return f"is no {'GPU' if need.kind == 'gpu' else 'RAM known'}"
     verb = "is" if len(sizes) == 1 else "are"
