@@ -6,15 +6,18 @@ Requests come with the reports of all workers (`usage.py`), each once; loads and
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from llm_api_server.manager import metrics
 from llm_api_server.manager.metrics import MAX_KEYS, OTHER_KEYS, Metric
 from llm_api_server.usage import CLIENT_CLOSED, Batch, Ended, Other, Started, Whole
 
 Labels = tuple[str, ...]
+#: Endpoint, model, key, whether it streams, status and error.
+_Alike = tuple[str, str, str, bool, int, str | None]
 
 
 class Buckets:
@@ -27,9 +30,10 @@ class Buckets:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.total += value
+    def observe(self, values: Sequence[float]) -> None:
+        for place, count in Counter(map(bisect_left, repeat(self._bounds), values)).items():
+            self.counts[place] += count
+        self.total += sum(values)
 
     def cumulative(self) -> list[tuple[str, float]]:
         """As Prometheus wants them: bounds, and how many values were at most that."""
@@ -80,8 +84,7 @@ class Tally:
         if number <= self._last_report.get(worker, 0):
             return False
         self._last_report[worker] = number
-        for whole in batch.whole:
-            self._count(whole, whole)
+        self._count((whole, whole) for whole in batch.whole)
         for other in batch.others:
             self._count_other(other)
         self.settle(begun)
@@ -89,8 +92,7 @@ class Tally:
 
     def settle(self, ended: Iterable[tuple[Started | None, Ended]]) -> None:
         """Requests that are over. Without its beginning, nothing is known of it but its end."""
-        for started, end in ended:
-            self._count(started or _UNKNOWN, end)
+        self._count((started or _UNKNOWN, end) for started, end in ended)
 
     def forget(self, worker: str) -> None:
         """It is gone, and reports nothing any more."""
@@ -111,27 +113,37 @@ class Tally:
     def unloaded(self, model: str, reason: str) -> None:
         self._events[metrics.UNLOADS, (model, reason)] += 1
 
-    def _count(self, begin: Started | Whole, end: Ended | Whole) -> None:
-        model, usage, seconds = begin.model, end.usage, end.duration
-        same = self._same[begin.endpoint, model, self._known(begin.key_name), end.status, end.error or ""]
-        same.requests += 1
-        same.prompt += usage.prompt_tokens
-        same.completion += usage.completion_tokens
-        same.cached += usage.cached_tokens
-        same.reasoning += usage.reasoning_tokens
-        if end.error == CLIENT_CLOSED:
-            self._aborted[model] += usage.completion_tokens
-        where = begin.endpoint, model
-        if (buckets := self._seconds.get(where)) is None:
-            buckets = self._seconds[where] = Buckets(metrics.REQUEST_SECONDS.buckets)
-        buckets.observe(seconds)
+    def _count(self, requests: Iterable[tuple[Started | Whole, Ended | Whole]]) -> None:
+        """Beginnings and ends. They come by the thousand, and most are alike in all that tells them apart here."""
+        alike: defaultdict[_Alike, list[Ended | Whole]] = defaultdict(list)
+        for begin, end in requests:
+            alike[begin.endpoint, begin.model, begin.key_name, begin.stream, end.status, end.error].append(end)
+        for kind, ends in alike.items():
+            self._count_alike(kind, ends)
+
+    def _count_alike(self, kind: _Alike, ends: Sequence[Ended | Whole]) -> None:
+        endpoint, model, key, stream, status, error = kind
+        same = self._same[endpoint, model, self._known(key), status, error or ""]
+        usages = [end.usage for end in ends]
+        completion = sum([usage.completion_tokens for usage in usages])
+        same.requests += len(ends)
+        same.prompt += sum([usage.prompt_tokens for usage in usages])
+        same.completion += completion
+        same.cached += sum([usage.cached_tokens for usage in usages])
+        same.reasoning += sum([usage.reasoning_tokens for usage in usages])
+        if error == CLIENT_CLOSED:
+            self._aborted[model] += completion
+        where = endpoint, model
+        if where not in self._seconds:
+            self._seconds[where] = Buckets(metrics.REQUEST_SECONDS.buckets)
+        self._seconds[where].observe([end.duration for end in ends])
         times = self._times[model]
-        if end.queued is not None:
-            times.queue.observe(end.queued)
-        if begin.stream and end.first_token is not None:
-            times.first_token.observe(end.first_token)
-            if usage.completion_tokens > 1:
-                times.inter_token.observe((seconds - end.first_token) / (usage.completion_tokens - 1))
+        times.queue.observe([end.queued for end in ends if end.queued is not None])
+        if stream:
+            begun = [(end, end.first_token) for end in ends if end.first_token is not None]
+            times.first_token.observe([first for _, first in begun])
+            tokens = [(end.duration - first, end.usage.completion_tokens - 1) for end, first in begun]
+            times.inter_token.observe([seconds / more for seconds, more in tokens if more > 0])
 
     def _count_other(self, other: Other) -> None:
         self._same[
@@ -150,7 +162,7 @@ class Tally:
     def _observe(self, metric: Metric, value: float, *labels: str) -> None:
         if (metric, labels) not in self._loads:
             self._loads[metric, labels] = Buckets(metric.buckets)
-        self._loads[metric, labels].observe(value)
+        self._loads[metric, labels].observe([value])
 
     # ── what came of it ──
 

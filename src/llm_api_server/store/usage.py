@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -54,12 +55,13 @@ _FIRST_ERROR_STATUS = 400
 _MOST_TOKENS = 2**53
 _LONGEST_NAME = 512
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
-#: Columns of a row that is written when its request is over.
-_WHOLE = (
-    "row", "worker", "request_id", "key_id", "key_name", "model", "endpoint", "stream", "prompt", "started_at",
-    "ended_at", "status", "error", "instance", *_TOKENS, "queued", "first_token", "duration",
+#: Columns of a row that is written when its request is over ...
+_PLAIN = (
+    "row", "worker", "request_id", "key_id", "key_name", "model", "endpoint", "stream", "started_at", "ended_at",
+    "status", "instance", *_TOKENS, "queued", "first_token", "duration",
 )  # fmt: skip
-_WHOLE_NAMES = ", ".join(f'"{name}"' for name in _WHOLE)
+#: ... and those that are empty in nearly all: SQLite's driver takes longer for a None than for a text.
+_SELDOM = ("prompt", "error")
 _ADDED = (
     "requests", "errors", "aborted", *_TOKENS,
     "seconds", "queued_seconds", "queued_count", "first_token_seconds", "first_token_count",
@@ -176,12 +178,20 @@ def _insert_whole(connection: Connection, rows: Sequence[Whole], worker: str) ->
     """Requests that began and ended since the last batch: most of those of busy servers."""
     if not rows:
         return
-    # Past SQLAlchemy, whose way from a row to its parameters takes several times as long as the database.
-    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
-    insert = f"INSERT INTO requests ({_WHOLE_NAMES}) VALUES ({', '.join([mark] * len(_WHOLE))})"  # noqa: S608 - made of constants
+    is_sqlite = connection.dialect.name == "sqlite"
+    flag: Callable[[bool], int] = int if is_sqlite else bool  # SQLite's driver takes long for a bool
+    told = [_plain(row, worker, flag) for row in rows if row.prompt is None and row.error is None]
+    more = [
+        (*_plain(row, worker, flag), cleaned(row.prompt), row.error)
+        for row in rows
+        if row.prompt is not None or row.error is not None
+    ]
     try:
         with connection.begin_nested():
-            connection.exec_driver_sql(insert, [_whole(row, worker) for row in rows])
+            for names, values in ((_PLAIN, told), ((*_PLAIN, *_SELDOM), more)):
+                if values:
+                    # Past SQLAlchemy, whose way from a row to its parameters takes several times as long as SQLite.
+                    connection.exec_driver_sql(_insertion(names, "?" if is_sqlite else "%s"), values)
     except IntegrityError:  # some are there: they have been told before
         there = {row["row"] for row in _rows(connection, [row.row for row in rows], [REQUESTS.c.row])}
         _insert_whole(connection, [row for row in rows if row.row not in there], worker)
@@ -189,15 +199,26 @@ def _insert_whole(connection: Connection, rows: Sequence[Whole], worker: str) ->
         _add_to_sums(connection, rows)
 
 
-def _whole(row: Whole, worker: str) -> tuple[Any, ...]:
-    """In the order of `_WHOLE`."""
+def _insertion(names: Sequence[str], mark: str) -> str:
+    columns = ", ".join(f'"{name}"' for name in names)
+    return f"INSERT INTO requests ({columns}) VALUES ({', '.join([mark] * len(names))})"  # noqa: S608 - made of constants
+
+
+def _plain(row: Whole, worker: str, flag: Callable[[bool], int]) -> tuple[Any, ...]:
+    """In the order of `_PLAIN`."""
     usage = row.usage
     return (
-        row.row, worker, _name(row.request_id), _name(row.key_id), _name(row.key_name), _name(row.model), row.endpoint,
-        row.stream, cleaned(row.prompt), row.at, row.at + row.duration, row.status, row.error, row.instance,
+        row.row, worker, _name(row.request_id), _known_name(row.key_id), _known_name(row.key_name),
+        _known_name(row.model), row.endpoint, flag(row.stream), row.at, row.at + row.duration, row.status, row.instance,
         _count(usage.prompt_tokens), _count(usage.cached_tokens), _count(usage.completion_tokens),
         _count(usage.reasoning_tokens), row.queued, row.first_token, row.duration,
     )  # fmt: skip
+
+
+@lru_cache(4096)
+def _known_name(text: str) -> str:
+    """`_name`, of those that come again and again."""
+    return _name(text)
 
 
 def _name(text: str) -> str:

@@ -124,7 +124,7 @@ def test_loads_and_their_phases() -> None:
 def test_bounds_belong_to_their_bucket() -> None:
     buckets = Buckets((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
-        buckets.observe(value)
+        buckets.observe([value])
     assert buckets.cumulative() == [("1.0", 2.0), ("2.0", 3.0), ("+Inf", 4.0)]
     assert buckets.total == 12.0
 
