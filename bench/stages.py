@@ -189,9 +189,19 @@ STAGES: dict[str, list[tuple[type, str]]] = {
     "lease": [(Leases, "acquire_at_once"), (Lease, "release")],
     "write the engine's request": [(Question, "encode_at_once"), (UpstreamClient, "send_at_once")],
     "parse the answer": [(Connection, "data_received")],
-    "relay": [(Exchange, "on_head"), (Exchange, "on_data")],
-    "usage and errors": [(BodyReader, "feed"), (StreamReader, "feed"), (StreamReader, "flush")],
-    "write to the client": [(DirectClient, "start"), (DirectClient, "write"), (DirectClient, "flush")],
+    "relay": [(Exchange, "on_head"), (Exchange, "on_data"), (Exchange, "on_frames")],
+    "usage and errors": [
+        (BodyReader, "feed"),
+        (StreamReader, "feed"),
+        (StreamReader, "passes"),
+        (StreamReader, "flush"),
+    ],
+    "write to the client": [
+        (DirectClient, "start"),
+        (DirectClient, "write"),
+        (DirectClient, "forward"),
+        (DirectClient, "flush"),
+    ],
     "finish": [(Exchange, "_finish")],
     "log": [(RequestLog, "add"), (RequestLog, "flush")],
 }

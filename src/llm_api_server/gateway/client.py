@@ -45,6 +45,10 @@ class Client(Protocol):
     @property
     def is_writable(self) -> bool: ...
 
+    @property
+    def takes_frames(self) -> bool:
+        """Whether its answer, which has begun, is in frames (RFC 9112, 7.1), and `forward` may be used."""
+
     def body_at_once(self) -> bytes | None:
         """The request's, once, where it is here already; `body` waits for it."""
 
@@ -58,6 +62,9 @@ class Client(Protocol):
 
     def send(self, data: bytes) -> None:
         """`write` and `flush`."""
+
+    def forward(self, frames: bytes) -> None:
+        """`send`, where it is in frames already."""
 
     def end(self) -> None: ...
 
@@ -77,6 +84,7 @@ class AsgiClient:
     """A client behind `receive` and `send`. Used where another server, or a middleware, stands before us."""
 
     address: str | None = None
+    takes_frames = False
 
     def __init__(self, receive: Receive, send: Send, content_length: bytes, limit: int) -> None:
         self._receive = receive
@@ -156,6 +164,9 @@ class AsgiClient:
     def send(self, data: bytes) -> None:
         self.write(data)
         self._wake.set()
+
+    def forward(self, frames: bytes) -> None:
+        """It takes none: the server makes them."""
 
     def end(self) -> None:
         self._messages.append({"type": "http.response.body", "body": b"", "more_body": False})

@@ -365,6 +365,13 @@ class Exchange:
         except Exception:  # noqa: BLE001 - nothing of ours may fall into the event loop
             self._settle_or_fail(self._internal_error())
 
+    def on_frames(self, frames: bytes) -> bool:
+        flow, client = self._flow, self._client
+        if flow is None or not client.takes_frames or not flow.passes(frames):
+            return False
+        client.forward(frames)
+        return True
+
     def on_error(self, error: UpstreamError) -> None:
         if self._is_over:
             return

@@ -211,7 +211,7 @@ class DirectClient:
     _is_early = False
     _has_begun = False
     _waiter: asyncio.Future[None] | None = None
-    _is_chunked = False
+    takes_frames = False
 
     def __init__(self, protocol: HttpProtocol, door: FrontDoor, head: Head) -> None:
         self.keep_alive = head.keep_alive
@@ -315,7 +315,7 @@ class DirectClient:
         out.append(answer_lines(self._record))
         if lines.find(b"content-length: ") < 0:
             if self.head.can_chunk:
-                self._is_chunked = True
+                self.takes_frames = True
                 out.append(b"transfer-encoding: chunked\r\n")
             else:
                 self.keep_alive = False
@@ -325,16 +325,19 @@ class DirectClient:
         self._out = out
 
     def write(self, data: bytes) -> None:
-        if self._is_chunked:
+        if self.takes_frames:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
             self._out.append(data)
 
     def send(self, data: bytes) -> None:
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.takes_frames else data)
+
+    def forward(self, frames: bytes) -> None:
+        self._transport.write(frames)
 
     def end(self) -> None:
-        if self._is_chunked:
+        if self.takes_frames:
             self._out.append(b"0\r\n\r\n")
         self.response_complete = True
         if not self.disconnected:

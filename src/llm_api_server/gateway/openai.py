@@ -29,6 +29,8 @@ MAX_EMBEDDING_INPUTS = 2048  # openai-openapi, CreateEmbeddingRequest.input
 MAX_PROMPTS = 256
 _MAX_PATH_CHARS = 200
 _LONG_BYTES = 16 * 1024
+#: A name may be written so.
+_ESCAPED_ASCII = b"\\u00"
 
 
 @dataclass(frozen=True)
@@ -182,13 +184,24 @@ def rewrite(body: bytes, changes: Mapping[str, Any]) -> bytes:
     """`body` with top-level members replaced or added (`msgspec.UNSET` removes one); the rest byte for byte."""
     if not changes:
         return body
+    if _lacks(body, changes):
+        return b"%b,%b" % (body.rstrip()[:-1], msgspec.json.encode(changes)[1:])
     members: dict[str, Any] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     members.update(changes)
     return msgspec.json.encode({key: value for key, value in members.items() if value is not msgspec.UNSET})
 
 
-def ask_for_usage(body: bytes) -> dict[str, Any]:
+def _lacks(body: bytes, changes: Mapping[str, Any]) -> bool:
+    """Whether `body` has some members, and certainly none of these: then they can be put behind the others."""
+    if len(body) > _LONG_BYTES or body.find(b'"') < 0 or body.find(_ESCAPED_ASCII) >= 0:
+        return False
+    return all(body.find(b'"%b"' % name.encode()) < 0 and value is not msgspec.UNSET for name, value in changes.items())
+
+
+def ask_for_usage(facts: RequestFacts, body: bytes) -> dict[str, Any]:
     """`stream_options` of `body` with `include_usage` set."""
+    if isinstance(facts.request, schemas.Sampling) and facts.request.stream_options is None:
+        return {"include_usage": True}
     options = msgspec.json.decode(body, type=_StreamOptionsOnly).stream_options or {}
     return {**options, "include_usage": True}
 

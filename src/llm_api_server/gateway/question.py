@@ -240,7 +240,7 @@ class Question:
         if not facts.says_stream or streams != facts.stream:
             changes["stream"] = streams
         if streams and endpoint.dialect == "openai" and not facts.wants_usage:
-            changes["stream_options"] = openai.ask_for_usage(self.body)
+            changes["stream_options"] = openai.ask_for_usage(facts, self.body)
         if endpoint.dialect == "responses" and instance.engine == "vllm":
             changes["request_id"] = f"resp_{row}"
         if facts.has_developer and instance.engine != "remote" and not self.route.knows_developer:

@@ -21,18 +21,20 @@ _OVERLAP_BYTES = 1024
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 #: What an event may have in it that matters here. Texts cannot: JSON escapes their quotes.
 _USAGE_MARK = b'"usage"'
+_DONE_EVENT = b"data: [DONE]\n\n"
 _ERROR_MARK, _DONE_MARK, _NULL_MARK = b'"error"', b"[DONE]", b": null\n"
 #: The last event of a stream is looked for in so many bytes at the end of a read: to search takes time.
 _LAST_BYTES = 64
 _START_MARK = b'"message_start"'
+#: In the first event of a chat: whoever asked for one answer need not be told the role again.
+_ROLE_MARK = b'"delta":{"role":"'
 _NO_USAGE = (b":null", b": null")
-#: Of an event that brings a token; OpenAI's streams have hardly others, and two line ends to each.
+#: Of an event that brings a token; OpenAI's streams have hardly others. Single bytes are slower to count.
 _TOKEN_MARKS: dict[Dialect, bytes] = {
-    "openai": b"\n",
+    "openai": b"\n\n",
     "responses": b".delta\ndata:",
     "anthropic": b"event: content_block_delta",
 }
-_LINES_OF_EVENT = 2
 
 
 class _Details(msgspec.Struct):
@@ -70,6 +72,9 @@ class _Choice(msgspec.Struct):
     delta: _Delta | None = None
 
 
+_NO_ERROR = msgspec.Raw(b"null")
+
+
 class _Event(msgspec.Struct):
     id: str | None = None
     object: str | None = None
@@ -79,7 +84,10 @@ class _Event(msgspec.Struct):
     usage: _UsageObject | None = None
     message: _WithUsage | str | None = None
     response: _WithUsage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = _NO_ERROR
+
+
+_EVENT, _USAGE = msgspec.json.Decoder(_Event), msgspec.json.Decoder(_UsageObject)
 
 
 class StreamReader:
@@ -108,7 +116,6 @@ class StreamReader:
         self._without_role = set(range(choices)) if is_chat else set()
         self._is_chat = is_chat
         self._mark, self._events_without_tokens = _TOKEN_MARKS[dialect], choices if is_chat else 0
-        self._marks_of_event = _LINES_OF_EVENT if dialect == "openai" else 1
         self._marked = 0
         self._tail = b""
         self._last: _Event | None = None
@@ -128,7 +135,11 @@ class StreamReader:
             data = self._keep_tail(data)
         if self._opening and data.find(b"data:") >= 0:
             data = self._opened(data)
-        self._marked += data.count(self._mark)
+        self._marked += data.count(self._mark) or (data.count(b"\n\r\n") if self._dialect == "openai" else 0)
+        if self._without_role and self._choices == 1:
+            end = data.find(b"\n\n")
+            if data.find(_ROLE_MARK, 0, end) >= 0:
+                self._without_role.clear()
         # `find`: with `in`, bytes are tried as a number first, which fails at the price of an exception.
         is_ordinary = (
             not self._without_role
@@ -137,7 +148,23 @@ class StreamReader:
             and data.find(_DONE_MARK, -_LAST_BYTES) < 0
             and (self._is_chat or data.find(_NULL_MARK) < 0)
         )
-        return data if is_ordinary else b"".join(self._filter(data))
+        return data if is_ordinary else self._filter(data)
+
+    def passes(self, frames: bytes) -> bool:
+        """Whether events, still in their frames, are to be sent on as they are. Else `feed` must read them."""
+        if (
+            self._tail
+            or self._without_role
+            or self._opening
+            or not frames.endswith(b"\n\n\r\n")
+            or frames.find(_USAGE_MARK) >= 0
+            or frames.find(_ERROR_MARK) >= 0
+            or frames.find(_DONE_MARK, -_LAST_BYTES) >= 0
+            or not (self._is_chat or frames.find(_NULL_MARK) < 0)
+        ):
+            return False
+        self._marked += frames.count(self._mark)
+        return True
 
     @property
     def usage_so_far(self) -> Usage:
@@ -150,10 +177,10 @@ class StreamReader:
     def cut_off(self) -> None:
         """The connection is about to be closed: llama.cpp notices when it has made one more token of each choice."""
         if self._tokens() > 0:
-            self._marked += self._choices * self._marks_of_event
+            self._marked += self._choices
 
     def _tokens(self) -> int:
-        return max(0, self._marked // self._marks_of_event - self._events_without_tokens)
+        return max(0, self._marked - self._events_without_tokens)
 
     def flush(self) -> bytes:
         """What is left when the engine ends its answer without an empty line."""
@@ -173,50 +200,50 @@ class StreamReader:
             self.failed = translate_error(500, b"")
         return data[:end]
 
-    def _filter(self, data: bytes) -> Iterator[bytes]:
-        copied = 0
-        for start, end in self._of_interest(data):
-            yield data[copied:start]
-            yield self._read_event(data[start:end])
-            if self.failed is not None:
-                return
+    def _filter(self, data: bytes) -> bytes:
+        """Read the events that may have to be: the first of each choice, and those with a mark."""
+        out: list[bytes] = []
+        start = end = 0
+        while end < len(data):
             copied = end
-        yield data[copied:]
+            if self._without_role:
+                start, end = end, _event_end(data, end)
+            elif len(data) - end == len(_DONE_EVENT) and data.endswith(_DONE_EVENT):
+                start, end = end, len(data)
+            elif (place := self._next_mark(data, end)) >= 0:
+                start, end = _event_start(data, end, place), _event_end(data, place)
+            else:
+                out.append(data[end:])
+                break
+            out += data[copied:start], self._read_event(data[start:end])
+            if self.failed is not None:
+                break
+        return b"".join(out)
 
-    def _of_interest(self, data: bytes) -> Iterator[tuple[int, int]]:
-        """Where the events are that may have to be read: the first of each choice, and those with a mark."""
-        end = 0
-        while self._without_role and end < len(data):
-            start, end = end, _event_end(data, end)
-            yield start, end
-        places = {
-            _USAGE_MARK: data.find(_USAGE_MARK, end),
-            _ERROR_MARK: data.find(_ERROR_MARK, end),
-            _DONE_MARK: data.find(_DONE_MARK, max(end, len(data) - _LAST_BYTES)),
-            _NULL_MARK: -1 if self._is_chat else data.find(_NULL_MARK, end),
-        }
-        while marked := [place for place in places.values() if place >= 0]:
-            place = min(marked)
-            if place == places[_USAGE_MARK] and data.startswith(_NO_USAGE, place + len(_USAGE_MARK)):
-                places[_USAGE_MARK] = data.find(_USAGE_MARK, place + 1)  # some engines say so in every event
-                continue
-            start, end = _event_start(data, end, place), _event_end(data, place)
-            yield start, end
-            for mark, at in places.items():
-                if 0 <= at < end:
-                    places[mark] = data.find(mark, end)
+    def _next_mark(self, data: bytes, start: int) -> int:
+        """Where the next mark is; -1: nowhere. Behind the first that is found, none is looked for."""
+        place = data.find(_USAGE_MARK, start)
+        while place >= 0 and data.startswith(_NO_USAGE, place + len(_USAGE_MARK)):
+            place = data.find(_USAGE_MARK, place + 1)  # some engines say so in every event
+        others = [(_ERROR_MARK, start), (_DONE_MARK, max(start, len(data) - _LAST_BYTES))]
+        if not self._is_chat:
+            others.append((_NULL_MARK, start))
+        for mark, first in others:
+            found = data.find(mark, first, place if place >= 0 else len(data))
+            place = found if found >= 0 else place
+        return place
 
     def _read_event(self, event: bytes) -> bytes:
-        payload = _payload(event)
+        payload = b"[DONE]" if event == _DONE_EVENT else _payload(event)
         if payload == b"[DONE]":
             return self._usage_chunk() + event
         if payload == b"null":  # llama.cpp opens a stream of several prompts with it; SDKs fall over it
             return b""
         try:
-            content = msgspec.json.decode(payload, type=_Event)
+            content = _EVENT.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return event
-        if bytes(content.error) != b"null":
+        if content.error is not _NO_ERROR and bytes(content.error) != b"null":
             self.failed = translate_error(_status(content.error), payload)
             return error_event(self._dialect, self.failed)
         if self._without_role and content.choices:
@@ -395,6 +422,8 @@ def _event_end(data: bytes, place: int) -> int:
 
 
 def _payload(event: bytes) -> bytes:
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and event.endswith(b"\n"):
+        return event[6:-2]
     lines = [line for line in event.splitlines() if line.startswith((b"data:", b"error:"))]
     return b"\n".join(line.partition(b":")[2].strip() for line in lines)
 
@@ -420,7 +449,7 @@ def _object_after(data: bytes, place: int) -> bytes | None:
 
 def _decode_usage(data: bytes) -> Usage | None:
     try:
-        return _usage(msgspec.json.decode(data, type=_UsageObject))
+        return _usage(_USAGE.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

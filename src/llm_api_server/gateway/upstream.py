@@ -28,6 +28,12 @@ IDLE_TIMEOUT = 4.0
 CONNECT_TIMEOUT = 10.0
 _LENGTH, _TYPE = b"\r\ncontent-length:", b"\r\ncontent-type:"
 _CODING, _CONNECTION = b"\r\ntransfer-encoding:", b"\r\nconnection:"
+_CHUNKED = _CODING + b" chunked\r\n"
+#: In the place of a length: the body comes in frames (RFC 9112, 7.1).
+_IN_FRAMES = -2
+#: What the first line of a frame says of its length; larger ones, and other ways to write it, are the parser's.
+_LONGEST_LINE = 5
+_FRAME_LENGTHS = {b"%x" % length: length for length in range(4096)}
 
 
 class UpstreamError(Exception):
@@ -50,6 +56,9 @@ class Receiver(Protocol):
 
     def on_data(self, data: bytes, *, is_last: bool) -> None:
         """What one read of the socket brought of the body, perhaps nothing."""
+
+    def on_frames(self, frames: bytes) -> bool:
+        """Part of the body, not the last, as it came. False: what is in the frames is wanted, by `on_data`."""
 
     def on_error(self, error: UpstreamError) -> None: ...
 
@@ -129,6 +138,9 @@ class Response:
             self._connection.pause()
         self._wake()
 
+    def on_frames(self, frames: bytes) -> bool:  # noqa: ARG002 - it takes none
+        return False
+
     def on_error(self, error: UpstreamError) -> None:
         self._error = error
         self._connection = None
@@ -147,6 +159,8 @@ class Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._head_bytes = 0
         self._has_head = False
+        #: That of a body in frames which the parser knows nothing of: all its frames so far were ordinary and whole.
+        self._unparsed_head = b""
         self._has_end = False
         self._stays_open = False
         self._ends_at_close = False
@@ -168,8 +182,12 @@ class Connection(asyncio.Protocol):
         if receiver is None:
             self.abort()  # bytes that nobody asked for: the connection cannot be trusted any more
             return
-        if not self._has_head:
-            if not self._head_bytes and self._read_whole(data, receiver):
+        if self._unparsed_head:
+            if self._read_frames(data, receiver):
+                return
+            data, self._unparsed_head = self._unparsed_head + data, b""
+        elif not self._has_head:
+            if not self._head_bytes and self._read_ordinary(data, receiver):
                 return
             self._head_bytes += len(data)
         try:
@@ -184,21 +202,52 @@ class Connection(asyncio.Protocol):
         elif self._head_bytes > MAX_HEAD_BYTES and not self._has_head:
             self._fail(BrokenResponse("the head of the engine's answer is too long"))
 
-    def _read_whole(self, data: bytes, receiver: Receiver) -> bool:
-        """The usual JSON answer, all of it in one read; the receiver gets type and length only of its headers.
+    def _read_ordinary(self, data: bytes, receiver: Receiver) -> bool:
+        """The usual JSON answer, all of it in one read, and the beginning of the usual stream.
 
-        Whatever has more to it is left to the parser.
+        The receiver gets type and length only of its headers. Whatever has more to it is left to the parser.
         """
         end = data.find(b"\r\n\r\n")
         if end < 0:
             return False
         length, headers = _ordinary(data[: end + 2])
+        if length == _IN_FRAMES:
+            self._unparsed_head = data[: end + 4]
+            self._head_bytes, self._has_head, self._ends_at_close = end + 4, True, False
+            receiver.on_head(200, headers)
+            if len(data) > end + 4:
+                self.data_received(data[end + 4 :])
+            return True
         if length != len(data) - end - 4:
             return False
         self._receiver = None
         self._pool.give_back(self)
         receiver.on_head(200, headers)
         receiver.on_data(data[end + 4 :], is_last=True)
+        return True
+
+    def _read_frames(self, data: bytes, receiver: Receiver) -> bool:
+        """Some frames, all of them whole, the last of the body perhaps among them; others are left to the parser."""
+        line = data.find(b"\r\n", 0, _LONGEST_LINE)
+        length = _FRAME_LENGTHS.get(data[:line])
+        if length and length == len(data) - line - 4 and data.endswith(b"\r\n"):  # one frame: nearly all of a stream
+            if not receiver.on_frames(data):
+                receiver.on_data(data[line + 2 : -2], is_last=False)
+            return True
+        parts = data.split(b"\r\n")
+        payloads = parts[1::2]
+        lengths = list(map(len, payloads))
+        if parts.pop() or list(map(_FRAME_LENGTHS.get, parts[::2])) != lengths or 0 in lengths[:-1]:
+            return False
+        if lengths[-1]:
+            if not receiver.on_frames(data):
+                receiver.on_data(b"".join(payloads), is_last=False)
+            return True
+        self._unparsed_head = b""
+        self._receiver = None
+        self.resume()
+        self._pool.give_back(self)
+        receiver.on_data(b"".join(payloads), is_last=True)
         return True
 
     def eof_received(self) -> bool:
@@ -255,6 +304,7 @@ class Connection(asyncio.Protocol):
         self._receiver = receiver
         self._head_bytes = 0
         self._has_head = self._has_end = False
+        self._unparsed_head = b""
         self.transport.write(request)
 
     def pause(self) -> None:
@@ -438,16 +488,20 @@ class UpstreamClient:
 
 @lru_cache(256)
 def _ordinary(head: bytes) -> tuple[int, dict[str, str]]:
-    """Length and headers of an answer with an ordinary head, which engines repeat; -1 for all others."""
+    """Length (or `_IN_FRAMES`) and headers of an answer with an ordinary head, which engines repeat; -1 for others."""
     lower = head.lower()
-    start = lower.find(_LENGTH) + len(_LENGTH)
-    length = lower[start : lower.find(b"\r", start)].strip(b" \t")
-    is_ordinary = lower.count(_LENGTH) == 1 and _CODING not in lower and _CONNECTION not in lower
-    if not head.startswith(b"HTTP/1.1 200 ") or not is_ordinary or not length.isdigit():
+    lengths, codings = lower.count(_LENGTH), lower.count(_CODING)
+    if not head.startswith(b"HTTP/1.1 200 ") or lengths + codings != 1 or _CONNECTION in lower:
         return -1, {}
-    headers = {"content-length": length.decode()}
-    start = lower.find(_TYPE)
-    if start >= 0:
-        start += len(_TYPE)
-        headers["content-type"] = head[start : head.find(b"\r", start)].strip(b" \t").decode("latin-1")
-    return int(length), headers
+    kind = _value(head, lower, _TYPE)
+    headers = {} if kind is None else {"content-type": kind}
+    if codings:
+        return (_IN_FRAMES, {**headers, "transfer-encoding": "chunked"}) if _CHUNKED in lower else (-1, {})
+    length = _value(head, lower, _LENGTH) or ""
+    return (int(length), {"content-length": length, **headers}) if length.isdecimal() else (-1, {})
+
+
+def _value(head: bytes, lower: bytes, mark: bytes) -> str | None:
+    """Of the header that begins with `mark` in `lower`."""
+    start = lower.find(mark) + len(mark)
+    return head[start : head.find(b"\r", start)].strip(b" \t").decode("latin-1") if start >= len(mark) else None

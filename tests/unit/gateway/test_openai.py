@@ -88,6 +88,13 @@ def test_rewriting_changes_only_what_it_is_told(body: dict[str, Any], changes: d
     assert json.loads(rewrite(json.dumps(body).encode(), changes)) == {**body, **changes}
 
 
+def test_a_member_is_put_behind_the_others_unless_it_may_be_there() -> None:
+    assert rewrite(b'{"a": 1 }\n', {"b": [2]}) == b'{"a": 1 ,"b":[2]}'
+    assert rewrite(b"{ }", {"b": 2}) == b'{"b":2}'
+    assert rewrite(b'{"\\u0062": 1}', {"b": 2}) == b'{"b":2}'
+    assert rewrite(b'{"a": "b"}', {"b": 2}) == b'{"a":"b","b":2}'
+
+
 def test_rewriting_keeps_the_bytes_of_what_it_does_not_touch() -> None:
     raw = b'{"model":"a", "x": {"y" : 1.500e0, "z":"\\u00e9"}}'
     assert rewrite(raw, {"model": "b"}) == b'{"model":"b","x":{"y" : 1.500e0, "z":"\\u00e9"}}'
@@ -123,9 +130,13 @@ def test_only_the_developer_role_is_changed() -> None:
 
 
 def test_asking_for_usage_keeps_the_other_options() -> None:
-    raw = b'{"stream_options":{"continuous_usage_stats":true,"include_usage":false}}'
-    assert openai.ask_for_usage(raw) == {"continuous_usage_stats": True, "include_usage": True}
-    assert openai.ask_for_usage(b"{}") == {"include_usage": True}
+    raw = (
+        b'{"messages":[{"role":"user","content":"a"}],"stream":true,'
+        b'"stream_options":{"continuous_usage_stats":true,"include_usage":false}}'
+    )
+    plain = b'{"messages":[{"role":"user","content":"a"}],"stream":true}'
+    assert openai.ask_for_usage(read_request(CHAT, raw), raw) == {"continuous_usage_stats": True, "include_usage": True}
+    assert openai.ask_for_usage(read_request(CHAT, plain), plain) == {"include_usage": True}
 
 
 def test_tokenize_speaks_each_engines_dialect() -> None:

@@ -84,6 +84,34 @@ def test_events_that_come_together_are_read_as_those_that_come_alone(
     assert other.usage == one.usage
 
 
+@given(
+    stream=st.lists(st.lists(st.sampled_from([*KINDS, DONE, NULL]), min_size=1, max_size=4), min_size=1, max_size=6),
+    cut=st.integers(0, 200),
+    is_chat=st.booleans(),
+)
+def test_frames_that_pass_are_those_that_feed_would_not_change(
+    stream: list[list[bytes]], cut: int, is_chat: bool
+) -> None:
+    one, other = StreamReader("openai", is_chat=is_chat), StreamReader("openai", is_chat=is_chat)
+    for number, payload in enumerate(map(b"".join, stream)):
+        data = payload[:cut] if number == len(stream) // 2 else payload
+        expected = one.feed(data)
+        if other.passes(b"%x\r\n%b\r\n" % (len(data), data)):
+            assert expected == data
+        else:
+            assert other.feed(data) == expected
+        assert other.usage == one.usage
+        if one.failed is not None:
+            return
+
+
+def test_ordinary_frames_pass_and_count() -> None:
+    reader = StreamReader("openai", is_chat=True)
+    reader.feed(event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
+    assert reader.passes(b"%x\r\n%b\r\n" % (len(ANSWER[0]), ANSWER[0]))
+    assert reader.usage_so_far.completion_tokens == 1
+
+
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=12))
 def test_error_event_is_translated_and_nothing_follows(cuts: list[int]) -> None:
     broken = ANSWER[0] + event({"error": {"code": 500, "message": "boom", "type": "server_error"}}) + DONE

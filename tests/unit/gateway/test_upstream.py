@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm_api_server.gateway.addresses import Address
 from llm_api_server.gateway.upstream import (
     MAX_HEAD_BYTES,
     BrokenResponse,
+    Connection,
     NoResponse,
     Response,
     UpstreamClient,
+    UpstreamError,
+    _Pool,
 )
 
 pytestmark = pytest.mark.anyio
@@ -224,3 +230,113 @@ async def test_cancelled_wait_for_the_head_closes_the_connection(client: Upstrea
 async def test_addresses(text: str, host: str, target: str) -> None:
     address = Address.parse(text)
     assert (address.host_header, address.target("/v1/x")) == (host, target)
+
+
+# ── bodies in frames: what is ordinary is read here, everything else by the parser ──
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Recorder:
+    """A receiver that takes frames as they are, or what is in them."""
+
+    def __init__(self, *, takes_frames: bool) -> None:
+        self.takes_frames = takes_frames
+        self.heads: list[tuple[int, dict[str, str]]] = []
+        self.body = b""
+        self.frames = b""
+        self.lasts: list[bool] = []
+        self.errors: list[UpstreamError] = []
+
+    def on_head(self, status: int, headers: dict[str, str]) -> None:
+        self.heads.append((status, headers))
+
+    def on_data(self, data: bytes, *, is_last: bool) -> None:
+        self.body += data
+        self.lasts.append(is_last)
+
+    def on_frames(self, frames: bytes) -> bool:
+        if self.takes_frames:
+            self.frames += frames
+            payload = Recorder(takes_frames=False)
+            received(STREAM_HEAD + frames + b"0\r\n\r\n", [], payload)
+            self.body += payload.body
+        return self.takes_frames
+
+    def on_error(self, error: UpstreamError) -> None:
+        self.errors.append(error)
+
+
+class NoTransport(asyncio.Transport):
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def received(answer: bytes, cuts: list[int], receiver: Recorder) -> _Pool:
+    """What `receiver` gets of `answer`, cut into reads. The pool has the connection again where it is still good."""
+    pool = _Pool(Address.parse("unix:/x"), None)
+    connection = Connection(pool)
+    connection.connection_made(NoTransport())
+    connection.start(b"", receiver)
+    places = [0, *sorted(cut % (len(answer) + 1) for cut in cuts), len(answer)]
+    for start, end in itertools.pairwise(places):
+        if start < end:
+            connection.data_received(answer[start:end])
+    return pool
+
+
+def framed(payload: bytes, form: str) -> bytes:
+    size = {"upper": b"%X", "zeros": b"000%x", "extension": b"%x;name=value"}.get(form, b"%x") % len(payload)
+    return size + b"\r\n" + payload + b"\r\n"
+
+
+@given(
+    payloads=st.lists(st.binary(min_size=1, max_size=40) | st.sampled_from([b"\r\n", b"0\r\n\r\n", b"a" * 5000])),
+    forms=st.lists(st.sampled_from(["", "", "", "upper", "zeros", "extension"]), min_size=1),
+    end=st.sampled_from([b"0\r\n\r\n", b"0\r\nx-trailer: 1\r\n\r\n", b"00\r\n\r\n"]),
+    cuts=st.lists(st.integers(0, 1 << 20), max_size=6),
+    takes_frames=st.booleans(),
+)
+def test_frames_are_read_alike_however_they_are_written_and_cut(
+    payloads: list[bytes], forms: list[str], end: bytes, cuts: list[int], takes_frames: bool
+) -> None:
+    frames = [framed(payload, form) for payload, form in zip(payloads, itertools.cycle(forms), strict=False)]
+    receiver = Recorder(takes_frames=takes_frames)
+    pool = received(STREAM_HEAD + b"".join(frames) + end, cuts, receiver)
+    assert receiver.body == b"".join(payloads)
+    assert receiver.lasts[-1:] == [True]
+    assert receiver.lasts.count(True) == 1
+    assert [status for status, _ in receiver.heads] == [200]
+    assert receiver.heads[0][1]["content-type"] == "text/event-stream"
+    assert not receiver.errors
+    assert pool.take_idle() is not None
+
+
+def test_whole_frames_are_handed_on_as_they_came() -> None:
+    receiver = Recorder(takes_frames=True)
+    one, two = framed(b"data: a\n\n", ""), framed(b"data: bc\n\n", "") + framed(b"data: d\n\n", "")
+    head = len(STREAM_HEAD)
+    received(STREAM_HEAD + one + two + b"0\r\n\r\n", [head, head + len(one), head + len(one + two)], receiver)
+    assert receiver.frames == one + two
+    assert receiver.lasts == [True]
+
+
+@pytest.mark.parametrize(
+    "wrong", [b"zz\r\nab\r\n", b"3\r\nab\r\n", b"-1\r\n", b"1\r\nabc\r\n", b"\r\n", b"1 \r\na\r\n\r\n"]
+)
+def test_frames_that_are_none_break_the_answer(wrong: bytes) -> None:
+    receiver = Recorder(takes_frames=True)
+    pool = received(STREAM_HEAD + framed(b"a", "") + wrong + b"0\r\n\r\n", [len(STREAM_HEAD)], receiver)
+    assert [type(error) for error in receiver.errors] == [BrokenResponse]
+    assert pool.take_idle() is None
+
+
+def test_what_comes_behind_the_last_frame_costs_the_connection() -> None:
+    receiver = Recorder(takes_frames=True)
+    pool = received(STREAM_HEAD + framed(b"a", "") + b"0\r\n\r\nHTTP/1.1 200 OK\r\n", [], receiver)
+    assert receiver.body == b"a"
+    assert pool.take_idle() is None
