@@ -230,6 +230,36 @@ async def test_an_endless_head_is_refused_and_a_long_one_is_not(gateway: Gateway
     writer.close()
 
 
+def raw_chat(body: bytes, *lines: bytes) -> bytes:
+    head = [b"POST /v1/chat/completions HTTP/1.1", b"host: x", b"content-length: %d" % len(body), *lines]
+    return b"\r\n".join([*head, b"authorization: Bearer " + KEY.encode(), b"", body])
+
+
+async def test_requests_that_come_together_are_answered_in_their_order(gateway: Gateway) -> None:
+    """Some at once, some by an engine, one by a route; the last one closes the connection."""
+    good = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
+    get = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    requests = [raw_chat(b"{"), get, raw_chat(good), raw_chat(b'{"model":"no"}'), raw_chat(good), get]
+    reader, writer = await asyncio.open_connection(gateway.client.base_url.host, gateway.client.base_url.port)
+    for _ in range(2):
+        writer.write(b"".join(requests))
+        answer = b""
+        while answer.count(b"HTTP/1.1 ") < len(requests) or not answer.endswith(b"}"):
+            answer += await reader.read(65536)
+        assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", answer)] == [400, 200, 200, 400, 200, 200]
+    writer.write(raw_chat(b"{") + raw_chat(b"{", b"connection: close"))
+    assert (await reader.read()).count(b"HTTP/1.1 400") == 2
+    writer.close()
+
+
+async def test_who_closes_its_half_is_still_answered_what_is_known_at_once(gateway: Gateway) -> None:
+    reader, writer = await asyncio.open_connection(gateway.client.base_url.host, gateway.client.base_url.port)
+    writer.write(raw_chat(b"{"))
+    writer.write_eof()
+    assert b"HTTP/1.1 400" in await reader.read()
+    writer.close()
+
+
 @both_ways
 async def test_json_answer_passes_verbatim(gateway: Gateway) -> None:
     answer = await gateway.chat()

@@ -16,6 +16,7 @@ from llm_api_server.gateway.heads import Head, Repeated
 from llm_api_server.gateway.middleware import answer_lines, finish
 from llm_api_server.gateway.openai import Endpoint
 from llm_api_server.gateway.proxy import FRONT_DOOR, FrontDoor
+from llm_api_server.gateway.turns import LateTransport
 
 #: Request line and headers together. Checked per read, so that some more may arrive.
 MAX_HEAD_BYTES = 256 * 1024
@@ -40,11 +41,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._idle_timer: asyncio.TimerHandle | None = None
         self._is_draining = False
         self._door: FrontDoor | None = self.app_state.get(FRONT_DOOR)
+        self._late: LateTransport | None = None
         #: The request being answered, where that goes past ASGI.
         self._active: DirectClient | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Who sends no whole head for as long as an idle connection may last is sent away."""
+        if self._door is not None:
+            transport = self._late = self._door.turns.wrap(transport)
         super().connection_made(transport)
         self._idle_since = self.loop.time()
         self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
@@ -66,6 +70,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._last = Repeated.learn(client.head, data)
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The headers of your request are too long.")
+
+    def eof_received(self) -> None:
+        """The transport closes itself after this, and not only the half that the client has closed."""
+        if self._late is not None:
+            self._late.flush()
 
     def shutdown(self) -> None:
         """The worker ends: this connection goes when it is idle or has had its answer.

@@ -32,6 +32,7 @@ from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import RequestLog, RequestRecord, record_of
 from llm_api_server.gateway.remote_media import RemoteMedia
 from llm_api_server.gateway.templates import Templates
+from llm_api_server.gateway.turns import Turns
 from llm_api_server.gateway.upstream import UpstreamClient
 from llm_api_server.traces import Sampler
 
@@ -163,6 +164,11 @@ class FrontDoor:
         self._proxies = ProxyHeadersMiddleware(_nobody, trusted).trusted_hosts if trusted else None
         self._default_headers: Sequence[tuple[bytes, bytes]] = ()
         self._default_lines = b""
+
+    @property
+    def turns(self) -> Turns:
+        """In which connections to clients are to write."""
+        return self.proxy.upstream.turns
 
     def takes(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether nothing but the proxy needs to see the request."""

@@ -13,12 +13,13 @@ import ssl
 import time
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import Protocol
 
 import httptools
 
 from llm_api_server.gateway.addresses import Address, encode_request, parse_address
 from llm_api_server.gateway.eager import in_task
+from llm_api_server.gateway.turns import Turns
 
 HIGH_WATER_BYTES = 64 * 1024
 MAX_HEAD_BYTES = 64 * 1024
@@ -33,7 +34,7 @@ _CHUNKED = _CODING + b" chunked\r\n"
 _IN_FRAMES = -2
 #: What the first line of a frame says of its length; larger ones, and other ways to write it, are the parser's.
 _LONGEST_LINE = 5
-_FRAME_LENGTHS = {b"%x" % length: length for length in range(4096)}
+_FRAME_LENGTHS = {b"%x" % length: length for length in range(1024)}
 
 
 class UpstreamError(Exception):
@@ -171,8 +172,7 @@ class Connection(asyncio.Protocol):
     # ── asyncio.Protocol ──
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclasses of asyncio's.
-        self.transport = cast("asyncio.Transport", transport)
+        self.transport = self._pool.turns.wrap(transport)
         plain = transport.get_extra_info("socket")
         if plain is not None and plain.family != socket.AF_UNIX:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -356,7 +356,8 @@ class Connection(asyncio.Protocol):
 class _Pool:
     """The connections to one address; the one used last is used first."""
 
-    def __init__(self, address: Address, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, address: Address, tls: ssl.SSLContext | None, turns: Turns) -> None:
+        self.turns = turns
         self._address = address
         self._tls = tls
         self._idle: list[Connection] = []
@@ -419,6 +420,7 @@ class UpstreamClient:
     """All connections of a worker to its engines."""
 
     def __init__(self) -> None:
+        self.turns = Turns()
         self._pools: dict[str, _Pool] = {}
         self._tls: ssl.SSLContext | None = None
 
@@ -482,7 +484,7 @@ class UpstreamClient:
         address = parse_address(key)
         if address.tls and self._tls is None:
             self._tls = ssl.create_default_context()
-        pool = self._pools[key] = _Pool(address, self._tls if address.tls else None)
+        pool = self._pools[key] = _Pool(address, self._tls if address.tls else None, self.turns)
         return pool
 
 

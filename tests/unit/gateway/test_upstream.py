@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_api_server.gateway.addresses import Address
+from llm_api_server.gateway.turns import Turns
 from llm_api_server.gateway.upstream import (
     MAX_HEAD_BYTES,
     BrokenResponse,
@@ -278,7 +279,7 @@ class NoTransport(asyncio.Transport):
 
 def received(answer: bytes, cuts: list[int], receiver: Recorder) -> _Pool:
     """What `receiver` gets of `answer`, cut into reads. The pool has the connection again where it is still good."""
-    pool = _Pool(Address.parse("unix:/x"), None)
+    pool = _Pool(Address.parse("unix:/x"), None, Turns())
     connection = Connection(pool)
     connection.connection_made(NoTransport())
     connection.start(b"", receiver)
