@@ -280,6 +280,9 @@ class ForcedCallStream(StreamReader):
         super().__init__("openai", show_usage=show_usage, is_chat=True, choices=choices)
         self._readers: dict[int, CallReader] = {}
 
+    def passes(self, frames: bytes) -> bool:  # noqa: ARG002 - every event becomes another
+        return False
+
     def feed(self, data: bytes) -> bytes:
         return self._translated(super().feed(data))
 

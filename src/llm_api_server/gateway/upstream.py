@@ -12,11 +12,11 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Protocol
 
 import httptools
 
+from llm_api_server.gateway import ordinary
 from llm_api_server.gateway.addresses import Address, encode_request, parse_address
 from llm_api_server.gateway.eager import in_task
 from llm_api_server.gateway.turns import Turns
@@ -27,14 +27,6 @@ MAX_IDLE_CONNECTIONS = 64
 #: Engines (uvicorn, llama.cpp's cpp-httplib) close idle connections after 5 s; older ones are not worth the try.
 IDLE_TIMEOUT = 4.0
 CONNECT_TIMEOUT = 10.0
-_LENGTH, _TYPE = b"\r\ncontent-length:", b"\r\ncontent-type:"
-_CODING, _CONNECTION = b"\r\ntransfer-encoding:", b"\r\nconnection:"
-_CHUNKED = _CODING + b" chunked\r\n"
-#: In the place of a length: the body comes in frames (RFC 9112, 7.1).
-_IN_FRAMES = -2
-#: What the first line of a frame says of its length; larger ones, and other ways to write it, are the parser's.
-_LONGEST_LINE = 5
-_FRAME_LENGTHS = {b"%x" % length: length for length in range(1024)}
 
 
 class UpstreamError(Exception):
@@ -210,8 +202,8 @@ class Connection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n")
         if end < 0:
             return False
-        length, headers = _ordinary(data[: end + 2])
-        if length == _IN_FRAMES:
+        length, headers = ordinary.read_head(data[: end + 2])
+        if length == ordinary.IN_FRAMES:
             self._unparsed_head = data[: end + 4]
             self._head_bytes, self._has_head, self._ends_at_close = end + 4, True, False
             receiver.on_head(200, headers)
@@ -228,18 +220,15 @@ class Connection(asyncio.Protocol):
 
     def _read_frames(self, data: bytes, receiver: Receiver) -> bool:
         """Some frames, all of them whole, the last of the body perhaps among them; others are left to the parser."""
-        line = data.find(b"\r\n", 0, _LONGEST_LINE)
-        length = _FRAME_LENGTHS.get(data[:line])
-        if length and length == len(data) - line - 4 and data.endswith(b"\r\n"):  # one frame: nearly all of a stream
+        start = ordinary.start_in_frame(data)
+        if start:  # one frame: nearly all of a stream
             if not receiver.on_frames(data):
-                receiver.on_data(data[line + 2 : -2], is_last=False)
+                receiver.on_data(data[start:-2], is_last=False)
             return True
-        parts = data.split(b"\r\n")
-        payloads = parts[1::2]
-        lengths = list(map(len, payloads))
-        if parts.pop() or list(map(_FRAME_LENGTHS.get, parts[::2])) != lengths or 0 in lengths[:-1]:
+        payloads = ordinary.whole_frames(data)
+        if payloads is None:
             return False
-        if lengths[-1]:
+        if payloads[-1]:
             if not receiver.on_frames(data):
                 receiver.on_data(b"".join(payloads), is_last=False)
             return True
@@ -486,24 +475,3 @@ class UpstreamClient:
             self._tls = ssl.create_default_context()
         pool = self._pools[key] = _Pool(address, self._tls if address.tls else None, self.turns)
         return pool
-
-
-@lru_cache(256)
-def _ordinary(head: bytes) -> tuple[int, dict[str, str]]:
-    """Length (or `_IN_FRAMES`) and headers of an answer with an ordinary head, which engines repeat; -1 for others."""
-    lower = head.lower()
-    lengths, codings = lower.count(_LENGTH), lower.count(_CODING)
-    if not head.startswith(b"HTTP/1.1 200 ") or lengths + codings != 1 or _CONNECTION in lower:
-        return -1, {}
-    kind = _value(head, lower, _TYPE)
-    headers = {} if kind is None else {"content-type": kind}
-    if codings:
-        return (_IN_FRAMES, {**headers, "transfer-encoding": "chunked"}) if _CHUNKED in lower else (-1, {})
-    length = _value(head, lower, _LENGTH) or ""
-    return (int(length), {"content-length": length, **headers}) if length.isdecimal() else (-1, {})
-
-
-def _value(head: bytes, lower: bytes, mark: bytes) -> str | None:
-    """Of the header that begins with `mark` in `lower`."""
-    start = lower.find(mark) + len(mark)
-    return head[start : head.find(b"\r", start)].strip(b" \t").decode("latin-1") if start >= len(mark) else None

@@ -317,6 +317,18 @@ def test_frames_are_read_alike_however_they_are_written_and_cut(
     assert pool.take_idle() is not None
 
 
+@pytest.mark.parametrize("takes_frames", [False, True])
+def test_frames_are_read_alike_wherever_two_reads_are_cut(takes_frames: bool) -> None:
+    """llama.cpp, for one, writes the last line and the empty one behind it apart."""
+    answer = STREAM_HEAD + framed(b"data: a\n\n", "") + framed(b"b" * 12, "") + b"0\r\n\r\n"
+    for one in range(1, len(answer)):
+        for other in range(one, len(answer)):
+            receiver = Recorder(takes_frames=takes_frames)
+            pool = received(answer, [one, other], receiver)
+            assert (receiver.body, receiver.lasts[-1]) == (b"data: a\n\n" + b"b" * 12, True)
+            assert pool.take_idle() is not None
+
+
 def test_whole_frames_are_handed_on_as_they_came() -> None:
     receiver = Recorder(takes_frames=True)
     one, two = framed(b"data: a\n\n", ""), framed(b"data: bc\n\n", "") + framed(b"data: d\n\n", "")
