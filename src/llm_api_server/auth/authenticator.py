@@ -13,12 +13,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from llm_api_server.access import Key
 from llm_api_server.auth.keys import KeyRing
-from llm_api_server.auth.tokens import TokenSigner
 from llm_api_server.errors import InvalidKey, PermissionDenied
+
+if TYPE_CHECKING:
+    from llm_api_server.auth.tokens import TokenSigner
 
 MAX_REMEMBERED = 10_000
 MAX_UNKNOWN = 1_000

@@ -9,7 +9,6 @@ import jwt
 import msgspec
 
 from llm_api_server.access import Key
-from llm_api_server.config import AuthConfig
 from llm_api_server.errors import InvalidKey, InvalidRequest
 from llm_api_server.types import PERMISSIONS, Permission
 
@@ -94,13 +93,6 @@ class TokenSigner:
             return msgspec.convert(payload, Claims)
         except (jwt.InvalidTokenError, msgspec.ValidationError, ValueError) as error:
             raise InvalidKey("Incorrect token provided. Get a new one from /auth/token.") from error
-
-
-def token_signer(auth: AuthConfig) -> TokenSigner | None:
-    """The signer of this configuration; None where tokens are off."""
-    if not auth.are_tokens_on or auth.secret_key is None:
-        return None
-    return TokenSigner(auth.secret_key, auth.token_timeout)
 
 
 def _narrow_permissions(key: Key, asked: Iterable[str] | None) -> list[Permission]:

@@ -17,10 +17,9 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llm_api_server.applied_config import joined_config
+from llm_api_server.auth.accepted_tokens import token_issuers, token_signer
 from llm_api_server.auth.authenticator import Authenticator
-from llm_api_server.auth.issuers import Issuers
 from llm_api_server.auth.keys import KeyRing
-from llm_api_server.auth.tokens import token_signer
 from llm_api_server.config import Config
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
 from llm_api_server.garbage import calm_collector
@@ -102,7 +101,7 @@ def build_app(
         also_follow(config)
         proxy.catalog.configure(config, _changed_at(config))
         if proxy.authenticator is not None:
-            proxy.authenticator.configure(KeyRing(config.auth), token_signer(config.auth), Issuers(config))
+            proxy.authenticator.configure(KeyRing(config.auth), token_signer(config.auth), token_issuers(config))
         proxy.configure(config)
         store.configure(config)
 
@@ -129,7 +128,7 @@ def build_proxy(config: Config, leases: Leases, upstream: UpstreamClient) -> Eng
 def _authenticator(config: Config, link: ManagerLink) -> Authenticator:
     source = StoreKeys(link)
     ring, tokens = KeyRing(config.auth), token_signer(config.auth)
-    authenticator = Authenticator(ring, source, tokens=tokens, issuers=Issuers(config))
+    authenticator = Authenticator(ring, source, tokens=tokens, issuers=token_issuers(config))
     source.when_changed(authenticator.forget)
     return authenticator
 

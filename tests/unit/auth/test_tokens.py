@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import subprocess
+import sys
 from typing import Any
 
 import jwt
@@ -12,10 +14,11 @@ import msgspec
 import pytest
 
 from llm_api_server.access import Key
+from llm_api_server.auth.accepted_tokens import token_issuers, token_signer
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing, digest
-from llm_api_server.auth.tokens import AUDIENCE, ISSUER, TokenSigner, token_signer
-from llm_api_server.config import AuthConfig
+from llm_api_server.auth.tokens import AUDIENCE, ISSUER, TokenSigner
+from llm_api_server.config import AuthConfig, Config
 from llm_api_server.errors import InvalidKey, InvalidRequest
 
 SECRET = "dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"
@@ -197,3 +200,10 @@ def test_there_is_a_signer_only_with_a_real_secret() -> None:
     assert token_signer(AuthConfig(secret_key=SECRET, tokens=False)) is None
     assert token_signer(AuthConfig(secret_key="your-secret-key")) is None
     assert token_signer(AuthConfig()) is None
+
+
+def test_workers_without_tokens_do_without_what_reads_them() -> None:
+    """It is megabytes."""
+    assert token_issuers(Config()) is None
+    code = "import sys, llm_api_server.gateway.app; sys.exit('jwt' in sys.modules or 'cryptography' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
