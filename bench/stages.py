@@ -44,6 +44,7 @@ from llm_api_server.gateway.proxy import FRONT_DOOR, EngineProxy, FrontDoor
 from llm_api_server.gateway.question import Question
 from llm_api_server.gateway.records import RequestLog
 from llm_api_server.gateway.sse import BodyReader, StreamReader
+from llm_api_server.gateway.turns import LateTransport, Turns
 from llm_api_server.gateway.upstream import Connection, UpstreamClient
 from llm_api_server.log import setup_logging
 from llm_api_server.run_dir import RunDir
@@ -71,7 +72,7 @@ class Transport:
     def write(self, data: bytes) -> None:
         self._on_write(data)
 
-    def get_extra_info(self, name: str) -> Any:
+    def get_extra_info(self, name: str, _default: Any = None) -> Any:
         return ("127.0.0.1", 1) if name in ("peername", "sockname") else None
 
     def is_closing(self) -> bool:
@@ -99,6 +100,7 @@ class Worker:
         held = leases._held["i"] = _Held(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
         held.places, held.keeps = 1000, True
         upstream = UpstreamClient()
+        self.end_turn = upstream.turns._flush  # noqa: SLF001
         self.proxy = build_proxy(config, leases, upstream)
         door = FrontDoor(config, self.proxy)
         settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
@@ -127,11 +129,13 @@ class Worker:
     async def ask(self, request: bytes, answer: list[bytes]) -> None:
         """One request and its answer, as reads of the two sockets."""
         self.protocol.data_received(request)
+        self.end_turn()
         if not self.asked:  # its share of the limits is used up: the answer comes in the next turns of the loop
             for _ in range(5):
                 await asyncio.sleep(0)
         for data in answer:
             self.engine.data_received(data)
+            self.end_turn()
         self.asked.clear()
         self.seen.clear()
 
@@ -202,6 +206,7 @@ STAGES: dict[str, list[tuple[type, str]]] = {
         (DirectClient, "forward"),
         (DirectClient, "flush"),
     ],
+    "hold and send": [(LateTransport, "write"), (LateTransport, "flush"), (Turns, "add"), (Turns, "_flush")],
     "finish": [(Exchange, "_finish")],
     "log": [(RequestLog, "add"), (RequestLog, "flush")],
 }
