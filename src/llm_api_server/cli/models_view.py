@@ -130,7 +130,7 @@ def as_lines(status: ModelStatus) -> str:
 
 
 def _reason(status: ModelStatus) -> str:
-    again = "" if status.retry_at is None else f" (next try {_clock(status.retry_at)})"
+    again = "" if status.retry_at is None else f" (a request after {_clock(status.retry_at)} tries again)"
     return f"{one_line(status.error or '')}{again}"
 
 

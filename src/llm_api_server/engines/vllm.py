@@ -38,6 +38,8 @@ _CACHE_VALUE_BYTES = 2
 #: Pictures per request: more than chats send, fewer than would keep the engine's server busy before it counts tokens.
 _MOST_IMAGES = 16
 #: What vLLM takes of a GPU unless told otherwise.
+#: Of a hub id.
+_UNKNOWN = "whose size is not known before they are downloaded"
 _DEFAULT_SHARE = 0.9
 #: Beside weights and cache: on a CPU, its three processes; on a GPU the least, and what steps and graphs may need.
 _CPU_OVERHEAD = 3 * _GIB // 2
@@ -208,22 +210,22 @@ class VllmEngine:
 
     def _need(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing) -> Need:
         if not self._host.has_nvidia:
-            weights = facts.weight_bytes if facts else _GIB
+            weights = f"{memory_size(facts.weight_bytes)} of weights" if facts else f"{memory_size(_GIB)} for weights {_UNKNOWN}"
             cache = memory_size(sizing.cache_bytes or 0)
-            note = f"{memory_size(weights)} of weights, {cache} of cache, {memory_size(_CPU_OVERHEAD)} for vLLM"
+            note = f"{weights}, {cache} of cache, {memory_size(_CPU_OVERHEAD)} for vLLM"
             return Need("ram", sizing.memory_bytes, note=note)
         count = model.tensor_parallel_size * (_integer(model, "pipeline_parallel_size") or 1)
-        weights = facts.weight_bytes // count if facts else 0
+        weights_bytes = facts.weight_bytes // count if facts else 0
         share = _number(model, "gpu_memory_utilization") or model.gpu_memory_utilization
         return Need(
             "gpu",
-            weights + _LEAST_GPU_OVERHEAD,
+            weights_bytes + _LEAST_GPU_OVERHEAD,
             count,
             share or _DEFAULT_SHARE,
             is_share_soft=share is None,
             measures=True,
             only=None if model.gpus is None else tuple(model.gpus),
-            note=f"{memory_size(weights)} of weights on each",
+            note=f"{memory_size(weights_bytes)} of weights on each" if facts else f"without weights, {_UNKNOWN}",
         )
 
     def _asleep(self, model: ModelConfig, facts: FolderFacts | None) -> Asleep | None:

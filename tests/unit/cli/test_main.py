@@ -223,7 +223,7 @@ def test_models_are_listed_with_the_reason_of_failures(run: Run, manager: TinyMa
     assert good.split()[:2] == ["good", "stopped"]
     assert "300 MiB" in good
     assert bad.split()[:2] == ["bad", "failed"]
-    assert reason.startswith("bad: no such\\nfile (next try ")
+    assert reason.startswith("bad: no such\\nfile (a request after ")
 
 
 def test_models_are_listed_as_json(run: Run, manager: TinyManager) -> None:

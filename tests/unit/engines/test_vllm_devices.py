@@ -47,6 +47,12 @@ def test_without_a_share_it_takes_nine_tenths_or_what_is_left() -> None:
     assert (need.kind, need.count, need.share, need.is_share_soft, need.measures) == ("gpu", 1, 0.9, True, True)
 
 
+@pytest.mark.parametrize("host", [CPU, GPU])
+def test_of_a_hub_id_it_is_said_that_its_weights_are_not_known(host: Host, tmp_path: Path) -> None:
+    assert "whose size is not known before they are downloaded" in need_of(host).note
+    assert "not known" not in need_of(host, path=str(write_folder(tmp_path, LLAMA))).note
+
+
 @pytest.mark.parametrize("entry", [{"gpu_memory_utilization": 0.4}, {"engine_args": {"gpu-memory-utilization": 0.4}}])
 def test_a_share_that_is_configured_is_firm(entry: dict[str, Any]) -> None:
     need = need_of(GPU, **entry)
