@@ -210,7 +210,11 @@ class VllmEngine:
 
     def _need(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing) -> Need:
         if not self._host.has_nvidia:
-            weights = f"{memory_size(facts.weight_bytes)} of weights" if facts else f"{memory_size(_GIB)} for weights {_UNKNOWN}"
+            weights = (
+                f"{memory_size(facts.weight_bytes)} of weights"
+                if facts
+                else f"{memory_size(_GIB)} for weights {_UNKNOWN}"
+            )
             cache = memory_size(sizing.cache_bytes or 0)
             note = f"{weights}, {cache} of cache, {memory_size(_CPU_OVERHEAD)} for vLLM"
             return Need("ram", sizing.memory_bytes, note=note)
