@@ -68,9 +68,12 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         self.blocked: dict[str, int] = {}
         self.messages: asyncio.Queue[ToClient] = asyncio.Queue()
+        self.told: list[list[ModelState]] = []
 
     def send(self, message: ToClient) -> None:
-        if not isinstance(message, Models) or message.request:
+        if isinstance(message, Models) and not message.request:
+            self.told.append([status.state for status in message.models])
+        else:
             self.messages.put_nowait(message)
 
     async def next(self) -> Any:
@@ -158,6 +161,28 @@ async def test_a_request_loads_its_model_and_nothing_is_left_after_close(world: 
         assert status.memory_bytes > 1_000_000
     assert process_start_time(pid) is None
     assert world.leftovers() == []
+
+
+async def test_workers_hear_of_states_and_nothing_of_every_request(world: World) -> None:
+    """All models are in each word to them: it must not grow with the traffic."""
+    async with world.manager(a=SERVES, b=SERVES) as manager:
+        client = connect(manager)
+        manager.hello(client, {})
+        grant = await granted(manager, client, "a")
+        states = [ModelState.STOPPED, ModelState.STARTING, ModelState.READY]
+        assert list(dict.fromkeys(one for one, _ in client.told)) == states
+        heard = len(client.told)
+        for number in range(2, 5):
+            manager.report(client, {grant.instance.id: 1}, {})
+            manager.release(client, grant.instance.id, grant.places)
+            manager.report(client, {}, {})
+            await granted(manager, client, "a", number)
+            await asyncio.sleep(0.15)
+        assert len(client.told) == heard
+        manager.release(client, grant.instance.id, grant.places)
+        manager.unload(client, 9, "a", wait=True)
+        await client.next()
+        assert client.told[-1] == [ModelState.STOPPED, ModelState.STOPPED]
 
 
 async def test_the_engines_own_reason_reaches_the_client(world: World) -> None:

@@ -1,4 +1,4 @@
-"""What the manager tells of its models, and when: to all workers, at once where a state has changed."""
+"""What the manager tells of its models: all workers at once what they decide by, who asks everything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_api_server.config import Config, ModelConfig
 from llm_api_server.control import InstanceInfo, Models
-from llm_api_server.engines.base import Engine
+from llm_api_server.engines.base import Engine, ModelFacts
 from llm_api_server.manager.explain import device_statuses
 from llm_api_server.manager.inspection import Inspection
 from llm_api_server.manager.instance import Instance
@@ -21,9 +21,6 @@ from llm_api_server.types import ModelState
 
 if TYPE_CHECKING:
     from llm_api_server.manager.clients import Client
-
-#: Seconds between two pushes of counters that changed.
-_COUNTER_INTERVAL = 0.25
 
 
 class Board:
@@ -46,15 +43,12 @@ class Board:
         self._files = files
         self._running = running
         self._last_used: dict[str, float] = {}
-        self._push: asyncio.TimerHandle | None = None
-        self._pushed_states: list[tuple[str, ModelState, str | None]] = []
+        #: By what the last word to the workers would be another.
+        self._told: list[tuple[str, ModelState, str | None, ModelFacts]] = []
 
     def configure(self, config: Config) -> None:
         self._config = config
-
-    def close(self) -> None:
-        if self._push is not None:
-            self._push.cancel()
+        self._told.clear()
 
     def note_use(self, model: str) -> None:
         self._last_used[model] = time.time()
@@ -88,17 +82,18 @@ class Board:
         return [self._status(name) for name in names]
 
     def changed(self) -> None:
-        """Tell the workers: at once when a state changed, else a few times a second."""
-        states = [
-            (name, model.state, model.failure.reason if model.failure else None)
+        """Tell the workers if a state has changed, or what is known of a model's files. Counters are not told."""
+        now = [
+            (name, model.state, model.failure.reason if model.failure else None, self._files.of(name))
             for name, model in self._scheduler.models.items()
         ]
-        loop = asyncio.get_running_loop()
-        if states != self._pushed_states:
-            self._pushed_states = states
-            self._push_now()
-        elif self._push is None:
-            self._push = loop.call_later(_COUNTER_INTERVAL, self._push_now)
+        if now == self._told:
+            return
+        self._told = now
+        message = Models(self.statuses())
+        for client in self.clients:
+            if client.is_worker:
+                client.send(message)
 
     def _status(self, name: str) -> ModelStatus:
         """The path as configured, not as resolved."""
@@ -117,12 +112,3 @@ class Board:
     def _in_flight(self, instance: str) -> int:
         """What the workers report; a lease whose report is still to come counts as one."""
         return sum(client.in_flight.get(instance, min(1, client.grants.get(instance, 0))) for client in self.clients)
-
-    def _push_now(self) -> None:
-        if self._push is not None:
-            self._push.cancel()
-            self._push = None
-        message = Models(self.statuses())
-        for client in self.clients:
-            if client.is_worker:
-                client.send(message)

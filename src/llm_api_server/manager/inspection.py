@@ -12,6 +12,8 @@ from llm_api_server.engines.base import ModelFacts, ModelProblem
 from llm_api_server.manager.scheduler import Scheduler
 from llm_api_server.manager.tasks import Entries
 
+_NOTHING = ModelFacts()
+
 
 class Inspection:
     """`facts` has what is known so far, by the scheduler's names; the scheduler is told as well."""
@@ -22,7 +24,7 @@ class Inspection:
         self.facts: dict[str, ModelFacts] = {}
 
     def of(self, model: str) -> ModelFacts:
-        return self.facts.get(model, ModelFacts())
+        return self.facts.get(model, _NOTHING)
 
     async def read(self, entries: Entries) -> dict[str, ModelFacts]:
         """What the files of these entries tell, which need not be ours yet; of unusable ones nothing."""

@@ -107,9 +107,8 @@ class Manager:
         self._let_go()
 
     def _let_go(self) -> None:
-        """Nobody waits any more, and nothing is told or timed; for when no task is left."""
+        """Nobody waits any more, and nothing is timed; for when no task is left."""
         self._waiting.close()
-        self.board.close()
         if self._timer is not None:
             self._timer.cancel()
 
