@@ -55,9 +55,7 @@ def setup_logging(config: Config, process: Process) -> None:
 
 def log_lines(level: str, lines: Sequence[str]) -> None:
     """Log each of `lines` as a message of its own, all with the same time: for the cost of little more than one."""
-    logger.bind(**{_LINES: True}).log(
-        level, "{}", _SEPARATOR.join([line if line.isprintable() else one_line(line) for line in lines])
-    )
+    logger.bind(**{_LINES: True}).log(level, "{}", _SEPARATOR.join(map(one_line, lines)))
 
 
 class _Writable(Protocol):

@@ -45,4 +45,6 @@ class Redactor:
 
 def one_line(text: str) -> str:
     """`text` with its control characters shown as escapes, so that it stays on its line."""
+    if text.isprintable():  # quick to see, and true of nearly all
+        return text
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
