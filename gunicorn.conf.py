@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from llm_api_server import gunicorn_hooks
-from llm_api_server.lifecycle import KEEP_ALIVE_TIMEOUT
+from llm_api_server.lifecycle.server_lock import KEEP_ALIVE_TIMEOUT
+from llm_api_server.serving import gunicorn_hooks
 
 _config = gunicorn_hooks.config_for_gunicorn()
 
 bind = gunicorn_hooks.bind_address(_config)
 workers = _config.server.workers
-worker_class = "llm_api_server.gateway.gunicorn_worker.GunicornWorker"
+worker_class = "llm_api_server.gateway.http.gunicorn_worker.GunicornWorker"
 keepalive = KEEP_ALIVE_TIMEOUT
 graceful_timeout = int(_config.server.drain_timeout) + 5
 # How long a worker's event loop may be stuck. How long a request may take is server.timeout.

@@ -14,11 +14,11 @@ import random
 import tempfile
 import time
 
-from llm_api_server.access import Key, digest
+from llm_api_server.auth.access import Key, digest
 from llm_api_server.auth.authenticator import MAX_REMEMBERED, Authenticator
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import TokenSigner
-from llm_api_server.config import ApiKeyConfig, AuthConfig
+from llm_api_server.config.models import ApiKeyConfig, AuthConfig
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
 from llm_api_server.store.schema import DIGESTS, KEYS

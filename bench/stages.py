@@ -22,8 +22,7 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from llm_api_server import control
-from llm_api_server.config import (
+from llm_api_server.config.models import (
     ApiKeyConfig,
     AuthConfig,
     Config,
@@ -32,22 +31,23 @@ from llm_api_server.config import (
     ModelsConfig,
     ServerConfig,
 )
-from llm_api_server.control import InstanceInfo, Quota, Share, Standing
-from llm_api_server.garbage import calm_collector
-from llm_api_server.gateway.accounts import Accounts
+from llm_api_server.event_loop.gc_tuning import calm_collector
+from llm_api_server.event_loop.write_buffer import LateTransport, Turns
 from llm_api_server.gateway.app import build_proxy
-from llm_api_server.gateway.exchange import Exchange
-from llm_api_server.gateway.http_protocol import DirectClient, HttpProtocol
-from llm_api_server.gateway.leases import Lease, Leases, _Held
-from llm_api_server.gateway.link import ManagerLink
-from llm_api_server.gateway.proxy import FRONT_DOOR, EngineProxy, FrontDoor
-from llm_api_server.gateway.question import Question
-from llm_api_server.gateway.records import RequestLog
-from llm_api_server.gateway.sse import BodyReader, StreamReader
-from llm_api_server.gateway.turns import LateTransport, Turns
-from llm_api_server.gateway.upstream import Connection, UpstreamClient
+from llm_api_server.gateway.http.fast_path import DirectClient, HttpProtocol
+from llm_api_server.gateway.manager_link.leases import Lease, Leases, _Held
+from llm_api_server.gateway.manager_link.link import ManagerLink
+from llm_api_server.gateway.metering.admission import Accounts
+from llm_api_server.gateway.metering.request_record import RequestLog
+from llm_api_server.gateway.proxy.engine_request import Question
+from llm_api_server.gateway.proxy.exchange import Exchange
+from llm_api_server.gateway.proxy.services import FRONT_DOOR, EngineProxy, FrontDoor
+from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader
+from llm_api_server.http_client.client import Connection, UpstreamClient
+from llm_api_server.ipc import messages
+from llm_api_server.ipc.messages import InstanceInfo, Quota, Share, Standing
+from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.log import setup_logging
-from llm_api_server.run_dir import RunDir
 
 KEY = "sk-profile-0123456789abcdefghijklmnopqr"
 LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "max_concurrent": 10**6}
@@ -118,13 +118,13 @@ class Worker:
 
     def tell(self, data: bytes) -> None:
         """As a manager would: what is reported is kept."""
-        for message in control.to_manager_decoder().feed(data):
-            if isinstance(message, control.ReportUsage):
-                self.link.on_message(control.UsageKept(message.number))
-            elif isinstance(message, control.Admit):
+        for message in messages.to_manager_decoder().feed(data):
+            if isinstance(message, messages.ReportUsage):
+                self.link.on_message(messages.UsageKept(message.number))
+            elif isinstance(message, messages.Admit):
                 standing = Standing(Quota(10**9, 10**9 - 1, 1.0), Quota(10**12, 10**12 - 100, 1.0))
                 share = Share(requests=256, tokens=256 * (message.tokens + message.spare), places=256)
-                self.link.on_message(control.Admitted(message.request, standing, message.tokens, share))
+                self.link.on_message(messages.Admitted(message.request, standing, message.tokens, share))
 
     async def ask(self, request: bytes, answer: list[bytes]) -> None:
         """One request and its answer, as reads of the two sockets."""

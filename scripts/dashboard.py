@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from llm_api_server.manager.metrics import PREFIX
+from llm_api_server.manager.telemetry.metrics import PREFIX
 
 _INTERVAL = "$__rate_interval"
 

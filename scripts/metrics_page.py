@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from llm_api_server.manager.metrics import METRICS
+from llm_api_server.manager.telemetry.metrics import METRICS
 
 _HEAD = """\
 # Metrics

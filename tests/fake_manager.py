@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from llm_api_server import control, pull_messages
-from llm_api_server.access import Key
-from llm_api_server.control import NO_SHARE, InstanceInfo, Standing
-from llm_api_server.framing import encode
-from llm_api_server.model_status import ModelStatus
-from llm_api_server.run_dir import RunDir
+from llm_api_server.auth.access import Key
+from llm_api_server.ipc import download_messages, messages
+from llm_api_server.ipc.framing import encode
+from llm_api_server.ipc.messages import NO_SHARE, InstanceInfo, Standing
+from llm_api_server.ipc.model_status import ModelStatus
+from llm_api_server.ipc.run_dir import RunDir
 
 
 class FakeManager:
@@ -21,9 +21,9 @@ class FakeManager:
         self.run_dir = run_dir
         self.models = models
         self.instances = instances
-        self.heard: list[control.ToManager] = []
+        self.heard: list[messages.ToManager] = []
         self.hold = False
-        self.refusal: Callable[[int], control.Refused] | None = None
+        self.refusal: Callable[[int], messages.Refused] | None = None
         self.keys: dict[str, Key] = {}
         self.keeps_usage = True
         self.standing = Standing()
@@ -33,7 +33,7 @@ class FakeManager:
         self.places = 1000
         self.keeps = True
         self._clients: set[_Client] = set()
-        self._waiting: list[tuple[_Client, control.Acquire]] = []
+        self._waiting: list[tuple[_Client, messages.Acquire]] = []
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -55,71 +55,71 @@ class FakeManager:
 
     def reclaim(self, instance: str) -> None:
         for client in self._clients:
-            client.send(control.Reclaim(instance))
+            client.send(messages.Reclaim(instance))
 
     def recall(self, key_id: str) -> None:
         for client in self._clients:
-            client.send(control.Recall(key_id))
+            client.send(messages.Recall(key_id))
 
     def change_keys(self, ids: list[str] | None) -> None:
         for client in self._clients:
-            client.send(control.KeysChanged(ids))
+            client.send(messages.KeysChanged(ids))
 
     def push_models(self) -> None:
         for client in self._clients:
-            client.send(control.Models(self.models))
+            client.send(messages.Models(self.models))
 
     def grant_all(self) -> None:
         waiting, self._waiting = self._waiting, []
         for client, acquire in waiting:
             instance = self.instances[acquire.model]
-            client.send(control.Granted(acquire.request, instance, self.places, self.keeps))
+            client.send(messages.Granted(acquire.request, instance, self.places, self.keeps))
 
-    def _admit(self, client: _Client, question: control.Admit) -> None:
+    def _admit(self, client: _Client, question: messages.Admit) -> None:
         request = question.request
         refused = self.refusal(request) if self.refusal is not None else None
         reserved = question.tokens + question.spare
-        client.send(refused or control.Admitted(request, self.standing, reserved, self.share))
+        client.send(refused or messages.Admitted(request, self.standing, reserved, self.share))
         if self.recalls_at_once:
-            client.send(control.Recall(question.key_id))
+            client.send(messages.Recall(question.key_id))
 
     def _on_command(self, client: _Client, request: int) -> None:
         if self.answers_commands:
             answer = self.refusal(request) if self.refusal is not None else None
-            client.send(answer or control.Models(self.models, request))
+            client.send(answer or messages.Models(self.models, request))
 
-    def on_message(self, client: _Client, message: control.ToManager) -> None:
+    def on_message(self, client: _Client, message: messages.ToManager) -> None:
         self.heard.append(message)
         match message:
-            case control.Hello():
-                client.send(control.Models(self.models))
-            case control.Acquire(request, model):
+            case messages.Hello():
+                client.send(messages.Models(self.models))
+            case messages.Acquire(request, model):
                 if self.refusal is not None:
                     client.send(self.refusal(request))
                 else:
                     self._waiting.append((client, message))
                     if not self.hold and model in self.instances:
                         self.grant_all()
-            case control.Cancel(request):
+            case messages.Cancel(request):
                 self._waiting = [(one, asked) for one, asked in self._waiting if asked.request != request]
-            case control.Admit() if not self.hold:
+            case messages.Admit() if not self.hold:
                 self._admit(client, message)
-            case control.FindKey(request, digest, key_id):
-                client.send(control.KeyFound(request, self.keys.get(digest or key_id or "")))
-            case control.ReportUsage(number) if self.keeps_usage:
-                client.send(control.UsageKept(number))
+            case messages.FindKey(request, digest, key_id):
+                client.send(messages.KeyFound(request, self.keys.get(digest or key_id or "")))
+            case messages.ReportUsage(number) if self.keeps_usage:
+                client.send(messages.UsageKept(number))
             case _:
                 self._on_inquiry(client, message)
 
-    def _on_inquiry(self, client: _Client, message: control.ToManager) -> None:
+    def _on_inquiry(self, client: _Client, message: messages.ToManager) -> None:
         match message:
-            case control.GetStatus(request):
-                client.send(control.Status(request, 1, [2]))
-            case pull_messages.ListPulls(request):
-                client.send(pull_messages.Pulls(request, []))
-            case control.GetMetrics(request):
-                client.send(control.MetricsText(request, "llm_api_server_workers 1.0\n"))
-            case control.ListModels(request) | control.LoadModel(request) | control.UnloadModel(request):
+            case messages.GetStatus(request):
+                client.send(messages.Status(request, 1, [2]))
+            case download_messages.ListPulls(request):
+                client.send(download_messages.Pulls(request, []))
+            case messages.GetMetrics(request):
+                client.send(messages.MetricsText(request, "llm_api_server_workers 1.0\n"))
+            case messages.ListModels(request) | messages.LoadModel(request) | messages.UnloadModel(request):
                 self._on_command(client, request)
 
 
@@ -128,7 +128,7 @@ class _Client(asyncio.Protocol):
 
     def __init__(self, manager: FakeManager) -> None:
         self._manager = manager
-        self._decoder = control.to_manager_decoder()
+        self._decoder = messages.to_manager_decoder()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -142,5 +142,5 @@ class _Client(asyncio.Protocol):
         for message in self._decoder.feed(data):
             self._manager.on_message(self, message)
 
-    def send(self, message: control.ToClient) -> None:
+    def send(self, message: messages.ToClient) -> None:
         self.transport.write(encode(message))

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from llm_api_server.starter import download_wheel, ensure_starter, scratch_folder
+from llm_api_server.downloads.starter import download_wheel, ensure_starter, scratch_folder
 
 ROOT = Path(__file__).parent.parent
 CACHE_VARIABLE = "LLM_API_SERVER_TEST_CACHE"

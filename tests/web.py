@@ -13,9 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from llm_api_server.config import MediaConfig
-from llm_api_server.gateway.public_addresses import is_public
-from llm_api_server.gateway.remote_media import RemoteMedia
+from llm_api_server.config.models import MediaConfig
+from llm_api_server.gateway.media.fetcher import RemoteMedia
+from llm_api_server.gateway.media.public_addresses import is_public
 from tests.pictures import png
 
 PICTURE = png(3, 2)

@@ -22,7 +22,7 @@ import yaml
 
 from bench.idle import free_port
 from bench.speed.processes import CACHE, GATEWAY_CORE, LOAD_CORE, native, started, tree, wait_answer
-from llm_api_server.access import digest
+from llm_api_server.auth.access import digest
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
 from llm_api_server.store.schema import DIGESTS, KEYS

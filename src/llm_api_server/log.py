@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from loguru import logger
 
-from llm_api_server.config import Config
+from llm_api_server.config.models import Config
 from llm_api_server.log_file import SharedLogFile
 from llm_api_server.redaction import Redactor, one_line
 

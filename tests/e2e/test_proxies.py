@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
-from llm_api_server.config import ServerConfig
-from llm_api_server.lifecycle import KEEP_ALIVE_TIMEOUT
+from llm_api_server.config.models import ServerConfig
+from llm_api_server.lifecycle.server_lock import KEEP_ALIVE_TIMEOUT
 from tests.fake_engine import Engine
 from tests.needs import missing
 from tests.running import KEY, KEYS, ROOT, Server, free_port, running, wait_until

@@ -12,9 +12,9 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, ConfigDict
 
-from llm_api_server.control import InstanceInfo
-from llm_api_server.gateway.templates import Templates
-from llm_api_server.gateway.upstream import UpstreamClient
+from llm_api_server.gateway.engine_calls.template_probe import Templates
+from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.ipc.messages import InstanceInfo
 from tests.running import KEY, Server, running, wait_until
 
 pytestmark = pytest.mark.timeout(600)

@@ -51,7 +51,7 @@ def answers(server: Server) -> list[str]:
 
 def zygotes(server: Server) -> list[psutil.Process]:
     """Also while one imports."""
-    return [p for p in server.manager().children() if "engines/zygote.py" in " ".join(p.cmdline())]
+    return [p for p in server.manager().children() if "engines/vllm/zygote.py" in " ".join(p.cmdline())]
 
 
 def zygote(server: Server) -> psutil.Process:

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.config import Config, EnginesConfig, InferenceConfig, ModelConfig, ModelsConfig, VllmConfig
-from llm_api_server.engines import http
+from llm_api_server.config.models import Config, EnginesConfig, InferenceConfig, ModelConfig, ModelsConfig, VllmConfig
+from llm_api_server.engines import readiness
 from llm_api_server.engines.base import Engine, LaunchPlan, ModelProblem
 from llm_api_server.engines.select import engines_by_model
 
@@ -44,7 +44,7 @@ class Running:
         await waiting
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        answer = await http.request(self.plan.address, "POST", path, body)
+        answer = await readiness.request(self.plan.address, "POST", path, body)
         return answer.status, json.loads(answer.body)
 
     async def ended(self) -> int:
@@ -156,7 +156,7 @@ async def test_llama_cpp_options_reach_the_engine(smollm2_gguf: Path, folder: Pa
     args = {"cache_type_k": "q8_0", "cache_type_v": "q8_0", "sampling.temp": 0, "n_parallel": 3}
     async with started(folder, ModelConfig(path=str(smollm2_gguf), engine_args=args)) as running:
         await running.ready()
-        props = json.loads((await http.request(running.plan.address, "GET", "/props")).body)
+        props = json.loads((await readiness.request(running.plan.address, "GET", "/props")).body)
         assert props["total_slots"] == 3
         assert props["default_generation_settings"]["params"]["temperature"] == 0
 

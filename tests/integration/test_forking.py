@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from llm_api_server.engines.base import LaunchPlan
-from llm_api_server.manager.forking import ForkingLauncher
-from llm_api_server.manager.process import LocalLauncher, Process
-from llm_api_server.run_dir import RunDir
+from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.manager.instances.process import LocalLauncher, Process
+from llm_api_server.manager.instances.zygote_launcher import ForkingLauncher
 
 pytestmark = pytest.mark.anyio
 

@@ -20,9 +20,8 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from llm_api_server import control
-from llm_api_server.access import Key, digest
-from llm_api_server.config import (
+from llm_api_server.auth.access import Key, digest
+from llm_api_server.config.models import (
     ApiKeyConfig,
     AuthConfig,
     Config,
@@ -31,15 +30,16 @@ from llm_api_server.config import (
     ModelsConfig,
     ServerConfig,
 )
-from llm_api_server.control import InstanceInfo
 from llm_api_server.gateway import app as gateway_app
-from llm_api_server.gateway import proxy as proxy_module
-from llm_api_server.gateway.http_protocol import MAX_HEAD_BYTES, HttpProtocol
-from llm_api_server.gateway.leases import Leases
-from llm_api_server.gateway.link import ManagerLink
-from llm_api_server.gateway.upstream import UpstreamClient
-from llm_api_server.model_status import ModelStatus
-from llm_api_server.run_dir import RunDir
+from llm_api_server.gateway.http.fast_path import MAX_HEAD_BYTES, HttpProtocol
+from llm_api_server.gateway.manager_link.leases import Leases
+from llm_api_server.gateway.manager_link.link import ManagerLink
+from llm_api_server.gateway.proxy import services as proxy_module
+from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.ipc import messages as control
+from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.model_status import ModelStatus
+from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
 from tests.pictures import data_url, image_part, png

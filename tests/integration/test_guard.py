@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_api_server.manager import guard
+from llm_api_server.manager.instances import guard
 
 GUARD = Path(guard.__file__)
 OBEYS = "import signal; print('up', flush=True); signal.pause()"

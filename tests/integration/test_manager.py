@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Granted, Models, Reclaim, Refused, ToClient
+from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
+from llm_api_server.ipc.messages import Granted, Models, Reclaim, Refused, ToClient
+from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.manager.instances.process import LocalLauncher, process_start_time
 from llm_api_server.manager.manager import Manager
-from llm_api_server.manager.process import LocalLauncher, process_start_time
-from llm_api_server.run_dir import RunDir
 from llm_api_server.types import EngineName, ModelState
 from tests.machine import Machine
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.gguf_files import write_gguf
 from tests.hub import COMMIT, Hub, Repo, hub
 from tests.running import BIN, Server, running, wait_until
-from tests.unit.engines.gguf_files import write_gguf
 
 GGUF = "model-Q4_K_M.gguf"
 REPO = "tests/tiny-GGUF"

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import Granted
+from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, Need, Placement
-from llm_api_server.engines.host import Host
-from llm_api_server.engines.vllm import VllmEngine
+from llm_api_server.engines.vllm.adapter import VllmEngine
+from llm_api_server.ipc.messages import Granted
+from llm_api_server.ipc.model_status import ModelStatus
+from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.manager.instances.process import LocalLauncher, process_start_time
 from llm_api_server.manager.manager import Manager
-from llm_api_server.manager.process import LocalLauncher, process_start_time
-from llm_api_server.model_status import ModelStatus
-from llm_api_server.run_dir import RunDir
 from llm_api_server.types import EngineName, ModelState
 from tests.integration.test_manager import Recorder, ScriptEngine
 from tests.machine import GIB, Machine, gpus, ram
@@ -161,7 +161,7 @@ async def test_two_models_swap_by_sleep_and_both_processes_stay(tmp_path: Path) 
 
 @pytest.mark.parametrize("fault", ["keeps_memory", "refuses_sleep"])
 async def test_what_gives_no_memory_up_is_unloaded(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_api_server.manager.devices._RELEASE_TIMEOUT", 0.5)
+    monkeypatch.setattr("llm_api_server.devices.inventory._RELEASE_TIMEOUT", 0.5)
     async with World(tmp_path, a=fault, b="none").running(sleep_timeout=0) as world:
         await world.use("a")
         await world.use("b")

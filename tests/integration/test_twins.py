@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.config import ModelConfig
-from llm_api_server.control import Granted, Models, Refused
+from llm_api_server.config.models import ModelConfig
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, Placement
+from llm_api_server.ipc.messages import Granted, Models, Refused
+from llm_api_server.ipc.model_status import ModelStatus
+from llm_api_server.manager.instances.process import process_start_time
 from llm_api_server.manager.manager import Manager
-from llm_api_server.manager.process import process_start_time
-from llm_api_server.model_status import ModelStatus
 from llm_api_server.types import EngineName, ModelState, Task
 from tests.integration.test_manager import (
     FAILS,

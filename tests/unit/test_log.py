@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from llm_api_server.config import Config
+from llm_api_server.config.models import Config
 from llm_api_server.log import Process, log_lines, setup_logging
 from llm_api_server.log_file import SharedLogFile
 

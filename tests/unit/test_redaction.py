@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_api_server.access import new_key
+from llm_api_server.auth.access import new_key
 from llm_api_server.redaction import MASK, Redactor, one_line
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_api_server.config import AuthConfig, Config
+from llm_api_server.config.models import AuthConfig, Config
 
 if TYPE_CHECKING:
     from llm_api_server.auth.issuers import Issuers

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from llm_api_server.access import Key
+from llm_api_server.auth.access import Key
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.errors import InvalidKey, PermissionDenied
 

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from loguru import logger
 
-from llm_api_server.access import Key
+from llm_api_server.auth.access import Key
 from llm_api_server.auth.keys import limits_of
-from llm_api_server.config import Config, IssuerConfig
+from llm_api_server.config.models import Config, IssuerConfig
 from llm_api_server.errors import InvalidKey, IssuerUnavailable
 
 MAX_TOKEN_CHARS = 16 * 1024

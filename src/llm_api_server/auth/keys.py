@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import ItemsView
 
-from llm_api_server import access
-from llm_api_server.access import Key, Limits
-from llm_api_server.config import SHA256_PREFIX, ApiKeyConfig, AuthConfig, LimitedConfig
+from llm_api_server.auth import access
+from llm_api_server.auth.access import Key, Limits
+from llm_api_server.config.models import SHA256_PREFIX, ApiKeyConfig, AuthConfig, LimitedConfig
 
 _KEY_ID_LENGTH = 12
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import jwt
 import msgspec
 
-from llm_api_server.access import Key
+from llm_api_server.auth.access import Key
 from llm_api_server.errors import InvalidKey, InvalidRequest
 from llm_api_server.types import PERMISSIONS, Permission
 

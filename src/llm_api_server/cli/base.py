@@ -17,8 +17,8 @@ import typer
 from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from llm_api_server.config import Config
-    from llm_api_server.config_checks import Checks
+    from llm_api_server.config.checks import Checks
+    from llm_api_server.config.models import Config
 
 #: Instead of --key.
 KEY_VARIABLE = "LLM_API_SERVER_KEY"
@@ -54,7 +54,7 @@ JsonOption = Annotated[bool, typer.Option("--json", callback=note_json, help="Pr
 
 
 def load(path: Path | None, checks: Checks | None = None) -> Config:
-    from llm_api_server.config import find_config, load_config
+    from llm_api_server.config.models import find_config, load_config
     from llm_api_server.errors import ConfigError
 
     try:
@@ -65,9 +65,9 @@ def load(path: Path | None, checks: Checks | None = None) -> Config:
 
 def load_running(path: Path | None) -> Config:
     """For commands to a running server: where the file cannot be used any more, what the server follows."""
-    from llm_api_server.applied_config import likely_run_dir, running_config
-    from llm_api_server.config import find_config, load_config
+    from llm_api_server.config.models import find_config, load_config
     from llm_api_server.errors import ConfigError
+    from llm_api_server.lifecycle.config_handover import likely_run_dir, running_config
 
     try:
         return load_config(find_config(path))
@@ -82,7 +82,7 @@ def load_running(path: Path | None) -> Config:
 def errors(config: Config | None = None) -> Iterator[None]:
     """Turn what can go wrong into a message and an exit code."""
     from llm_api_server.errors import ConfigError, ControlError, InvalidKeyFields, ServerError, Unreachable
-    from llm_api_server.running_server import is_absent
+    from llm_api_server.lifecycle.running_server import is_absent
 
     try:
         yield

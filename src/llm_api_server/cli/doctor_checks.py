@@ -18,19 +18,19 @@ import msgspec
 import pynvml
 
 from llm_api_server import __version__
-from llm_api_server.applied_config import running_config
-from llm_api_server.config import Config, load_config
-from llm_api_server.config_checks import config_warnings
+from llm_api_server.config.checks import config_warnings
+from llm_api_server.config.models import Config, load_config
+from llm_api_server.devices.host import Host, this_host
+from llm_api_server.devices.inventory import HostInventory
 from llm_api_server.engines.config_problems import engine_checks
-from llm_api_server.engines.host import Host, this_host
 from llm_api_server.engines.select import engine_for
 from llm_api_server.errors import ConfigError, StoreError
-from llm_api_server.lifecycle import CannotServe, ServerLock, listen, local_host, local_url
-from llm_api_server.manager.devices import HostInventory
-from llm_api_server.manager.ledger import RAM
+from llm_api_server.formats import memory_size
+from llm_api_server.lifecycle.config_handover import running_config
+from llm_api_server.lifecycle.server_lock import CannotServe, ServerLock, listen, local_host, local_url
+from llm_api_server.manager.scheduling.memory import RAM
 from llm_api_server.store.database import Database
 from llm_api_server.store.schema import HEAD
-from llm_api_server.texts import memory_size
 from llm_api_server.types import EngineName
 
 Verdict = Literal["ok", "warning", "problem"]

@@ -14,7 +14,7 @@ from llm_api_server.cli.base import ConfigOption, JsonOption
 from llm_api_server.types import ExitCode, PriorityClass
 
 if TYPE_CHECKING:
-    from llm_api_server.managed_keys import ListedKey, ManagedKeys
+    from llm_api_server.admin.keys import ListedKey, ManagedKeys
     from llm_api_server.store.keys import Actor, KeyFields, Keys
 
 app = typer.Typer(help="Keys, their limits, and who changed them.", no_args_is_help=True, rich_markup_mode=None)
@@ -53,7 +53,7 @@ EnabledOption = Annotated[bool | None, typer.Option("--enabled/--disabled", help
 @app.command("new")
 def keys_new(*, as_json: JsonOption = False) -> None:
     """Print a random key and the line that admits it without holding it. Stores nothing."""
-    from llm_api_server.access import digest, new_key
+    from llm_api_server.auth.access import digest, new_key
 
     key = new_key()
     if as_json:
@@ -218,7 +218,7 @@ def _managed(path: Path | None) -> Iterator[tuple[ManagedKeys, Keys]]:
     """All keys, and those of the store alone, while the database is open."""
     loaded = base.load(path)
     with base.errors(loaded):
-        from llm_api_server.managed_keys import ManagedKeys
+        from llm_api_server.admin.keys import ManagedKeys
         from llm_api_server.store.database import Database
         from llm_api_server.store.keys import Keys
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llm_api_server import texts
-from llm_api_server.managed_keys import ListedKey
+from llm_api_server import formats
+from llm_api_server.admin.keys import ListedKey
 from llm_api_server.redaction import one_line
 from llm_api_server.times import as_utc
 
@@ -38,19 +38,19 @@ def as_json(content: ListedKey | Sequence[ListedKey] | Sequence[AuditEntry], **m
 def as_table(keys: Sequence[ListedKey]) -> str:
     if not keys:
         return "There are no keys: make one with `llm-api-server keys create --name NAME`."
-    return texts.as_table([list(_COLUMNS), *([show(key) for show in _COLUMNS.values()] for key in keys)])
+    return formats.as_table([list(_COLUMNS), *([show(key) for show in _COLUMNS.values()] for key in keys)])
 
 
 def as_lines(key: ListedKey) -> str:
     """Every field that has a value, one per line."""
-    return texts.as_lines({name: _shown(name, value) for name, value in msgspec.to_builtins(key).items()})
+    return formats.as_lines({name: _shown(name, value) for name, value in msgspec.to_builtins(key).items()})
 
 
 def audit_table(entries: Sequence[AuditEntry]) -> str:
     if not entries:
         return "No changes are known."
     rows = [[as_utc(entry.at), entry.actor, entry.action, entry.key_name, _changes(entry)] for entry in entries]
-    return texts.as_table([["TIME", "WHO", "DID", "KEY", "CHANGES"], *([one_line(c) for c in row] for row in rows)])
+    return formats.as_table([["TIME", "WHO", "DID", "KEY", "CHANGES"], *([one_line(c) for c in row] for row in rows)])
 
 
 def _changes(entry: AuditEntry) -> str:

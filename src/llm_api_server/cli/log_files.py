@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
-from llm_api_server.config import Config
+from llm_api_server.config.models import Config
 from llm_api_server.log_file import engine_log
 from llm_api_server.redaction import one_line
 

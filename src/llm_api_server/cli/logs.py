@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llm_api_server.cli.log_files import Line, Tail
-    from llm_api_server.config import Config
+    from llm_api_server.config.models import Config
 
 _POLL_INTERVAL = 0.2
 

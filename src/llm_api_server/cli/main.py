@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_api_server.cli import base, bench, chat, completion, doctor, keys, logs, pull, status, usage
+from llm_api_server.cli import base, completion, doctor, keys, logs, pull, status, usage
 from llm_api_server.cli.base import ConfigOption, JsonOption
+from llm_api_server.cli.client import bench, chat
 
 app = typer.Typer(
     name="llm-api-server",
@@ -52,7 +53,7 @@ def serve(
     """Start the server and keep it running."""
     import os
 
-    from llm_api_server.config import CONFIG_VARIABLE, find_config
+    from llm_api_server.config.models import CONFIG_VARIABLE, find_config
 
     # The environment carries the command line to the workers and the manager.
     os.environ[CONFIG_VARIABLE] = str(find_config(config).absolute())
@@ -63,7 +64,7 @@ def serve(
 
     loaded = base.load(None, engine_checks(may_import=False))
     with base.errors():
-        from llm_api_server.serving import serve as run
+        from llm_api_server.serving.serve import serve as run
 
         raise typer.Exit(run(loaded))
 
@@ -71,7 +72,7 @@ def serve(
 @app.command()
 def stop(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Stop the running server: requests under way may finish."""
-    from llm_api_server.running_server import stop_server
+    from llm_api_server.lifecycle.running_server import stop_server
 
     loaded = base.load_running(config)
     with base.errors():
@@ -83,7 +84,7 @@ def stop(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def restart(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Replace the server's processes one after the other; models stay loaded, running requests go on."""
-    from llm_api_server.running_server import restart_server
+    from llm_api_server.lifecycle.running_server import restart_server
 
     loaded = base.load_running(config)
     with base.errors(loaded):
@@ -99,7 +100,7 @@ def reload(
 ) -> None:
     """Have the running server follow its configuration file as it is now, and show what changes."""
     from llm_api_server.cli import reload_view
-    from llm_api_server.running_server import reload_server
+    from llm_api_server.lifecycle.running_server import reload_server
 
     loaded = base.load(config)
     with base.errors(loaded):
@@ -110,7 +111,7 @@ def reload(
 @app.command("check-config")
 def check_config(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Tell everything that is wrong with the configuration file."""
-    from llm_api_server.config_checks import config_warnings
+    from llm_api_server.config.checks import config_warnings
     from llm_api_server.engines.config_problems import engine_checks, engine_warnings
 
     loaded = base.load(config, engine_checks(may_import=True))
@@ -128,8 +129,8 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write a first configuration file with a random key, and fetch a small model. Leaves existing files alone."""
-    from llm_api_server.config import find_config
-    from llm_api_server.first_run import write_first_config
+    from llm_api_server.config.models import find_config
+    from llm_api_server.serving.first_run import write_first_config
 
     path = find_config(config).absolute()
     with base.errors():
@@ -149,7 +150,7 @@ def version(as_json: JsonOption = False) -> None:
 @config_app.command("example")
 def config_example() -> None:
     """Print every option with its default, as YAML."""
-    from llm_api_server.config_example import example
+    from llm_api_server.config.example import example
 
     typer.echo(example(), nl=False)
 
@@ -157,7 +158,7 @@ def config_example() -> None:
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of the configuration file, for editors."""
-    from llm_api_server.config_example import schema
+    from llm_api_server.config.example import schema
 
     typer.echo(schema(), nl=False)
 
@@ -165,77 +166,77 @@ def config_schema() -> None:
 @models_app.command("list")
 def models_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show all models and their states."""
-    from llm_api_server.cli import models_view
+    from llm_api_server.cli import models
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        statuses = models_view.fetch(loaded)
-        typer.echo(models_view.as_json(statuses) if as_json else models_view.as_table(statuses))
+        statuses = models.fetch(loaded)
+        typer.echo(models.as_json(statuses) if as_json else models.as_table(statuses))
 
 
 @models_app.command("show")
 def models_show(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show all there is to know about one model."""
-    from llm_api_server.cli import models_view
+    from llm_api_server.cli import models
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        status = models_view.find(models_view.fetch(loaded), name)
-        typer.echo(models_view.as_json(status) if as_json else models_view.as_lines(status))
+        status = models.find(models.fetch(loaded), name)
+        typer.echo(models.as_json(status) if as_json else models.as_lines(status))
 
 
 @models_app.command("explain")
 def models_explain(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Tell whether a model would fit: now, after which others, or never, with the arithmetic."""
-    from llm_api_server.cli import models_view
+    from llm_api_server.cli import models
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        explanation = models_view.explain(loaded, name)
-        typer.echo(models_view.as_json(explanation) if as_json else models_view.as_text(explanation))
+        explanation = models.explain(loaded, name)
+        typer.echo(models.as_json(explanation) if as_json else models.as_text(explanation))
 
 
 @models_app.command("load")
 def models_load(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Load a model and wait until it is ready."""
-    from llm_api_server.cli import models_view
+    from llm_api_server.cli import models
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        status = models_view.load(loaded, name)
+        status = models.load(loaded, name)
         _say(f"{status.id}: {status.state}", status, as_json=as_json)
 
 
 @models_app.command("unload")
 def models_unload(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Let a model finish its requests, unload it, and wait until it is gone."""
-    from llm_api_server.cli import models_view
+    from llm_api_server.cli import models
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        status = models_view.unload(loaded, name)
+        status = models.unload(loaded, name)
         _say(f"{status.id}: {status.state}", status, as_json=as_json)
 
 
 @models_app.command("pin")
 def models_pin(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Keep a loaded model: others do not push it out, and it stays when idle. Unloading it unpins it."""
-    from llm_api_server.cli import models_view
+    from llm_api_server.cli import models
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        status = models_view.pin(loaded, name, is_pinned=True)
+        status = models.pin(loaded, name, is_pinned=True)
         _say(f"{status.id}: pinned", status, as_json=as_json)
 
 
 @models_app.command("unpin")
 def models_unpin(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Let a model go again when it is idle or others need its room."""
-    from llm_api_server.cli import models_view
+    from llm_api_server.cli import models
 
     loaded = base.load_running(config)
     with base.errors(loaded):
-        status = models_view.pin(loaded, name, is_pinned=False)
+        status = models.pin(loaded, name, is_pinned=False)
         _say(f"{status.id}: not pinned", status, as_json=as_json)
 
 

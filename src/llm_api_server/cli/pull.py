@@ -13,7 +13,7 @@ from llm_api_server.cli.base import ConfigOption, JsonOption
 from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from llm_api_server.config import Config
+    from llm_api_server.config.models import Config
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -41,7 +41,7 @@ def pull(
     """
     from llm_api_server.cli import pull_view
     from llm_api_server.downloads import config_edit, entry
-    from llm_api_server.downloads.pull import pull as run
+    from llm_api_server.downloads.download import pull as run
     from llm_api_server.downloads.source import parse_source
 
     loaded = base.load(config)
@@ -113,8 +113,8 @@ def remove(
 
 def _largest_memory(config: Config) -> int:
     """Of one GPU, or RAM, in bytes."""
-    from llm_api_server.engines.host import this_host
-    from llm_api_server.manager.devices import HostInventory
+    from llm_api_server.devices.host import this_host
+    from llm_api_server.devices.inventory import HostInventory
 
     return max(device.capacity for device in HostInventory(config.devices, this_host()).devices)
 
@@ -128,7 +128,7 @@ def _known(config: Config, path: str) -> str | None:
 def _follow(config: Path | None) -> str:
     """Have a server follow the file, where one runs; what came of it."""
     from llm_api_server.errors import ControlError
-    from llm_api_server.running_server import is_absent, reload_server
+    from llm_api_server.lifecycle.running_server import is_absent, reload_server
 
     try:
         reload_server(base.load(config))

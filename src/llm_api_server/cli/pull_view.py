@@ -19,12 +19,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from llm_api_server.downloads import pull
-from llm_api_server.texts import file_size
+from llm_api_server.downloads import download
+from llm_api_server.formats import file_size
 
 
 @contextmanager
-def shown(*, as_json: bool) -> Iterator[pull.Tell]:
+def shown(*, as_json: bool) -> Iterator[download.Tell]:
     """What is to be called with all that happens."""
     if as_json:
         yield lambda event: typer.echo(msgspec.json.encode(event).decode())
@@ -47,21 +47,21 @@ class _Screen:
         self._progress = progress
         self._task: TaskID | None = None
 
-    def __call__(self, event: pull.Event) -> None:
+    def __call__(self, event: download.Event) -> None:
         match event:
-            case pull.Planned():
+            case download.Planned():
                 typer.echo(plan_text(event))
                 self._task = self._progress.add_task("", total=event.total, completed=event.here)
-            case pull.Progress() if self._task is not None:
+            case download.Progress() if self._task is not None:
                 self._progress.update(self._task, completed=event.bytes, description=event.file)
-            case pull.Pulled():
+            case download.Pulled():
                 self._progress.stop()
                 typer.echo(
                     "Whole, checksums verified." if event.verified else "Whole by its size; no checksum is known."
                 )
 
 
-def plan_text(plan: pull.Planned) -> str:
+def plan_text(plan: download.Planned) -> str:
     revision = f" at {plan.revision[:12]}" if plan.revision else ""
     files = "1 file" if len(plan.files) == 1 else f"{len(plan.files)} files"
     note = f" ({plan.note})" if plan.note else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from llm_api_server.control import Reloaded
+from llm_api_server.ipc.messages import Reloaded
 
 
 def as_json(reloaded: Reloaded) -> str:

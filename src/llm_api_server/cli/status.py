@@ -12,7 +12,7 @@ from llm_api_server.cli.base import ConfigOption, JsonOption
 from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from llm_api_server.config import Config
+    from llm_api_server.config.models import Config
 
 _WATCH_INTERVAL = 1.0
 

@@ -8,17 +8,18 @@ from typing import TypeVar
 
 import msgspec
 
-from llm_api_server import __version__, calls, texts
-from llm_api_server.applied_config import running_config
-from llm_api_server.cli import models_view
-from llm_api_server.config import Config
-from llm_api_server.control import GetStatus, Status
-from llm_api_server.lifecycle import ServerLock, local_url
-from llm_api_server.manager.ledger import RAM
-from llm_api_server.model_status import DeviceStatus, ModelStatus
+from llm_api_server import __version__, formats
+from llm_api_server.cli import models as models_view
+from llm_api_server.config.models import Config
+from llm_api_server.formats import memory_size
+from llm_api_server.ipc import client
+from llm_api_server.ipc.messages import GetStatus, Status
+from llm_api_server.ipc.model_status import DeviceStatus, ModelStatus
+from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.lifecycle.config_handover import running_config
+from llm_api_server.lifecycle.server_lock import ServerLock, local_url
+from llm_api_server.manager.scheduling.memory import RAM
 from llm_api_server.redaction import one_line
-from llm_api_server.run_dir import RunDir
-from llm_api_server.texts import memory_size
 from llm_api_server.times import as_duration
 from llm_api_server.types import ModelState
 
@@ -46,7 +47,7 @@ class ServerStatus(msgspec.Struct):
 def fetch(config: Config) -> ServerStatus:
     """As things are now. Raises `ControlError`."""
     models = models_view.fetch(config)
-    answer = calls.call(RunDir(config.run_dir), GetStatus(1), Status, timeout=_ANSWER_TIMEOUT)
+    answer = client.call(RunDir(config.run_dir), GetStatus(1), Status, timeout=_ANSWER_TIMEOUT)
     followed = running_config(config.run_dir) or config
     lock = ServerLock(config.run_dir)
     pid = lock.holder()
@@ -99,7 +100,7 @@ def _server_lines(status: ServerStatus) -> list[str]:
 
 
 def _table(columns: dict[str, Callable[[RowT], str]], rows: list[RowT]) -> str:
-    return texts.as_table([list(columns), *([show(row) for show in columns.values()] for row in rows)])
+    return formats.as_table([list(columns), *([show(row) for show in columns.values()] for row in rows)])
 
 
 def _state(model: ModelStatus) -> str:

@@ -13,8 +13,8 @@ from llm_api_server.cli.base import ConfigOption, JsonOption
 from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from llm_api_server.config import Config
-    from llm_api_server.managed_keys import ManagedKeys
+    from llm_api_server.admin.keys import ManagedKeys
+    from llm_api_server.config.models import Config
     from llm_api_server.store.usage import RequestRow, UsageLedger, UsageQuery
     from llm_api_server.types import UsageGroup
 
@@ -56,7 +56,7 @@ def usage(
 
 
 def _print_requests(rows: Sequence[RequestRow], *, as_csv: bool, as_json: bool) -> None:
-    from llm_api_server import usage_rows
+    from llm_api_server.admin import usage_rows
     from llm_api_server.cli import usage_view
 
     if as_csv:
@@ -68,7 +68,7 @@ def _print_requests(rows: Sequence[RequestRow], *, as_csv: bool, as_json: bool) 
 def _print_sums(ledger: UsageLedger, query: UsageQuery, *, as_csv: bool, as_json: bool) -> None:
     import msgspec
 
-    from llm_api_server import usage_rows
+    from llm_api_server.admin import usage_rows
     from llm_api_server.cli import usage_view
 
     found = ledger.query(query)
@@ -81,7 +81,7 @@ def _print_sums(ledger: UsageLedger, query: UsageQuery, *, as_csv: bool, as_json
 
 
 def _groups(by: str) -> tuple[UsageGroup, ...]:
-    from llm_api_server.usage_rows import parse_groups
+    from llm_api_server.admin.usage_rows import parse_groups
 
     try:
         return parse_groups(by)
@@ -104,7 +104,7 @@ def _time(text: str | None) -> float | None:
 def _ledger(config: Config) -> Iterator[tuple[UsageLedger, ManagedKeys]]:
     """While the database is open."""
     with base.errors(config):
-        from llm_api_server.managed_keys import ManagedKeys
+        from llm_api_server.admin.keys import ManagedKeys
         from llm_api_server.store.database import Database
         from llm_api_server.store.keys import Keys
         from llm_api_server.store.usage import UsageLedger

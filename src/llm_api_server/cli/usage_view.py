@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llm_api_server import texts, usage_rows
+from llm_api_server import formats
+from llm_api_server.admin import usage_rows
 from llm_api_server.redaction import one_line
 from llm_api_server.times import as_utc
 from llm_api_server.types import UsageGroup
@@ -53,14 +54,14 @@ def sums_table(found: Sequence[UsageSum], total: Sequence[UsageSum], groups: Seq
     if groups:
         last = [_cell(name, value) for name, value in _values(total[0], columns).items()]
         rows.append(["TOTAL", *[""] * (len(groups) - 1), *last[len(groups) :]])
-    return texts.as_table([list(columns.values()), *rows])
+    return formats.as_table([list(columns.values()), *rows])
 
 
 def requests_table(found: Sequence[RequestRow]) -> str:
     if not found:
         return "No requests are kept."
     rows = [[_cell(name, usage_rows.request_row(one)[name]) for name in _REQUESTS] for one in found]
-    return texts.as_table([list(_REQUESTS.values()), *rows])
+    return formats.as_table([list(_REQUESTS.values()), *rows])
 
 
 def sums_json(found: Sequence[UsageSum], total: Sequence[UsageSum], groups: Sequence[UsageGroup]) -> str:

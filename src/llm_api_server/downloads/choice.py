@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 
 from llm_api_server.downloads.source import Source
 from llm_api_server.errors import PullError
-from llm_api_server.texts import file_size
+from llm_api_server.formats import file_size
 
 #: The usual balance of quality and speed.
 PREFERRED_QUANTIZATION = "Q4_K_M"

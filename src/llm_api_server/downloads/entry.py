@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llm_api_server.config import Config, ModelConfig
-from llm_api_server.downloads.pull import Pulled
+from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.downloads.download import Pulled
 from llm_api_server.downloads.source import Source, file_name
 from llm_api_server.engines.base import ModelFacts, ModelProblem
 from llm_api_server.engines.families import Clues, family_of
-from llm_api_server.engines.gguf import read_header
-from llm_api_server.engines.hf_folder import read_json
+from llm_api_server.engines.model_formats.gguf import read_header
+from llm_api_server.engines.model_formats.hf_folder import read_json
 from llm_api_server.engines.select import build_engines, engine_for
 from llm_api_server.errors import PullError
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from llm_api_server.config import Config
+from llm_api_server.config.models import Config
 from llm_api_server.engines.select import is_url, resolve_path
 
 

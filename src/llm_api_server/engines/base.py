@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from llm_api_server.config import Config, ModelConfig
+from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.types import EngineName, Task
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llm_api_server.config import Config, ModelConfig
-from llm_api_server.config_checks import Checks, Problem
-from llm_api_server.engines.installed_vllm import InstalledVllm, VllmNotInstalled
+from llm_api_server.config.checks import Checks, Problem
+from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.select import engine_for
-from llm_api_server.engines.vllm import names_parsers, unknown_parsers
+from llm_api_server.engines.vllm.adapter import names_parsers, unknown_parsers
+from llm_api_server.engines.vllm.installed import InstalledVllm, VllmNotInstalled
 
 
 def engine_checks(*, may_import: bool) -> Checks:

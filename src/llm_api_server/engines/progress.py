@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 
-from llm_api_server.engines.http import HTTPFailed, request
+from llm_api_server.engines.readiness import HTTPFailed, request
 
 _COUNTERS = re.compile(
     rb"^(?:vllm:(?:prompt_tokens|generation_tokens|request_success|iteration_tokens_total_count)"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llm_api_server.config import ModelConfig
+from llm_api_server.config.models import ModelConfig
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Placement
 from llm_api_server.types import EngineName
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llm_api_server.config import Config, ModelConfig
+from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.devices.host import Host, this_host
 from llm_api_server.engines.base import Engine
-from llm_api_server.engines.host import Host, this_host
-from llm_api_server.engines.llama_cpp import LlamaCppEngine
+from llm_api_server.engines.llama_cpp.adapter import LlamaCppEngine
 from llm_api_server.engines.remote import RemoteEngine
-from llm_api_server.engines.vllm import VllmEngine
+from llm_api_server.engines.vllm.adapter import VllmEngine
 from llm_api_server.types import EngineName
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from llm_api_server.engines.http import HTTPFailed, request
+from llm_api_server.engines.readiness import HTTPFailed, request
 
 _OK = 200
 

@@ -16,27 +16,18 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llm_api_server.applied_config import joined_config
 from llm_api_server.auth.accepted_tokens import token_issuers, token_signer
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing
-from llm_api_server.config import Config
+from llm_api_server.config.models import Config
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
-from llm_api_server.garbage import calm_collector
-from llm_api_server.gateway import names_in_paths, openapi
-from llm_api_server.gateway.accounts import Accounts
-from llm_api_server.gateway.admin import admin_routes
-from llm_api_server.gateway.admin_config import config_routes
-from llm_api_server.gateway.admin_keys import key_routes
-from llm_api_server.gateway.admin_pulls import pull_routes
-from llm_api_server.gateway.admin_requests import live_request_routes
-from llm_api_server.gateway.admin_server import server_routes
-from llm_api_server.gateway.catalog import Catalog
-from llm_api_server.gateway.console_routes import ConsoleFiles, console_routes
-from llm_api_server.gateway.following import Follower
-from llm_api_server.gateway.leases import Leases
-from llm_api_server.gateway.link import ManagerLink, ManagerProcess
-from llm_api_server.gateway.metrics_routes import metrics_routes
+from llm_api_server.event_loop.gc_tuning import calm_collector
+from llm_api_server.gateway.manager_link.config_follower import Follower
+from llm_api_server.gateway.manager_link.key_source import StoreKeys
+from llm_api_server.gateway.manager_link.leases import Leases
+from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
+from llm_api_server.gateway.metering.admission import Accounts
+from llm_api_server.gateway.metering.request_record import RequestRecord, record_of
 from llm_api_server.gateway.middleware import (
     INTERNAL_ERROR,
     AuthenticationMiddleware,
@@ -45,16 +36,25 @@ from llm_api_server.gateway.middleware import (
     error_response,
     method_not_allowed,
 )
-from llm_api_server.gateway.openai import ENDPOINTS, Endpoint
-from llm_api_server.gateway.proxy import FRONT_DOOR, EngineProxy, FrontDoor
-from llm_api_server.gateway.records import RequestRecord, record_of
-from llm_api_server.gateway.routes import PUBLIC_PATHS, model_routes, system_routes, token_routes
-from llm_api_server.gateway.store_access import StoreAccess
-from llm_api_server.gateway.store_keys import StoreKeys
-from llm_api_server.gateway.upstream import UpstreamClient
-from llm_api_server.gateway.usage_routes import admin_usage_routes, usage_routes
+from llm_api_server.gateway.proxy.model_catalog import Catalog
+from llm_api_server.gateway.proxy.services import FRONT_DOOR, EngineProxy, FrontDoor
+from llm_api_server.gateway.routes import openapi, path_converter
+from llm_api_server.gateway.routes.admin_downloads import pull_routes
+from llm_api_server.gateway.routes.admin_keys import key_routes
+from llm_api_server.gateway.routes.admin_models import admin_routes
+from llm_api_server.gateway.routes.admin_reload import config_routes
+from llm_api_server.gateway.routes.admin_requests import live_request_routes
+from llm_api_server.gateway.routes.admin_server import server_routes
+from llm_api_server.gateway.routes.console import ConsoleFiles, console_routes
+from llm_api_server.gateway.routes.metrics import metrics_routes
+from llm_api_server.gateway.routes.public import PUBLIC_PATHS, model_routes, system_routes, token_routes
+from llm_api_server.gateway.routes.store_access import StoreAccess
+from llm_api_server.gateway.routes.usage import admin_usage_routes, usage_routes
+from llm_api_server.gateway.wire.request import ENDPOINTS, Endpoint
+from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.lifecycle.config_handover import joined_config
 from llm_api_server.log import setup_logging
-from llm_api_server.run_dir import RunDir
 
 CONSOLE_FILES = ConsoleFiles()
 _EXPOSED_HEADERS = [
@@ -172,7 +172,7 @@ def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifesp
 
 def _routes(proxy: EngineProxy, store: StoreAccess, lifespan: _Lifespan) -> FastAPI:
     catalog, leases = proxy.catalog, proxy.leases
-    names_in_paths.register()
+    path_converter.register()
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     docs_page = resources.files(__package__).joinpath("docs.html").read_text()

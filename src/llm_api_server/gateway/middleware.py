@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
-from llm_api_server.gateway.accounts import Accounts
-from llm_api_server.gateway.heads import headers_of, lines_of
-from llm_api_server.gateway.records import RequestLog, RequestRecord, attach, record_of
-from llm_api_server.gateway.small_bodies import small_body
+from llm_api_server.gateway.http.body_limit import small_body
+from llm_api_server.gateway.http.request_head import headers_of, lines_of
+from llm_api_server.gateway.metering.admission import Accounts
+from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord, attach, record_of
 
 INTERNAL_ERROR = "The server had an error while processing your request."
 

@@ -22,25 +22,25 @@ from pathlib import Path
 import uvloop
 from loguru import logger
 
-from llm_api_server import control
-from llm_api_server.applied_config import unpack
-from llm_api_server.config import Config, load_config
-from llm_api_server.engines.host import this_host
+from llm_api_server.config.models import Config, load_config
+from llm_api_server.devices.host import this_host
+from llm_api_server.devices.inventory import HostInventory
 from llm_api_server.engines.select import engines_by_model
 from llm_api_server.errors import ConfigError
-from llm_api_server.garbage import calm_collector
+from llm_api_server.event_loop.gc_tuning import calm_collector
+from llm_api_server.ipc import messages
+from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.lifecycle.config_handover import unpack
 from llm_api_server.log import setup_logging
-from llm_api_server.manager.accounts import Accounts
-from llm_api_server.manager.devices import HostInventory
-from llm_api_server.manager.exposition import Exposition
-from llm_api_server.manager.forking import ForkingLauncher
-from llm_api_server.manager.guard import MANAGER_LOCK
+from llm_api_server.manager.instances.guard import MANAGER_LOCK
+from llm_api_server.manager.instances.process import ORPHAN_TIMEOUT, LocalLauncher
+from llm_api_server.manager.instances.zygote_launcher import ForkingLauncher
 from llm_api_server.manager.manager import Manager
-from llm_api_server.manager.process import ORPHAN_TIMEOUT, LocalLauncher
-from llm_api_server.manager.pulls import Downloads
-from llm_api_server.manager.reloading import Reloading
+from llm_api_server.manager.model_files.downloads import Downloads
+from llm_api_server.manager.reload import Reloading
 from llm_api_server.manager.server import Connection
-from llm_api_server.run_dir import RunDir
+from llm_api_server.manager.telemetry.exposition import Exposition
+from llm_api_server.manager.usage.usage_writer import Accounts
 from llm_api_server.store.database import Database
 
 #: How long a second manager waits for a first one that is just ending.
@@ -101,9 +101,9 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     launcher = ForkingLauncher(LocalLauncher(run_dir), config.log_dir / "zygote.log")
     inventory = HostInventory(config.devices, this_host())
     manager = Manager(config, engines_by_model(config), launcher, run_dir, config.log_dir, inventory)
-    leaving: list[tuple[Connection, control.Shutdown]] = []
+    leaving: list[tuple[Connection, messages.Shutdown]] = []
 
-    def on_shutdown(client: Connection, command: control.Shutdown) -> None:
+    def on_shutdown(client: Connection, command: messages.Shutdown) -> None:
         leaving.append((client, command))
         stop.set()
 
@@ -113,7 +113,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
 
     async def follow_file() -> str | None:
         answer = await reloading.follow_file()
-        return answer.message if isinstance(answer, control.Refused) else None
+        return answer.message if isinstance(answer, messages.Refused) else None
 
     downloads = Downloads(config.source, follow_file)
 
@@ -144,7 +144,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     await accounts.close()
     await manager.tracing.close()
     for client, command in leaving:
-        client.send(control.Models(manager.board.statuses(), command.request))
+        client.send(messages.Models(manager.board.statuses(), command.request))
     logger.info("manager stopped")
 
 

@@ -15,29 +15,29 @@ from uuid import uuid4
 
 from loguru import logger
 
-from llm_api_server.config import Config, ModelConfig
-from llm_api_server.control import NO_CLAIM, Claim, Ended, Explained, Granted, Models, Reclaim, Refused
+from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.devices.inventory import DeviceWatch, Inventory
 from llm_api_server.engines.base import Engine, ModelProblem, Placement
-from llm_api_server.manager import booking as decide
-from llm_api_server.manager.board import Board
-from llm_api_server.manager.clients import Client, Question
-from llm_api_server.manager.devices import DeviceWatch, Inventory
-from llm_api_server.manager.explain import explain
-from llm_api_server.manager.inspection import Inspection
-from llm_api_server.manager.instance import Instance, Spec, Surroundings, end
-from llm_api_server.manager.loads import Loads
-from llm_api_server.manager.process import Launcher
-from llm_api_server.manager.records import Record, Records, fingerprint
-from llm_api_server.manager.refusals import cannot_pin, gone
-from llm_api_server.manager.scheduler import Scheduler
-from llm_api_server.manager.sleeping import put_to_sleep, wake
-from llm_api_server.manager.stalls import StallWatch
+from llm_api_server.ipc.messages import NO_CLAIM, Claim, Ended, Explained, Granted, Models, Reclaim, Refused
+from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.manager.instances.adoption_records import Record, Records, fingerprint
+from llm_api_server.manager.instances.embedding_instances import Twins, refusal
+from llm_api_server.manager.instances.instance import Instance, Spec, Surroundings, end
+from llm_api_server.manager.instances.load_report import Loads
+from llm_api_server.manager.instances.model_inspection import Inspection
+from llm_api_server.manager.instances.process import Launcher
+from llm_api_server.manager.instances.sleeping import put_to_sleep, wake
+from llm_api_server.manager.instances.stall_detector import StallWatch
+from llm_api_server.manager.pending_requests import Asked, Waiting
+from llm_api_server.manager.scheduling import state as decide
+from llm_api_server.manager.scheduling.explain import explain
+from llm_api_server.manager.scheduling.refusals import cannot_pin, gone
+from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.status import models_of, policy_of
-from llm_api_server.manager.tally import Tally
-from llm_api_server.manager.tasks import Twins, refusal
-from llm_api_server.manager.tracing import Tracing
-from llm_api_server.manager.waiting import Asked, Waiting
-from llm_api_server.run_dir import RunDir
+from llm_api_server.manager.status_publisher import Board
+from llm_api_server.manager.telemetry.counters import Tally
+from llm_api_server.manager.telemetry.spans import Tracing
+from llm_api_server.manager.worker_session import Client, Question
 from llm_api_server.types import ModelState, Task
 
 #: The request of those who do not wait for the end of a command.

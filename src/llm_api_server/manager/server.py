@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
-from llm_api_server import __version__, control, pull_messages
+from llm_api_server import __version__
 from llm_api_server.errors import ControlError, InternalError
-from llm_api_server.framing import encode
+from llm_api_server.ipc import download_messages, messages
+from llm_api_server.ipc.framing import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from llm_api_server.manager.accounts import Accounts
-    from llm_api_server.manager.exposition import Exposition
     from llm_api_server.manager.manager import Manager
-    from llm_api_server.manager.pulls import Downloads
-    from llm_api_server.manager.reloading import Reloading
+    from llm_api_server.manager.model_files.downloads import Downloads
+    from llm_api_server.manager.reload import Reloading
+    from llm_api_server.manager.telemetry.exposition import Exposition
+    from llm_api_server.manager.usage.usage_writer import Accounts
 
 
 class Connection(asyncio.Protocol):
@@ -32,7 +33,7 @@ class Connection(asyncio.Protocol):
         reloading: Reloading,
         exposition: Exposition,
         downloads: Downloads,
-        on_shutdown: Callable[[Connection, control.Shutdown], None],
+        on_shutdown: Callable[[Connection, messages.Shutdown], None],
     ) -> None:
         self.is_worker = False
         self.pid = 0
@@ -47,7 +48,7 @@ class Connection(asyncio.Protocol):
         self._exposition = exposition
         self._downloads = downloads
         self._on_shutdown = on_shutdown
-        self._decoder = control.to_manager_decoder()
+        self._decoder = messages.to_manager_decoder()
         self._transport: asyncio.Transport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -69,7 +70,7 @@ class Connection(asyncio.Protocol):
             logger.error("control connection closed: {}", error)
             self.close()
 
-    def send(self, message: control.ToClient) -> None:
+    def send(self, message: messages.ToClient) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(message))
 
@@ -89,88 +90,88 @@ class Connection(asyncio.Protocol):
         except Exception:  # noqa: BLE001 - the edge of a command
             logger.exception("command {} failed inside the manager", request)
             message = "The manager had an error while carrying out the command; see its log."
-            self.send(control.Refused(request, InternalError.code or "", message))
+            self.send(messages.Refused(request, InternalError.code or "", message))
 
-    def _handle(self, message: control.ToManager) -> None:
+    def _handle(self, message: messages.ToManager) -> None:
         match message:
-            case control.Acquire() | control.Cancel() | control.Read() | control.Release() | control.Report():
+            case messages.Acquire() | messages.Cancel() | messages.Read() | messages.Release() | messages.Report():
                 self._lease(message)
-            case control.Admit() | control.Settle() | control.Spend() | control.FindKey() | control.ReportUsage():
+            case messages.Admit() | messages.Settle() | messages.Spend() | messages.FindKey() | messages.ReportUsage():
                 self._count(message)
-            case control.Hello(pid, in_flight, worker, admitted, config):
+            case messages.Hello(pid, in_flight, worker, admitted, config):
                 self.pid = pid
                 self._accounts.hello(self, worker, admitted)
                 self._manager.hello(self, in_flight)
                 self._reloading.hello(self, config)
-            case control.Configured(digest):
+            case messages.Configured(digest):
                 self._reloading.on_configured(self, digest)
             case _:
                 self._command(message)
 
-    def _lease(self, message: control.Lease) -> None:
+    def _lease(self, message: messages.Lease) -> None:
         match message:
-            case control.Acquire(request, model, task, claim):
+            case messages.Acquire(request, model, task, claim):
                 self._manager.acquire(self, request, model, task, claim)
-            case control.Read(number):
+            case messages.Read(number):
                 self._manager.on_read(self, number)
-            case control.Release(instance, places, ended):
+            case messages.Release(instance, places, ended):
                 self._manager.release(self, instance, places, ended)
-            case control.Report(in_flight, blocked):
+            case messages.Report(in_flight, blocked):
                 self._manager.report(self, in_flight, blocked)
-            case control.Cancel(request):
+            case messages.Cancel(request):
                 self._manager.cancel(self, request)
 
-    def _count(self, message: control.Account) -> None:
+    def _count(self, message: messages.Account) -> None:
         match message:
-            case control.Admit():
+            case messages.Admit():
                 self._accounts.admissions.admit(self, message)
-            case control.Settle(request, tokens):
+            case messages.Settle(request, tokens):
                 self._accounts.admissions.settle(self, request, tokens)
-            case control.Spend():
+            case messages.Spend():
                 self._accounts.admissions.spend(self, message)
-            case control.FindKey():
+            case messages.FindKey():
                 self._accounts.find_key(self, message)
-            case control.ReportUsage():
+            case messages.ReportUsage():
                 self._accounts.report(self, message)
 
-    def _command(self, message: control.Command) -> None:
+    def _command(self, message: messages.Command) -> None:
         match message:
-            case control.LoadModel(request, model, wait):
+            case messages.LoadModel(request, model, wait):
                 self._manager.load(self, request, model, wait=wait)
-            case control.UnloadModel(request, model, wait):
+            case messages.UnloadModel(request, model, wait):
                 self._manager.unload(self, request, model, wait=wait)
-            case control.PinModel(request, model, is_pinned):
+            case messages.PinModel(request, model, is_pinned):
                 self._manager.pin(self, request, model, is_pinned=is_pinned)
-            case control.ListModels(request):
+            case messages.ListModels(request):
                 self._keep(request, self._manager.list_models(self, request))
-            case control.ExplainModel(request, model):
+            case messages.ExplainModel(request, model):
                 self._keep(request, self._manager.explain(self, request, model))
-            case control.GetStatus(request):
+            case messages.GetStatus(request):
                 devices = self._manager.board.devices()
-                self.send(control.Status(request, os.getpid(), self._manager.workers, __version__, devices))
-            case control.ListRequests(request, limit):
+                self.send(messages.Status(request, os.getpid(), self._manager.workers, __version__, devices))
+            case messages.ListRequests(request, limit):
                 running = self._accounts.open_requests()
-                self.send(control.Requests(request, running[:limit], len(running)))
-            case control.GetMetrics(request):
+                self.send(messages.Requests(request, running[:limit], len(running)))
+            case messages.GetMetrics(request):
                 self._keep(request, self._exposition.tell(self, request))
-            case control.GetConfig(request):
+            case messages.GetConfig(request):
                 self._reloading.tell(self, request)
-            case control.Reload(request, dry_run):
+            case messages.Reload(request, dry_run):
                 self._keep(request, self._reloading.reload(self, request, dry_run=dry_run))
-            case control.Shutdown():
+            case messages.Shutdown():
                 self._on_shutdown(self, message)
             case _:
                 self._pull(message)
 
-    def _pull(self, message: pull_messages.Pull) -> None:
+    def _pull(self, message: download_messages.Pull) -> None:
         match message:
-            case pull_messages.PullModel():
+            case download_messages.PullModel():
                 self._downloads.start(self, message)
-            case pull_messages.ListPulls(request):
-                self.send(pull_messages.Pulls(request, self._downloads.statuses()))
-            case pull_messages.CancelPull(request, pull):
+            case download_messages.ListPulls(request):
+                self.send(download_messages.Pulls(request, self._downloads.statuses()))
+            case download_messages.CancelPull(request, pull):
                 self._downloads.cancel(self, request, pull)
-            case pull_messages.AddPulled():
+            case download_messages.AddPulled():
                 self._keep(message.request, self._downloads.add(self, message))
-            case pull_messages.RemoveModel():
+            case download_messages.RemoveModel():
                 self._keep(message.request, self._downloads.remove(self, message, self._manager.board.statuses()))

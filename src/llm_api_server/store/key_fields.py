@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
-from llm_api_server.config import ApiKeyConfig
+from llm_api_server.config.models import ApiKeyConfig
 from llm_api_server.errors import InvalidKeyFields
 from llm_api_server.types import PriorityClass
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, RowMapping, Select, delete, func, insert, or_, select, update
 
-from llm_api_server.access import Key, Limits, digest, new_key
+from llm_api_server.auth.access import Key, Limits, digest, new_key
 from llm_api_server.errors import InvalidKeyFields, KeyRevoked, NameTaken, NoSuchKey
 from llm_api_server.store.database import Database
 from llm_api_server.store.key_fields import KeyFields, check_overlap, given, with_defaults

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
+from llm_api_server.ipc.usage_events import CLIENT_CLOSED, WORKER_LOST, Batch, Ended, Progress, Started, Usage, Whole
 from llm_api_server.store.database import Database
 from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS, cleaned
 from llm_api_server.store.usage_query import (
@@ -38,7 +39,6 @@ from llm_api_server.store.usage_query import (
     read_sums,
     start_of,
 )
-from llm_api_server.usage import CLIENT_CLOSED, WORKER_LOST, Batch, Ended, Progress, Started, Usage, Whole
 
 __all__ = ["RequestRow", "UsageLedger", "UsageQuery", "UsageSum"]
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import CTE, ColumnElement, Connection, Row, Select, Table, func, or_, select, true, union_all
 
+from llm_api_server.ipc.usage_events import Usage
 from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS
-from llm_api_server.usage import Usage
 
 HOUR = 3600
 DAY = 86400

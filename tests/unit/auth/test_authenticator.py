@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_api_server.access import Key, digest
 from llm_api_server.auth import authenticator as module
+from llm_api_server.auth.access import Key, digest
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import TokenSigner
-from llm_api_server.config import AuthConfig
+from llm_api_server.config.models import AuthConfig
 from llm_api_server.errors import InvalidKey, PermissionDenied, StoreUnavailable
 
 pytestmark = pytest.mark.anyio

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_api_server.access import Key, Limits
 from llm_api_server.auth import issuers as module
+from llm_api_server.auth.access import Key, Limits
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.issuers import Issuers
 from llm_api_server.auth.keys import KeyRing
-from llm_api_server.config import Config, load_config
+from llm_api_server.config.models import Config, load_config
 from llm_api_server.errors import ConfigError, InvalidKey, IssuerUnavailable
 
 ISSUER, AUDIENCE = "https://login.example.com/", "llm"

@@ -8,10 +8,10 @@ import hashlib
 
 import pytest
 
-from llm_api_server.access import Key, new_key
+from llm_api_server.auth.access import Key, new_key
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import ANONYMOUS, KeyRing, digest
-from llm_api_server.config import AuthConfig
+from llm_api_server.config.models import AuthConfig
 from llm_api_server.errors import InvalidKey
 from llm_api_server.types import Permission
 

@@ -13,12 +13,12 @@ import jwt
 import msgspec
 import pytest
 
-from llm_api_server.access import Key
 from llm_api_server.auth.accepted_tokens import token_issuers, token_signer
+from llm_api_server.auth.access import Key
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing, digest
 from llm_api_server.auth.tokens import AUDIENCE, ISSUER, TokenSigner
-from llm_api_server.config import AuthConfig, Config
+from llm_api_server.config.models import AuthConfig, Config
 from llm_api_server.errors import InvalidKey, InvalidRequest
 
 SECRET = "dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from llm_api_server.cli import doctor_checks
 from llm_api_server.cli.main import app
-from llm_api_server.engines.host import Host
+from llm_api_server.devices.host import Host
 from llm_api_server.store.database import Database
 
 CONFIG = """

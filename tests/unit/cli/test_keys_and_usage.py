@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from llm_api_server.access import digest
+from llm_api_server.auth.access import digest
 from llm_api_server.cli.main import app
+from llm_api_server.ipc.usage_events import Batch, Ended, Started, Usage
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
-from llm_api_server.usage import Batch, Ended, Started, Usage
 
 CONFIG = """
 server: {run_dir: run, port: 1}

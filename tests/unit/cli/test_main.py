@@ -16,13 +16,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from llm_api_server import __version__, control, first_run
+from llm_api_server import __version__
 from llm_api_server.cli.main import app
-from llm_api_server.config import load_config
-from llm_api_server.control import ListModels, LoadModel, Models, PinModel, Refused, Shutdown, UnloadModel
-from llm_api_server.framing import encode
-from llm_api_server.model_status import ModelStatus
-from llm_api_server.starter import StarterError
+from llm_api_server.config.models import load_config
+from llm_api_server.downloads.starter import StarterError
+from llm_api_server.ipc import messages
+from llm_api_server.ipc.framing import encode
+from llm_api_server.ipc.messages import ListModels, LoadModel, Models, PinModel, Refused, Shutdown, UnloadModel
+from llm_api_server.ipc.model_status import ModelStatus
+from llm_api_server.serving import first_run
 from llm_api_server.types import ModelState
 
 CONFIG = """
@@ -67,7 +69,7 @@ class TinyManager(threading.Thread):
             except OSError:
                 return
             with connection:
-                decoder = control.to_manager_decoder()
+                decoder = messages.to_manager_decoder()
                 for message in decoder.feed(connection.recv(65536)):
                     self.received.append(message)
                     connection.sendall(encode(self._answer(message)))

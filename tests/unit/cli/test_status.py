@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from llm_api_server import __version__
 from llm_api_server.cli.main import app
 from llm_api_server.cli.status_view import ServerStatus, as_json, as_text
-from llm_api_server.model_status import DeviceStatus, ModelStatus
+from llm_api_server.ipc.model_status import DeviceStatus, ModelStatus
 from llm_api_server.types import ModelState
 
 GIB = 1024**3

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llm_api_server import gunicorn_hooks
 from llm_api_server.cli.main import app
-from tests.unit.engines.fake_vllm import fake_vllm, interpreter
+from llm_api_server.serving import gunicorn_hooks
+from tests.fake_vllm import fake_vllm, interpreter
 
 CONFIG = """\
 server: {{run_dir: run, port: 0}}

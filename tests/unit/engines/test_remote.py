@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_api_server.config import ModelConfig
+from llm_api_server.config.models import ModelConfig
 from llm_api_server.engines.base import ModelProblem
 from llm_api_server.engines.remote import RemoteEngine, base_address
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_api_server.config import Config, ModelConfig, ModelsConfig
-from llm_api_server.engines.host import Host, this_host
+from llm_api_server.config.models import Config, ModelConfig, ModelsConfig
+from llm_api_server.devices.host import Host, this_host
 from llm_api_server.engines.select import build_engines, engine_for, engines_by_model, resolve_path
 from llm_api_server.types import EngineChoice
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from llm_api_server import control
-from llm_api_server.framing import encode
+from llm_api_server.ipc import messages
+from llm_api_server.ipc.framing import encode
 from llm_api_server.manager.server import Connection
 
 pytestmark = pytest.mark.anyio
@@ -36,10 +36,10 @@ async def test_a_command_whose_work_fails_is_answered() -> None:
     connection = Connection(nothing, nothing, nothing, cast("Any", Exposition()), nothing, nothing)
     transport = Transport()
     connection.connection_made(transport)
-    connection.data_received(encode(control.GetMetrics(7)))
+    connection.data_received(encode(messages.GetMetrics(7)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    (answer,) = control.to_client_decoder().feed(b"".join(transport.sent))
-    assert isinstance(answer, control.Refused)
+    (answer,) = messages.to_client_decoder().feed(b"".join(transport.sent))
+    assert isinstance(answer, messages.Refused)
     assert (answer.request, answer.code) == (7, "internal_error")
     assert "secret" not in answer.message

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from llm_api_server.access import Limits, digest
+from llm_api_server.auth.access import Limits, digest
 from llm_api_server.errors import InvalidKeyFields, KeyRevoked, NameTaken, NoSuchKey
 from llm_api_server.store import schema
 from llm_api_server.store.database import Database

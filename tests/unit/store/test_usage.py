@@ -20,12 +20,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_api_server import store
+from llm_api_server.ipc.usage_events import (
+    CLIENT_CLOSED,
+    NO_USAGE,
+    WORKER_LOST,
+    Batch,
+    Ended,
+    Progress,
+    Started,
+    Usage,
+    Whole,
+)
 from llm_api_server.store import schema
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
 from llm_api_server.store.usage import UsageLedger, UsageQuery, UsageSum
 from llm_api_server.store.usage_query import GroupBy, month_of, start_of
-from llm_api_server.usage import CLIENT_CLOSED, NO_USAGE, WORKER_LOST, Batch, Ended, Progress, Started, Usage, Whole
 
 SOURCE = Path(store.__file__).parents[2]
 DAY = 86400
@@ -282,7 +292,7 @@ def test_a_killed_writer_leaves_whole_batches(url: str, database: Database) -> N
 import sys
 from llm_api_server.store.database import Database
 from llm_api_server.store.usage import UsageLedger
-from llm_api_server.usage import Batch, Ended, Started, Usage
+from llm_api_server.ipc.usage_events import Batch, Ended, Started, Usage
 ledger = UsageLedger(Database(sys.argv[1]))
 number = 0
 while True:

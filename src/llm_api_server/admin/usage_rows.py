@@ -1,0 +1,66 @@
+"""What was used, as rows with plain names for tables, CSV and the API. Used by the command line and the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
+
+from llm_api_server import formats
+from llm_api_server.types import UsageGroup
+
+if TYPE_CHECKING:
+    from llm_api_server.store.usage import RequestRow, UsageSum
+
+GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
+GROUP_COLUMNS: dict[UsageGroup, tuple[str, ...]] = {
+    "key": ("key_name", "key_id"),
+    "model": ("model",),
+    "day": ("day",),
+    "hour": ("hour",),
+}
+SUM_COLUMNS = (
+    "requests", "errors", "aborted", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens",
+    "seconds", "first_token", "queued",
+)  # fmt: skip
+REQUEST_COLUMNS = (
+    "id", "started_at", "ended_at", "key_name", "key_id", "model", "endpoint", "stream", "status", "error",
+    "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "queued", "first_token", "duration",
+    "instance", "request_id", "prompt",
+)  # fmt: skip
+
+
+def parse_groups(text: str, allowed: Sequence[UsageGroup] = GROUPS) -> tuple[UsageGroup, ...]:
+    """`key,day`; empty or `none`: one sum. Raises `ValueError` with a sentence."""
+    words = [word.strip() for word in text.split(",") if word.strip() not in {"", "none"}]
+    wrong = next((word for word in words if word not in allowed), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} cannot be grouped by: give one or several of {', '.join(allowed)}, with commas.")
+    return tuple(group for group in allowed if group in words)
+
+
+def sum_columns(groups: Sequence[UsageGroup]) -> list[str]:
+    return [*(column for group in groups for column in GROUP_COLUMNS[group]), *SUM_COLUMNS]
+
+
+def sum_row(found: UsageSum, columns: Sequence[str]) -> dict[str, Any]:
+    return _pick(msgspec.structs.asdict(found), columns)
+
+
+def request_row(found: RequestRow) -> dict[str, Any]:
+    values = msgspec.structs.asdict(found)
+    return _pick(values | msgspec.structs.asdict(found.usage), REQUEST_COLUMNS)
+
+
+def sums_csv(found: Sequence[UsageSum], groups: Sequence[UsageGroup]) -> str:
+    columns = sum_columns(groups)
+    return formats.as_csv(columns, [sum_row(one, columns) for one in found])
+
+
+def requests_csv(found: Sequence[RequestRow]) -> str:
+    return formats.as_csv(REQUEST_COLUMNS, map(request_row, found))
+
+
+def _pick(values: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    return {column: values[column] for column in columns}

@@ -1,0 +1,1 @@
+"""Model files on disk: GGUF, Hugging Face folders, chat templates, LoRA adapters."""

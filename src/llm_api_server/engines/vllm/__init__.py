@@ -1,0 +1,1 @@
+"""vLLM: its argument list, its zygote, what is asked of an installed version."""

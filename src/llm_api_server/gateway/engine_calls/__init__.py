@@ -1,0 +1,1 @@
+"""Calls to an engine beside the request itself."""

@@ -1,0 +1,1 @@
+"""The server side of HTTP; knows no model, key or usage."""

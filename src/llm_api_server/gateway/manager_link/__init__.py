@@ -1,0 +1,1 @@
+"""A worker's connection to the manager, and what it keeps of the manager's decisions."""

@@ -1,0 +1,1 @@
+"""What a request is recorded as, admitted by and charged for in a worker."""

@@ -1,0 +1,1 @@
+"""The FastAPI routes: everything except requests to engines."""

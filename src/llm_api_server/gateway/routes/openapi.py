@@ -1,0 +1,129 @@
+"""The OpenAPI description: FastAPI's own for its routes, and the engine endpoints from the structs that decode them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from llm_api_server import __version__
+from llm_api_server.gateway.routes.public import PUBLIC_PATHS
+from llm_api_server.gateway.wire import schemas
+from llm_api_server.gateway.wire.request import ENDPOINTS, Endpoint
+
+DESCRIPTION = (
+    "One OpenAI-compatible endpoint for all models. Bodies may hold further fields: they pass to the model's engine."
+)
+_CONFLICT = 409
+_REF = "#/components/schemas/{name}"
+_ERRORS = {
+    400: "The request is wrong; `param` says where.",
+    401: "No key, or a wrong one.",
+    403: "The key may not do this.",
+    404: "No such model or key.",
+    409: "Another has that name, or things stand in the way; the message says what to do.",
+    413: "The body is too large.",
+    429: "The upstream limits requests; `Retry-After` says when to come back.",
+    500: "The engine failed.",
+    503: "The model cannot be loaded or the engine does not answer; `Retry-After` says when to come back.",
+    504: "The request took longer than the server allows.",
+}
+
+
+class ErrorDetail(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(msgspec.Struct):
+    """OpenAI's error body."""
+
+    error: ErrorDetail
+
+
+class AnthropicErrorDetail(msgspec.Struct):
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct):
+    """The error body under `/v1/messages`."""
+
+    type: str
+    error: AnthropicErrorDetail
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The whole description. FastAPI calls it once, through `app.openapi`."""
+    if app.openapi_schema is None:
+        document = get_openapi(title="LLM API Server", version=__version__, description=DESCRIPTION, routes=app.routes)
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        document["security"] = [{"key": []}, {"x-api-key": []}]
+        _describe_routes(document["paths"])
+        components["schemas"] = {**_without_fastapi_errors(components.get("schemas", {})), **_engine_schemas()}
+        document["paths"].update({path: {"post": _operation(one)} for path, one in ENDPOINTS.items()})
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _describe_routes(paths: dict[str, Any]) -> None:
+    """FastAPI promises a 422 of its own form; what is sent is a 400 in OpenAI's."""
+    for path, operations in paths.items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if path in PUBLIC_PATHS:
+                operation["security"] = []
+                continue
+            for status in (400, 401, 403, 404, 409, 503):
+                operation["responses"].setdefault(str(status), _error_answer(status, "Error"))
+
+
+def _without_fastapi_errors(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in found.items() if name not in ("HTTPValidationError", "ValidationError")}
+
+
+def _engine_schemas() -> dict[str, Any]:
+    types = {one.request for one in ENDPOINTS.values() if one.request is not None}
+    _, components = msgspec.json.schema_components(
+        [*sorted(types, key=lambda one: one.__name__), schemas.AudioForm, Error, AnthropicError],
+        ref_template=_REF,
+    )
+    return dict(components)
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    request = endpoint.request or schemas.AudioForm
+    body_type = "application/json" if endpoint.request is not None else "multipart/form-data"
+    error = "AnthropicError" if endpoint.dialect == "anthropic" else "Error"
+    answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if endpoint.streams:
+        answer["text/event-stream"] = {}
+    return {
+        "tags": ["engine"],
+        "summary": endpoint.summary,
+        "description": f"Needs the permission `{endpoint.permission}`. The answer is the engine's.",
+        "operationId": "post" + endpoint.path.replace("/", "_"),
+        "requestBody": {
+            "required": True,
+            "content": {body_type: {"schema": {"$ref": _REF.format(name=request.__name__)}}},
+        },
+        "responses": {
+            "200": {"description": "The engine's answer.", "content": answer},
+            **{str(status): _error_answer(status, error) for status in _ERRORS if status != _CONFLICT},
+        },
+    }
+
+
+def _error_answer(status: int, schema: str) -> dict[str, Any]:
+    return {
+        "description": _ERRORS[status],
+        "content": {"application/json": {"schema": {"$ref": _REF.format(name=schema)}}},
+    }

@@ -1,0 +1,1 @@
+"""Tool calls that engines do not make by themselves. Pure."""

@@ -1,0 +1,1 @@
+"""OpenAI's, Anthropic's and the engines' formats. Pure."""

@@ -1,0 +1,147 @@
+"""Makes the JSON answer to a request without `stream` out of the event stream that its engine was asked for. Pure.
+
+`proxy.py` uses it for llama.cpp, which notices that a client has left a plain request only when nothing else happens in
+the engine for a second, but notices a closed stream at its next token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llm_api_server.errors import EngineError
+from llm_api_server.gateway.wire.request import Dialect
+from llm_api_server.gateway.wire.stream_reader import events
+
+_OBJECTS = {"chat.completion.chunk": "chat.completion", "text_completion": "text_completion"}
+
+
+class Assembler:
+    """Takes whole events, as `StreamReader` returns them; `body` is the answer once the stream has ended."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._answer: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._arguments: dict[int, str] = {}
+        self._is_complete = False
+
+    def feed(self, data: bytes) -> None:
+        for payload in events(data):
+            if payload == b"[DONE]":
+                self._is_complete = True
+                continue
+            try:
+                event = msgspec.json.decode(payload, type=dict[str, Any])
+            except msgspec.DecodeError:
+                continue
+            match self._dialect:
+                case "openai":
+                    self._add_chunk(event)
+                case "responses":
+                    self._add_response_event(event)
+                case "anthropic":
+                    self._add_message_event(event)
+
+    def body(self) -> bytes:
+        """Raises `EngineError` when the stream ended early."""
+        if not self._is_complete:
+            raise EngineError("The engine stopped in the middle of its answer.")
+        if self._dialect == "openai":
+            self._answer["choices"] = [_finished(self._choices[index]) for index in sorted(self._choices)]
+        if self._dialect == "anthropic":
+            self._answer["content"] = [self._finished_block(index) for index in sorted(self._blocks)]
+        return msgspec.json.encode(self._answer)
+
+    # ── OpenAI's chunks ──
+
+    def _add_chunk(self, chunk: dict[str, Any]) -> None:
+        for key, value in chunk.items():
+            if key != "choices":
+                self._answer[key] = _OBJECTS.get(value, value) if key == "object" else value
+        for part in chunk.get("choices") or []:
+            index = part.get("index", 0)
+            choice = self._choices.setdefault(index, {"index": index, "finish_reason": None, "logprobs": None})
+            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+            _add_logprobs(choice, part.get("logprobs"))
+            if "text" in part:
+                choice["text"] = choice.get("text", "") + part["text"]
+            else:
+                _add_delta(
+                    choice.setdefault("message", {"role": "assistant", "content": None}), part.get("delta") or {}
+                )
+
+    # ── OpenAI's Responses: the last event has all of it ──
+
+    def _add_response_event(self, event: dict[str, Any]) -> None:
+        if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
+            self._answer = event["response"]
+            self._is_complete = True
+
+    # ── Anthropic's events ──
+
+    def _add_message_event(self, event: dict[str, Any]) -> None:
+        match event.get("type"):
+            case "message_start":
+                self._answer = event["message"]
+            case "content_block_start":
+                self._blocks[event["index"]] = dict(event["content_block"])
+            case "content_block_delta":
+                self._add_block_delta(event["index"], event["delta"])
+            case "message_delta":
+                self._answer |= event["delta"]
+                self._answer["usage"] = {**self._answer.get("usage", {}), **event.get("usage", {})}
+            case "message_stop":
+                self._is_complete = True
+
+    def _add_block_delta(self, index: int, delta: dict[str, Any]) -> None:
+        if delta.get("type") == "input_json_delta":
+            self._arguments[index] = self._arguments.get(index, "") + delta["partial_json"]
+            return
+        _add_texts(self._blocks[index], {key: value for key, value in delta.items() if key != "type"})
+
+    def _finished_block(self, index: int) -> dict[str, Any]:
+        block = self._blocks[index]
+        if index in self._arguments:
+            try:
+                block["input"] = msgspec.json.decode(self._arguments[index] or "{}")
+            except msgspec.DecodeError:  # cut off by max_tokens
+                block["input"] = {}
+        return block
+
+
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    _add_texts(message, {key: value for key, value in delta.items() if key not in ("role", "tool_calls")})
+    for part in delta.get("tool_calls") or []:
+        calls = message.setdefault("tool_calls", [])
+        while len(calls) <= part.get("index", 0):
+            calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        call = calls[part.get("index", 0)]
+        call["id"] = part.get("id") or call["id"]
+        _add_texts(call["function"], part.get("function") or {})
+
+
+def _add_texts(target: dict[str, Any], parts: dict[str, Any]) -> None:
+    for key, value in parts.items():
+        if isinstance(value, str):
+            target[key] = (target.get(key) or "") + value
+        elif value is not None:
+            target[key] = value
+
+
+def _add_logprobs(choice: dict[str, Any], part: dict[str, Any] | None) -> None:
+    if part is None:
+        return
+    whole = choice["logprobs"] = choice["logprobs"] or {}
+    for key, value in part.items():
+        whole[key] = [*(whole.get(key) or []), *value] if isinstance(value, list) else value
+
+
+def _finished(choice: dict[str, Any]) -> dict[str, Any]:
+    """A plain answer has text where nothing else was said."""
+    message = choice.get("message")
+    if message is not None and message["content"] is None and "tool_calls" not in message:
+        message["content"] = ""
+    return choice

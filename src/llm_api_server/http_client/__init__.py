@@ -1,0 +1,1 @@
+"""HTTP/1.1 to engines: unix sockets, TCP and TLS, pooled connections."""

@@ -1,0 +1,1 @@
+"""The contract between workers, the manager and the command line: messages, framing, the run directory."""

@@ -1,0 +1,1 @@
+"""Limits of keys, counted for all workers."""

@@ -1,0 +1,1 @@
+"""Model files on disk: downloads for administrators, removal."""

@@ -1,0 +1,1 @@
+"""Which model is loaded where, and which request runs next. Pure."""

@@ -1,0 +1,76 @@
+"""Rows of the ledger that are not settled, as far as this manager knows: what counts when a worker is lost. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from llm_api_server.ipc.usage_events import NO_USAGE, WORKER_LOST, Batch, Ended, Live, OpenRequest, Started, Usage
+
+
+@dataclass
+class _Row:
+    """How it began is unknown of rows that an earlier manager heard of first."""
+
+    started: Started | None = None
+    usage: Usage = NO_USAGE
+    live: Live | None = None
+
+
+_NO_ROW = _Row()
+
+
+class OpenRows:
+    """By worker, by row."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, _Row]] = {}
+
+    def workers(self) -> set[str]:
+        return set(self._rows)
+
+    def note(self, worker: str, batch: Batch) -> list[tuple[Started | None, Ended]]:
+        """Answers how those began that have ended."""
+        rows = self._rows.setdefault(worker, {})
+        for started in batch.started:
+            rows[started.row] = _Row(started)
+        for progress in batch.progress:
+            rows.setdefault(progress.row, _Row()).usage = progress.usage
+        for live in batch.live:
+            rows.setdefault(live.row, _Row()).live = live
+        return [(rows.pop(ended.row, _NO_ROW).started, ended) for ended in batch.ended]
+
+    def open(self) -> list[OpenRequest]:
+        """The oldest first."""
+        rows = [row for of_worker in self._rows.values() for row in of_worker.values()]
+        found = [_as_open(row.started, row) for row in rows if row.started is not None]
+        return sorted(found, key=lambda one: one.at)
+
+    def lose(self, worker: str, now: float) -> tuple[list[tuple[Started | None, Ended]], Counter[str]]:
+        """What settles a lost worker's rows at `now` (Unix seconds), with their beginnings, and their tokens by key."""
+        ended: list[tuple[Started | None, Ended]] = []
+        tokens: Counter[str] = Counter()
+        for name, row in self._rows.pop(worker, {}).items():
+            started = row.started
+            duration = now - started.at if started is not None else 0.0
+            ended.append((started, Ended(name, 0, WORKER_LOST, None, row.usage, None, None, duration)))
+            if started is not None:
+                tokens[started.key_id] += row.usage.prompt_tokens + row.usage.completion_tokens
+        return ended, tokens
+
+
+def _as_open(started: Started, row: _Row) -> OpenRequest:
+    live = row.live or Live(started.row)
+    return OpenRequest(
+        request_id=started.request_id,
+        key_id=started.key_id,
+        key_name=started.key_name,
+        model=started.model,
+        endpoint=started.endpoint,
+        stream=started.stream,
+        at=started.at,
+        usage=row.usage,
+        queued=live.queued,
+        first_token=live.first_token,
+        position=live.position,
+    )

@@ -1,0 +1,70 @@
+"""Forms: the fields that are read, the one that is changed, and bodies that are none."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_api_server.errors import InvalidRequest
+from llm_api_server.gateway.wire.multipart import Form
+
+TYPE = "multipart/form-data; boundary=XX"
+
+
+def form(**fields: bytes) -> bytes:
+    parts = [
+        f'--XX\r\nContent-Disposition: form-data; name="{name}"; filename="n\\"ame=x"\r\n\r\n'.encode()
+        + value
+        + b"\r\n"
+        for name, value in fields.items()
+    ]
+    return b"".join(parts) + b"--XX--\r\n"
+
+
+def test_fields_are_read() -> None:
+    facts = Form(TYPE, form(file=b"\x00\r\n--X", model=b"whisper", stream=b"true")).read()
+    assert (facts.model, facts.stream) == ("whisper", True)
+
+
+def test_absent_and_empty_model() -> None:
+    assert Form(TYPE, form(file=b"x")).read().model is None
+    assert Form(TYPE, form(model=b"", file=b"x")).read().model is None
+
+
+def test_quoted_boundary() -> None:
+    assert Form('Multipart/Form-Data; charset=x; Boundary="XX"', form(file=b"x", model=b"m")).read().model == "m"
+
+
+@given(content=st.binary(max_size=200), model=st.text("abc", max_size=5))
+def test_changed_model_leaves_the_file_alone(content: bytes, model: str) -> None:
+    if b"\r\n--XX" in content:
+        return
+    body = form(file=content, model=model.encode(), language=b"en")
+    changed = Form(TYPE, body).with_fields({"model": "own"})
+    assert changed == form(file=content, model=b"own", language=b"en")
+
+
+def test_absent_field_is_added() -> None:
+    changed = Form(TYPE, form(file=b"x")).with_fields({"model": "own"})
+    assert Form(TYPE, changed).read().model == "own"
+    assert changed.endswith(form(file=b"x"))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", b"{}"),
+        ("multipart/form-data", form(file=b"x")),
+        (TYPE, b""),
+        (TYPE, form(file=b"x")[:-10]),
+        (TYPE, b"--XX\r\nno end of head"),
+        (TYPE, form(model=b"m")),
+        (TYPE, form(file=b"x", model=b"\xff")),
+        (TYPE, form(file=b"x", model=b"m" * 5000)),
+        (TYPE, form(**{f"f{number}": b"" for number in range(100)})),
+    ],
+)
+def test_what_is_no_form_is_refused(content_type: str, body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        Form(content_type, body).read()

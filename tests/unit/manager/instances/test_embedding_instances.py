@@ -1,0 +1,96 @@
+"""Which process serves what, without any process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.devices.host import Host
+from llm_api_server.engines.base import Engine, ModelFacts
+from llm_api_server.engines.remote import RemoteEngine
+from llm_api_server.engines.vllm.adapter import VllmEngine
+from llm_api_server.manager.instances.embedding_instances import Twins, refusal
+from llm_api_server.types import Task
+
+CHAT = ModelFacts(tasks=("generate",), twin_tasks=("embed", "rank"))
+EMBEDDING = ModelFacts(tasks=("embed", "rank"))
+
+
+def twins(engine: Engine | None = None, **options: Any) -> Twins:
+    """Those of one model, `m`."""
+    vllm = VllmEngine(Config(), Host(1, 1, has_nvidia=False))
+    return Twins({"m": (engine or vllm, ModelConfig(path="/m", **options))})
+
+
+@pytest.mark.parametrize(
+    ("facts", "task", "chosen"),
+    [
+        (CHAT, "generate", "m"),
+        (CHAT, "embed", "m (embeddings)"),
+        (CHAT, "rank", "m (embeddings)"),
+        (CHAT, "classify", None),
+        (EMBEDDING, "embed", "m"),
+        (EMBEDDING, "generate", None),
+        (ModelFacts(), "classify", "m"),
+    ],
+)
+def test_the_model_itself_its_twin_or_nothing(facts: ModelFacts, task: Task, chosen: str | None) -> None:
+    assert twins().choose("m", task, facts) == chosen
+
+
+def test_a_twin_embeds_with_the_models_entry_and_takes_no_other_names() -> None:
+    made = twins(aliases=["a"], max_tokens=512, unload_timeout=9)
+    _, entry = made.entries["m (embeddings)"]
+    assert (entry.task, entry.aliases, entry.max_tokens, entry.unload_timeout) == ("embed", [], 512, 9)
+    assert (made.twin_of("m"), made.model_of("m (embeddings)")) == ("m (embeddings)", "m")
+
+
+@pytest.mark.parametrize("options", [{"task": "generate"}, {"task": "embed"}, {"engine": RemoteEngine()}])
+def test_what_has_its_task_told_or_runs_elsewhere_has_no_twin(options: dict[str, Any]) -> None:
+    made = twins(**options)
+    assert made.entries == {}
+    assert made.choose("m", "embed", CHAT) is None
+    assert made.all_tasks("m", CHAT) == ("generate",)
+
+
+def test_a_configured_model_keeps_its_name() -> None:
+    engine, entry = twins().entries["m (embeddings)"]
+    both = {"m": (engine, ModelConfig(path="/m")), "m (embeddings)": (engine, entry)}
+    assert Twins(both).twin_of("m") is None
+
+
+def test_all_tasks_count_the_twins() -> None:
+    made = twins()
+    assert made.all_tasks("m", CHAT) == ("generate", "embed", "rank")
+    assert made.all_tasks("m (embeddings)", EMBEDDING) == ("embed", "rank")
+    assert made.all_tasks("m", ModelFacts()) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "tasks", "message"),
+    [
+        (
+            "generate",
+            ("embed", "rank", "score", "pool"),
+            (
+                "The model 'm' is an embedding model; it does not generate text. "
+                "Use /v1/embeddings, /v1/rerank or /v1/score."
+            ),
+        ),
+        ("embed", ("rank",), "The model 'm' is a ranking model; it does not embed. Use /v1/rerank."),
+        (
+            "rank",
+            ("generate", "embed"),
+            (
+                "The model 'm' is a generating model; it does not rank documents. "
+                "Use /v1/chat/completions or /v1/embeddings."
+            ),
+        ),
+        ("score", ("pool",), "The model 'm' is a classifier; it does not score pairs of texts."),
+    ],
+)
+def test_a_refusal_says_what_to_do(task: Task, tasks: Sequence[Task], message: str) -> None:
+    assert refusal("m", task, tasks) == message

@@ -1,0 +1,133 @@
+"""What has happened is counted once, by labels whose values are bounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Batch, Ended, Other, Started, Usage, Whole
+from llm_api_server.manager.telemetry import metrics
+from llm_api_server.manager.telemetry.counters import Buckets, Tally
+from llm_api_server.manager.telemetry.exposition import text_of
+
+CHAT = "/v1/chat/completions"
+USAGE = Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=4, reasoning_tokens=2)
+
+
+def whole(**changed: Any) -> Whole:
+    values: dict[str, Any] = {
+        "row": "r", "request_id": "id", "key_id": "k", "key_name": "team", "model": "m", "endpoint": CHAT,
+        "stream": True, "at": 0.0, "prompt": None, "status": 200, "error": None, "instance": "i", "usage": USAGE,
+        "queued": 0.2, "first_token": 1.0, "duration": 3.0,
+    }  # fmt: skip
+    return Whole(**{**values, **changed})
+
+
+def started() -> Started:
+    return Started("r", "id", "k", "team", "m", CHAT, True, 0.0)
+
+
+def ended(**changed: Any) -> Ended:
+    values: dict[str, Any] = {
+        "row": "r", "status": 200, "error": None, "instance": "i", "usage": USAGE, "queued": 0.2,
+        "first_token": 1.0, "duration": 3.0,
+    }  # fmt: skip
+    return Ended(**{**values, **changed})
+
+
+def histograms(tally: Tally) -> dict[tuple[str, ...], tuple[int, float]]:
+    """How many values, and their sum, by metric and labels."""
+    return {(metric.name, *labels): (sum(b.counts), b.total) for metric, labels, b in tally.times()}
+
+
+def test_a_request_counts_with_its_tokens_and_times() -> None:
+    tally = Tally()
+    tally.report("w", 1, Batch(whole=[whole()]), [])
+    counts = tally.counts()
+    assert counts[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 1}
+    assert counts[metrics.TOKENS] == {
+        ("m", "team", "prompt"): 10,
+        ("m", "team", "completion"): 5,
+        ("m", "team", "cached"): 4,
+        ("m", "team", "reasoning"): 2,
+    }
+    assert metrics.ERRORS not in counts
+    assert histograms(tally) == {
+        (metrics.REQUEST_SECONDS.name, CHAT, "m"): (1, 3.0),
+        (metrics.QUEUE_SECONDS.name, "m"): (1, 0.2),
+        (metrics.FIRST_TOKEN_SECONDS.name, "m"): (1, 1.0),
+        (metrics.INTER_TOKEN_SECONDS.name, "m"): (1, 0.5),
+    }
+
+
+def test_a_plain_answer_has_no_first_token() -> None:
+    tally = Tally()
+    tally.report("w", 1, Batch(whole=[whole(stream=False)]), [])
+    assert histograms(tally)[metrics.FIRST_TOKEN_SECONDS.name, "m"] == (0, 0.0)
+
+
+def test_a_report_that_is_said_again_counts_nothing() -> None:
+    tally = Tally()
+    for number in (1, 1, 2, 1):
+        tally.report("w", number, Batch(whole=[whole()]), [])
+    tally.report("another", 1, Batch(whole=[whole()]), [])
+    assert tally.counts()[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 3}
+
+
+def test_long_requests_count_when_they_end() -> None:
+    tally = Tally()
+    tally.report("w", 1, Batch(started=[started()]), [])
+    assert tally.counts() == {}
+    tally.report("w", 2, Batch(), [(started(), ended()), (None, ended())])
+    assert tally.counts()[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 1, ("", "", "", "200"): 1}
+
+
+def test_refused_requests_count_with_their_reason() -> None:
+    tally = Tally()
+    tally.report("w", 1, Batch(others=[Other(CHAT, "m", "team", 429, "rate_limit_exceeded", 3)]), [])
+    tally.limit_hit("team", "max_concurrent")
+    counts = tally.counts()
+    assert counts[metrics.REQUESTS] == {(CHAT, "m", "team", "429"): 3}
+    assert counts[metrics.ERRORS] == {(CHAT, "m", "rate_limit_exceeded"): 3}
+    assert counts[metrics.LIMIT_HITS] == {("team", "max_concurrent"): 1}
+
+
+def test_tokens_for_clients_that_left_are_told() -> None:
+    tally = Tally()
+    tally.report("w", 1, Batch(whole=[whole(error=CLIENT_CLOSED), whole()]), [])
+    assert tally.counts()[metrics.ABORTED_TOKENS] == {("m",): 5}
+
+
+def test_keys_are_told_apart_up_to_a_number() -> None:
+    tally = Tally()
+    batch = Batch(others=[Other("other", "", f"key-{n}", 200, "", 1) for n in range(metrics.MAX_KEYS + 50)])
+    tally.report("w", 1, batch, [])
+    requests = tally.counts()[metrics.REQUESTS]
+    assert len(requests) == metrics.MAX_KEYS + 1
+    assert requests["other", "", metrics.OTHER_KEYS, "200"] == 50
+
+
+def test_loads_and_their_phases() -> None:
+    tally = Tally()
+    tally.loaded("m", 3.0, {"weights": 2.0, "warm_up": 1.0})
+    tally.load_over("m", "failed")
+    tally.unloaded("m", "evicted")
+    counts = tally.counts()
+    assert counts[metrics.LOADS] == {("m", "ok"): 1, ("m", "failed"): 1}
+    assert counts[metrics.UNLOADS] == {("m", "evicted"): 1}
+    assert histograms(tally) == {
+        (metrics.LOAD_SECONDS.name, "m"): (1, 3.0),
+        (metrics.PHASE_SECONDS.name, "m", "weights"): (1, 2.0),
+        (metrics.PHASE_SECONDS.name, "m", "warm_up"): (1, 1.0),
+    }
+
+
+def test_bounds_belong_to_their_bucket() -> None:
+    buckets = Buckets((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 9.0):
+        buckets.observe([value])
+    assert buckets.cumulative() == [("1.0", 2.0), ("2.0", 3.0), ("+Inf", 4.0)]
+    assert buckets.total == 12.0
+
+
+def test_an_empty_text_is_a_text() -> None:
+    assert text_of([]) == ""
