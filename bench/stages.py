@@ -31,21 +31,21 @@ from llm_api_server.config.models import (
     ModelsConfig,
     ServerConfig,
 )
-from llm_api_server.event_loop.gc_tuning import calm_collector
-from llm_api_server.event_loop.write_buffer import LateTransport, Turns
+from llm_api_server.event_loop.gc_tuning import tune_gc
+from llm_api_server.event_loop.write_buffer import BufferedTransport, WriteBuffer
 from llm_api_server.gateway.app import build_proxy
-from llm_api_server.gateway.http.fast_path import DirectClient, HttpProtocol
+from llm_api_server.gateway.http.fast_path import DirectResponder, HttpProtocol
 from llm_api_server.gateway.manager_link.leases import Lease, Leases, _Held
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.gateway.metering.admission import Accounts
+from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestLog
-from llm_api_server.gateway.proxy.engine_request import Question
+from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
-from llm_api_server.gateway.proxy.services import FRONT_DOOR, EngineProxy, FrontDoor
+from llm_api_server.gateway.proxy.services import FAST_PATH, FastPathHandler, ProxyServices
 from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader
-from llm_api_server.http_client.client import Connection, UpstreamClient
+from llm_api_server.http_client.client import Connection, HttpClient
 from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import InstanceInfo, Quota, Share, Standing
+from llm_api_server.ipc.messages import InstanceInfo, QuotaGrant, RateLimit, RateLimits
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.log import setup_logging
 
@@ -99,13 +99,13 @@ class Worker:
         leases = Leases(self.link)
         held = leases._held["i"] = _Held(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
         held.places, held.keeps = 1000, True
-        upstream = UpstreamClient()
+        upstream = HttpClient()
         self.end_turn = upstream.turns._flush  # noqa: SLF001
         self.proxy = build_proxy(config, leases, upstream)
-        door = FrontDoor(config, self.proxy)
+        door = FastPathHandler(config, self.proxy)
         settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
         settings.load()
-        self.protocol = HttpProtocol(settings, ServerState(), {FRONT_DOOR: door}, asyncio.get_running_loop())
+        self.protocol = HttpProtocol(settings, ServerState(), {FAST_PATH: door}, asyncio.get_running_loop())
         self.seen: list[bytes] = []
         self.asked: list[bytes] = []
         self.protocol.connection_made(cast("Any", Transport(self.seen.append)))
@@ -122,8 +122,8 @@ class Worker:
             if isinstance(message, messages.ReportUsage):
                 self.link.on_message(messages.UsageKept(message.number))
             elif isinstance(message, messages.Admit):
-                standing = Standing(Quota(10**9, 10**9 - 1, 1.0), Quota(10**12, 10**12 - 100, 1.0))
-                share = Share(requests=256, tokens=256 * (message.tokens + message.spare), places=256)
+                standing = RateLimits(RateLimit(10**9, 10**9 - 1, 1.0), RateLimit(10**12, 10**12 - 100, 1.0))
+                share = QuotaGrant(requests=256, tokens=256 * (message.tokens + message.spare), places=256)
                 self.link.on_message(messages.Admitted(message.request, standing, message.tokens, share))
 
     async def ask(self, request: bytes, answer: list[bytes]) -> None:
@@ -184,14 +184,14 @@ async def measure(worker: Worker, request: bytes, answer: list[bytes], count: in
 #: What is timed on its own: a name, and the functions that are it.
 STAGES: dict[str, list[tuple[type, str]]] = {
     "read the request": [(HttpProtocol, "data_received")],
-    "record, id and exchange": [(FrontDoor, "open")],
+    "record, id and exchange": [(FastPathHandler, "open")],
     "decide": [(Exchange, "begin")],
-    "recognize the key": [(EngineProxy, "recognize")],
-    "read and check the body": [(Question, "__init__"), (Question, "find"), (Question, "check")],
-    "limits": [(Accounts, "admit_at_once"), (Accounts, "admit"), (Accounts, "_settle")],
-    "ledger": [(Accounts, "start"), (Accounts, "end")],
+    "recognize the key": [(ProxyServices, "recognize")],
+    "read and check the body": [(EngineRequest, "__init__"), (EngineRequest, "find"), (EngineRequest, "check")],
+    "limits": [(AdmissionClient, "admit_at_once"), (AdmissionClient, "admit"), (AdmissionClient, "_settle")],
+    "ledger": [(AdmissionClient, "start"), (AdmissionClient, "end")],
     "lease": [(Leases, "acquire_at_once"), (Lease, "release")],
-    "write the engine's request": [(Question, "encode_at_once"), (UpstreamClient, "send_at_once")],
+    "write the engine's request": [(EngineRequest, "encode_at_once"), (HttpClient, "send_at_once")],
     "parse the answer": [(Connection, "data_received")],
     "relay": [(Exchange, "on_head"), (Exchange, "on_data"), (Exchange, "on_frames")],
     "usage and errors": [
@@ -201,12 +201,17 @@ STAGES: dict[str, list[tuple[type, str]]] = {
         (StreamReader, "flush"),
     ],
     "write to the client": [
-        (DirectClient, "start"),
-        (DirectClient, "write"),
-        (DirectClient, "forward"),
-        (DirectClient, "flush"),
+        (DirectResponder, "start"),
+        (DirectResponder, "write"),
+        (DirectResponder, "forward"),
+        (DirectResponder, "flush"),
     ],
-    "hold and send": [(LateTransport, "write"), (LateTransport, "flush"), (Turns, "add"), (Turns, "_flush")],
+    "hold and send": [
+        (BufferedTransport, "write"),
+        (BufferedTransport, "flush"),
+        (WriteBuffer, "add"),
+        (WriteBuffer, "_flush"),
+    ],
     "finish": [(Exchange, "_finish")],
     "log": [(RequestLog, "add"), (RequestLog, "flush")],
 }
@@ -252,7 +257,7 @@ class Stopwatch:
 async def run(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     worker = Worker(folder)
     cases = {"plain": (request_of(), plain_answer()), "stream": (request_of(stream=True), stream_answer())}
-    calm_collector()
+    tune_gc()
     whole: dict[str, float] = {}
     for name, (request, answer) in cases.items():
         await measure(worker, request, answer, count // 5)

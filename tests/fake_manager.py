@@ -9,7 +9,7 @@ from typing import Any
 from llm_api_server.auth.access import Key
 from llm_api_server.ipc import download_messages, messages
 from llm_api_server.ipc.framing import encode
-from llm_api_server.ipc.messages import NO_SHARE, InstanceInfo, Standing
+from llm_api_server.ipc.messages import NO_GRANT, InstanceInfo, RateLimits
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.ipc.run_dir import RunDir
 
@@ -26,8 +26,8 @@ class FakeManager:
         self.refusal: Callable[[int], messages.Refused] | None = None
         self.keys: dict[str, Key] = {}
         self.keeps_usage = True
-        self.standing = Standing()
-        self.share = NO_SHARE
+        self.standing = RateLimits()
+        self.share = NO_GRANT
         self.recalls_at_once = False
         self.answers_commands = True
         self.places = 1000
@@ -55,11 +55,11 @@ class FakeManager:
 
     def reclaim(self, instance: str) -> None:
         for client in self._clients:
-            client.send(messages.Reclaim(instance))
+            client.send(messages.RevokeSlots(instance))
 
     def recall(self, key_id: str) -> None:
         for client in self._clients:
-            client.send(messages.Recall(key_id))
+            client.send(messages.RevokeQuota(key_id))
 
     def change_keys(self, ids: list[str] | None) -> None:
         for client in self._clients:
@@ -81,7 +81,7 @@ class FakeManager:
         reserved = question.tokens + question.spare
         client.send(refused or messages.Admitted(request, self.standing, reserved, self.share))
         if self.recalls_at_once:
-            client.send(messages.Recall(question.key_id))
+            client.send(messages.RevokeQuota(question.key_id))
 
     def _on_command(self, client: _Client, request: int) -> None:
         if self.answers_commands:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from llm_api_server.config.models import MediaConfig
-from llm_api_server.gateway.media.fetcher import RemoteMedia
+from llm_api_server.gateway.media.fetcher import MediaFetcher
 from llm_api_server.gateway.media.public_addresses import is_public
 from tests.pictures import png
 
@@ -78,9 +78,9 @@ class Web:
     def url(self, path: str, host: str = "img.example.com") -> str:
         return f"https://{host}:{self.port}{path}"
 
-    def fetcher(self, **config: Any) -> RemoteMedia:
+    def fetcher(self, **config: Any) -> MediaFetcher:
         settings = MediaConfig(**{"hosts": ["*"], "timeout": 5.0, **config})
-        return RemoteMedia(
+        return MediaFetcher(
             settings,
             resolve=self.resolve,
             may_connect=lambda address: address == HERE or is_public(address),

@@ -12,8 +12,8 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, ConfigDict
 
-from llm_api_server.gateway.engine_calls.template_probe import Templates
-from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.gateway.engine_calls.template_probe import TemplateProbe
+from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.messages import InstanceInfo
 from tests.running import KEY, Server, running, wait_until
 
@@ -202,9 +202,9 @@ class TestForcedTools:
 async def knows_tools(server: Server, name: str) -> bool:
     status = server.models()[name]
     address = f"unix:{server.run_dir / 'engines'}/{status['instance']}.sock"
-    upstream = UpstreamClient()
+    upstream = HttpClient()
     try:
-        return await Templates(upstream).knows_tools(InstanceInfo("i", name, status["engine"], address))
+        return await TemplateProbe(upstream).knows_tools(InstanceInfo("i", name, status["engine"], address))
     finally:
         upstream.close()
 

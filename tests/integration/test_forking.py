@@ -20,7 +20,7 @@ import pytest
 from llm_api_server.engines.base import LaunchPlan
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.process import LocalLauncher, Process
-from llm_api_server.manager.instances.zygote_launcher import ForkingLauncher
+from llm_api_server.manager.instances.zygote_launcher import ZygoteLauncher
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.launcher = ForkingLauncher(LocalLauncher(RunDir(folder)), folder / "zygote.log")
+        self.launcher = ZygoteLauncher(LocalLauncher(RunDir(folder)), folder / "zygote.log")
         self.log = folder / "engine.log"
         self.started: list[Process] = []
         self.write()

@@ -35,7 +35,7 @@ from llm_api_server.gateway.http.fast_path import MAX_HEAD_BYTES, HttpProtocol
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.proxy import services as proxy_module
-from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc import messages as control
 from llm_api_server.ipc.messages import InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
@@ -162,7 +162,7 @@ async def running(
     await manager.start()
     leases = Leases(ManagerLink(run_dir, start_manager=lambda _: None))
     listener = socket.create_server(("127.0.0.1", 0))
-    app = gateway_app.build_app(config, leases, UpstreamClient())
+    app = gateway_app.build_app(config, leases, HttpClient())
     server = uvicorn.Server(
         uvicorn.Config(app, http=http, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )
@@ -406,7 +406,7 @@ async def test_client_that_leaves_a_stream_stops_the_engine(gateway: Gateway) ->
             if line.startswith("data:"):
                 break
     await until(lambda: "aborted" in gateway.engine_log())
-    await until(lambda: bool(gateway.manager.heard_of(control.Release)))
+    await until(lambda: bool(gateway.manager.heard_of(control.ReturnSlots)))
 
 
 @both_ways
@@ -415,7 +415,7 @@ async def test_client_that_leaves_before_a_json_answer_stops_the_engine(gateway:
     await until(lambda: len(gateway.engine_log()) == 1)
     waiting.cancel()
     await until(lambda: "aborted" in gateway.engine_log())
-    await until(lambda: bool(gateway.manager.heard_of(control.Release)))
+    await until(lambda: bool(gateway.manager.heard_of(control.ReturnSlots)))
 
 
 @both_ways
@@ -571,7 +571,7 @@ async def test_instance_that_moved_is_found_at_the_second_try(gateway: Gateway) 
 
     gateway.manager.grant_all = grant  # type: ignore[method-assign]
     assert (await gateway.chat(model="org/gone")).status_code == 200
-    assert gone.id in [release.instance for release in gateway.manager.heard_of(control.Release)]
+    assert gone.id in [release.instance for release in gateway.manager.heard_of(control.ReturnSlots)]
 
 
 async def test_timeout_covers_the_queue_and_says_what_was_waited_for(run_dir: RunDir, engine_socket: Path) -> None:
@@ -604,7 +604,7 @@ async def test_client_that_does_not_read_is_given_up_at_the_timeout(run_dir: Run
     async with running(run_dir, engine_socket, config) as gateway, gateway.stream("flood:4096") as answer:
         assert answer.status_code == 200
         await until(lambda: "aborted" in gateway.engine_log())
-        await until(lambda: bool(gateway.manager.heard_of(control.Release)))
+        await until(lambda: bool(gateway.manager.heard_of(control.ReturnSlots)))
 
 
 @both_ways
@@ -659,8 +659,8 @@ async def test_traffic_in_flight_costs_one_lease(gateway: Gateway) -> None:
         assert len(gateway.manager.heard_of(control.Acquire)) == 1
         gateway.open_gate(2)
         assert "data: [DONE]" in [line async for line in lines]
-    await until(lambda: bool(gateway.manager.heard_of(control.Release)))
-    assert gateway.manager.heard_of(control.Release) == [control.Release("m-1", 1000)]
+    await until(lambda: bool(gateway.manager.heard_of(control.ReturnSlots)))
+    assert gateway.manager.heard_of(control.ReturnSlots) == [control.ReturnSlots("m-1", 1000)]
 
 
 async def test_nothing_starts_on_a_draining_instance(gateway: Gateway) -> None:
@@ -675,9 +675,9 @@ async def test_nothing_starts_on_a_draining_instance(gateway: Gateway) -> None:
         await gateway.chat()
         gateway.open_gate(2)
         assert "data: [DONE]" in [line async for line in lines]
-    await until(lambda: len(gateway.manager.heard_of(control.Release)) == 2)
+    await until(lambda: len(gateway.manager.heard_of(control.ReturnSlots)) == 2)
     assert len(gateway.manager.heard_of(control.Acquire)) == 2
-    assert [one.places for one in gateway.manager.heard_of(control.Release)] == [999, 1001]
+    assert [one.places for one in gateway.manager.heard_of(control.ReturnSlots)] == [999, 1001]
 
 
 async def test_streams_outlive_the_manager_and_a_new_one_learns_of_them(gateway: Gateway) -> None:
@@ -867,7 +867,7 @@ async def test_pictures_by_url_reach_the_engine_as_data(
 ) -> None:
     web = Web(make_certificate(tmp_path))
     await web.start()
-    monkeypatch.setattr(proxy_module, "RemoteMedia", lambda _: web.fetcher(max_bytes=10_000))
+    monkeypatch.setattr(proxy_module, "MediaFetcher", lambda _: web.fetcher(max_bytes=10_000))
     web.answers["/large.png"] = [ok(PICTURE + bytes(20_000))]
     async with running(run_dir, engine_socket, make_config(run_dir)) as gateway:
 

@@ -19,7 +19,7 @@ import pytest
 
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
-from llm_api_server.ipc.messages import Granted, Models, Reclaim, Refused, ToClient
+from llm_api_server.ipc.messages import Granted, Models, Refused, RevokeSlots, ToClient
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.process import LocalLauncher, process_start_time
 from llm_api_server.manager.manager import Manager
@@ -251,7 +251,7 @@ async def test_workers_are_told_to_drain_a_busy_model(tmp_path: Path) -> None:
         manager.hello(worker, {})
         grant = await granted(manager, worker, "a")
         manager.acquire(other, 1, "b")
-        assert await worker.next() == Reclaim(grant.instance.id)
+        assert await worker.next() == RevokeSlots(grant.instance.id)
         manager.release(worker, grant.instance.id, grant.places)
         assert (await other.next()).instance.model == "b"
 
@@ -320,9 +320,9 @@ async def test_a_worker_that_comes_back_late_hears_that_its_instance_drains(worl
         early, late = connect(manager), connect(manager)
         instance = (await granted(manager, early, "a")).instance.id
         manager.unload(early, 2, "a", wait=True)
-        assert await early.next() == Reclaim(instance)
+        assert await early.next() == RevokeSlots(instance)
         manager.hello(late, {instance: 1})
-        assert await late.next() == Reclaim(instance)
+        assert await late.next() == RevokeSlots(instance)
 
 
 async def test_an_engine_of_a_changed_entry_is_ended_not_adopted(world: World) -> None:

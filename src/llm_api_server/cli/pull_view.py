@@ -52,7 +52,7 @@ class _Screen:
             case download.Planned():
                 typer.echo(plan_text(event))
                 self._task = self._progress.add_task("", total=event.total, completed=event.here)
-            case download.Progress() if self._task is not None:
+            case download.DownloadProgress() if self._task is not None:
                 self._progress.update(self._task, completed=event.bytes, description=event.file)
             case download.Pulled():
                 self._progress.stop()

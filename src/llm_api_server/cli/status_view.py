@@ -28,7 +28,7 @@ RowT = TypeVar("RowT")
 _ANSWER_TIMEOUT = 10.0
 
 
-class ServerStatus(msgspec.Struct):
+class StatusReport(msgspec.Struct):
     """`url` is None where the server chose its port itself, `pid` the process that was started, `started_at` when."""
 
     version: str
@@ -44,14 +44,14 @@ class ServerStatus(msgspec.Struct):
     devices: list[DeviceStatus]
 
 
-def fetch(config: Config) -> ServerStatus:
+def fetch(config: Config) -> StatusReport:
     """As things are now. Raises `ControlError`."""
     models = models_view.fetch(config)
     answer = client.call(RunDir(config.run_dir), GetStatus(1), Status, timeout=_ANSWER_TIMEOUT)
     followed = running_config(config.run_dir) or config
     lock = ServerLock(config.run_dir)
     pid = lock.holder()
-    return ServerStatus(
+    return StatusReport(
         version=answer.version,
         url=local_url(followed.server.host, followed.server.port) if followed.server.port else None,
         config=str(followed.source),
@@ -66,11 +66,11 @@ def fetch(config: Config) -> ServerStatus:
     )
 
 
-def as_json(status: ServerStatus) -> str:
+def as_json(status: StatusReport) -> str:
     return msgspec.json.format(msgspec.json.encode(status), indent=2).decode()
 
 
-def as_text(status: ServerStatus) -> str:
+def as_text(status: StatusReport) -> str:
     """The server, then a line for each model and device, then why models failed."""
     parts = ["\n".join(_server_lines(status))]
     if status.models:
@@ -84,7 +84,7 @@ def as_text(status: ServerStatus) -> str:
     return "\n\n".join(parts)
 
 
-def _server_lines(status: ServerStatus) -> list[str]:
+def _server_lines(status: StatusReport) -> list[str]:
     where = f"{status.url}/v1" if status.url else "a port that it chose itself (server.port: 0)"
     up = f", up {as_duration(time.time() - status.started_at)}" if status.started_at is not None else ""
     workers = " ".join(map(str, sorted(status.workers))) or "none: nobody can connect, and the manager will end"

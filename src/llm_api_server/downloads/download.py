@@ -43,7 +43,7 @@ class Planned(msgspec.Struct, tag="planned", frozen=True):
     note: str
 
 
-class Progress(msgspec.Struct, tag="progress", frozen=True):
+class DownloadProgress(msgspec.Struct, tag="progress", frozen=True):
     """Bytes that are here, of `total`. `speed` in bytes per second, `left` in seconds, as far as can be told."""
 
     bytes: int
@@ -65,7 +65,7 @@ class Pulled(msgspec.Struct, tag="pulled", frozen=True):
 
 _HUBS: dict[str, Callable[[Source], Hub]] = {"huggingface": HuggingFace, "modelscope": ModelScope, "url": PlainFile}
 
-Event = Planned | Progress | Pulled
+Event = Planned | DownloadProgress | Pulled
 Tell = Callable[[Event], None]
 
 
@@ -107,7 +107,7 @@ def _pull_starter(models_dir: Path, tell: Tell) -> Pulled:
         path = ensure_starter(models_dir, lambda _: None)
     except StarterError as error:
         raise PullError(str(error)) from error
-    tell(Progress(STARTER.file_bytes, STARTER.file_bytes, STARTER.file_name))
+    tell(DownloadProgress(STARTER.file_bytes, STARTER.file_bytes, STARTER.file_name))
     pulled = Pulled(path.name)
     tell(pulled)
     return pulled
@@ -205,4 +205,4 @@ class _Meter:
         passed = self._told - self._began
         speed = self._fetched / passed if passed > 1 and self._fetched else None
         left = (self._total - here) / speed if speed else None
-        self._tell(Progress(here, self._total, self._file, speed, left))
+        self._tell(DownloadProgress(here, self._total, self._file, speed, left))

@@ -23,7 +23,7 @@ class HTTPFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeResponse:
     status: int
     body: bytes
 
@@ -38,7 +38,7 @@ class Answer:
         return message if isinstance(message, str) else None
 
 
-async def request(address: str, method: str, path: str, body: Any = None) -> Answer:
+async def request(address: str, method: str, path: str, body: Any = None) -> ProbeResponse:
     """Send one request to `unix:/path` or `http://host:port` and read the whole answer. Raises `HTTPFailed`."""
     payload = b"" if body is None else json.dumps(body).encode()
     head = [f"{method} {path} HTTP/1.1", "Host: engine", "Connection: close", f"Content-Length: {len(payload)}"]
@@ -77,16 +77,16 @@ async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     )
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> Answer:
+async def _read_answer(reader: asyncio.StreamReader) -> ProbeResponse:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     status_line, *lines = head.split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     status = int(status_line.partition(" ")[2][:3])
     if "chunked" in headers.get("transfer-encoding", ""):
-        return Answer(status, await _read_chunks(reader))
+        return ProbeResponse(status, await _read_chunks(reader))
     if "content-length" in headers:
-        return Answer(status, await reader.readexactly(min(int(headers["content-length"]), _LIMIT)))
-    return Answer(status, await reader.read(_LIMIT))
+        return ProbeResponse(status, await reader.readexactly(min(int(headers["content-length"]), _LIMIT)))
+    return ProbeResponse(status, await reader.read(_LIMIT))
 
 
 async def _read_chunks(reader: asyncio.StreamReader) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 def run(work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
     """None when `work` has ended already; what it raises then is raised here.
 
-    Before its first wait `work` is in no task; what needs one waits for `in_task`.
+    Before its first wait `work` is in no task; what needs one waits for `ensure_task`.
     """
     try:
         waits_for = work.send(None)
@@ -47,7 +47,7 @@ class _Begun(Coroutine[Any, Any, None]):
         raise NotImplementedError("for tasks only")
 
 
-async def in_task() -> None:
+async def ensure_task() -> None:
     """From here on the caller is in a task, as `asyncio.timeout` demands."""
     if asyncio.current_task() is None:
         await asyncio.sleep(0)

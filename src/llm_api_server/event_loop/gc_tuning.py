@@ -8,7 +8,7 @@ import gc
 _THRESHOLDS = (20_000, 20, 50)
 
 
-def calm_collector() -> None:
+def tune_gc() -> None:
     """What is there now stays: looked through again and again it would cost pauses of tens of milliseconds."""
     gc.collect()
     gc.freeze()

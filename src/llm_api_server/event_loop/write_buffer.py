@@ -13,17 +13,17 @@ from typing import Any
 MOST_HELD = 32
 
 
-class Turns:
+class WriteBuffer:
     """Of one event loop."""
 
     def __init__(self) -> None:
-        self._written: list[LateTransport] = []
+        self._written: list[BufferedTransport] = []
         self._is_planned = False
 
-    def wrap(self, transport: asyncio.BaseTransport) -> LateTransport:
-        return LateTransport(self, transport)
+    def wrap(self, transport: asyncio.BaseTransport) -> BufferedTransport:
+        return BufferedTransport(self, transport)
 
-    def add(self, transport: LateTransport) -> None:
+    def add(self, transport: BufferedTransport) -> None:
         """Something was written to it for the first time in this turn."""
         if not self._is_planned:
             self._is_planned = True
@@ -42,10 +42,10 @@ class Turns:
             transport.flush()
 
 
-class LateTransport(asyncio.Transport):
+class BufferedTransport(asyncio.Transport):
     """In the place of a transport. To close it waits for what was written, to abort it does not."""
 
-    def __init__(self, turns: Turns, transport: Any) -> None:
+    def __init__(self, turns: WriteBuffer, transport: Any) -> None:
         super().__init__()
         self._turns = turns
         self._transport = transport

@@ -21,12 +21,12 @@ from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.config.models import Config
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
-from llm_api_server.event_loop.gc_tuning import calm_collector
-from llm_api_server.gateway.manager_link.config_follower import Follower
-from llm_api_server.gateway.manager_link.key_source import StoreKeys
+from llm_api_server.event_loop.gc_tuning import tune_gc
+from llm_api_server.gateway.manager_link.config_follower import ConfigFollower
+from llm_api_server.gateway.manager_link.key_source import KeySource
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
-from llm_api_server.gateway.metering.admission import Accounts
+from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestRecord, record_of
 from llm_api_server.gateway.middleware import (
     INTERNAL_ERROR,
@@ -36,8 +36,8 @@ from llm_api_server.gateway.middleware import (
     error_response,
     method_not_allowed,
 )
-from llm_api_server.gateway.proxy.model_catalog import Catalog
-from llm_api_server.gateway.proxy.services import FRONT_DOOR, EngineProxy, FrontDoor
+from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
+from llm_api_server.gateway.proxy.services import FAST_PATH, FastPathHandler, ProxyServices
 from llm_api_server.gateway.routes import openapi, path_converter
 from llm_api_server.gateway.routes.admin_downloads import pull_routes
 from llm_api_server.gateway.routes.admin_keys import key_routes
@@ -51,7 +51,7 @@ from llm_api_server.gateway.routes.public import PUBLIC_PATHS, model_routes, sys
 from llm_api_server.gateway.routes.store_access import StoreAccess
 from llm_api_server.gateway.routes.usage import admin_usage_routes, usage_routes
 from llm_api_server.gateway.wire.request import ENDPOINTS, Endpoint
-from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.lifecycle.config_handover import joined_config
 from llm_api_server.log import setup_logging
@@ -80,11 +80,11 @@ def create_app(config: Config | None = None) -> ASGIApp:
         setup_logging(config, "gateway")
         process.config = config
 
-    return build_app(config, Leases(ManagerLink(run_dir, process.ensure_started)), UpstreamClient(), follow)
+    return build_app(config, Leases(ManagerLink(run_dir, process.ensure_started)), HttpClient(), follow)
 
 
 def build_app(
-    config: Config, leases: Leases, upstream: UpstreamClient, also_follow: Callable[[Config], None] = lambda _: None
+    config: Config, leases: Leases, upstream: HttpClient, also_follow: Callable[[Config], None] = lambda _: None
 ) -> ASGIApp:
     """The layers, innermost first; a request passes them from the last to the first.
 
@@ -105,7 +105,7 @@ def build_app(
         proxy.configure(config)
         store.configure(config)
 
-    Follower(config, leases.link, follow)
+    ConfigFollower(config, leases.link, follow)
     app = AuthenticationMiddleware(app, authenticator=proxy.authenticator, public=PUBLIC_PATHS | CONSOLE_FILES.paths)
     if config.server.cors_origins:
         app = CORSMiddleware(
@@ -118,22 +118,22 @@ def build_app(
     return RequestIdMiddleware(app, proxy.accounts, proxy.log)
 
 
-def build_proxy(config: Config, leases: Leases, upstream: UpstreamClient) -> EngineProxy:
+def build_proxy(config: Config, leases: Leases, upstream: HttpClient) -> ProxyServices:
     """The data path, which needs no app around it."""
     authenticator = _authenticator(config, leases.link) if config.auth.enabled else None
-    catalog = Catalog(config, _changed_at(config))
-    return EngineProxy(config, catalog, leases, Accounts(leases.link), upstream, authenticator)
+    catalog = ModelCatalog(config, _changed_at(config))
+    return ProxyServices(config, catalog, leases, AdmissionClient(leases.link), upstream, authenticator)
 
 
 def _authenticator(config: Config, link: ManagerLink) -> Authenticator:
-    source = StoreKeys(link)
+    source = KeySource(link)
     ring, tokens = KeyRing(config.auth), token_signer(config.auth)
     authenticator = Authenticator(ring, source, tokens=tokens, issuers=token_issuers(config))
     source.when_changed(authenticator.forget)
     return authenticator
 
 
-def _engine_app(proxy: EngineProxy, endpoint: Endpoint) -> ASGIApp:
+def _engine_app(proxy: ProxyServices, endpoint: Endpoint) -> ASGIApp:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await proxy.serve(endpoint, scope, receive, send)
 
@@ -151,14 +151,14 @@ def _changed_at(config: Config) -> int:
 _Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]
 
 
-def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifespan:
+def _lifespan(config: Config, proxy: ProxyServices, store: StoreAccess) -> _Lifespan:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         await proxy.leases.link.start()
         proxy.start()
-        calm_collector()
+        tune_gc()
         try:
-            yield {FRONT_DOOR: FrontDoor(config, proxy)}
+            yield {FAST_PATH: FastPathHandler(config, proxy)}
         finally:
             proxy.close()
             proxy.accounts.close()
@@ -170,7 +170,7 @@ def _lifespan(config: Config, proxy: EngineProxy, store: StoreAccess) -> _Lifesp
     return lifespan
 
 
-def _routes(proxy: EngineProxy, store: StoreAccess, lifespan: _Lifespan) -> FastAPI:
+def _routes(proxy: ProxyServices, store: StoreAccess, lifespan: _Lifespan) -> FastAPI:
     catalog, leases = proxy.catalog, proxy.leases
     path_converter.register()
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)

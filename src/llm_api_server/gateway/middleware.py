@@ -17,7 +17,7 @@ from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.errors import ApiError, InternalError, InvalidKey, MethodNotAllowed, render
 from llm_api_server.gateway.http.body_limit import small_body
 from llm_api_server.gateway.http.request_head import headers_of, lines_of
-from llm_api_server.gateway.metering.admission import Accounts
+from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord, attach, record_of
 
 INTERNAL_ERROR = "The server had an error while processing your request."
@@ -29,7 +29,7 @@ class RequestIdMiddleware:
     Outermost, so that nothing can answer without an id.
     """
 
-    def __init__(self, app: ASGIApp, accounts: Accounts, log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, accounts: AdmissionClient, log: RequestLog) -> None:
         self._app = app
         self._accounts = accounts
         self._log = log
@@ -64,7 +64,7 @@ class RequestIdMiddleware:
 class _SendWithId:
     """Adds the headers of every answer, those of the key's limits among them, and notes its status."""
 
-    def __init__(self, send: Send, record: RequestRecord, accounts: Accounts) -> None:
+    def __init__(self, send: Send, record: RequestRecord, accounts: AdmissionClient) -> None:
         self._send = send
         self._record = record
         self._accounts = accounts
@@ -170,7 +170,7 @@ def answer_lines(record: RequestRecord) -> bytes:
     return lines + lines_of(record.extra_headers) if record.extra_headers else lines
 
 
-def finish(record: RequestRecord, accounts: Accounts, log: RequestLog) -> None:
+def finish(record: RequestRecord, accounts: AdmissionClient, log: RequestLog) -> None:
     """A request is over: its line in the log, and the end of its row."""
     record.seconds = time.monotonic() - record.started_at
     log.add(record)

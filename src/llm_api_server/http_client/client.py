@@ -16,8 +16,8 @@ from typing import Protocol
 
 import httptools
 
-from llm_api_server.event_loop.eager_task import in_task
-from llm_api_server.event_loop.write_buffer import Turns
+from llm_api_server.event_loop.eager_task import ensure_task
+from llm_api_server.event_loop.write_buffer import WriteBuffer
 from llm_api_server.http_client import fast_parse
 from llm_api_server.http_client.address import Address, encode_request, parse_address
 
@@ -345,7 +345,7 @@ class Connection(asyncio.Protocol):
 class _Pool:
     """The connections to one address; the one used last is used first."""
 
-    def __init__(self, address: Address, tls: ssl.SSLContext | None, turns: Turns) -> None:
+    def __init__(self, address: Address, tls: ssl.SSLContext | None, turns: WriteBuffer) -> None:
         self.turns = turns
         self._address = address
         self._tls = tls
@@ -369,7 +369,7 @@ class _Pool:
         address = self._address
         self._connecting += 1
         try:
-            await in_task()
+            await ensure_task()
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 if address.socket_path is not None:
                     _, connection = await loop.create_unix_connection(lambda: Connection(self), address.socket_path)
@@ -405,11 +405,11 @@ class _Pool:
             connection.abort()
 
 
-class UpstreamClient:
+class HttpClient:
     """All connections of a worker to its engines."""
 
     def __init__(self) -> None:
-        self.turns = Turns()
+        self.turns = WriteBuffer()
         self._pools: dict[str, _Pool] = {}
         self._tls: ssl.SSLContext | None = None
 

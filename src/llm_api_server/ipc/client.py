@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from llm_api_server.errors import ControlError
 from llm_api_server.ipc.framing import encode
-from llm_api_server.ipc.messages import Command, CommandAnswer, Refused, to_client_decoder
+from llm_api_server.ipc.messages import Command, CommandResponse, Refused, to_client_decoder
 from llm_api_server.ipc.run_dir import RunDir
 
-AnswerT = TypeVar("AnswerT", bound=CommandAnswer)
+AnswerT = TypeVar("AnswerT", bound=CommandResponse)
 
 
 def call(run_dir: RunDir, command: Command, answer: type[AnswerT], *, timeout: float | None) -> AnswerT:

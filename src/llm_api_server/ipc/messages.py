@@ -5,13 +5,15 @@ One unix stream socket in the run directory, framed by `framing.py`. Workers kee
 
 A lease, in these messages: an instance has places, one for each request that it works on at a time. `Granted` gives
 one request a place, and the worker perhaps more of them: from those it may start requests without asking, until
-`Reclaim` names the instance. Places are given back with `Release`, which says how many, so that a grant that is under
+`RevokeSlots` names the instance. Places are given back with `ReturnSlots`, which says how many, so that a grant that
+is under
 way at that moment is not lost: each with the end of its request, or, where nobody waits for them, all together when
 there has been none for a while.
 
 Limits: a request of a limited key is counted with `Admit` before it takes a lease, and `Settle` says what it used in
 the end. While a limit is far, `Admitted` comes with a share of what is left, from which the worker admits by itself;
-`Spend` says what it used of it, and gives back what it does not need, or what `Recall` asks for. What all requests used
+`ReportQuota` says what it used of it, and gives back what it does not need, or what `RevokeQuota` asks for. What all
+requests used
 comes in `ReportUsage`, in batches, each kept by the worker until `UsageKept`.
 
 Configuration: all follow the manager's. `Hello` says which one a worker has; `Configure` gives it another.
@@ -53,7 +55,7 @@ class InstanceInfo(msgspec.Struct, frozen=True):
         return task is None or self.tasks is None or task in self.tasks
 
 
-class Quota(msgspec.Struct, frozen=True):
+class RateLimit(msgspec.Struct, frozen=True):
     """`remaining` of `limit` can be had now; all of it again in `reset` seconds."""
 
     limit: int
@@ -61,14 +63,14 @@ class Quota(msgspec.Struct, frozen=True):
     reset: float
 
 
-class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
+class RateLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     """How far a key is from its limits per minute; None where it has none. What `x-ratelimit-*` headers tell."""
 
-    requests: Quota | None = None
-    tokens: Quota | None = None
+    requests: RateLimit | None = None
+    tokens: RateLimit | None = None
 
 
-class Share(msgspec.Struct, frozen=True, omit_defaults=True):
+class QuotaGrant(msgspec.Struct, frozen=True, omit_defaults=True):
     """A part of what a key's limits leave. Of what is not limited it holds nothing, and nothing is needed."""
 
     requests: int = 0
@@ -76,10 +78,10 @@ class Share(msgspec.Struct, frozen=True, omit_defaults=True):
     places: int = 0
 
 
-NO_SHARE = Share()
+NO_GRANT = QuotaGrant()
 
 
-class Admission(msgspec.Struct, frozen=True):
+class AdmittedRequest(msgspec.Struct, frozen=True):
     """One admitted request of a worker, by its number there, and the tokens that are reserved for it."""
 
     request: int
@@ -100,7 +102,7 @@ class Hello(msgspec.Struct, tag="hello"):
     pid: int
     in_flight: dict[str, int] = {}
     worker: str = ""
-    admitted: list[Admission] = []
+    admitted: list[AdmittedRequest] = []
     config: str = ""
 
 
@@ -139,28 +141,28 @@ class Cancel(msgspec.Struct, tag="cancel"):
     request: int
 
 
-class Read(msgspec.Struct, tag="read"):
+class PrefillDone(msgspec.Struct, tag="read"):
     """The request of that number, which was asked for, has its first token: another's prompt can be read."""
 
     number: int
 
 
-class Ended(msgspec.Struct, frozen=True, array_like=True):
+class EndedRequest(msgspec.Struct, frozen=True, array_like=True):
     """A request is over. It made so much more work than its claim said, or less."""
 
     key_id: str
     more_work: int = 0
 
 
-class Release(msgspec.Struct, tag="release", omit_defaults=True):
+class ReturnSlots(msgspec.Struct, tag="release", omit_defaults=True):
     """`ended` names the requests where each was asked for."""
 
     instance: str
     places: int
-    ended: list[Ended] = []
+    ended: list[EndedRequest] = []
 
 
-class Report(msgspec.Struct, tag="report"):
+class ReportInFlight(msgspec.Struct, tag="report"):
     """Requests in flight per instance id, and those of them whose clients do not read what has come.
 
     Sent at most a few times a second, only when changed.
@@ -201,15 +203,15 @@ class Settle(msgspec.Struct, tag="settle"):
     tokens: int
 
 
-class Spend(msgspec.Struct, tag="spend", omit_defaults=True):
+class ReportQuota(msgspec.Struct, tag="spend", omit_defaults=True):
     """Since the last one `requests` were admitted from a share, and `tokens` used by those that ended; `back` is given
-    back. `is_answer`: to a `Recall`.
+    back. `is_answer`: to a `RevokeQuota`.
     """
 
     key_id: str
     requests: int = 0
     tokens: int = 0
-    back: Share = NO_SHARE
+    back: QuotaGrant = NO_GRANT
     is_answer: bool = False
 
 
@@ -284,7 +286,7 @@ class GetMetrics(msgspec.Struct, tag="get_metrics"):
     request: int
 
 
-class Reload(msgspec.Struct, tag="reload"):
+class ReloadConfig(msgspec.Struct, tag="reload"):
     """Read the configuration file again and follow it, unless `dry_run`. Answered by `Reloaded` or `Refused`."""
 
     request: int
@@ -308,10 +310,10 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 
 Inquiry = ListModels | ListRequests | ExplainModel | GetStatus | GetConfig | GetMetrics
-Command = LoadModel | UnloadModel | PinModel | Reload | Shutdown | Inquiry | Pull
-Lease = Acquire | Cancel | Read | Release | Report
-Account = FindKey | Admit | Settle | Spend | ReportUsage
-ToManager = Hello | Lease | Account | Configured | Command
+Command = LoadModel | UnloadModel | PinModel | ReloadConfig | Shutdown | Inquiry | Pull
+SlotMessage = Acquire | Cancel | PrefillDone | ReturnSlots | ReportInFlight
+QuotaMessage = FindKey | Admit | Settle | ReportQuota | ReportUsage
+ToManager = Hello | SlotMessage | QuotaMessage | Configured | Command
 
 # ── manager → worker or command line ─────────────────────────────────────────────────────────────────────────────
 
@@ -347,7 +349,7 @@ class Refused(msgspec.Struct, tag="refused"):
     message: str
     retry_after: float | None = None
     should_retry: bool | None = None
-    standing: Standing | None = None
+    standing: RateLimits | None = None
     position: int | None = None
 
 
@@ -368,12 +370,12 @@ class Admitted(msgspec.Struct, tag="admitted"):
     """`standing` is that after this request, `share` what the worker may admit by itself from now on."""
 
     request: int
-    standing: Standing
+    standing: RateLimits
     reserved: int = 0
-    share: Share = NO_SHARE
+    share: QuotaGrant = NO_GRANT
 
 
-class Recall(msgspec.Struct, tag="recall"):
+class RevokeQuota(msgspec.Struct, tag="recall"):
     """Another worker needs it: give back what is left of a key's share, and the rest as it gets free."""
 
     key_id: str
@@ -385,7 +387,7 @@ class UsageKept(msgspec.Struct, tag="usage_kept"):
     number: int
 
 
-class Reclaim(msgspec.Struct, tag="reclaim"):
+class RevokeSlots(msgspec.Struct, tag="reclaim"):
     """Start nothing more on this instance without asking: give back the places that are free, and each that gets free.
 
     Others wait for them, or it is to be unloaded. What is in flight may finish.
@@ -453,9 +455,9 @@ class Configure(msgspec.Struct, tag="configure"):
     config: str
 
 
-CommandAnswer = Models | Requests | Explained | Status | CurrentConfig | MetricsText | Pulls | Removed | Reloaded
-Answer = Granted | Refused | KeyFound | Admitted | CommandAnswer
-ToClient = Answer | Queued | Reclaim | KeysChanged | Recall | UsageKept | Configure
+CommandResponse = Models | Requests | Explained | Status | CurrentConfig | MetricsText | Pulls | Removed | Reloaded
+Response = Granted | Refused | KeyFound | Admitted | CommandResponse
+ToClient = Response | Queued | RevokeSlots | KeysChanged | RevokeQuota | UsageKept | Configure
 
 
 def to_manager_decoder() -> FrameDecoder[ToManager]:

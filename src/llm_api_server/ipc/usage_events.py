@@ -1,6 +1,7 @@
 """What the ledger knows of a request: said by the workers, kept by the store. Pure.
 
-A request has one row. `Started` makes it, `Progress` says how far a long one is, `Ended` settles it, once. They come by
+A request has one row. `RequestStarted` makes it, `RequestProgress` says how far a long one is, `RequestEnded`
+settles it, once. They come by
 the thousand and hold no cycles, so the garbage collector does not look at them (`gc=False`).
 """
 
@@ -31,7 +32,7 @@ def work(prompt_tokens: int, completion_tokens: int) -> int:
     return prompt_tokens + 2 * completion_tokens
 
 
-class Started(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class RequestStarted(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A request was admitted. `row` is unique, `request_id` may be the client's own. `at` is in Unix seconds.
 
     `prompt` is there only with `storage.record_prompts`.
@@ -48,7 +49,7 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     prompt: str | None = None
 
 
-class Progress(msgspec.Struct, frozen=True, gc=False):
+class RequestProgress(msgspec.Struct, frozen=True, gc=False):
     """Tokens so far: what counts when nobody can say more."""
 
     row: str
@@ -68,7 +69,7 @@ class Live(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class OpenRequest(msgspec.Struct, frozen=True):
-    """One that runs, as far as its worker has told; see `Started` and `Live`."""
+    """One that runs, as far as its worker has told; see `RequestStarted` and `Live`."""
 
     request_id: str
     key_id: str
@@ -83,7 +84,7 @@ class OpenRequest(msgspec.Struct, frozen=True):
     position: int | None
 
 
-class Ended(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class RequestEnded(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How it ended. Times are in seconds from the start; None where it did not come to that.
 
     `status` is the HTTP status, 499 when the client left before the answer. `error` is the code of what went wrong,
@@ -101,7 +102,7 @@ class Ended(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Whole(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A request that has begun and ended since the last batch: `Started` and `Ended` in one."""
+    """A request that has begun and ended since the last batch: `RequestStarted` and `RequestEnded` in one."""
 
     row: str
     request_id: str
@@ -142,9 +143,9 @@ CLIENT_CLOSED = "client_closed_request"
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """What happened since the last one, in the order of the fields. Saying it twice changes nothing."""
 
-    started: list[Started] = []
-    progress: list[Progress] = []
-    ended: list[Ended] = []
+    started: list[RequestStarted] = []
+    progress: list[RequestProgress] = []
+    ended: list[RequestEnded] = []
     whole: list[Whole] = []
     others: list[Other] = []
     live: list[Live] = []

@@ -51,7 +51,7 @@ def stop_manager(config: Config) -> bool:
 
 def reload_server(config: Config, *, dry_run: bool = False) -> messages.Reloaded:
     """Have the running server follow its file as it is now; what changes. Raises `ControlError`."""
-    command = messages.Reload(1, dry_run)
+    command = messages.ReloadConfig(1, dry_run)
     return client.call(RunDir(config.run_dir), command, messages.Reloaded, timeout=_RELOAD_TIMEOUT)
 
 

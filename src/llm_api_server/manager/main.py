@@ -27,20 +27,20 @@ from llm_api_server.devices.host import this_host
 from llm_api_server.devices.inventory import HostInventory
 from llm_api_server.engines.select import engines_by_model
 from llm_api_server.errors import ConfigError
-from llm_api_server.event_loop.gc_tuning import calm_collector
+from llm_api_server.event_loop.gc_tuning import tune_gc
 from llm_api_server.ipc import messages
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.lifecycle.config_handover import unpack
 from llm_api_server.log import setup_logging
 from llm_api_server.manager.instances.guard import MANAGER_LOCK
 from llm_api_server.manager.instances.process import ORPHAN_TIMEOUT, LocalLauncher
-from llm_api_server.manager.instances.zygote_launcher import ForkingLauncher
+from llm_api_server.manager.instances.zygote_launcher import ZygoteLauncher
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.model_files.downloads import Downloads
-from llm_api_server.manager.reload import Reloading
-from llm_api_server.manager.server import Connection
+from llm_api_server.manager.reload import Reloader
+from llm_api_server.manager.server import ControlConnection
 from llm_api_server.manager.telemetry.exposition import Exposition
-from llm_api_server.manager.usage.usage_writer import Accounts
+from llm_api_server.manager.usage.usage_writer import UsageWriter
 from llm_api_server.store.database import Database
 
 #: How long a second manager waits for a first one that is just ending.
@@ -98,17 +98,17 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     run_dir.engines.mkdir(mode=0o700, exist_ok=True)
-    launcher = ForkingLauncher(LocalLauncher(run_dir), config.log_dir / "zygote.log")
+    launcher = ZygoteLauncher(LocalLauncher(run_dir), config.log_dir / "zygote.log")
     inventory = HostInventory(config.devices, this_host())
     manager = Manager(config, engines_by_model(config), launcher, run_dir, config.log_dir, inventory)
-    leaving: list[tuple[Connection, messages.Shutdown]] = []
+    leaving: list[tuple[ControlConnection, messages.Shutdown]] = []
 
-    def on_shutdown(client: Connection, command: messages.Shutdown) -> None:
+    def on_shutdown(client: ControlConnection, command: messages.Shutdown) -> None:
         leaving.append((client, command))
         stop.set()
 
     database = Database(config.storage_url)
-    accounts = Accounts(database, config.storage, run_dir.minutes, manager.tally, manager.tracing)
+    accounts = UsageWriter(database, config.storage, run_dir.minutes, manager.tally, manager.tracing)
     exposition = Exposition(manager, accounts)
 
     async def follow_file() -> str | None:
@@ -122,15 +122,15 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
         accounts.configure(config.storage)
         await manager.configure(config, engines_by_model(config))
 
-    reloading = Reloading(config, follow)
+    reloading = Reloader(config, follow)
     run_dir.socket.unlink(missing_ok=True)
     accounts.start()
     await manager.start()
     server = await loop.create_unix_server(
-        lambda: Connection(manager, accounts, reloading, exposition, downloads, on_shutdown), str(run_dir.socket)
+        lambda: ControlConnection(manager, accounts, reloading, exposition, downloads, on_shutdown), str(run_dir.socket)
     )
     run_dir.socket.chmod(0o600)
-    calm_collector()
+    tune_gc()
     logger.info("manager ready (pid {}), {} models configured", os.getpid(), len(config.models.available))
     await _wait_for_end(manager, stop)
     run_dir.socket.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Carries out what the scheduler decides: runs instances, answers workers and commands. One loop, the single writer.
 
-`server.py` calls the methods that take a `Client`; each instance has one task (`_run`) from its start to its end,
+`server.py` calls the methods that take a `WorkerSession`; each instance has one task (`_run`) from its start to its
+end,
 and that task alone reports the end to the scheduler.
 """
 
@@ -18,26 +19,26 @@ from loguru import logger
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.devices.inventory import DeviceWatch, Inventory
 from llm_api_server.engines.base import Engine, ModelProblem, Placement
-from llm_api_server.ipc.messages import NO_CLAIM, Claim, Ended, Explained, Granted, Models, Reclaim, Refused
+from llm_api_server.ipc.messages import NO_CLAIM, Claim, EndedRequest, Explained, Granted, Models, Refused, RevokeSlots
 from llm_api_server.ipc.run_dir import RunDir
-from llm_api_server.manager.instances.adoption_records import Record, Records, fingerprint
-from llm_api_server.manager.instances.embedding_instances import Twins, refusal
-from llm_api_server.manager.instances.instance import Instance, Spec, Surroundings, end
-from llm_api_server.manager.instances.load_report import Loads
-from llm_api_server.manager.instances.model_inspection import Inspection
+from llm_api_server.manager.instances.adoption_records import AdoptionRecord, AdoptionRecords, fingerprint
+from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances, refusal
+from llm_api_server.manager.instances.instance import Instance, InstanceContext, Spec, end
+from llm_api_server.manager.instances.load_report import LoadReport
+from llm_api_server.manager.instances.model_inspection import ModelInspection
 from llm_api_server.manager.instances.process import Launcher
 from llm_api_server.manager.instances.sleeping import put_to_sleep, wake
-from llm_api_server.manager.instances.stall_detector import StallWatch
-from llm_api_server.manager.pending_requests import Asked, Waiting
+from llm_api_server.manager.instances.stall_detector import StallDetector
+from llm_api_server.manager.pending_requests import PendingRequest, PendingRequests
 from llm_api_server.manager.scheduling import state as decide
 from llm_api_server.manager.scheduling.explain import explain
 from llm_api_server.manager.scheduling.refusals import cannot_pin, gone
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.status import models_of, policy_of
-from llm_api_server.manager.status_publisher import Board
-from llm_api_server.manager.telemetry.counters import Tally
+from llm_api_server.manager.status_publisher import StatusPublisher
+from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.spans import Tracing
-from llm_api_server.manager.worker_session import Client, Question
+from llm_api_server.manager.worker_session import Query, WorkerSession
 from llm_api_server.types import ModelState, Task
 
 #: The request of those who do not wait for the end of a command.
@@ -58,26 +59,26 @@ class Manager:
     ) -> None:
         """`engines` maps each configured model to its adapter and its entry with the path resolved."""
         self._config = config
-        self._twins = Twins(engines)
+        self._twins = EmbeddingInstances(engines)
         #: By the scheduler's names. Others look into it as well; it is changed in place.
         self._engines = {**engines, **self._twins.entries}
-        self._records = Records(run_dir.engines)
-        self._around = Surroundings(launcher, self._records, run_dir.engines, log_dir, config.models.load_timeout)
+        self._records = AdoptionRecords(run_dir.engines)
+        self._around = InstanceContext(launcher, self._records, run_dir.engines, log_dir, config.models.load_timeout)
         self._running: dict[str, Instance] = {}
         #: For the accounts as well.
-        self.tally = Tally()
+        self.tally = Counters()
         self.tracing = Tracing()
         self.tracing.configure(config.tracing)
-        self._loads = Loads(self.tally, self.tracing)
+        self._loads = LoadReport(self.tally, self.tracing)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         policy, models = policy_of(config, inventory.devices), models_of(config, self._engines)
         self._scheduler = Scheduler(policy, models, lambda: uuid4().hex[:12], inventory.devices)
-        self._waiting = Waiting(lambda: self._scheduler.positions(_now()))
-        self._files = Inspection(self._engines, self._scheduler)
-        self.board = Board(config, self._engines, self._twins, self._scheduler, self._files, self._running)
+        self._waiting = PendingRequests(lambda: self._scheduler.positions(_now()))
+        self._files = ModelInspection(self._engines, self._scheduler)
+        self.board = StatusPublisher(config, self._engines, self._twins, self._scheduler, self._files, self._running)
         self._devices = DeviceWatch(inventory, self._scheduler, self._memory_of)
-        self._stalls = StallWatch(config.limits.stall_timeout, self._running, self.board.is_at_work)
+        self._stalls = StallDetector(config.limits.stall_timeout, self._running, self.board.is_at_work)
         self._background: list[asyncio.Task[None]] = []
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +113,7 @@ class Manager:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _adopt_or_end(self, record: Record) -> None:
+    async def _adopt_or_end(self, record: AdoptionRecord) -> None:
         process = self._around.launcher.adopt(record)
         if process is None:
             self._records.remove(record.info.id)
@@ -127,7 +128,7 @@ class Manager:
             await end(process)
             self._records.remove(record.info.id)
 
-    def _is_wanted(self, record: Record) -> bool:
+    def _is_wanted(self, record: AdoptionRecord) -> bool:
         """It is ready and awake, its model's entry is unchanged, and no other instance of the model was adopted."""
         model = record.model
         if model not in self._engines or record.load_seconds is None or record.may_sleep:
@@ -153,7 +154,7 @@ class Manager:
 
     async def configure(self, config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]]) -> None:
         """Follow another configuration. Models whose engines would be started as before go on as they are."""
-        wanted = {**engines, **Twins(engines).entries}
+        wanted = {**engines, **EmbeddingInstances(engines).entries}
         before = {name: fingerprint(self._config, entry) for name, (_, entry) in self._engines.items()}
         changed = [name for name, (_, entry) in wanted.items() if before.get(name) != fingerprint(config, entry)]
         facts = await self._files.read({name: wanted[name] for name in changed})
@@ -180,10 +181,10 @@ class Manager:
         """Their pids."""
         return [client.pid for client in self.board.clients if client.is_worker]
 
-    def connected(self, client: Client) -> None:
+    def connected(self, client: WorkerSession) -> None:
         self.board.clients.add(client)
 
-    def hello(self, client: Client, in_flight: dict[str, int]) -> None:
+    def hello(self, client: WorkerSession, in_flight: dict[str, int]) -> None:
         """A worker is here. What it has in flight are the places that it holds."""
         client.is_worker = True
         client.in_flight = in_flight
@@ -192,10 +193,10 @@ class Manager:
                 client.grants[instance] = places
                 self._scheduler.restore(instance, places)
                 if self._scheduler.is_reclaimed(instance):
-                    client.send(Reclaim(instance))
+                    client.send(RevokeSlots(instance))
         client.send(Models(self.board.statuses()))
 
-    def disconnected(self, client: Client) -> None:
+    def disconnected(self, client: WorkerSession) -> None:
         """Its requests are gone with it: nobody waits, nothing is in flight."""
         self.board.clients.discard(client)
         for waiter, asked in self._waiting.pop_all_of(client):
@@ -203,27 +204,27 @@ class Manager:
         for number in list(client.reading):
             self.on_read(client, number)
         for instance, places in client.grants.items():
-            ended = [Ended(key_id) for key_id in client.running.get(instance, ())]
+            ended = [EndedRequest(key_id) for key_id in client.running.get(instance, ())]
             self._carry_out(self._scheduler.release(instance, places, _now(), ended))
 
     def acquire(
-        self, client: Client, request: int, model: str, task: Task | None = None, claim: Claim = NO_CLAIM
+        self, client: WorkerSession, request: int, model: str, task: Task | None = None, claim: Claim = NO_CLAIM
     ) -> None:
         """`task` decides whether the model itself or its twin is asked for; without one either will do."""
         self.board.note_use(model)
         verb = partial(self._scheduler.acquire, claim=claim)
-        self._ask(client, Question(request, model, task, claim), verb)
+        self._ask(client, Query(request, model, task, claim), verb)
 
-    def cancel(self, client: Client, request: int) -> None:
+    def cancel(self, client: WorkerSession, request: int) -> None:
         for waiter, asked in self._waiting.pop_all_of(client, request):
             self._carry_out(self._scheduler.cancel(waiter, asked.model, _now()))
 
-    def on_read(self, client: Client, number: int) -> None:
+    def on_read(self, client: WorkerSession, number: int) -> None:
         """Unknown ones are ignored: another manager granted them."""
         instance, waiter = client.reading.pop(number, ("", 0))
         self._carry_out(self._scheduler.on_read(instance, waiter, _now()))
 
-    def release(self, client: Client, instance: str, places: int, ended: Sequence[Ended] = ()) -> None:
+    def release(self, client: WorkerSession, instance: str, places: int, ended: Sequence[EndedRequest] = ()) -> None:
         held = client.grants.get(instance, 0)
         places = min(held, places)
         client.grants[instance] = held - places
@@ -239,23 +240,23 @@ class Manager:
             self.board.note_use(user.model)
         self._carry_out(self._scheduler.release(instance, places, _now(), ended))
 
-    def report(self, client: Client, in_flight: dict[str, int], blocked: dict[str, int]) -> None:
+    def report(self, client: WorkerSession, in_flight: dict[str, int], blocked: dict[str, int]) -> None:
         client.in_flight, client.blocked = in_flight, blocked
         self.board.changed()
 
-    def load(self, client: Client, request: int, model: str, *, wait: bool) -> None:
-        self._ask(client, Question(request, model), self._scheduler.load, wait=wait)
+    def load(self, client: WorkerSession, request: int, model: str, *, wait: bool) -> None:
+        self._ask(client, Query(request, model), self._scheduler.load, wait=wait)
 
-    def unload(self, client: Client, request: int, model: str, *, wait: bool) -> None:
+    def unload(self, client: WorkerSession, request: int, model: str, *, wait: bool) -> None:
         """The model and its twin; the answer comes when both are gone."""
         if twin := self._twins.twin_of(model):
             waiter = self._waiting.new_id()
             if wait and self._scheduler.models[twin].booking is not None:
-                self._waiting.put(waiter, Asked(client, request, twin))
+                self._waiting.put(waiter, PendingRequest(client, request, twin))
             self._carry_out(self._scheduler.unload(waiter, twin, _now()))
-        self._ask(client, Question(request, model), self._scheduler.unload, wait=wait)
+        self._ask(client, Query(request, model), self._scheduler.unload, wait=wait)
 
-    def pin(self, client: Client, request: int, model: str, *, is_pinned: bool) -> None:
+    def pin(self, client: WorkerSession, request: int, model: str, *, is_pinned: bool) -> None:
         """The model and its twin, of which one must be there to be pinned."""
         names = [name for name in (model, self._twins.twin_of(model)) if name in self._engines]
         if is_pinned and all(self._scheduler.models[name].booking is None for name in names):
@@ -268,13 +269,13 @@ class Manager:
                 running.pin(is_pinned=is_pinned)
         client.send(Models(self.board.statuses(), request))
 
-    async def list_models(self, client: Client, request: int) -> None:
+    async def list_models(self, client: WorkerSession, request: int) -> None:
         """With memory measured, and the devices looked at, now."""
         await self.board.measure()
         await self._devices.observe()
         client.send(Models(self.board.statuses(), request))
 
-    async def explain(self, client: Client, request: int, model: str) -> None:
+    async def explain(self, client: WorkerSession, request: int, model: str) -> None:
         """Answer whether it would fit, with its files and the devices looked at now."""
         if model not in self._engines:
             client.send(Refused(request, "model_not_found", f"model {model!r} is not configured"))
@@ -286,13 +287,13 @@ class Manager:
         await self._devices.observe()
         client.send(Explained(request, explain(self._scheduler, model)))
 
-    def _ask(self, client: Client, question: Question, verb: _Verb, *, wait: bool = True) -> None:
+    def _ask(self, client: WorkerSession, question: Query, verb: _Verb, *, wait: bool = True) -> None:
         model = question.model
         if model not in self._engines:
             client.send(Refused(question.request, "model_not_found", f"model {model!r} is not configured"))
             return
         waiter = self._waiting.new_id()
-        self._waiting.put(waiter, Asked(client, question.request, model))
+        self._waiting.put(waiter, PendingRequest(client, question.request, model))
         target = self._target(question)
         is_unload = verb == self._scheduler.unload
         if target is not None and (is_unload or self._scheduler.models[target].booking is not None):
@@ -300,7 +301,7 @@ class Manager:
         else:
             self._keep(self._check_and_begin(waiter, question, verb, wait=wait))
 
-    def _target(self, question: Question) -> str | None:
+    def _target(self, question: Query) -> str | None:
         """What the scheduler is to be asked for: the model or its twin; None where nothing does it, as far as known."""
         model = question.model
         if question.claim is None:
@@ -312,7 +313,7 @@ class Manager:
         is_twin_ready = twin is not None and self._scheduler.models[twin].state is ModelState.READY
         return twin if is_twin_ready and self._scheduler.models[model].booking is None else model
 
-    async def _check_and_begin(self, waiter: int, question: Question, verb: _Verb, *, wait: bool) -> None:
+    async def _check_and_begin(self, waiter: int, question: Query, verb: _Verb, *, wait: bool) -> None:
         """What cannot be loaded, or would not help, is refused before another has to make room for it."""
         model = question.model
         problem = await self._files.problem_of(model)
@@ -342,7 +343,7 @@ class Manager:
 
     def _begin(self, waiter: int, target: str, verb: _Verb, *, wait: bool) -> None:
         waiting = self._waiting[waiter]
-        self._waiting.put(waiter, Asked(waiting.client, waiting.request if wait else _NOBODY, target))
+        self._waiting.put(waiter, PendingRequest(waiting.client, waiting.request if wait else _NOBODY, target))
         self._carry_out(verb(waiter, target, _now()))
         if not wait:
             waiting.client.send(Models(self.board.statuses(), waiting.request))
@@ -366,16 +367,16 @@ class Manager:
         self.board.changed()
         self._set_timer()
 
-    def _command(self, decision: decide.Start | decide.Reclaim | decide.Sleep | decide.Wake | decide.Stop) -> None:
+    def _command(self, decision: decide.Start | decide.Revoke | decide.Sleep | decide.Wake | decide.Stop) -> None:
         """What is decided of an instance."""
         match decision:
             case decide.Start(instance, model, placement):
                 started = self._new_instance(instance, model, placement)
                 started.task = asyncio.create_task(self._run(started))
-            case decide.Reclaim(instance):
+            case decide.Revoke(instance):
                 for client in self.board.clients:
                     if instance in client.grants:
-                        client.send(Reclaim(instance))
+                        client.send(RevokeSlots(instance))
             case decide.Sleep(instance, level, from_level):
                 self._keep(self._put_to_sleep(self._running[instance], level, from_level))
             case decide.Wake(instance, level):

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING
 from llm_api_server.ipc.messages import Queued
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import Client
+    from llm_api_server.manager.worker_session import WorkerSession
 
 #: Seconds between two words to a request on its place in the queue.
 _POSITION_INTERVAL = 1.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingRequest:
     """A request of a client. `model` is what the scheduler was asked for: a configured name or a twin's."""
 
-    client: Client
+    client: WorkerSession
     request: int
     model: str
 
 
-class Waiting:
+class PendingRequests:
     """By the scheduler's number of the waiter. `positions` tells where each one stands that is in a queue."""
 
     def __init__(self, positions: Callable[[], Mapping[int, int]]) -> None:
-        self._asked: dict[int, Asked] = {}
+        self._asked: dict[int, PendingRequest] = {}
         self._ids = count(1)
         self._positions = positions
         self._told: dict[int, int] = {}
@@ -39,29 +39,29 @@ class Waiting:
     def __contains__(self, waiter: int) -> bool:
         return waiter in self._asked
 
-    def __getitem__(self, waiter: int) -> Asked:
+    def __getitem__(self, waiter: int) -> PendingRequest:
         return self._asked[waiter]
 
     def new_id(self) -> int:
         return next(self._ids)
 
-    def put(self, waiter: int, asked: Asked) -> None:
+    def put(self, waiter: int, asked: PendingRequest) -> None:
         self._asked[waiter] = asked
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_POSITION_INTERVAL, self._tell)
 
-    def pop(self, waiter: int) -> Asked | None:
+    def pop(self, waiter: int) -> PendingRequest | None:
         self._told.pop(waiter, None)
         return self._asked.pop(waiter, None)
 
-    def pop_all_of(self, client: Client, request: int | None = None) -> Iterator[tuple[int, Asked]]:
+    def pop_all_of(self, client: WorkerSession, request: int | None = None) -> Iterator[tuple[int, PendingRequest]]:
         """What the client asked and nobody has answered; with `request`, that alone."""
         for waiter, asked in list(self._asked.items()):
             if asked.client is client and request in {None, asked.request}:
                 self.pop(waiter)
                 yield waiter, asked
 
-    def has(self, client: Client, request: int) -> bool:
+    def has(self, client: WorkerSession, request: int) -> bool:
         return any(asked.client is client and asked.request == request for asked in self._asked.values())
 
     def close(self) -> None:

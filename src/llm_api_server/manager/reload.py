@@ -23,11 +23,11 @@ from llm_api_server.lifecycle.config_handover import digest, pack
 FOLLOW_TIMEOUT = 10.0
 
 
-class Client(Protocol):
+class Follower(Protocol):
     def send(self, message: ToClient) -> None: ...
 
 
-class Reloading:
+class Reloader:
     """`follow` makes the manager do what a configuration says."""
 
     def __init__(self, config: Config, follow: Callable[[Config], Awaitable[None]]) -> None:
@@ -36,27 +36,27 @@ class Reloading:
         self._follow = follow
         self._one_at_a_time = asyncio.Lock()
         #: The workers that are connected, and whose configuration each has.
-        self._workers: dict[Client, str] = {}
+        self._workers: dict[Follower, str] = {}
         self._changed = asyncio.Event()
 
-    def hello(self, worker: Client, digest_of_its: str) -> None:
+    def hello(self, worker: Follower, digest_of_its: str) -> None:
         """A worker is here, with this configuration; it gets ours if that is another."""
         self._workers[worker] = digest_of_its
         if digest_of_its != digest(self._packed):
             worker.send(Configure(self._packed))
 
-    def on_configured(self, worker: Client, digest_of_its: str) -> None:
+    def on_configured(self, worker: Follower, digest_of_its: str) -> None:
         self._workers[worker] = digest_of_its
         self._changed.set()
 
-    def disconnected(self, client: Client) -> None:
+    def disconnected(self, client: Follower) -> None:
         self._workers.pop(client, None)
         self._changed.set()
 
-    def tell(self, client: Client, request: int) -> None:
+    def tell(self, client: Follower, request: int) -> None:
         client.send(CurrentConfig(request, self._packed))
 
-    async def reload(self, client: Client, request: int, *, dry_run: bool) -> None:
+    async def reload(self, client: Follower, request: int, *, dry_run: bool) -> None:
         """Answers what changes when all follow, or what is wrong with the file."""
         client.send(await self.follow_file(request, dry_run=dry_run))
 

@@ -1,4 +1,4 @@
-"""The manager's end of the control socket: connections in, calls of `Manager` and `Accounts` out. On one loop."""
+"""The manager's end of the control socket: connections in, calls of `Manager` and `UsageWriter` out. On one loop."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
     from llm_api_server.manager.manager import Manager
     from llm_api_server.manager.model_files.downloads import Downloads
-    from llm_api_server.manager.reload import Reloading
+    from llm_api_server.manager.reload import Reloader
     from llm_api_server.manager.telemetry.exposition import Exposition
-    from llm_api_server.manager.usage.usage_writer import Accounts
+    from llm_api_server.manager.usage.usage_writer import UsageWriter
 
 
-class Connection(asyncio.Protocol):
+class ControlConnection(asyncio.Protocol):
     """One worker or command line. Only our own user can connect: the run directory is 0700."""
 
     def __init__(
         self,
         manager: Manager,
-        accounts: Accounts,
-        reloading: Reloading,
+        accounts: UsageWriter,
+        reloading: Reloader,
         exposition: Exposition,
         downloads: Downloads,
-        on_shutdown: Callable[[Connection, messages.Shutdown], None],
+        on_shutdown: Callable[[ControlConnection, messages.Shutdown], None],
     ) -> None:
         self.is_worker = False
         self.pid = 0
@@ -94,9 +94,21 @@ class Connection(asyncio.Protocol):
 
     def _handle(self, message: messages.ToManager) -> None:
         match message:
-            case messages.Acquire() | messages.Cancel() | messages.Read() | messages.Release() | messages.Report():
+            case (
+                messages.Acquire()
+                | messages.Cancel()
+                | messages.PrefillDone()
+                | messages.ReturnSlots()
+                | messages.ReportInFlight()
+            ):
                 self._lease(message)
-            case messages.Admit() | messages.Settle() | messages.Spend() | messages.FindKey() | messages.ReportUsage():
+            case (
+                messages.Admit()
+                | messages.Settle()
+                | messages.ReportQuota()
+                | messages.FindKey()
+                | messages.ReportUsage()
+            ):
                 self._count(message)
             case messages.Hello(pid, in_flight, worker, admitted, config):
                 self.pid = pid
@@ -108,26 +120,26 @@ class Connection(asyncio.Protocol):
             case _:
                 self._command(message)
 
-    def _lease(self, message: messages.Lease) -> None:
+    def _lease(self, message: messages.SlotMessage) -> None:
         match message:
             case messages.Acquire(request, model, task, claim):
                 self._manager.acquire(self, request, model, task, claim)
-            case messages.Read(number):
+            case messages.PrefillDone(number):
                 self._manager.on_read(self, number)
-            case messages.Release(instance, places, ended):
+            case messages.ReturnSlots(instance, places, ended):
                 self._manager.release(self, instance, places, ended)
-            case messages.Report(in_flight, blocked):
+            case messages.ReportInFlight(in_flight, blocked):
                 self._manager.report(self, in_flight, blocked)
             case messages.Cancel(request):
                 self._manager.cancel(self, request)
 
-    def _count(self, message: messages.Account) -> None:
+    def _count(self, message: messages.QuotaMessage) -> None:
         match message:
             case messages.Admit():
                 self._accounts.admissions.admit(self, message)
             case messages.Settle(request, tokens):
                 self._accounts.admissions.settle(self, request, tokens)
-            case messages.Spend():
+            case messages.ReportQuota():
                 self._accounts.admissions.spend(self, message)
             case messages.FindKey():
                 self._accounts.find_key(self, message)
@@ -156,7 +168,7 @@ class Connection(asyncio.Protocol):
                 self._keep(request, self._exposition.tell(self, request))
             case messages.GetConfig(request):
                 self._reloading.tell(self, request)
-            case messages.Reload(request, dry_run):
+            case messages.ReloadConfig(request, dry_run):
                 self._keep(request, self._reloading.reload(self, request, dry_run=dry_run))
             case messages.Shutdown():
                 self._on_shutdown(self, message)

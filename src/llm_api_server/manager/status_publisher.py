@@ -11,31 +11,31 @@ from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.base import Engine, ModelFacts
 from llm_api_server.ipc.messages import InstanceInfo, Models
 from llm_api_server.ipc.model_status import DeviceStatus, ModelStatus
-from llm_api_server.manager.instances.embedding_instances import Twins
+from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances
 from llm_api_server.manager.instances.instance import Instance
-from llm_api_server.manager.instances.model_inspection import Inspection
+from llm_api_server.manager.instances.model_inspection import ModelInspection
 from llm_api_server.manager.scheduling.explain import device_statuses
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.status import status_of
 from llm_api_server.types import ModelState
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import Client
+    from llm_api_server.manager.worker_session import WorkerSession
 
 
-class Board:
+class StatusPublisher:
     """`clients` are all who are connected; `running` the manager's instances, by their ids."""
 
     def __init__(
         self,
         config: Config,
         engines: Mapping[str, tuple[Engine, ModelConfig]],
-        twins: Twins,
+        twins: EmbeddingInstances,
         scheduler: Scheduler,
-        files: Inspection,
+        files: ModelInspection,
         running: Mapping[str, Instance],
     ) -> None:
-        self.clients: set[Client] = set()
+        self.clients: set[WorkerSession] = set()
         self._config = config
         self._engines = engines
         self._twins = twins

@@ -9,7 +9,7 @@ from llm_api_server.ipc.messages import Claim, ToClient
 from llm_api_server.types import Task
 
 
-class Client(Protocol):
+class WorkerSession(Protocol):
     """A connected worker or command line."""
 
     is_worker: bool
@@ -28,7 +28,7 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """What a client asks for. `model` is a configured name, for a command also a twin's; a request has a claim."""
 
     request: int

@@ -25,7 +25,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from llm_api_server.ipc.usage_events import CLIENT_CLOSED, WORKER_LOST, Batch, Ended, Progress, Started, Usage, Whole
+from llm_api_server.ipc.usage_events import (
+    CLIENT_CLOSED,
+    WORKER_LOST,
+    Batch,
+    RequestEnded,
+    RequestProgress,
+    RequestStarted,
+    Usage,
+    Whole,
+)
 from llm_api_server.store.database import Database
 from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS, cleaned
 from llm_api_server.store.usage_query import (
@@ -229,7 +238,7 @@ def _cut(text: str) -> str:
     return cleaned(text[:_LONGEST_NAME]) or ""
 
 
-def _insert_started(connection: Connection, started: Sequence[Started], worker: str) -> None:
+def _insert_started(connection: Connection, started: Sequence[RequestStarted], worker: str) -> None:
     if not started:
         return
     nothing = dict.fromkeys(_TOKENS, 0)
@@ -252,7 +261,7 @@ def _insert_started(connection: Connection, started: Sequence[Started], worker: 
     connection.execute(_insert(connection, REQUESTS).on_conflict_do_nothing(index_elements=["row"]), rows)
 
 
-def _write_progress(connection: Connection, progress: Sequence[Progress]) -> None:
+def _write_progress(connection: Connection, progress: Sequence[RequestProgress]) -> None:
     """Counts only grow: an older message that is repeated takes nothing back."""
     if not progress:
         return
@@ -264,7 +273,7 @@ def _write_progress(connection: Connection, progress: Sequence[Progress]) -> Non
     connection.execute(statement, told)
 
 
-def _settle(connection: Connection, ends: Mapping[str, Ended]) -> None:
+def _settle(connection: Connection, ends: Mapping[str, RequestEnded]) -> None:
     """The rows that are open."""
     settled = []
     for row in _rows(connection, list(ends), _WITHOUT_PROMPT, _IS_OPEN):
@@ -366,7 +375,7 @@ def _sum_of(rows: Sequence[Whole]) -> dict[str, float]:
     }
 
 
-def _write_last_used(connection: Connection, started: Sequence[Started | Whole]) -> None:
+def _write_last_used(connection: Connection, started: Sequence[RequestStarted | Whole]) -> None:
     last: dict[str, float] = {}
     for start in started:
         last[start.key_id] = max(start.at, last.get(start.key_id, start.at))

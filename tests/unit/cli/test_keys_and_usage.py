@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from llm_api_server.auth.access import digest
 from llm_api_server.cli.main import app
-from llm_api_server.ipc.usage_events import Batch, Ended, Started, Usage
+from llm_api_server.ipc.usage_events import Batch, RequestEnded, RequestStarted, Usage
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
@@ -281,9 +281,11 @@ def used(run: Run, folder: Path) -> str:
         ("3", key_id, "=app", "n", day),
     ]
     requests.append(("4", "0123456789ab", "fixed", "m", day + 90000))
-    started = [Started(row, f"req-{row}", of, name, model, "/v1/x", False, at) for row, of, name, model, at in requests]
-    ended = [Ended(row, 200, None, "m-1", Usage(10, 5), 0.1, 0.2, 1.0) for row in "123"]
-    ended.append(Ended("4", 500, "engine_error", "m-1", Usage(1), None, None, 2.0))
+    started = [
+        RequestStarted(row, f"req-{row}", of, name, model, "/v1/x", False, at) for row, of, name, model, at in requests
+    ]
+    ended = [RequestEnded(row, 200, None, "m-1", Usage(10, 5), 0.1, 0.2, 1.0) for row in "123"]
+    ended.append(RequestEnded("4", 500, "engine_error", "m-1", Usage(1), None, None, 2.0))
     database = Database(f"sqlite:///{folder / 'keys.db'}")
     UsageLedger(database).write(Batch(started, [], ended), "w")
     database.close()

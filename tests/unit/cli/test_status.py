@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from llm_api_server import __version__
 from llm_api_server.cli.main import app
-from llm_api_server.cli.status_view import ServerStatus, as_json, as_text
+from llm_api_server.cli.status_view import StatusReport, as_json, as_text
 from llm_api_server.ipc.model_status import DeviceStatus, ModelStatus
 from llm_api_server.types import ModelState
 
 GIB = 1024**3
 
 
-def made(**more: Any) -> ServerStatus:
+def made(**more: Any) -> StatusReport:
     good = ModelStatus(
         "good",
         ModelState.READY,
@@ -31,7 +31,7 @@ def made(**more: Any) -> ServerStatus:
         queued=2,
         devices={"gpu0": 12 * GIB, "ram": 1},
     )
-    status = ServerStatus(
+    status = StatusReport(
         version=__version__, url="http://127.0.0.1:8050", config="/x/config.yaml", pid=1, manager=2, workers=[4, 3],
         started_at=time.time() - 7500, in_flight=3, queued=2, models=[good],
         devices=[DeviceStatus("gpu0", "H200", 139 * GIB, 139 * GIB, 2 * GIB, {"good": 12 * GIB}, 125 * GIB)],

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_api_server.downloads.download import Event, Planned, Progress, Pulled, pull
+from llm_api_server.downloads.download import DownloadProgress, Event, Planned, Pulled, pull
 from llm_api_server.downloads.source import parse_source
 from llm_api_server.errors import PullError
 from tests.hub import Hub, hub
@@ -33,7 +33,7 @@ def run(hub: Hub, folder: Path) -> list[Event]:
 def test_what_is_told(here: Hub, tmp_path: Path) -> None:
     plan, *progress, last = run(here, tmp_path / "models")
     assert plan == Planned(f"{here.url}/files/x.gguf", None, "", {"x.gguf": len(DATA)}, len(DATA), 0, "the only file")
-    assert all(isinstance(one, Progress) and one.total == len(DATA) for one in progress)
+    assert all(isinstance(one, DownloadProgress) and one.total == len(DATA) for one in progress)
     assert last == Pulled("x.gguf", verified=False)
     assert (tmp_path / "models" / "x.gguf").read_bytes() == DATA
 
@@ -48,7 +48,7 @@ def test_a_full_disk_is_seen_before_anything_comes(here: Hub, tmp_path: Path, mo
 def test_a_server_without_ranges_begins_anew(here: Hub, tmp_path: Path) -> None:
     here.knows_ranges = False
     here.breaks["x.gguf"] = [len(DATA) // 2]
-    counts = [event.bytes for event in run(here, tmp_path) if isinstance(event, Progress)]
+    counts = [event.bytes for event in run(here, tmp_path) if isinstance(event, DownloadProgress)]
     assert max(counts) == len(DATA)
     assert (tmp_path / "x.gguf").read_bytes() == DATA
 

@@ -18,7 +18,7 @@ async def run_outside(work: list[str], *, fails: bool = False) -> asyncio.Task[N
     async def waits() -> None:
         work.append("begun")
         assert asyncio.current_task() is None
-        await eager_task.in_task()
+        await eager_task.ensure_task()
         assert asyncio.current_task() is not None
         async with asyncio.timeout(10):
             await asyncio.sleep(0.01)

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from llm_api_server.event_loop.write_buffer import MOST_HELD, LateTransport, Turns
+from llm_api_server.event_loop.write_buffer import MOST_HELD, BufferedTransport, WriteBuffer
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ async def end_of_turn() -> None:
 
 async def test_writes_of_a_turn_go_out_at_its_end_each_connection_once() -> None:
     log: list[str] = []
-    turns = Turns()
+    turns = WriteBuffer()
     one, other = (turns.wrap(Recording(log, name)) for name in ("1:", "2:"))
     one.write(b"a")
     other.write(b"b")
@@ -55,14 +55,14 @@ async def test_writes_of_a_turn_go_out_at_its_end_each_connection_once() -> None
 
 async def test_nothing_is_written_where_nothing_was_said() -> None:
     log: list[str] = []
-    Turns().wrap(Recording(log)).write(b"")
+    WriteBuffer().wrap(Recording(log)).write(b"")
     await end_of_turn()
     assert log == []
 
 
 async def test_to_close_waits_for_what_was_written_to_abort_does_not() -> None:
     log: list[str] = []
-    turns = Turns()
+    turns = WriteBuffer()
     closed, aborted = (turns.wrap(Recording(log, name)) for name in ("1:", "2:"))
     for transport in (closed, aborted):
         transport.write(b"a")
@@ -74,7 +74,7 @@ async def test_to_close_waits_for_what_was_written_to_abort_does_not() -> None:
 
 async def test_a_lost_connection_gets_nothing_and_the_others_get_theirs() -> None:
     log: list[str] = []
-    turns = Turns()
+    turns = WriteBuffer()
     lost = Recording(log, "1:")
     here, there = turns.wrap(lost), turns.wrap(Recording(log, "2:"))
     here.write(b"a")
@@ -87,9 +87,9 @@ async def test_a_lost_connection_gets_nothing_and_the_others_get_theirs() -> Non
 
 async def test_in_a_long_turn_the_first_do_not_wait_for_the_last() -> None:
     log: list[str] = []
-    turns = Turns()
+    turns = WriteBuffer()
     for number in range(MOST_HELD + 1):
-        LateTransport(turns, Recording(log)).write(b"%d" % number)
+        BufferedTransport(turns, Recording(log)).write(b"%d" % number)
     assert log == [str(number) for number in range(MOST_HELD)]
     await end_of_turn()
     assert len(log) == MOST_HELD + 1
@@ -98,7 +98,7 @@ async def test_in_a_long_turn_the_first_do_not_wait_for_the_last() -> None:
 async def test_it_passes_everything_else_on() -> None:
     left, right = socket.socketpair()
     transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=left)
-    late = Turns().wrap(transport)
+    late = WriteBuffer().wrap(transport)
     got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     class Reader(asyncio.Protocol):

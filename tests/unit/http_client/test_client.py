@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_api_server.event_loop.write_buffer import Turns
+from llm_api_server.event_loop.write_buffer import WriteBuffer
 from llm_api_server.http_client.address import Address
 from llm_api_server.http_client.client import (
     MAX_HEAD_BYTES,
     BrokenResponse,
     Connection,
+    HttpClient,
     NoResponse,
     Response,
-    UpstreamClient,
     UpstreamError,
     _Pool,
 )
@@ -51,8 +51,8 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[UpstreamClient]:
-    one = UpstreamClient()
+async def client() -> AsyncIterator[HttpClient]:
+    one = HttpClient()
     yield one
     one.close()
     await asyncio.sleep(0.01)  # let the transports say goodbye
@@ -78,7 +78,7 @@ def answering(*pieces: bytes, then_close: bool = False) -> Handler:
     return handle
 
 
-async def post(client: UpstreamClient, address: str, body: bytes = b"{}") -> Response:
+async def post(client: HttpClient, address: str, body: bytes = b"{}") -> Response:
     return await client.post(address, "/v1/x", body, content_type="application/json", headers={"x-key": "k"})
 
 
@@ -86,7 +86,7 @@ async def read_all(response: Response) -> bytes:
     return await response.read_all(1 << 30)
 
 
-async def test_request_as_the_engine_sees_it(client: UpstreamClient) -> None:
+async def test_request_as_the_engine_sees_it(client: HttpClient) -> None:
     seen: list[bytes] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,13 +113,13 @@ async def test_request_as_the_engine_sees_it(client: UpstreamClient) -> None:
         ([b"HTTP/1.1 204 No Content\r\n\r\n"], b""),
     ],
 )
-async def test_bodies_and_reuse(client: UpstreamClient, answer: list[bytes], body: bytes) -> None:
+async def test_bodies_and_reuse(client: HttpClient, answer: list[bytes], body: bytes) -> None:
     async with serving(answering(*answer)) as address:
         for _ in range(3):
             assert await read_all(await post(client, address)) == body
 
 
-async def test_body_that_ends_with_the_connection(client: UpstreamClient) -> None:
+async def test_body_that_ends_with_the_connection(client: HttpClient) -> None:
     async with serving(answering(b"HTTP/1.1 200 OK\r\n\r\nhello ", b"world", then_close=True)) as address:
         assert await read_all(await post(client, address)) == b"hello world"
 
@@ -128,13 +128,13 @@ async def test_body_that_ends_with_the_connection(client: UpstreamClient) -> Non
     "answer",
     [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nx: " + b"y" * (MAX_HEAD_BYTES + 1), b"HTTP/1.1 200 OK\r\ncontent-"],
 )
-async def test_heads_that_are_none(client: UpstreamClient, answer: bytes) -> None:
+async def test_heads_that_are_none(client: HttpClient, answer: bytes) -> None:
     async with serving(answering(answer, then_close=True)) as address:
         with pytest.raises(BrokenResponse):
             await post(client, address)
 
 
-async def test_body_that_breaks_off_is_read_to_where_it_breaks(client: UpstreamClient) -> None:
+async def test_body_that_breaks_off_is_read_to_where_it_breaks(client: HttpClient) -> None:
     broken = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", then_close=True)
     async with serving(broken) as address:
         response = await post(client, address)
@@ -143,7 +143,7 @@ async def test_body_that_breaks_off_is_read_to_where_it_breaks(client: UpstreamC
             await response.read()
 
 
-async def test_nobody_there(client: UpstreamClient) -> None:
+async def test_nobody_there(client: HttpClient) -> None:
     async with serving(answering(OK)) as address:
         pass
     for nobody in (address, "unix:/nonexistent/engine.sock"):
@@ -151,7 +151,7 @@ async def test_nobody_there(client: UpstreamClient) -> None:
             await post(client, nobody)
 
 
-async def test_fresh_connection_that_is_closed_is_not_tried_again(client: UpstreamClient) -> None:
+async def test_fresh_connection_that_is_closed_is_not_tried_again(client: HttpClient) -> None:
     requests: list[bytes] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -163,7 +163,7 @@ async def test_fresh_connection_that_is_closed_is_not_tried_again(client: Upstre
     assert len(requests) == 1
 
 
-async def test_pooled_connection_closed_meanwhile_is_tried_once_more(client: UpstreamClient) -> None:
+async def test_pooled_connection_closed_meanwhile_is_tried_once_more(client: HttpClient) -> None:
     """It reads the second request and closes without a word, as llama.cpp does when a request meets its closing."""
     requests: list[bytes] = []
 
@@ -178,7 +178,7 @@ async def test_pooled_connection_closed_meanwhile_is_tried_once_more(client: Ups
     assert len(requests) == 3
 
 
-async def test_bytes_that_nobody_asked_for_cost_the_connection(client: UpstreamClient) -> None:
+async def test_bytes_that_nobody_asked_for_cost_the_connection(client: HttpClient) -> None:
     """An answer smuggled in front of the next one must not be taken for it."""
     async with serving(answering(OK + b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")) as address:
         for _ in range(3):
@@ -186,7 +186,7 @@ async def test_bytes_that_nobody_asked_for_cost_the_connection(client: UpstreamC
                 assert await read_all(await post(client, address)) == b"ok"
 
 
-async def test_abort_closes_the_connection(client: UpstreamClient) -> None:
+async def test_abort_closes_the_connection(client: HttpClient) -> None:
     closed = asyncio.Event()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -201,7 +201,7 @@ async def test_abort_closes_the_connection(client: UpstreamClient) -> None:
         await closed.wait()
 
 
-async def test_cancelled_wait_for_the_head_closes_the_connection(client: UpstreamClient) -> None:
+async def test_cancelled_wait_for_the_head_closes_the_connection(client: HttpClient) -> None:
     got, closed = asyncio.Event(), asyncio.Event()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -279,7 +279,7 @@ class NoTransport(asyncio.Transport):
 
 def received(answer: bytes, cuts: list[int], receiver: Recorder) -> _Pool:
     """What `receiver` gets of `answer`, cut into reads. The pool has the connection again where it is still good."""
-    pool = _Pool(Address.parse("unix:/x"), None, Turns())
+    pool = _Pool(Address.parse("unix:/x"), None, WriteBuffer())
     connection = Connection(pool)
     connection.connection_made(NoTransport())
     connection.start(b"", receiver)

@@ -10,13 +10,13 @@ import pytest
 
 from llm_api_server.ipc import messages
 from llm_api_server.ipc.framing import encode
-from llm_api_server.manager.server import Connection
+from llm_api_server.manager.server import ControlConnection
 
 pytestmark = pytest.mark.anyio
 
 
 class Exposition:
-    async def tell(self, _client: Connection, _request: int) -> None:
+    async def tell(self, _client: ControlConnection, _request: int) -> None:
         raise ValueError("secret detail")
 
 
@@ -33,7 +33,7 @@ class Transport(asyncio.Transport):
 
 async def test_a_command_whose_work_fails_is_answered() -> None:
     nothing: Any = SimpleNamespace(connected=lambda _client: None)
-    connection = Connection(nothing, nothing, nothing, cast("Any", Exposition()), nothing, nothing)
+    connection = ControlConnection(nothing, nothing, nothing, cast("Any", Exposition()), nothing, nothing)
     transport = Transport()
     connection.connection_made(transport)
     connection.data_received(encode(messages.GetMetrics(7)))

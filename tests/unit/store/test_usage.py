@@ -25,9 +25,9 @@ from llm_api_server.ipc.usage_events import (
     NO_USAGE,
     WORKER_LOST,
     Batch,
-    Ended,
-    Progress,
-    Started,
+    RequestEnded,
+    RequestProgress,
+    RequestStarted,
     Usage,
     Whole,
 )
@@ -43,20 +43,20 @@ NOON = datetime(2026, 2, 28, 12, tzinfo=UTC).timestamp()
 MIDNIGHT = NOON - DAY / 2
 
 
-def started(row: str, at: float = NOON, *, key: str = "k1", model: str = "m1", **more: Any) -> Started:
-    return Started(row, f"req-{row}", key, f"name-{key}", model, "chat", stream=True, at=at, **more)
+def started(row: str, at: float = NOON, *, key: str = "k1", model: str = "m1", **more: Any) -> RequestStarted:
+    return RequestStarted(row, f"req-{row}", key, f"name-{key}", model, "chat", stream=True, at=at, **more)
 
 
-def ended(row: str, usage: Usage = NO_USAGE, status: int = 200, error: str | None = None, **more: Any) -> Ended:
+def ended(row: str, usage: Usage = NO_USAGE, status: int = 200, error: str | None = None, **more: Any) -> RequestEnded:
     rest: dict[str, Any] = {"instance": "m1", "queued": 0.5, "first_token": 1.0, "duration": 2.0} | more
-    return Ended(row, status, error, usage=usage, **rest)
+    return RequestEnded(row, status, error, usage=usage, **rest)
 
 
 def whole(row: str, at: float = NOON, usage: Usage = NO_USAGE, **more: Any) -> Batch:
     return Batch(whole=[merged(started(row, at, **more), ended(row, usage))])
 
 
-def merged(start: Started, end: Ended) -> Whole:
+def merged(start: RequestStarted, end: RequestEnded) -> Whole:
     return Whole(**{**msgspec.structs.asdict(start), **msgspec.structs.asdict(end)})
 
 
@@ -79,11 +79,11 @@ def test_a_row_is_there_from_the_start_and_settled_once(ledger: UsageLedger) -> 
     assert (row.started_at, row.ended_at, row.status, row.usage) == (NOON, None, None, NO_USAGE)
     assert total(ledger) is None
 
-    ledger.write(Batch(progress=[Progress("a", Usage(10, 3))]), "w1")
+    ledger.write(Batch(progress=[RequestProgress("a", Usage(10, 3))]), "w1")
     assert ledger.rows()[0].usage == Usage(10, 3)
 
     ledger.write(Batch(ended=[ended("a", Usage(10, 7, 4, 2))]), "w1")
-    ledger.write(Batch(progress=[Progress("a", Usage(99, 99))], ended=[ended("a", Usage(99, 99), 500)]), "w1")
+    ledger.write(Batch(progress=[RequestProgress("a", Usage(99, 99))], ended=[ended("a", Usage(99, 99), 500)]), "w1")
     (row,) = ledger.rows()
     assert (row.status, row.error, row.instance, row.usage) == (200, None, "m1", Usage(10, 7, 4, 2))
     assert (row.queued, row.first_token, row.duration, row.ended_at) == (0.5, 1.0, 2.0, NOON + 2)
@@ -94,7 +94,7 @@ def test_a_row_is_there_from_the_start_and_settled_once(ledger: UsageLedger) -> 
 
 
 def test_an_end_without_a_start_is_ignored(ledger: UsageLedger) -> None:
-    ledger.write(Batch(progress=[Progress("a", Usage(1, 1))], ended=[ended("a")]), "w1")
+    ledger.write(Batch(progress=[RequestProgress("a", Usage(1, 1))], ended=[ended("a")]), "w1")
     assert ledger.rows() == []
     assert total(ledger) is None
 
@@ -121,7 +121,7 @@ def test_errors_and_aborted_requests_are_counted_apart(ledger: UsageLedger) -> N
 
 
 def test_texts_and_counts_that_no_database_takes_are_made_to_fit(ledger: UsageLedger) -> None:
-    odd = Started("a", "\0\ud800\n新", "k1", "n" * 9000, "m" * 9000, "chat", stream=False, at=NOON, prompt="\0")
+    odd = RequestStarted("a", "\0\ud800\n新", "k1", "n" * 9000, "m" * 9000, "chat", stream=False, at=NOON, prompt="\0")
     ledger.write(Batch([odd], [], [ended("a", Usage(2**70, -5))]), "w1")
     (row,) = ledger.rows()
     assert (row.request_id, row.prompt) == ("\ufffd?\n新", "\ufffd")
@@ -131,7 +131,7 @@ def test_texts_and_counts_that_no_database_takes_are_made_to_fit(ledger: UsageLe
 
 def test_what_lost_workers_left_is_settled_with_what_was_known(ledger: UsageLedger) -> None:
     for worker in ("w1", "w2", "w3"):
-        ledger.write(Batch([started(worker)], [Progress(worker, Usage(10, 4))]), worker)
+        ledger.write(Batch([started(worker)], [RequestProgress(worker, Usage(10, 4))]), worker)
     ledger.write(whole("done"), "w1")
     assert ledger.settle_lost(only_worker="w1") == 1
     assert ledger.settle_lost(except_workers=["w1", "w2"]) == 1
@@ -151,9 +151,9 @@ def test_what_lost_workers_left_is_settled_with_what_was_known(ledger: UsageLedg
 
 
 def test_progress_that_is_repeated_late_takes_nothing_back(ledger: UsageLedger) -> None:
-    first = Batch([started("a")], [Progress("a", Usage(10, 3))])
+    first = Batch([started("a")], [RequestProgress("a", Usage(10, 3))])
     ledger.write(first, "w1")
-    ledger.write(Batch(progress=[Progress("a", Usage(10, 9))]), "w1")
+    ledger.write(Batch(progress=[RequestProgress("a", Usage(10, 9))]), "w1")
     ledger.write(first, "w1")
     assert ledger.rows()[0].usage == Usage(10, 9)
 
@@ -178,9 +178,12 @@ def test_any_split_and_repetition_gives_the_same_sums(
         for table in (schema.REQUESTS, schema.HOURS, schema.DAYS):
             connection.execute(sa.delete(table))
     ledger = UsageLedger(database)
-    messages: list[Started | Progress | Ended] = []
+    messages: list[RequestStarted | RequestProgress | RequestEnded] = []
     for row, key, at, tokens, (status, error), finished in requests:
-        own: list[Started | Progress | Ended] = [started(row, at, key=key), Progress(row, Usage(tokens, tokens // 2))]
+        own: list[RequestStarted | RequestProgress | RequestEnded] = [
+            started(row, at, key=key),
+            RequestProgress(row, Usage(tokens, tokens // 2)),
+        ]
         if finished:
             own.append(ended(row, Usage(tokens, tokens), status, error))
         # Later requests may come in anywhere, as long as their own order stays.
@@ -200,13 +203,13 @@ def test_any_split_and_repetition_gives_the_same_sums(
     check_sums(ledger, requests)
 
 
-def batch_of(messages: Sequence[Started | Progress | Ended]) -> Batch:
+def batch_of(messages: Sequence[RequestStarted | RequestProgress | RequestEnded]) -> Batch:
     """As a worker makes them: what begins and ends in one batch is told as a whole."""
-    begun = {message.row: message for message in messages if isinstance(message, Started)}
-    over = {message.row: message for message in messages if isinstance(message, Ended)}
+    begun = {message.row: message for message in messages if isinstance(message, RequestStarted)}
+    over = {message.row: message for message in messages if isinstance(message, RequestEnded)}
     return Batch(
         [message for row, message in begun.items() if row not in over],
-        [message for message in messages if isinstance(message, Progress)],
+        [message for message in messages if isinstance(message, RequestProgress)],
         [message for row, message in over.items() if row not in begun],
         [merged(begun[row], over[row]) for row in begun.keys() & over.keys()],
     )
@@ -292,13 +295,13 @@ def test_a_killed_writer_leaves_whole_batches(url: str, database: Database) -> N
 import sys
 from llm_api_server.store.database import Database
 from llm_api_server.store.usage import UsageLedger
-from llm_api_server.ipc.usage_events import Batch, Ended, Started, Usage
+from llm_api_server.ipc.usage_events import Batch, RequestEnded, RequestStarted, Usage
 ledger = UsageLedger(Database(sys.argv[1]))
 number = 0
 while True:
     rows = [f"{number}-{n}" for n in range(50)]
-    started = [Started(row, "r", "k1", "k1", "m1", "chat", False, 1e9) for row in rows]
-    ended = [Ended(row, 200, None, None, Usage(1, 2), None, None, 1.0) for row in rows]
+    started = [RequestStarted(row, "r", "k1", "k1", "m1", "chat", False, 1e9) for row in rows]
+    ended = [RequestEnded(row, 200, None, None, Usage(1, 2), None, None, 1.0) for row in rows]
     ledger.write(Batch(started, [], ended), "w1")
     number += 1
     print(number, flush=True)
@@ -343,7 +346,7 @@ def test_spent_counts_the_day_and_month_in_utc_and_what_still_runs(ledger: Usage
         ("tomorrow", end, 10_000),
     ):
         ledger.write(whole(row, at, Usage(tokens, tokens)), "w1")
-        ledger.write(Batch([started(f"{row}-open", at)], [Progress(f"{row}-open", Usage(tokens))]), "w1")
+        ledger.write(Batch([started(f"{row}-open", at)], [RequestProgress(f"{row}-open", Usage(tokens))]), "w1")
     ledger.write(whole("other", NOON, Usage(5, 5), key="k2"), "w1")
     assert ledger.spent("k1", NOON) == (3000, 3330)
     assert ledger.spent("k1", end - 0.001) == (3000, 3330)
@@ -419,7 +422,9 @@ def test_rows_are_read_in_pages_and_by_key_or_model(ledger: UsageLedger, databas
 def test_usage_goes_by_the_present_name_of_a_key_or_its_last(ledger: UsageLedger, database: Database) -> None:
     keys, alice = Keys(database), Actor("cli:alice")
     key = keys.create(KeyFields(name="old"), alice)[0].key.key_id
-    ledger.write(Batch([Started("a", "r", key, "old", "m1", "chat", stream=False, at=NOON)], [], [ended("a")]), "w1")
+    ledger.write(
+        Batch([RequestStarted("a", "r", key, "old", "m1", "chat", stream=False, at=NOON)], [], [ended("a")]), "w1"
+    )
     keys.update("old", KeyFields(name="new"), alice)
     assert [sum_.key_name for sum_ in ledger.query(UsageQuery(group_by=("key",)))] == ["new"]
     assert total(ledger, key_name="new") is not None
@@ -463,7 +468,9 @@ def test_an_empty_batch_is_nothing(ledger: UsageLedger) -> None:
 def test_large_batches_are_written(ledger: UsageLedger) -> None:
     rows = [f"r{number}" for number in range(3000)]
     ledger.write(Batch([started(row, key=f"k{row[-2:]}") for row in rows], [], []), "w1")
-    ledger.write(Batch([], [Progress(row, Usage(1)) for row in rows], [ended(row, Usage(1, 1)) for row in rows]), "w1")
+    ledger.write(
+        Batch([], [RequestProgress(row, Usage(1)) for row in rows], [ended(row, Usage(1, 1)) for row in rows]), "w1"
+    )
     found = total(ledger)
     assert found is not None
     assert (found.requests, found.completion_tokens) == (3000, 3000)

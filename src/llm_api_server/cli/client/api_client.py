@@ -32,17 +32,17 @@ class ApiFailure(ServerError):
     """The server answered with an error, or not to the end; the message is its own where it has one."""
 
 
-class Usage(msgspec.Struct, frozen=True):
+class TokenUsage(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class Part(msgspec.Struct, frozen=True):
+class ContentDelta(msgspec.Struct, frozen=True):
     """A piece of a streamed answer: text, text of its reasoning, the usage at its end, or a comment while it waits."""
 
     text: str = ""
     reasoning: str = ""
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     comment: str = ""
 
 
@@ -62,7 +62,7 @@ class _Error(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     error: _Error | None = None
 
 
@@ -79,7 +79,7 @@ class _Refusal(msgspec.Struct):
     error: _Error
 
 
-class Client:
+class ApiClient:
     """Of the server at `url`, with or without `/v1`. Threads may share it: each request has its own connection."""
 
     def __init__(self, url: str, key: str | None) -> None:
@@ -108,7 +108,7 @@ class Client:
         """Raises `ApiFailure` with the server's own words when there is none of that name for this key."""
         self._get(f"/v1/models/{quote(name)}", _Model)
 
-    def stream(self, body: dict[str, Any]) -> Generator[Part]:
+    def stream(self, body: dict[str, Any]) -> Generator[ContentDelta]:
         """The answer to a chat request as it comes. Raises `ApiFailure`, `Unreachable`.
 
         Closed early, it gives up the connection, and the server stops.
@@ -166,10 +166,10 @@ class Client:
         return message
 
 
-def _part(line: bytes) -> Part | None:
+def _part(line: bytes) -> ContentDelta | None:
     """None for a line that carries nothing of these."""
     if line.startswith(b":"):
-        return Part(comment=line[1:].strip().decode("utf-8", "replace"))
+        return ContentDelta(comment=line[1:].strip().decode("utf-8", "replace"))
     if not line.startswith(b"data:"):
         return None
     try:
@@ -179,10 +179,10 @@ def _part(line: bytes) -> Part | None:
     if event.error is not None:
         raise ApiFailure(event.error.message)
     delta = event.choices[0].delta if event.choices else _Delta()
-    return Part(delta.content or "", delta.reasoning_content or delta.reasoning or "", event.usage)
+    return ContentDelta(delta.content or "", delta.reasoning_content or delta.reasoning or "", event.usage)
 
 
-def reach(path: Path | None, url: str | None, key: str | None, model: str | None) -> tuple[Client, str]:
+def reach(path: Path | None, url: str | None, key: str | None, model: str | None) -> tuple[ApiClient, str]:
     """The server that is named, else the running one of the configuration; and the model: that given, else its default.
 
     Ends the command where there is none of these.
@@ -195,7 +195,7 @@ def reach(path: Path | None, url: str | None, key: str | None, model: str | None
         url = local_url(config.server.host, config.server.port)
         key = key or _usable_key(config, model or default)
     try:
-        client = Client(url, key)
+        client = ApiClient(url, key)
     except ValueError as error:
         base.fail(str(error), ExitCode.WRONG)
     with base.errors():

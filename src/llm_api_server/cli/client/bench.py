@@ -12,8 +12,8 @@ from llm_api_server.cli.base import ConfigOption, JsonOption, KeyOption, ModelAr
 from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from llm_api_server.cli.client.api_client import Client
-    from llm_api_server.cli.client.load_run import Load, Run
+    from llm_api_server.cli.client.api_client import ApiClient
+    from llm_api_server.cli.client.load_run import LoadRun, Run
 
 
 def bench(
@@ -39,10 +39,10 @@ def bench(
     the run loads the model and is not counted. Requests count for the key like any others.
     """
     from llm_api_server.cli.client import api_client, bench_view
-    from llm_api_server.cli.client.load_run import Load
+    from llm_api_server.cli.client.load_run import LoadRun
 
     client, name = api_client.reach(config, url, key, model)
-    load = Load(name, requests, min(concurrency, requests), prompt_tokens, max_tokens)
+    load = LoadRun(name, requests, min(concurrency, requests), prompt_tokens, max_tokens)
     with base.errors():
         run = _run(client, load)
     typer.echo(bench_view.as_json(client.url, run) if as_json else bench_view.as_text(client.url, run))
@@ -50,7 +50,7 @@ def bench(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _run(client: Client, load: Load) -> Run:
+def _run(client: ApiClient, load: LoadRun) -> Run:
     from llm_api_server.cli.client import load_run
 
     def show(done: int) -> None:

@@ -14,7 +14,7 @@ from llm_api_server.cli.base import ConfigOption, KeyOption, ModelArgument, UrlO
 from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from llm_api_server.cli.client.api_client import Client, Part
+    from llm_api_server.cli.client.api_client import ApiClient, ContentDelta
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
 
@@ -48,7 +48,7 @@ def chat(
 class Conversation:
     """What was said so far; each question is answered with all of it."""
 
-    def __init__(self, client: Client, model: str, system: str | None = None, max_tokens: int | None = None) -> None:
+    def __init__(self, client: ApiClient, model: str, system: str | None = None, max_tokens: int | None = None) -> None:
         self._client = client
         self._options = {"model": model} | ({} if max_tokens is None else {"max_tokens": max_tokens})
         self._first = [{"role": "system", "content": system}] if system is not None else []
@@ -79,7 +79,7 @@ class _Screen:
         self._is_waiting = False
         self._has_written = False
 
-    def show(self, parts: Iterable[Part]) -> None:
+    def show(self, parts: Iterable[ContentDelta]) -> None:
         try:
             for part in parts:
                 self._show(part)
@@ -92,7 +92,7 @@ class _Screen:
             if self._has_written:
                 self._write("\n")
 
-    def _show(self, part: Part) -> None:
+    def _show(self, part: ContentDelta) -> None:
         if part.comment and self._is_terminal:
             self._clear()
             typer.secho(f"{part.comment} ...", nl=False, dim=True)

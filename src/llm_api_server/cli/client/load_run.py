@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
-from llm_api_server.cli.client.api_client import Client, Usage
+from llm_api_server.cli.client.api_client import ApiClient, TokenUsage
 from llm_api_server.errors import ServerError
 
 #: Common words are one token in most vocabularies.
@@ -23,7 +23,7 @@ _WORDS = (
 )  # fmt: skip
 
 
-class Load(msgspec.Struct, frozen=True):
+class LoadRun(msgspec.Struct, frozen=True):
     """What is asked. `prompt_tokens` and `max_tokens` are those of one request."""
 
     model: str
@@ -39,20 +39,20 @@ class Sample(msgspec.Struct):
     seconds: float
     first_text: float | None
     gaps: list[float]
-    usage: Usage
+    usage: TokenUsage
 
 
 class Run(msgspec.Struct):
     """`errors` counts the requests that failed, by message. `seconds` is how long all took, without the warm-up."""
 
-    load: Load
+    load: LoadRun
     warm_up_seconds: float
     seconds: float
     samples: list[Sample]
     errors: dict[str, int]
 
 
-def run(client: Client, load: Load, progress: Callable[[int], None]) -> Run:
+def run(client: ApiClient, load: LoadRun, progress: Callable[[int], None]) -> Run:
     """Raises `ServerError` when the warm-up fails. `progress` is told how many requests are over."""
     dice = random.Random()  # noqa: S311 - prompts that differ need no cryptography
     warm_up = _measure(client, load, _prompt(dice, load.prompt_tokens))
@@ -76,7 +76,7 @@ def run(client: Client, load: Load, progress: Callable[[int], None]) -> Run:
     return Run(load, warm_up.seconds, time.perf_counter() - began, samples, dict(errors))
 
 
-def _work(client: Client, load: Load, waiting: SimpleQueue[str], outcomes: SimpleQueue[Sample | str]) -> None:
+def _work(client: ApiClient, load: LoadRun, waiting: SimpleQueue[str], outcomes: SimpleQueue[Sample | str]) -> None:
     while True:
         try:
             prompt = waiting.get_nowait()
@@ -90,7 +90,7 @@ def _work(client: Client, load: Load, waiting: SimpleQueue[str], outcomes: Simpl
             outcomes.put(repr(error))
 
 
-def _measure(client: Client, load: Load, prompt: str) -> Sample:
+def _measure(client: ApiClient, load: LoadRun, prompt: str) -> Sample:
     body = {
         "model": load.model,
         "messages": [{"role": "user", "content": prompt}],
@@ -105,7 +105,7 @@ def _measure(client: Client, load: Load, prompt: str) -> Sample:
     seconds = time.perf_counter() - began
     gaps = [after - before for before, after in pairwise(times)]
     # Without a count of the server's own, a chunk counts as a token.
-    return Sample(seconds, times[0] - began if times else None, gaps, usage or Usage(0, len(times)))
+    return Sample(seconds, times[0] - began if times else None, gaps, usage or TokenUsage(0, len(times)))
 
 
 def _prompt(dice: random.Random, words: int) -> str:

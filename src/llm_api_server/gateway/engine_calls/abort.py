@@ -13,7 +13,7 @@ import msgspec
 
 from llm_api_server.gateway.wire import schemas, token_estimates
 from llm_api_server.gateway.wire.request import RequestFacts
-from llm_api_server.http_client.client import UpstreamClient, UpstreamError
+from llm_api_server.http_client.client import HttpClient, UpstreamError
 from llm_api_server.ipc.messages import InstanceInfo
 
 #: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.
@@ -36,7 +36,7 @@ def engine_ids(facts: RequestFacts, request_id: str) -> list[str]:
 
 
 async def hear_last_words(
-    upstream: UpstreamClient, instance: InstanceInfo, ids: list[str], last_words: asyncio.Future[None]
+    upstream: HttpClient, instance: InstanceInfo, ids: list[str], last_words: asyncio.Future[None]
 ) -> bool:
     """End what has these ids, and wait until the answer has come to its end, if waiting is of use. Whether it has."""
     with contextlib.suppress(TimeoutError):
@@ -47,7 +47,7 @@ async def hear_last_words(
     return last_words.done()
 
 
-async def abort(upstream: UpstreamClient, instance: InstanceInfo, ids: list[str]) -> bool:
+async def abort(upstream: HttpClient, instance: InstanceInfo, ids: list[str]) -> bool:
     """Whether the engine has ended it: then its answer is about to come to its end."""
     if instance.engine != "vllm" or not ids:  # an empty list would end everybody's
         return False

@@ -13,7 +13,7 @@ from llm_api_server.config.models import InferenceConfig
 from llm_api_server.errors import ContextLengthExceeded
 from llm_api_server.gateway.wire import schemas
 from llm_api_server.gateway.wire.request import RequestFacts
-from llm_api_server.http_client.client import UpstreamClient, UpstreamError
+from llm_api_server.http_client.client import HttpClient, UpstreamError
 from llm_api_server.ipc.messages import InstanceInfo
 
 _JSON = "application/json"
@@ -23,7 +23,7 @@ _MAX_ANSWER_BYTES = 256 * 1024 * 1024
 class ContextLimits:
     """Refuses prompts that cannot fit, before the engine spends time on them."""
 
-    def __init__(self, inference: InferenceConfig, upstream: UpstreamClient) -> None:
+    def __init__(self, inference: InferenceConfig, upstream: HttpClient) -> None:
         self._max_input = inference.max_input_tokens
         self._max_total = inference.max_total_tokens
         self._upstream = upstream

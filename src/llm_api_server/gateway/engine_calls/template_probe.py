@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from llm_api_server.http_client.client import UpstreamClient, UpstreamError
+from llm_api_server.http_client.client import HttpClient, UpstreamError
 from llm_api_server.ipc.messages import InstanceInfo
 
 _JSON = "application/json"
@@ -20,10 +20,10 @@ _MESSAGES = [{"role": "user", "content": "Hello"}]
 _TOOL = {"type": "function", "function": {"name": "probe", "parameters": {"type": "object", "properties": {}}}}
 
 
-class Templates:
+class TemplateProbe:
     """What was learnt of the instances, for a worker."""
 
-    def __init__(self, upstream: UpstreamClient) -> None:
+    def __init__(self, upstream: HttpClient) -> None:
         self._upstream = upstream
         self._known: dict[str, bool] = {}
 

@@ -13,7 +13,7 @@ from llm_api_server.errors import EngineError
 from llm_api_server.gateway.wire import schemas
 from llm_api_server.gateway.wire.engine_errors import translate_error
 from llm_api_server.gateway.wire.request import RequestFacts
-from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.messages import InstanceInfo
 
 _JSON = "application/json"
@@ -45,7 +45,7 @@ def is_translated(facts: RequestFacts, instance: InstanceInfo) -> bool:
     return is_about_tokens and instance.engine == "llama_cpp"
 
 
-async def question(upstream: UpstreamClient, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bytes:
+async def question(upstream: HttpClient, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bytes:
     """The body for llama.cpp. A conversation is put into the model's template first. Raises `ApiError`."""
     request = facts.request
     if not isinstance(request, schemas.TokenizeRequest):
@@ -64,7 +64,7 @@ async def question(upstream: UpstreamClient, facts: RequestFacts, instance: Inst
     return msgspec.json.encode(wanted)
 
 
-async def _render(upstream: UpstreamClient, instance: InstanceInfo, body: bytes) -> str:
+async def _render(upstream: HttpClient, instance: InstanceInfo, body: bytes) -> str:
     response = await upstream.post(
         instance.address, "/apply-template", body, content_type=_JSON, headers=instance.headers
     )

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from llm_api_server.event_loop.write_buffer import LateTransport
-from llm_api_server.gateway.http.request_head import Head, Repeated
+from llm_api_server.event_loop.write_buffer import BufferedTransport
+from llm_api_server.gateway.http.request_head import HeadCache, RequestHead
 from llm_api_server.gateway.http.responder import FAREWELL_TIMEOUT, too_large
 from llm_api_server.gateway.middleware import answer_lines, finish
-from llm_api_server.gateway.proxy.services import FRONT_DOOR, FrontDoor
+from llm_api_server.gateway.proxy.services import FAST_PATH, FastPathHandler
 from llm_api_server.gateway.wire.request import Endpoint
 
 #: Request line and headers together. Checked per read, so that some more may arrive.
@@ -29,21 +29,21 @@ LAST_REQUEST_TIMEOUT = 1.0
 class HttpProtocol(HttpToolsProtocol):
     """Answers 400 and closes when a head does not end within `MAX_HEAD_BYTES`."""
 
-    cycle: Any  # uvicorn's own, or a `DirectClient`
+    cycle: Any  # uvicorn's own, or a `DirectResponder`
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_in_head = True
         self._is_between = True
         self._head_bytes = 0
-        self._last: Repeated | None = None
+        self._last: HeadCache | None = None
         self._idle_since = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._is_draining = False
-        self._door: FrontDoor | None = self.app_state.get(FRONT_DOOR)
-        self._late: LateTransport | None = None
+        self._door: FastPathHandler | None = self.app_state.get(FAST_PATH)
+        self._late: BufferedTransport | None = None
         #: The request being answered, where that goes past ASGI.
-        self._active: DirectClient | None = None
+        self._active: DirectResponder | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Who sends no whole head for as long as an idle connection may last is sent away."""
@@ -66,8 +66,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         client = self.cycle
-        if is_first and self._is_between and isinstance(client, DirectClient) and client is not before:
-            self._last = Repeated.learn(client.head, data)
+        if is_first and self._is_between and isinstance(client, DirectResponder) and client is not before:
+            self._last = HeadCache.learn(client.head, data)
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The headers of your request are too long.")
 
@@ -127,7 +127,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        if isinstance(self.cycle, DirectClient):
+        if isinstance(self.cycle, DirectResponder):
             self.cycle.on_body(body)
         else:
             super().on_body(body)
@@ -135,22 +135,22 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._is_in_head = self._is_between = True
         self._head_bytes = 0
-        if isinstance(self.cycle, DirectClient):
+        if isinstance(self.cycle, DirectResponder):
             self.cycle.on_body_complete()
         else:
             super().on_message_complete()
 
-    def _open(self, door: FrontDoor, endpoint: Endpoint) -> None:
+    def _open(self, door: FastPathHandler, endpoint: Endpoint) -> None:
         before = self.cycle
         can_chunk = self.parser.get_http_version() != "1.0"
-        head = Head(
+        head = RequestHead(
             endpoint,
             self.headers,
             keep_alive=can_chunk and not self._is_draining and self.parser.should_keep_alive(),
             can_chunk=can_chunk,
             expects_continue=self.expect_100_continue,
         )
-        client = self.cycle = DirectClient(self, door, head)
+        client = self.cycle = DirectResponder(self, door, head)
         client.look_at(head)
         if before is None or before.response_complete:
             self._active = client
@@ -159,10 +159,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((cast("Any", client), self.app))
 
-    def _repeat(self, head: Head, body: bytes) -> None:
+    def _repeat(self, head: RequestHead, body: bytes) -> None:
         """A request whose head is known, and whose body is here."""
         assert self._door is not None
-        client = self.cycle = self._active = DirectClient(self, self._door, head)
+        client = self.cycle = self._active = DirectResponder(self, self._door, head)
         client.begin_with(body)
 
     def on_answered(self) -> None:
@@ -195,7 +195,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """uvicorn's way to start a request, those that had to wait for the one before among them."""
-        if isinstance(cycle, DirectClient):
+        if isinstance(cycle, DirectResponder):
             self._active = cycle
             # In a turn of its own: a row of requests that fail at once would else be a deep stack.
             self.loop.call_soon(cycle.on_turn)
@@ -204,7 +204,7 @@ class HttpProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
 
-class DirectClient:
+class DirectResponder:
     """The client's end of a request on uvicorn's transport, in the place of uvicorn's own cycle.
 
     Its first attributes are those that uvicorn's protocol uses.
@@ -222,7 +222,7 @@ class DirectClient:
     _waiter: asyncio.Future[None] | None = None
     takes_frames = False
 
-    def __init__(self, protocol: HttpProtocol, door: FrontDoor, head: Head) -> None:
+    def __init__(self, protocol: HttpProtocol, door: FastPathHandler, head: RequestHead) -> None:
         self.keep_alive = head.keep_alive
         self.message_event = _NOTHING
         self.head = head
@@ -251,7 +251,7 @@ class DirectClient:
         self.exchange.arrive()
         self._begin_if_ready()
 
-    def look_at(self, head: Head) -> None:
+    def look_at(self, head: RequestHead) -> None:
         """Whether an answer need not wait for the body."""
         length = head.headers.get(b"content-length", b"")
         self._is_too_large = length.isdigit() and int(length) > self._door.proxy.max_body_bytes

@@ -1,6 +1,6 @@
 """The head of a request to an engine endpoint: read once, and kept while a connection repeats it.
 
-Clients that keep a connection send the same head with every request but for the length of the body. `Repeated` knows
+Clients that keep a connection send the same head with every request but for the length of the body. `HeadCache` knows
 the bytes of the last one, so that the next needs no parser, and no look at its key.
 """
 
@@ -16,7 +16,7 @@ from llm_api_server.errors import InvalidRequest, PermissionDenied
 from llm_api_server.gateway.wire.request import Endpoint
 
 if TYPE_CHECKING:
-    from llm_api_server.gateway.proxy.engine_request import Route
+    from llm_api_server.gateway.proxy.engine_request import ResolvedModel
 
 #: RFC 9112, 2.2 and 6.3: one line, digits only. Heads that repeat it are left to the parser.
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
@@ -24,7 +24,7 @@ _LENGTH_NAME = b"content-length"
 _HEAD_END = b"\r\n\r\n"
 
 
-class Head:
+class RequestHead:
     """`headers` have lower-case names; of several with the same name it has the last, `raw` all."""
 
     __slots__ = (
@@ -53,7 +53,7 @@ class Head:
         #: The key that may do what this head wants.
         self.allowed: Key | None = None
         #: Where requests with this head go, by the model that they name.
-        self.routes: dict[str | None, Route] = {}
+        self.routes: dict[str | None, ResolvedModel] = {}
 
     def check(self, key: Key | None) -> None:
         """Whether the key may do what this head wants. Raises `ApiError`."""
@@ -78,18 +78,18 @@ def headers_of(lines: bytes) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.split(b"\r\n") if line)]
 
 
-class Repeated:
+class HeadCache:
     """The bytes of a head around the length of its body."""
 
     __slots__ = ("_after", "_after_length", "_before", "_before_length", "head")
 
-    def __init__(self, head: Head, before: bytes, after: bytes) -> None:
+    def __init__(self, head: RequestHead, before: bytes, after: bytes) -> None:
         self.head = head
         self._before, self._before_length = before, len(before)
         self._after, self._after_length = after, len(after)
 
     @classmethod
-    def learn(cls, head: Head, data: bytes) -> Repeated | None:
+    def learn(cls, head: RequestHead, data: bytes) -> HeadCache | None:
         """From the bytes of one whole request; None where more than the length decides how it is read."""
         end = data.find(_HEAD_END)
         length = _LENGTH.search(data, 0, end + 2)

@@ -36,7 +36,7 @@ class Listener(Protocol):
     def on_shutdown(self) -> None: ...
 
 
-class Client(Protocol):
+class Responder(Protocol):
     """`start`, any number of `write`, `end`; nothing of it waits, and it goes out with `flush`, `end` or `abort`."""
 
     @property
@@ -80,7 +80,7 @@ class Client(Protocol):
         """The exchange has nothing more to do with it."""
 
 
-class AsgiClient:
+class AsgiResponder:
     """A client behind `receive` and `send`. Used where another server, or a middleware, stands before us."""
 
     address: str | None = None

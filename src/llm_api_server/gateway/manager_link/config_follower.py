@@ -13,7 +13,7 @@ from llm_api_server.ipc import messages
 from llm_api_server.lifecycle.config_handover import digest, pack, unpack
 
 
-class Follower:
+class ConfigFollower:
     """`follow` makes the worker do what a configuration says, for requests that come from then on."""
 
     def __init__(self, config: Config, link: ManagerLink, follow: Callable[[Config], None]) -> None:

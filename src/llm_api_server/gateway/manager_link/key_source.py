@@ -10,7 +10,7 @@ from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.ipc import messages
 
 
-class StoreKeys:
+class KeySource:
     """The source behind the cache of the `Authenticator`, whose `forget` is to be given to `when_changed`."""
 
     def __init__(self, link: ManagerLink) -> None:

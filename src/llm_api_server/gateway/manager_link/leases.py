@@ -44,7 +44,7 @@ class Lease:
         """The engine has read the prompt, or it will not be seen when it has."""
         number, self.number = self.number, None
         if number is not None:
-            self._owner.link.send(messages.Read(number))
+            self._owner.link.send(messages.PrefillDone(number))
 
     def on_blocked(self, *, is_blocked: bool) -> None:
         """The client does not read what has come, or does again."""
@@ -69,7 +69,7 @@ class Lease:
             held.keeps = False
         if not held.keeps:  # else nobody waits, and no work decides on whose turn is next
             more = 0 if record is None else record.usage_or_estimate().work - self._work
-            held.ended.append(messages.Ended(self._key_id, more))
+            held.ended.append(messages.EndedRequest(self._key_id, more))
         self._owner.on_release(held)
 
 
@@ -85,7 +85,7 @@ class _Held:
         self.in_flight = 0
         self.blocked = 0
         self.keeps = False
-        self.ended: list[messages.Ended] = []
+        self.ended: list[messages.EndedRequest] = []
         self.idle_since = 0.0
 
 
@@ -113,7 +113,7 @@ class Leases:
         self.handlers: dict[type, Callable[[Any], None]] = {
             messages.Granted: self._on_granted,
             messages.Queued: self._on_queued,
-            messages.Reclaim: self._on_reclaim,
+            messages.RevokeSlots: self._on_reclaim,
             messages.Models: self._on_models,
         }
         link.add(self)
@@ -205,7 +205,7 @@ class Leases:
         return Lease(self, held, key_id, work, number)
 
     def on_release(self, held: _Held) -> None:
-        """Called by `Lease.release`. Places that are kept are given back when none was used for a while."""
+        """Called by `SlotMessage.release`. Places that are kept are given back when none was used for a while."""
         held.in_flight -= 1
         if not held.in_flight:
             held.idle_since = time.monotonic()
@@ -223,7 +223,7 @@ class Leases:
         if not held.places:
             del self._held[held.info.id]
         ended, held.ended = held.ended, []
-        self.link.send(messages.Release(held.info.id, free, ended))
+        self.link.send(messages.ReturnSlots(held.info.id, free, ended))
 
     def _give_up(self, request: int) -> None:
         asked = self._waiting.pop(request)
@@ -248,7 +248,7 @@ class Leases:
         if asked is not None:
             asked.on_position(queued.position)
 
-    def _on_reclaim(self, reclaim: messages.Reclaim) -> None:
+    def _on_reclaim(self, reclaim: messages.RevokeSlots) -> None:
         held = self._held.get(reclaim.instance)
         if held is not None:
             held.keeps = False
@@ -277,7 +277,7 @@ class Leases:
     def _report(self) -> None:
         self._report_timer = None
         blocked = {one.info.id: one.blocked for one in self._held.values() if one.blocked}
-        self.link.send(messages.Report(self._in_flight(), blocked))
+        self.link.send(messages.ReportInFlight(self._in_flight(), blocked))
         now = time.monotonic()
         idle = [held for held in self._held.values() if held.in_flight == 0]
         for held in idle:

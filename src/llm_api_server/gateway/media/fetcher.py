@@ -62,7 +62,7 @@ class _Refused(Exception):
     """Why a URL is not fetched, in words for the client."""
 
 
-class RemoteMedia:
+class MediaFetcher:
     """One per worker. `resolve` gives a name's numeric addresses, `may_connect` judges them, `tls` checks hosts."""
 
     def __init__(
@@ -127,7 +127,7 @@ class RemoteMedia:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return _Target(host, port, path)
 
-    async def _get(self, target: _Target) -> _Answer:
+    async def _get(self, target: _Target) -> _MediaResponse:
         addresses = await self._resolve(target.host, target.port)
         if not addresses or not all(map(self._may_connect, addresses)):
             raise _Refused("The image could not be fetched: its host has no public address.")
@@ -140,7 +140,7 @@ class RemoteMedia:
                 f"GET {target.path} HTTP/1.1\r\nhost: {target.authority}\r\naccept: image/*\r\n"
                 "accept-encoding: identity\r\nuser-agent: llm-api-server\r\nconnection: close\r\n\r\n".encode("ascii")
             )
-            answer = _Answer(self._config.max_bytes)
+            answer = _MediaResponse(self._config.max_bytes)
             while not answer.is_complete and (data := await reader.read(_READ_BYTES)):
                 answer.feed(data)
             if not answer.is_complete and not answer.ends_at_close:
@@ -150,7 +150,7 @@ class RemoteMedia:
             writer.transport.abort()
 
 
-class _Answer:
+class _MediaResponse:
     """One response as it is read; callbacks of httptools."""
 
     def __init__(self, max_bytes: int) -> None:

@@ -18,16 +18,26 @@ from loguru import logger
 
 from llm_api_server.auth.access import NO_LIMITS, Key
 from llm_api_server.errors import ApiError
-from llm_api_server.event_loop.eager_task import in_task
+from llm_api_server.event_loop.eager_task import ensure_task
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.gateway.metering.quota_grant import HeldShare
-from llm_api_server.gateway.metering.ratelimit_headers import limit_lines
+from llm_api_server.gateway.metering.quota_grant import HeldQuota
+from llm_api_server.gateway.metering.ratelimit_headers import ratelimit_headers
 from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.wire.request import ENDPOINTS
 from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import NO_SHARE
+from llm_api_server.ipc.messages import NO_GRANT
 from llm_api_server.ipc.trace_context import Traced
-from llm_api_server.ipc.usage_events import NO_USAGE, Batch, Ended, Live, Other, Progress, Started, Usage, Whole
+from llm_api_server.ipc.usage_events import (
+    NO_USAGE,
+    Batch,
+    Live,
+    Other,
+    RequestEnded,
+    RequestProgress,
+    RequestStarted,
+    Usage,
+    Whole,
+)
 
 #: Seconds between two reports: how much of the ledger a killed worker can take with it.
 REPORT_INTERVAL = 0.5
@@ -38,12 +48,12 @@ MAX_WAITING_ROWS = 200_000
 _NOTHING = Batch()
 
 
-def _started(record: RequestRecord, wall: float) -> Started:
+def _started(record: RequestRecord, wall: float) -> RequestStarted:
     """`wall`: what the clock of `started_at` lacks to Unix seconds."""
     key, row = record.key, record.row
     assert key is not None
     assert row is not None
-    return Started(
+    return RequestStarted(
         row=row,
         request_id=record.request_id,
         key_id=key.key_id,
@@ -56,9 +66,9 @@ def _started(record: RequestRecord, wall: float) -> Started:
     )
 
 
-def _ended(record: RequestRecord) -> Ended:
+def _ended(record: RequestRecord) -> RequestEnded:
     assert record.row is not None
-    return Ended(
+    return RequestEnded(
         row=record.row,
         status=record.status,
         error=record.error,
@@ -87,7 +97,7 @@ def _alike(record: RequestRecord) -> tuple[str, str, str, int, str]:
     return endpoint, record.model or "", key_name, record.status or CLIENT_CLOSED_REQUEST, record.error or ""
 
 
-class Accounts:
+class AdmissionClient:
     """All admissions and rows of one worker."""
 
     def __init__(self, link: ManagerLink) -> None:
@@ -96,10 +106,10 @@ class Accounts:
         #: Who waits for the manager's word, and whose request ended before it came.
         self._asking: dict[int, RequestRecord] = {}
         self._left: dict[int, Key] = {}
-        self._admitted: dict[int, messages.Admission] = {}
-        self._shares: dict[str, HeldShare] = {}
+        self._admitted: dict[int, messages.AdmittedRequest] = {}
+        self._shares: dict[str, HeldQuota] = {}
         #: What was taken from shares: of which, and how many tokens, by the request's number.
-        self._taken: dict[int, tuple[HeldShare, int]] = {}
+        self._taken: dict[int, tuple[HeldQuota, int]] = {}
         self._running: dict[str, RequestRecord] = {}
         self._reported: dict[str, Usage] = {}
         self._told: dict[str, Live] = {}
@@ -114,7 +124,7 @@ class Accounts:
         self.handlers: dict[type, Callable[[Any], None]] = {
             messages.Admitted: self._on_admitted,
             messages.UsageKept: self._on_kept,
-            messages.Recall: self._on_recall,
+            messages.RevokeQuota: self._on_recall,
         }
         link.add(self)
 
@@ -136,7 +146,7 @@ class Accounts:
             await self._link.ask(question)
         except ApiError as error:
             self._asking.pop(number, None)
-            record.limit_lines = limit_lines(error.standing) if error.standing is not None else None
+            record.limit_lines = ratelimit_headers(error.standing) if error.standing is not None else None
             raise
         except asyncio.CancelledError:
             if self._asking.pop(number, None) is not None:
@@ -151,14 +161,14 @@ class Accounts:
         record = self._asking.pop(number, None)
         key = record.key if record is not None else self._left.pop(number, None)
         lines = None
-        if key is not None and answer.share != NO_SHARE:
+        if key is not None and answer.share != NO_GRANT:
             lines = self._add_share(key, answer).lines()
         elif key is not None and (share := self._shares.get(key.key_id)) is not None:
             share.hear(answer.standing)
             lines = share.lines()
         if record is not None and key is not None:
-            record.admission, record.limit_lines = number, lines or limit_lines(answer.standing)
-            self._admitted[number] = messages.Admission(number, key.key_id, answer.reserved)
+            record.admission, record.limit_lines = number, lines or ratelimit_headers(answer.standing)
+            self._admitted[number] = messages.AdmittedRequest(number, key.key_id, answer.reserved)
 
     def admit_at_once(self, record: RequestRecord, tokens: int) -> bool:
         """`admit`, where the key has no limits, or a share of them is here."""
@@ -177,18 +187,18 @@ class Accounts:
         return True
 
     async def look(self, key: Key) -> bytes | None:
-        """`limit_lines` without counting a request; None where it has no limits per minute or nobody can tell."""
+        """`ratelimit_headers` without counting a request; None where it has no limits per minute or nobody can tell."""
         limits = key.limits
         if limits.requests_per_minute is None and limits.tokens_per_minute is None:
             return None
         question = messages.Admit(self._link.number(), key.key_id, key.name, limits, counts=False)
-        await in_task()
+        await ensure_task()
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
                 answer = await self._link.ask(question, repeats=False)
         except (ApiError, TimeoutError):
             return None
-        return limit_lines(answer.standing)
+        return ratelimit_headers(answer.standing)
 
     def _settle(self, number: int, used: Usage) -> None:
         tokens = used.prompt_tokens + used.completion_tokens
@@ -202,27 +212,27 @@ class Accounts:
 
     # ── shares ──
 
-    def _add_share(self, key: Key, answer: messages.Admitted) -> HeldShare:
+    def _add_share(self, key: Key, answer: messages.Admitted) -> HeldQuota:
         share = self._shares.get(key.key_id)
         if share is not None and share.limits != key.limits:
             share.is_recalled = True  # its requests end there; the key has other limits by now
             self._give_back(share)
             share = None
         if share is None:
-            share = self._shares[key.key_id] = HeldShare(key.key_id, key.limits)
+            share = self._shares[key.key_id] = HeldQuota(key.key_id, key.limits)
         share.add(answer.share, answer.standing)
         self._plan_report()
         return share
 
-    def _on_recall(self, recall: messages.Recall) -> None:
+    def _on_recall(self, recall: messages.RevokeQuota) -> None:
         share = self._shares.get(recall.key_id)
         if share is None:
-            self._link.send(messages.Spend(recall.key_id, is_answer=True))
+            self._link.send(messages.ReportQuota(recall.key_id, is_answer=True))
             return
         share.is_recalled = True
         self._give_back(share, is_answer=True)
 
-    def _give_back(self, share: HeldShare, *, is_answer: bool = False) -> None:
+    def _give_back(self, share: HeldQuota, *, is_answer: bool = False) -> None:
         if (spend := share.spend(returns=True, is_answer=is_answer)) is not None:
             self._link.send(spend)
         if share.is_empty and self._shares.get(share.key_id) is share:
@@ -310,14 +320,14 @@ class Accounts:
         if self._running or self._shares:
             self._plan_report()
 
-    def _progress(self) -> list[Progress]:
+    def _progress(self) -> list[RequestProgress]:
         """Of those whose count has changed since the last report."""
         found = []
         for row, record in self._running.items():
             usage = record.usage_or_estimate()
             if usage != self._reported.get(row, NO_USAGE):
                 self._reported[row] = usage
-                found.append(Progress(row, usage))
+                found.append(RequestProgress(row, usage))
         return found
 
     def _live(self) -> list[Live]:
@@ -345,7 +355,7 @@ class Accounts:
     def greet(self, hello: messages.Hello) -> None:
         """A manager that has not given them knows no shares: what was taken from them is announced one by one."""
         for number, (share, reserved) in self._taken.items():
-            self._admitted[number] = messages.Admission(number, share.key_id, reserved)
+            self._admitted[number] = messages.AdmittedRequest(number, share.key_id, reserved)
         self._taken.clear()
         self._shares.clear()
         self._left.clear()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from llm_api_server.auth.access import Limits
-from llm_api_server.gateway.metering.ratelimit_headers import LimitLines
-from llm_api_server.ipc.messages import NO_SHARE, Share, Spend, Standing
+from llm_api_server.gateway.metering.ratelimit_headers import RateLimitHeaders
+from llm_api_server.ipc.messages import NO_GRANT, QuotaGrant, RateLimits, ReportQuota
 
 
-class HeldShare:
+class HeldQuota:
     """Of one key. What is free can be taken; what was used is told with the next `spend`.
 
     `is_recalled`: nothing more is taken, and what gets free goes back at once.
@@ -25,10 +25,10 @@ class HeldShare:
         self._used_requests = self._used_tokens = 0
         self._running = 0
         self._was_used = True
-        self._form = LimitLines(Standing())
+        self._form = RateLimitHeaders(RateLimits())
         self._since = self._tokens_since = 0
 
-    def add(self, share: Share, standing: Standing) -> None:
+    def add(self, share: QuotaGrant, standing: RateLimits) -> None:
         """More of it, and how the key stood before."""
         self.is_recalled = False
         self.hear(standing)
@@ -36,9 +36,9 @@ class HeldShare:
         self._tokens += share.tokens
         self._places += share.places
 
-    def hear(self, standing: Standing) -> None:
+    def hear(self, standing: RateLimits) -> None:
         """How the key stands to the manager: all that is here counts as used there."""
-        self._form = LimitLines(standing)
+        self._form = RateLimitHeaders(standing)
         self._since, self._tokens_since = -self._requests, -self._tokens
 
     def take(self, tokens: int) -> bytes | None:
@@ -76,19 +76,19 @@ class HeldShare:
         """How the key stands as far as this worker knows: not better than it is, for others may hold shares, too."""
         return self._form.after(self._since, self._tokens_since)
 
-    def spend(self, *, returns: bool, is_answer: bool = False) -> Spend | None:
+    def spend(self, *, returns: bool, is_answer: bool = False) -> ReportQuota | None:
         """What to tell the manager; with `returns` all that is free goes back. None: nothing has happened."""
         requests = self._used_requests if self._needs_request else 0
         tokens = self._used_tokens if self._needs_tokens else 0
         self._was_used = self._used_requests > 0 or self._used_tokens > 0
-        back = NO_SHARE
+        back = NO_GRANT
         if returns:
-            back = Share(self._requests, self._tokens, self._places)
+            back = QuotaGrant(self._requests, self._tokens, self._places)
             self._requests = self._tokens = self._places = 0
         self._used_requests = self._used_tokens = 0
-        if not (requests or tokens or is_answer or back != NO_SHARE):
+        if not (requests or tokens or is_answer or back != NO_GRANT):
             return None
-        return Spend(self.key_id, requests, tokens, back, is_answer)
+        return ReportQuota(self.key_id, requests, tokens, back, is_answer)
 
     @property
     def is_idle(self) -> bool:

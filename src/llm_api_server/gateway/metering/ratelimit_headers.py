@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from llm_api_server.ipc.messages import Quota, Standing
+from llm_api_server.ipc.messages import RateLimit, RateLimits
 
 
-class LimitLines:
+class RateLimitHeaders:
     """Lines of a head, for one standing and what is used since. Times as OpenAI has them: `120ms`, `1s`, `6m0s`."""
 
-    def __init__(self, standing: Standing) -> None:
+    def __init__(self, standing: RateLimits) -> None:
         self._requests = standing.requests.remaining if standing.requests is not None else None
         self._tokens = standing.tokens.remaining if standing.tokens is not None else None
         self._form = _form(b"requests", standing.requests) + _form(b"tokens", standing.tokens)
@@ -26,11 +26,11 @@ class LimitLines:
         return self._form % tuple(left)
 
 
-def limit_lines(standing: Standing) -> bytes:
-    return LimitLines(standing).after(0, 0)
+def ratelimit_headers(standing: RateLimits) -> bytes:
+    return RateLimitHeaders(standing).after(0, 0)
 
 
-def _form(what: bytes, quota: Quota | None) -> bytes:
+def _form(what: bytes, quota: RateLimit | None) -> bytes:
     """With a place for what remains."""
     if quota is None:
         return b""

@@ -14,9 +14,9 @@ from llm_api_server.auth.access import Key
 from llm_api_server.config.models import InferenceConfig
 from llm_api_server.errors import NotSupported
 from llm_api_server.gateway.engine_calls import tokenize_adapter
-from llm_api_server.gateway.http.request_head import Head
+from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.media.content_parts import check_images
-from llm_api_server.gateway.proxy.model_catalog import Catalog, Found
+from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
 from llm_api_server.gateway.tools import forced_tool_choice
 from llm_api_server.gateway.tools.forced_tool_choice import ForcedCallStream
 from llm_api_server.gateway.wire import request as openai
@@ -27,12 +27,12 @@ from llm_api_server.gateway.wire.responses import (
     EVENT_STREAM,
     FIRST_ERROR_STATUS,
     JSON,
-    Answer,
-    AssembledAnswer,
-    ConvertedAnswer,
-    ErrorAnswer,
-    PlainAnswer,
-    StreamAnswer,
+    AssembledResponse,
+    ConvertedResponse,
+    EngineResponse,
+    ErrorResponse,
+    PlainResponse,
+    StreamResponse,
 )
 from llm_api_server.gateway.wire.stream_reader import StreamReader, message_start
 from llm_api_server.http_client.address import encode_head
@@ -40,12 +40,12 @@ from llm_api_server.ipc.messages import Claim, InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
 
 if TYPE_CHECKING:
-    from llm_api_server.gateway.proxy.services import EngineProxy
+    from llm_api_server.gateway.proxy.services import ProxyServices
 
 _CHAT = frozenset({"chat", "responses", "messages"})
 
 
-class Route:
+class ResolvedModel:
     """What all requests have in common that have one head and name one model: which it is, and how instances get it.
 
     True as long as key, statuses and configuration stay what they are.
@@ -56,7 +56,7 @@ class Route:
         "revision", "status",
     )  # fmt: skip
 
-    def __init__(self, found: Found, key: Key, models: Mapping[str, ModelStatus], catalog: Catalog) -> None:
+    def __init__(self, found: Found, key: Key, models: Mapping[str, ModelStatus], catalog: ModelCatalog) -> None:
         self.model, self.adapter, self.name = found.model, found.adapter, found.name
         self.key = key
         self.models = models
@@ -69,15 +69,15 @@ class Route:
         self.heads: dict[str, bytes] = {}
 
 
-class Question:
+class EngineRequest:
     """Raises `InvalidRequest` for a body of a wrong shape."""
 
     _form: Form | None = None
     #: What the engine is told of the trace that this belongs to.
     trace_lines = b""
-    route: Route
+    route: ResolvedModel
 
-    def __init__(self, head: Head, body: bytes, *, streaming_default: bool, may_fetch: bool) -> None:
+    def __init__(self, head: RequestHead, body: bytes, *, streaming_default: bool, may_fetch: bool) -> None:
         endpoint = self._endpoint = head.endpoint
         self._head = head
         self.body = body
@@ -95,12 +95,12 @@ class Question:
             and forced_tool_choice.is_forced(self.facts)
         )
 
-    def find(self, catalog: Catalog, key: Key, models: Mapping[str, ModelStatus]) -> None:
+    def find(self, catalog: ModelCatalog, key: Key, models: Mapping[str, ModelStatus]) -> None:
         """Settle which model it is for. Raises `ApiError` where there is none, or none that the key may use."""
         routes, wanted = self._head.routes, self.facts.model
         route = routes.get(wanted)
         if route is None or route.key is not key or route.models is not models or route.revision != catalog.revision:
-            route = routes[wanted] = Route(catalog.find(wanted, key), key, models, catalog)
+            route = routes[wanted] = ResolvedModel(catalog.find(wanted, key), key, models, catalog)
         self.route = route
 
     def check(self, limits: InferenceConfig) -> None:
@@ -112,7 +112,7 @@ class Question:
         if self.facts.media:
             self._check_media(limits)
 
-    def _check_endpoint(self, route: Route) -> None:
+    def _check_endpoint(self, route: ResolvedModel) -> None:
         if route.adapter and self._endpoint.task not in {None, "generate"}:
             raise NotSupported(f"The adapter '{route.adapter}' generates text only; ask '{route.model}' for this.")
         # llama.cpp would chat with words that the model was never taught; vLLM refuses by itself.
@@ -147,7 +147,7 @@ class Question:
         """For those who keep prompts; None where there is no text."""
         return token_estimates.prompt_text(self.body) if self._form is None else None
 
-    async def encode(self, instance: InstanceInfo, row: str, proxy: EngineProxy) -> bytes:
+    async def encode(self, instance: InstanceInfo, row: str, proxy: ProxyServices) -> bytes:
         """The request as this instance gets it, under the name `row`. Raises `ApiError` where it cannot do that."""
         openai.check_supported(self.facts, instance.engine)
         body = self._body_for(instance, row)
@@ -160,7 +160,7 @@ class Question:
             await proxy.limits.check(self.facts, instance, body)
         return self._framed(instance, row, body)
 
-    def encode_at_once(self, instance: InstanceInfo, row: str, proxy: EngineProxy) -> bytes | None:
+    def encode_at_once(self, instance: InstanceInfo, row: str, proxy: ProxyServices) -> bytes | None:
         """As `encode`; None where the instance must be asked something first."""
         if self._is_forced_choice or self._endpoint.task is None:
             return None
@@ -169,18 +169,18 @@ class Question:
         body = self._body_for(instance, row)
         return None if proxy.limits.may_exceed(self.facts, instance, body) else self._framed(instance, row, body)
 
-    def answer(self, status: int, headers: dict[str, str], instance: InstanceInfo) -> Answer:
+    def answer(self, status: int, headers: dict[str, str], instance: InstanceInfo) -> EngineResponse:
         """What becomes of the answer of `instance` that begins so."""
         kind = headers.get("content-type")
         if status >= FIRST_ERROR_STATUS:
-            return ErrorAnswer(status, headers)
+            return ErrorResponse(status, headers)
         if self._endpoint.task is None and self.is_translated(instance):
-            return ConvertedAnswer(partial(tokenize_adapter.answer, self.facts, instance))
+            return ConvertedResponse(partial(tokenize_adapter.answer, self.facts, instance))
         if kind is None or not kind.startswith(EVENT_STREAM):
-            return PlainAnswer(status, headers)
+            return PlainResponse(status, headers)
         if self.facts.stream:
-            return StreamAnswer(self._reader(instance, show_usage=self.facts.wants_usage), self._endpoint.dialect)
-        return AssembledAnswer(self._reader(instance, show_usage=True), self._endpoint.dialect)
+            return StreamResponse(self._reader(instance, show_usage=self.facts.wants_usage), self._endpoint.dialect)
+        return AssembledResponse(self._reader(instance, show_usage=True), self._endpoint.dialect)
 
     def _reader(self, instance: InstanceInfo, *, show_usage: bool) -> StreamReader:
         choices = getattr(self.facts.request, "n", None) or 1

@@ -23,22 +23,28 @@ from llm_api_server.errors import (
 )
 from llm_api_server.event_loop import eager_task
 from llm_api_server.gateway.engine_calls import abort
-from llm_api_server.gateway.http.request_head import Head, lines_of
-from llm_api_server.gateway.http.responder import Client, ClientGone
+from llm_api_server.gateway.http.request_head import RequestHead, lines_of
+from llm_api_server.gateway.http.responder import ClientGone, Responder
 from llm_api_server.gateway.manager_link.leases import Lease
 from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.middleware import INTERNAL_ERROR, error_response
-from llm_api_server.gateway.proxy.engine_request import Question
-from llm_api_server.gateway.proxy.queue_timeout import Wait
+from llm_api_server.gateway.proxy.engine_request import EngineRequest
+from llm_api_server.gateway.proxy.queue_timeout import QueueTimeout
 from llm_api_server.gateway.wire import token_estimates
-from llm_api_server.gateway.wire.responses import FIRST_ERROR_STATUS, STREAM_HEAD, Answer, ErrorAnswer, StreamAnswer
+from llm_api_server.gateway.wire.responses import (
+    FIRST_ERROR_STATUS,
+    STREAM_HEAD,
+    EngineResponse,
+    ErrorResponse,
+    StreamResponse,
+)
 from llm_api_server.gateway.wire.stream_reader import StreamReader, error_event, waiting_comment
 from llm_api_server.http_client.client import Connection, NoResponse, UpstreamError
 from llm_api_server.ipc.messages import InstanceInfo
 from llm_api_server.ipc.trace_context import TRACEPARENT, engine_lines
 
 if TYPE_CHECKING:
-    from llm_api_server.gateway.proxy.services import EngineProxy
+    from llm_api_server.gateway.proxy.services import ProxyServices
 
 #: How long to wait before an instance that did not answer is asked for again: its end is about to be noticed.
 RETRY_DELAY = 0.1
@@ -54,15 +60,15 @@ class Exchange:
 
     # What most requests leave as it is, is not set for each.
     _next_ping = float("inf")
-    _question: Question | None = None
+    _question: EngineRequest | None = None
     _prompt_tokens = 0
     _lease: Lease | None = None
-    _wait: Wait | None = None
+    _wait: QueueTimeout | None = None
     _attempt = 0
     _request = b""
     _row = ""
     _connection: Connection | None = None
-    _answer: Answer | None = None
+    _answer: EngineResponse | None = None
     _task: asyncio.Task[None] | None = None
     #: Why nobody waits for the answer any more.
     _reason: Exception | None = None
@@ -75,10 +81,10 @@ class Exchange:
 
     def __init__(
         self,
-        proxy: EngineProxy,
+        proxy: ProxyServices,
         record: RequestRecord,
-        head: Head,
-        client: Client,
+        head: RequestHead,
+        client: Responder,
     ) -> None:
         self._proxy = proxy
         self._endpoint = head.endpoint
@@ -231,11 +237,11 @@ class Exchange:
                 self._record.limit_lines = await self._proxy.accounts.look(self._record.key)
         self._fail(error)
 
-    def _read(self, body: bytes) -> Question:
+    def _read(self, body: bytes) -> EngineRequest:
         """Everything about the request that can be wrong without an engine. Raises `ApiError`."""
         proxy, record = self._proxy, self._record
         assert record.key is not None
-        question = Question(self._head, body, streaming_default=proxy.streaming_default, may_fetch=proxy.may_fetch)
+        question = EngineRequest(self._head, body, streaming_default=proxy.streaming_default, may_fetch=proxy.may_fetch)
         question.find(proxy.catalog, record.key, proxy.leases.models)
         record.model = question.route.name
         record.stream = question.facts.stream
@@ -247,14 +253,14 @@ class Exchange:
         self._question = question
         return question
 
-    def _start(self, question: Question) -> None:
+    def _start(self, question: EngineRequest) -> None:
         """It is admitted."""
         proxy = self._proxy
         self._row = proxy.accounts.start(self._record, question.prompt_text() if proxy.records_prompts else None)
         if question.facts.stream:
             self._next_ping = proxy.now() + proxy.first_ping_delay
 
-    def _forward_at_once(self, question: Question) -> bool:
+    def _forward_at_once(self, question: EngineRequest) -> bool:
         """`_forward`, where an instance has a place and a connection, and nothing must be asked first."""
         proxy, record = self._proxy, self._record
         assert record.key is not None
@@ -272,7 +278,7 @@ class Exchange:
         self._connection = proxy.upstream.send_at_once(instance.address, request, self)
         return self._connection is not None
 
-    async def _forward(self, question: Question) -> None:
+    async def _forward(self, question: EngineRequest) -> None:
         """Hand it to an instance that is ready. Raises `ApiError`."""
         record = self._record
         while True:
@@ -290,11 +296,11 @@ class Exchange:
             else:
                 return
 
-    async def _turn(self, question: Question) -> Lease:
+    async def _turn(self, question: EngineRequest) -> Lease:
         key = self._record.key
         assert key is not None
         model = question.route.model
-        wait = self._wait = Wait(model, self._deadline, self._record)
+        wait = self._wait = QueueTimeout(model, self._deadline, self._record)
         if not question.facts.stream:
             wait.heed(self._head.headers, self._record.started_at)
         claim = question.claim(key, self._prompt_tokens)
@@ -387,7 +393,7 @@ class Exchange:
             self._log_engine(error)
             if self._answer is None:
                 self._fail(EngineError("The engine's answer could not be understood."))
-            elif isinstance(self._answer, ErrorAnswer):
+            elif isinstance(self._answer, ErrorResponse):
                 self.on_data(b"", is_last=True)
             else:
                 self._fail(EngineError("The engine stopped in the middle of its answer."))
@@ -395,7 +401,7 @@ class Exchange:
     def _relay(self, data: bytes, *, is_last: bool) -> None:
         answer, record = self._answer, self._record
         assert answer is not None, "a head comes first"
-        if data and record.first_token_seconds is None and not isinstance(answer, ErrorAnswer):
+        if data and record.first_token_seconds is None and not isinstance(answer, ErrorResponse):
             record.first_token_seconds = monotonic() - record.started_at
             if self._lease is not None and self._lease.number is not None:
                 self._lease.on_read()
@@ -412,7 +418,7 @@ class Exchange:
             self._complete(failed)
         elif self._reason is None:
             self._client.flush()
-            self._flow = answer.reader if self._is_started and isinstance(answer, StreamAnswer) else None
+            self._flow = answer.reader if self._is_started and isinstance(answer, StreamResponse) else None
 
     def _write(self, head: bytes, data: bytes, status: int = 200) -> None:
         """`data`, after the head where that has not been sent."""
@@ -497,6 +503,6 @@ class Exchange:
         return self._lease.instance
 
     @property
-    def _asked(self) -> Question:
+    def _asked(self) -> EngineRequest:
         assert self._question is not None, "it was read"
         return self._question

@@ -23,7 +23,7 @@ class Found:
         return self.adapter or self.model
 
 
-class Catalog:
+class ModelCatalog:
     """The configured models and their adapters. `all` are in the order of the configuration."""
 
     def __init__(self, config: Config, created: int = 0) -> None:

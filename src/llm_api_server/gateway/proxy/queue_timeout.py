@@ -20,7 +20,7 @@ _USUAL_WAIT = 5.0
 _BEFORE_READY = {ModelState.STOPPED, ModelState.STARTING, ModelState.SLEEPING, ModelState.STOPPING}
 
 
-class Wait:
+class QueueTimeout:
     """One request's. `until` is in seconds of the clock of deadlines, `position` where it stands, once that is told."""
 
     def __init__(self, model: str, until: float, record: RequestRecord | None = None) -> None:

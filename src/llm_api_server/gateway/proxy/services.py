@@ -1,7 +1,8 @@
 """What all requests to engines share in a worker, and how they get in: straight from the protocol, or as ASGI.
 
-`HttpProtocol` finds a `FrontDoor` in the app's lifespan state and hands it requests of engine endpoints without ASGI in
-between. Under another server, and where a middleware must see the request, `EngineProxy.serve` is the way.
+`HttpProtocol` finds a `FastPathHandler` in the app's lifespan state and hands it requests of engine endpoints
+without ASGI in
+between. Under another server, and where a middleware must see the request, `ProxyServices.serve` is the way.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.config.models import Config
-from llm_api_server.event_loop.eager_task import in_task
-from llm_api_server.event_loop.write_buffer import Turns
+from llm_api_server.event_loop.eager_task import ensure_task
+from llm_api_server.event_loop.write_buffer import WriteBuffer
 from llm_api_server.gateway.engine_calls.context_length import ContextLimits
-from llm_api_server.gateway.engine_calls.template_probe import Templates
-from llm_api_server.gateway.http.request_head import Head, lines_of
-from llm_api_server.gateway.http.responder import AsgiClient, Client, too_large
+from llm_api_server.gateway.engine_calls.template_probe import TemplateProbe
+from llm_api_server.gateway.http.request_head import RequestHead, lines_of
+from llm_api_server.gateway.http.responder import AsgiResponder, Responder, too_large
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.media.content_parts import inline
-from llm_api_server.gateway.media.fetcher import RemoteMedia
-from llm_api_server.gateway.metering.admission import Accounts
+from llm_api_server.gateway.media.fetcher import MediaFetcher
+from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord, record_of
 from llm_api_server.gateway.middleware import secret
-from llm_api_server.gateway.proxy.engine_request import Question
+from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
-from llm_api_server.gateway.proxy.model_catalog import Catalog
+from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.wire.request import ENDPOINTS, Endpoint
-from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.trace_context import Sampler
 
 #: A stream without a byte after this gets its head and a comment, so that proxies and clients don't time out ...
@@ -42,20 +43,20 @@ FIRST_PING_DELAY = 2.0
 PING_INTERVAL = 10.0
 #: How often deadlines and pings are looked at: one timer for all requests.
 TICK = 0.1
-#: The name of the `FrontDoor` in the state of the app's lifespan.
-FRONT_DOOR = "llm_api_server.front_door"
+#: The name of the `FastPathHandler` in the state of the app's lifespan.
+FAST_PATH = "llm_api_server.front_door"
 
 
-class EngineProxy:
+class ProxyServices:
     """`running` are the requests under way. Without `authenticator` all may all."""
 
     def __init__(
         self,
         config: Config,
-        catalog: Catalog,
+        catalog: ModelCatalog,
         leases: Leases,
-        accounts: Accounts,
-        upstream: UpstreamClient,
+        accounts: AdmissionClient,
+        upstream: HttpClient,
         authenticator: Authenticator | None,
     ) -> None:
         self.catalog = catalog
@@ -63,7 +64,7 @@ class EngineProxy:
         self.accounts = accounts
         self.upstream = upstream
         self.running: set[Exchange] = set()
-        self.templates = Templates(upstream)
+        self.templates = TemplateProbe(upstream)
         self.configure(config)
         self.first_ping_delay = FIRST_PING_DELAY
         self.ping_interval = PING_INTERVAL
@@ -77,7 +78,7 @@ class EngineProxy:
         self.timeout = config.server.timeout
         self.max_body_bytes = config.server.max_body_bytes
         self.inference = config.inference
-        self.media = RemoteMedia(config.media)
+        self.media = MediaFetcher(config.media)
         self.may_fetch = self.media.is_on
         self.streaming_default = config.inference.streaming_default
         self.records_prompts = config.storage.record_prompts
@@ -98,7 +99,7 @@ class EngineProxy:
         """Of the clock that deadlines are given in."""
         return time.monotonic()
 
-    def recognize(self, record: RequestRecord, head: Head, client: Client) -> bool:
+    def recognize(self, record: RequestRecord, head: RequestHead, client: Responder) -> bool:
         """Note the key, where no middleware has. False: `look_up` must find it first. Raises `ApiError`."""
         authenticator, known = self.authenticator, head.known
         if record.key is not None:
@@ -112,16 +113,16 @@ class EngineProxy:
         record.key, record.by_token = known.key, known.is_token
         return True
 
-    async def look_up(self, head: Head) -> None:
+    async def look_up(self, head: RequestHead) -> None:
         """Who sent it. Raises `ApiError`."""
         authenticator = self.authenticator
         assert authenticator is not None, "without one, everybody is recognized"
         head.changes = authenticator.changes
         head.known = await authenticator.find(secret(head.headers))
 
-    async def with_media(self, question: Question) -> bytes:
+    async def with_media(self, question: EngineRequest) -> bytes:
         """The body with all that it names by URL. Raises `ApiError`."""
-        await in_task()
+        await ensure_task()
         data: dict[str, str] = {}
         room = self.max_body_bytes - len(question.body)
         for one in question.facts.media:
@@ -134,8 +135,8 @@ class EngineProxy:
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request by ASGI, behind the middleware."""
-        head = Head(endpoint, scope["headers"])
-        client = AsgiClient(receive, send, head.headers.get(b"content-length", b""), self.max_body_bytes)
+        head = RequestHead(endpoint, scope["headers"])
+        client = AsgiResponder(receive, send, head.headers.get(b"content-length", b""), self.max_body_bytes)
         record = record_of(scope)
         if self.sampler is not None:
             record.trace = self.sampler.begin(head.headers)
@@ -151,10 +152,10 @@ class EngineProxy:
         self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
 
 
-class FrontDoor:
+class FastPathHandler:
     """Requests of engine endpoints as the HTTP protocol has them, without ASGI."""
 
-    def __init__(self, config: Config, proxy: EngineProxy) -> None:
+    def __init__(self, config: Config, proxy: ProxyServices) -> None:
         self.endpoints: Mapping[bytes, Endpoint] = MappingProxyType(
             {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
         )
@@ -166,7 +167,7 @@ class FrontDoor:
         self._default_lines = b""
 
     @property
-    def turns(self) -> Turns:
+    def turns(self) -> WriteBuffer:
         """In which connections to clients are to write."""
         return self.proxy.upstream.turns
 
@@ -181,7 +182,7 @@ class FrontDoor:
         forwarded = b", ".join(value for name, value in headers if name == b"x-forwarded-for")
         return self._proxies.get_trusted_client_address(forwarded.decode("latin-1"))[0] or peer
 
-    def open(self, head: Head, client: Client) -> tuple[Exchange, RequestRecord]:
+    def open(self, head: RequestHead, client: Responder) -> tuple[Exchange, RequestRecord]:
         """A request whose head has come; to be begun."""
         proxy = self.proxy
         record = RequestRecord(proxy.log.id_of(head.headers), "POST", head.endpoint.path, time.monotonic())

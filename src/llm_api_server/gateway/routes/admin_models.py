@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from llm_api_server.errors import ModelNotFound, PermissionDenied
 from llm_api_server.gateway.manager_link.leases import Leases
-from llm_api_server.gateway.proxy.model_catalog import Catalog
+from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.routes.public import KeyDependency
 from llm_api_server.ipc.model_status import ModelStatus, Verdict
 from llm_api_server.types import EngineName, ModelState, Task
@@ -82,7 +82,7 @@ def require_admin(key: KeyDependency) -> None:
         raise PermissionDenied("Your key has no permission for the admin API ('admin').")
 
 
-def admin_routes(catalog: Catalog, leases: Leases) -> APIRouter:
+def admin_routes(catalog: ModelCatalog, leases: Leases) -> APIRouter:
     router = APIRouter(prefix="/admin/api", tags=["admin"], dependencies=[Depends(require_admin)])
 
     @router.get("/models", summary="All configured models")

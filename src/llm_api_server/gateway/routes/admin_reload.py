@@ -23,7 +23,7 @@ class ConfigChange(BaseModel):
     )
 
 
-class Reload(BaseModel):
+class ReloadReport(BaseModel):
     """What changed, or, with `applied: false`, what would."""
 
     applied: bool
@@ -35,10 +35,10 @@ def config_routes(link: ManagerLink) -> APIRouter:
     router = APIRouter(prefix="/admin/api", tags=["admin"], dependencies=[Depends(require_admin)])
 
     @router.post("/reload", summary="Follow the configuration file as it is now")
-    async def reload(*, dry_run: bool = False) -> Reload:
-        answer = await link.ask(messages.Reload(link.number(), dry_run), repeats=False)
+    async def reload(*, dry_run: bool = False) -> ReloadReport:
+        answer = await link.ask(messages.ReloadConfig(link.number(), dry_run), repeats=False)
         assert isinstance(answer, messages.Reloaded), "what the manager answers to that"
         changes = [ConfigChange(**msgspec.to_builtins(change)) for change in answer.changes]
-        return Reload(applied=answer.applied, late_workers=answer.late, changes=changes)
+        return ReloadReport(applied=answer.applied, late_workers=answer.late, changes=changes)
 
     return router

@@ -25,7 +25,7 @@ _TAIL_BYTES = 1 << 20
 _MOST_LINES = 5000
 
 
-class ServerStatus(BaseModel):
+class RunningServer(BaseModel):
     """The processes by their pids, and the memory that models share."""
 
     version: str
@@ -34,7 +34,7 @@ class ServerStatus(BaseModel):
     devices: list[AdminDevice]
 
 
-class ServerConfig(BaseModel):
+class ShownConfig(BaseModel):
     file: str
     options: dict[str, Any] = Field(description="Every option with the value that counts; secrets are hidden.")
 
@@ -63,16 +63,16 @@ def server_routes(link: ManagerLink) -> APIRouter:
         return unpack(answer.config.encode())
 
     @router.get("/status", summary="Processes and devices")
-    async def status() -> ServerStatus:
+    async def status() -> RunningServer:
         answer = await link.ask(messages.GetStatus(link.number()))
         assert isinstance(answer, messages.Status), "what the manager answers to that"
         devices = [AdminDevice(**msgspec.to_builtins(device)) for device in answer.devices]
-        return ServerStatus(version=__version__, manager=answer.manager, workers=answer.workers, devices=devices)
+        return RunningServer(version=__version__, manager=answer.manager, workers=answer.workers, devices=devices)
 
     @router.get("/config", summary="The configuration that is followed, without secrets")
-    async def config() -> ServerConfig:
+    async def config() -> ShownConfig:
         current = await followed()
-        return ServerConfig(file=str(current.source), options=shown(current))
+        return ShownConfig(file=str(current.source), options=shown(current))
 
     @router.get("/logs", summary="The logs that there are")
     async def list_logs() -> LogList:

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from llm_api_server.errors import PermissionDenied
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.gateway.metering.admission import Accounts
+from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.routes.public import KeyDependency
 from llm_api_server.ipc import messages
 
@@ -18,7 +18,7 @@ class _Text(Response):
     media_type = _TEXT
 
 
-def metrics_routes(link: ManagerLink, accounts: Accounts) -> APIRouter:
+def metrics_routes(link: ManagerLink, accounts: AdmissionClient) -> APIRouter:
     router = APIRouter(tags=["system"])
 
     @router.get("/metrics", summary="Counters and gauges of all processes", response_class=_Text)

@@ -16,7 +16,7 @@ from llm_api_server.errors import ModelNotFound, NotSupported, PermissionDenied
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering.request_record import record_of
-from llm_api_server.gateway.proxy.model_catalog import Catalog, Found
+from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.types import ModelState, Task
 
@@ -35,7 +35,7 @@ class Health(BaseModel):
     reason: str | None = None
 
 
-class Model(BaseModel):
+class ListedModel(BaseModel):
     """OpenAI's four fields, and what this server knows besides."""
 
     id: str
@@ -55,7 +55,7 @@ class Model(BaseModel):
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ListedModel]
 
 
 class TokenRequest(BaseModel):
@@ -112,11 +112,11 @@ def system_routes(link: ManagerLink, docs_page: str) -> APIRouter:
     return router
 
 
-def model_routes(catalog: Catalog, leases: Leases) -> APIRouter:
+def model_routes(catalog: ModelCatalog, leases: Leases) -> APIRouter:
     """`/v1/models`: every model the key may use, loaded or not. Any valid key may look."""
     router = APIRouter(tags=["models"])
 
-    def describe(found: Found) -> Model:
+    def describe(found: Found) -> ListedModel:
         return _describe(found, leases.models.get(found.model), catalog.created)
 
     @router.get("/v1/models", summary="List the models that the key may use")
@@ -124,7 +124,7 @@ def model_routes(catalog: Catalog, leases: Leases) -> APIRouter:
         return ModelList(data=[describe(found) for found in catalog.all if key.may_use(found.name)])
 
     @router.get("/v1/models/{model_id:path}", summary="One model or adapter, by name or alias")
-    async def get_model(model_id: str, key: KeyDependency) -> Model:
+    async def get_model(model_id: str, key: KeyDependency) -> ListedModel:
         try:
             return describe(catalog.find(model_id, key))
         except PermissionDenied as error:  # a list that hides a model must not be contradicted here
@@ -156,12 +156,12 @@ def _unavailable(reason: str) -> JSONResponse:
     return JSONResponse(body.model_dump(), 503, headers={"retry-after": "1"})
 
 
-def _describe(found: Found, status: ModelStatus | None, created: int) -> Model:
+def _describe(found: Found, status: ModelStatus | None, created: int) -> ListedModel:
     """Before the manager's first word a model counts as stopped. An adapter is in the state of its model."""
     parent = found.model if found.adapter else None
     if status is None:
-        return Model(id=found.name, created=created, status=ModelState.STOPPED, parent=parent)
-    return Model(
+        return ListedModel(id=found.name, created=created, status=ModelState.STOPPED, parent=parent)
+    return ListedModel(
         id=found.name,
         created=created,
         parent=parent,

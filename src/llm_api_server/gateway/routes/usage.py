@@ -97,21 +97,21 @@ class RequestList(BaseModel):
 
 
 @dataclass(frozen=True)
-class Span:
+class TimeRange:
     """The times that a query is about, in Unix seconds."""
 
     since: float | None
     until: float | None
 
 
-def span(
+def time_range(
     since: Annotated[str | None, Query(description="7d, 2027-01-31, 2027-01-31T12:00:00Z or Unix seconds.")] = None,
     until: Annotated[str | None, Query(description="As `since`; not part of it.")] = None,
-) -> Span:
-    return Span(_time("since", since), _time("until", until))
+) -> TimeRange:
+    return TimeRange(_time("since", since), _time("until", until))
 
 
-SpanDependency = Annotated[Span, Depends(span)]
+SpanDependency = Annotated[TimeRange, Depends(time_range)]
 _ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {_CSV: {"schema": {"type": "string"}}}}}
 
 
@@ -175,7 +175,7 @@ _Found = tuple[list["UsageSum"], list["UsageSum"]]
 
 
 def _sums(
-    groups: tuple[UsageGroup, ...], span: Span, model: str | None, pick: Callable[[Stored], PickedKey]
+    groups: tuple[UsageGroup, ...], span: TimeRange, model: str | None, pick: Callable[[Stored], PickedKey]
 ) -> Callable[[Stored], _Found]:
     """Reads the groups, and the total."""
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from llm_api_server.errors import ApiError, EngineError
 from llm_api_server.gateway.wire.engine_errors import translate_error
 from llm_api_server.gateway.wire.request import Dialect
-from llm_api_server.gateway.wire.stream_assembler import Assembler
+from llm_api_server.gateway.wire.stream_assembler import StreamAssembler
 from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader, error_event
 from llm_api_server.ipc.usage_events import Usage
 
@@ -26,7 +26,7 @@ JSON = "application/json"
 STREAM_HEAD = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
-class Answer(Protocol):
+class EngineResponse(Protocol):
     """`status` and the lines of `head` go before the first bytes; with `is_stream` an event may tell of a failure."""
 
     status: int
@@ -54,7 +54,7 @@ class Answer(Protocol):
         """The engine's answer is complete; what the client still gets. Raises `ApiError`."""
 
 
-class StreamAnswer:
+class StreamResponse:
     """An event stream as it comes."""
 
     status = 200
@@ -88,7 +88,7 @@ class StreamAnswer:
         return self.reader.flush()
 
 
-class PlainAnswer(BodyReader):
+class PlainResponse(BodyReader):
     """Any other body, byte for byte."""
 
     is_stream = False
@@ -129,13 +129,13 @@ class _Whole:
         return b"content-type: application/json\r\ncontent-length: %d\r\n" % self._length
 
 
-class AssembledAnswer(_Whole):
+class AssembledResponse(_Whole):
     """The engine streams, the client gets one JSON answer."""
 
     def __init__(self, reader: StreamReader, dialect: Dialect) -> None:
         super().__init__()
         self.reader: StreamReader = reader
-        self._assembler = Assembler(dialect)
+        self._assembler = StreamAssembler(dialect)
 
     @property
     def usage(self) -> Usage | None:
@@ -154,7 +154,7 @@ class AssembledAnswer(_Whole):
         return body
 
 
-class ConvertedAnswer(_Whole):
+class ConvertedResponse(_Whole):
     """A JSON answer that `convert` puts into another form."""
 
     usage: Usage | None = None
@@ -176,7 +176,7 @@ class ConvertedAnswer(_Whole):
         return body
 
 
-class ErrorAnswer(_Whole):
+class ErrorResponse(_Whole):
     """An engine's refusal; its end raises it as ours."""
 
     usage: Usage | None = None

@@ -17,7 +17,7 @@ from llm_api_server.gateway.wire.stream_reader import events
 _OBJECTS = {"chat.completion.chunk": "chat.completion", "text_completion": "text_completion"}
 
 
-class Assembler:
+class StreamAssembler:
     """Takes whole events, as `StreamReader` returns them; `body` is the answer once the stream has ended."""
 
     def __init__(self, dialect: Dialect) -> None:

@@ -21,7 +21,7 @@ ENGINES_VERSION = 1
 _TAIL_BYTES = 64 * 1024
 
 
-class Record(msgspec.Struct, frozen=True):
+class AdoptionRecord(msgspec.Struct, frozen=True):
     """Enough to adopt an instance. `model` is its name to the scheduler; without one (by an older version) it is ended.
 
     `start_time` (clock ticks since boot) tells its process from a later one with the same pid; `fingerprint` stands for
@@ -43,13 +43,13 @@ class Record(msgspec.Struct, frozen=True):
     is_pinned: bool = False
 
 
-class Records:
+class AdoptionRecords:
     """The folder `engines` of the run directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, record: Record) -> None:
+    def write(self, record: AdoptionRecord) -> None:
         """Replaces the record atomically. Mode 0600: a remote's headers may be in it.
 
         Where it cannot be written, as on a full disk, the engine serves, but a next manager will not find it.
@@ -63,12 +63,12 @@ class Records:
         except OSError as error:
             logger.warning("the record of {} cannot be written: {}", record.model, error)
 
-    def read_all(self) -> list[Record]:
+    def read_all(self) -> list[AdoptionRecord]:
         """All that can be read; what cannot is removed."""
         records = []
         for path in sorted(self._folder.glob("*.json")):
             try:
-                records.append(msgspec.json.decode(path.read_bytes(), type=Record))
+                records.append(msgspec.json.decode(path.read_bytes(), type=AdoptionRecord))
             except (OSError, msgspec.DecodeError):
                 path.unlink(missing_ok=True)
         return records

@@ -31,7 +31,7 @@ _ENDPOINTS: dict[Task, str] = {
 }
 
 
-class Twins:
+class EmbeddingInstances:
     """The twins of the configured models. Whether one is of use, the model's files tell: `ModelFacts.twin_tasks`."""
 
     def __init__(self, configured: Entries) -> None:

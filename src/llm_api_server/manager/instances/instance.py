@@ -14,21 +14,21 @@ from llm_api_server.engines import sleep
 from llm_api_server.engines.base import NOWHERE, Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
 from llm_api_server.ipc.messages import InstanceInfo
 from llm_api_server.log_file import engine_log
-from llm_api_server.manager.instances.adoption_records import Record, Records, since, tail
-from llm_api_server.manager.instances.load_phases import Phases, describe
+from llm_api_server.manager.instances.adoption_records import AdoptionRecord, AdoptionRecords, since, tail
+from llm_api_server.manager.instances.load_phases import LoadPhases, describe
 from llm_api_server.manager.instances.process import STOP_TIMEOUT, Launcher, NoProcess, Process
-from llm_api_server.manager.telemetry.spans import Load
+from llm_api_server.manager.telemetry.spans import LoadTrace
 
 #: Seconds between two looks at the log of an engine that loads.
 _PHASE_INTERVAL = 0.1
 
 
 @dataclass
-class Surroundings:
+class InstanceContext:
     """What all instances of a manager share. `load_timeout` is that of later loads."""
 
     launcher: Launcher
-    records: Records
+    records: AdoptionRecords
     sockets: Path
     log_dir: Path
     load_timeout: float
@@ -51,7 +51,7 @@ class Instance:
     """`info` and `facts` are set by `load`, `process` too; an adopted instance has all but `facts` from the start."""
 
     def __init__(
-        self, instance_id: str, model: str, spec: Spec, around: Surroundings, placement: Placement = NOWHERE
+        self, instance_id: str, model: str, spec: Spec, around: InstanceContext, placement: Placement = NOWHERE
     ) -> None:
         self.id = instance_id
         self.model = model
@@ -77,9 +77,9 @@ class Instance:
         self._started_at = time.time()
         self._log = around.log_of(model)
         self._log_offset = _size(self._log)
-        self.phases = Phases(spec.engine.phase_marks, self._started_at)
+        self.phases = LoadPhases(spec.engine.phase_marks, self._started_at)
 
-    def adopt(self, record: Record, process: Process) -> None:
+    def adopt(self, record: AdoptionRecord, process: Process) -> None:
         """Take over a process that an earlier manager got ready."""
         self.info, self.process, self.placement = record.info, process, record.placement
         self._started_at, self.load_seconds = record.started_at, record.load_seconds
@@ -117,10 +117,10 @@ class Instance:
         self._may_sleep = False
         self._write_record()
 
-    def as_load(self, error: str | None = None) -> Load:
+    def as_load(self, error: str | None = None) -> LoadTrace:
         """How its load went, once that is over."""
         ended_at = self.ready_at or time.time()
-        return Load(self.id, self.model, self._started_at, ended_at, dict(self.phases.seconds), error)
+        return LoadTrace(self.id, self.model, self._started_at, ended_at, dict(self.phases.seconds), error)
 
     async def ended(self) -> str:
         """Wait until the process has ended; answers why."""
@@ -226,7 +226,7 @@ class Instance:
         if self.process is None or self.info is None or not self.process.pid:
             return
         self._around.records.write(
-            Record(
+            AdoptionRecord(
                 pid=self.process.pid,
                 start_time=self.process.start_time,
                 fingerprint=self._spec.fingerprint,

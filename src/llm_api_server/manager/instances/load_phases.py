@@ -12,7 +12,7 @@ from collections.abc import Sequence
 FIRST, LAST = "process", "warm_up"
 
 
-class Phases:
+class LoadPhases:
     """`marks`: in order, the name of a phase and what the log says when it is over."""
 
     def __init__(self, marks: Sequence[tuple[str, str]], now: float) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from llm_api_server.manager.instances.instance import Instance
-from llm_api_server.manager.scheduling.state import Booking, Why
-from llm_api_server.manager.telemetry.counters import Tally
+from llm_api_server.manager.scheduling.state import Allocation, Why
+from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.spans import Tracing
 
 _REASONS = {Why.ROOM: "evicted", Why.ORDER: "ordered", None: "idle"}
 
 
-class Loads:
-    def __init__(self, tally: Tally, tracing: Tracing) -> None:
+class LoadReport:
+    def __init__(self, tally: Counters, tracing: Tracing) -> None:
         self._tally = tally
         self._tracing = tracing
 
@@ -19,7 +19,7 @@ class Loads:
         self._tally.loaded(instance.model, instance.load_seconds or 0.0, instance.phases.seconds)
         self._tracing.loaded(instance.as_load())
 
-    def on_end(self, instance: Instance, booking: Booking | None) -> None:
+    def on_end(self, instance: Instance, booking: Allocation | None) -> None:
         """Its process is gone, whether it had been ready or not."""
         if instance.ready_at is None:
             result = "cancelled" if instance.is_stopping else "failed"

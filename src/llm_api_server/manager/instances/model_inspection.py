@@ -15,7 +15,7 @@ from llm_api_server.manager.scheduling.scheduler import Scheduler
 _NOTHING = ModelFacts()
 
 
-class Inspection:
+class ModelInspection:
     """`facts` has what is known so far, by the scheduler's names; the scheduler is told as well."""
 
     def __init__(self, entries: Entries, scheduler: Scheduler) -> None:

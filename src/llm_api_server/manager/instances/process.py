@@ -17,7 +17,7 @@ from typing import Protocol
 
 from llm_api_server.engines.base import LaunchPlan
 from llm_api_server.ipc.run_dir import RunDir
-from llm_api_server.manager.instances.adoption_records import Record
+from llm_api_server.manager.instances.adoption_records import AdoptionRecord
 
 _GUARD = Path(__file__).with_name("guard.py")
 #: Seconds an engine has to end by itself after SIGTERM, before its guard kills it.
@@ -43,7 +43,7 @@ class Process(Protocol):
 
 class Launcher(Protocol):
     async def start(self, plan: LaunchPlan, log: Path) -> Process: ...
-    def adopt(self, record: Record) -> Process | None: ...
+    def adopt(self, record: AdoptionRecord) -> Process | None: ...
 
 
 class LocalLauncher:
@@ -75,7 +75,7 @@ class LocalLauncher:
         timeouts = [str(ORPHAN_TIMEOUT), str(STOP_TIMEOUT)]
         return [sys.executable, "-I", "-S", str(_GUARD), str(self._run_dir.lock), *timeouts]
 
-    def adopt(self, record: Record) -> Process | None:
+    def adopt(self, record: AdoptionRecord) -> Process | None:
         """The process of `record` if it still runs."""
         if process_start_time(record.pid) != record.start_time:
             return None

@@ -16,7 +16,7 @@ _LOOKS = 4
 _LONGEST_INTERVAL = 10.0
 
 
-class StallWatch:
+class StallDetector:
     """`is_at_work` tells whether an instance has requests whose clients read what it says."""
 
     def __init__(self, timeout: float, running: Mapping[str, Instance], is_at_work: Callable[[str], bool]) -> None:

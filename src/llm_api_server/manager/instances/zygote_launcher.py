@@ -18,7 +18,7 @@ from loguru import logger
 
 from llm_api_server.engines import vllm
 from llm_api_server.engines.base import LaunchPlan
-from llm_api_server.manager.instances.adoption_records import Record
+from llm_api_server.manager.instances.adoption_records import AdoptionRecord
 from llm_api_server.manager.instances.process import (
     GuardedProcess,
     LocalLauncher,
@@ -42,7 +42,7 @@ class ForkFailed(Exception):
     """No engine was started; the message says why."""
 
 
-class ForkingLauncher:
+class ZygoteLauncher:
     """Satisfies `process.Launcher`. A plan that `is_forkable` is forked; whatever prevents it leads to exec."""
 
     def __init__(self, local: LocalLauncher, log: Path) -> None:
@@ -60,7 +60,7 @@ class ForkingLauncher:
                 logger.warning("vLLM is not forked but started anew: {}", error)
         return await self._local.start(plan, log)
 
-    def adopt(self, record: Record) -> Process | None:
+    def adopt(self, record: AdoptionRecord) -> Process | None:
         return self._local.adopt(record)
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """Who may run: the limits of all keys, counted for all workers. On the manager's one loop.
 
-`server.py` calls the methods that take a `Client`; what a key may use is decided by `quotas.py`. Where a refusal comes
+`server.py` calls the methods that take a `WorkerSession`; what a key may use is decided by `quotas.py`. Where a
+refusal comes
 up while workers hold shares of the key's limits, these are recalled first: what is left there decides.
 """
 
@@ -15,13 +16,22 @@ from typing import TYPE_CHECKING
 
 from llm_api_server.auth.access import NO_LIMITS, Limits
 from llm_api_server.errors import StoreError
-from llm_api_server.ipc.messages import NO_SHARE, Admission, Admit, Admitted, Recall, Refused, Share, Spend
-from llm_api_server.manager.limits.key_quota import Account, Refusal, Reservation, Used
-from llm_api_server.manager.usage.store_executor import StoreThreads
+from llm_api_server.ipc.messages import (
+    NO_GRANT,
+    Admit,
+    Admitted,
+    AdmittedRequest,
+    QuotaGrant,
+    Refused,
+    ReportQuota,
+    RevokeQuota,
+)
+from llm_api_server.manager.limits.key_quota import KeyQuota, Refusal, Reservation, Used
+from llm_api_server.manager.usage.store_executor import StoreExecutor
 from llm_api_server.store.usage import UsageLedger
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import Client
+    from llm_api_server.manager.worker_session import WorkerSession
 
 #: Seconds that a budget waits for the database to tell what was used before; then it counts from now on.
 BASE_TIMEOUT = 2.0
@@ -35,10 +45,10 @@ RECALL_TIMEOUT = 1.0
 class _Opened:
     """An account, the look-up of what its key used before, and who waits for shares to come back."""
 
-    account: Account = field(default_factory=Account)
+    account: KeyQuota = field(default_factory=KeyQuota)
     limits: Limits = NO_LIMITS
     base: asyncio.Task[None] | None = None
-    recalled: set[Client] = field(default_factory=set)
+    recalled: set[WorkerSession] = field(default_factory=set)
     waiting: list[tuple[_Holder, Admit]] = field(default_factory=list)
     timeout: asyncio.TimerHandle | None = None
 
@@ -47,19 +57,19 @@ class _Opened:
 class _Holder:
     """What a worker holds: requests by its own numbers (None while the answer is being found), and shares by key."""
 
-    client: Client
+    client: WorkerSession
     admitted: dict[int, tuple[str, Reservation] | None] = field(default_factory=dict)
-    shares: dict[str, Share] = field(default_factory=dict)
+    shares: dict[str, QuotaGrant] = field(default_factory=dict)
     #: Keys whose share was recalled: nothing is left of it but what its running requests need.
     emptied: set[str] = field(default_factory=set)
 
 
-class Admissions:
+class AdmissionController:
     """Built by `Accounts`. `keep` runs work to its end; `on_refused` hears whom which limit has stopped."""
 
     def __init__(
         self,
-        threads: StoreThreads,
+        threads: StoreExecutor,
         ledger: UsageLedger,
         keep: Callable[[Coroutine[None, None, None]], None],
         on_refused: Callable[[str, str], None],
@@ -68,19 +78,19 @@ class Admissions:
         self._ledger = ledger
         self._keep = keep
         self._on_refused = on_refused
-        self._holders: dict[Client, _Holder] = {}
+        self._holders: dict[WorkerSession, _Holder] = {}
         self._opened: dict[str, _Opened] = {}
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def hello(self, client: Client, admitted: list[Admission]) -> None:
+    def hello(self, client: WorkerSession, admitted: list[AdmittedRequest]) -> None:
         """A worker is here; what an earlier manager admitted for it goes on being counted."""
         holder = self._holders[client] = _Holder(client)
         for one in admitted:
             reservation = self._account(one.key_id).restore(one.reserved)
             holder.admitted[one.request] = (one.key_id, reservation)
 
-    def disconnected(self, client: Client) -> None:
+    def disconnected(self, client: WorkerSession) -> None:
         """What it held is free at once. Requests that it may have admitted count as such."""
         holder = self._holders.pop(client, None)
         if holder is None:
@@ -89,8 +99,8 @@ class Admissions:
             if held is not None:
                 self._settle(held, 0)
         for key_id, share in holder.shares.items():
-            back = Share(tokens=share.tokens, places=share.places)
-            self._spend(self._opened[key_id], Spend(key_id, requests=share.requests, back=back))
+            back = QuotaGrant(tokens=share.tokens, places=share.places)
+            self._spend(self._opened[key_id], ReportQuota(key_id, requests=share.requests, back=back))
         for opened in self._opened.values():
             self._came_back(opened, client)
 
@@ -120,7 +130,7 @@ class Admissions:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def admit(self, client: Client, question: Admit) -> None:
+    def admit(self, client: WorkerSession, question: Admit) -> None:
         opened = self._opened.setdefault(question.key_id, _Opened())
         opened.limits = limits = question.limits
         if not question.counts:
@@ -136,24 +146,24 @@ class Admissions:
         else:
             self._admit(holder, question, opened)
 
-    def settle(self, client: Client, request: int, tokens: int) -> None:
+    def settle(self, client: WorkerSession, request: int, tokens: int) -> None:
         holder = self._holders.get(client)
         held = holder.admitted.pop(request, None) if holder is not None else None
         if held is not None:
             self._settle(held, tokens)
 
-    def spend(self, client: Client, said: Spend) -> None:
+    def spend(self, client: WorkerSession, said: ReportQuota) -> None:
         """What a worker says of its share."""
         holder, opened = self._holders.get(client), self._opened.get(said.key_id)
         if holder is None or opened is None:
             return
-        share = holder.shares.get(said.key_id, NO_SHARE)
-        left = Share(
+        share = holder.shares.get(said.key_id, NO_GRANT)
+        left = QuotaGrant(
             share.requests - said.requests - said.back.requests,
             share.tokens - said.tokens - said.back.tokens,
             share.places - said.back.places,
         )
-        if left == NO_SHARE:
+        if left == NO_GRANT:
             holder.shares.pop(said.key_id, None)
             holder.emptied.discard(said.key_id)
         else:
@@ -203,10 +213,10 @@ class Admissions:
             return
         holder.admitted[number] = (question.key_id, found)
         standing = account.standing(limits, now)
-        share = NO_SHARE if is_last_word else account.share(limits, question.tokens + question.spare, now)
-        if share != NO_SHARE:
-            held = holder.shares.get(question.key_id, NO_SHARE)
-            holder.shares[question.key_id] = Share(
+        share = NO_GRANT if is_last_word else account.share(limits, question.tokens + question.spare, now)
+        if share != NO_GRANT:
+            held = holder.shares.get(question.key_id, NO_GRANT)
+            holder.shares[question.key_id] = QuotaGrant(
                 held.requests + share.requests, held.tokens + share.tokens, held.places + share.places
             )
             holder.emptied.discard(question.key_id)
@@ -224,9 +234,9 @@ class Admissions:
         opened.timeout = asyncio.get_running_loop().call_later(RECALL_TIMEOUT, self._decide, opened)
         for holder in holders:
             holder.emptied.add(key_id)
-            holder.client.send(Recall(key_id))
+            holder.client.send(RevokeQuota(key_id))
 
-    def _came_back(self, opened: _Opened, client: Client) -> None:
+    def _came_back(self, opened: _Opened, client: WorkerSession) -> None:
         if client in opened.recalled:
             opened.recalled.discard(client)
             if not opened.recalled:
@@ -241,14 +251,14 @@ class Admissions:
         for holder, question in waiting:
             self._admit(holder, question, opened, is_last_word=True)
 
-    def _spend(self, opened: _Opened, said: Spend) -> None:
+    def _spend(self, opened: _Opened, said: ReportQuota) -> None:
         opened.account.spend(opened.limits, said.requests, said.tokens, said.back, _now(), time.time())
 
     def _settle(self, held: tuple[str, Reservation], tokens: int) -> None:
         key_id, reservation = held
         self._account(key_id).settle(reservation, tokens, _now(), time.time())
 
-    def _account(self, key_id: str) -> Account:
+    def _account(self, key_id: str) -> KeyQuota:
         return self._opened.setdefault(key_id, _Opened()).account
 
 

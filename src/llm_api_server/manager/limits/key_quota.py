@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from llm_api_server.auth.access import Limits
-from llm_api_server.ipc.messages import NO_SHARE, Quota, Share, Standing
+from llm_api_server.ipc.messages import NO_GRANT, QuotaGrant, RateLimit, RateLimits
 
 MINUTE = 60.0
 #: Seconds that are counted together, so that a minute of any traffic takes few entries.
@@ -138,7 +138,7 @@ class Reservation:
 
 
 @dataclass
-class Account:
+class KeyQuota:
     """One key's. `now` is a clock that never jumps, `wall` Unix seconds; both in seconds."""
 
     requests: Window = field(default_factory=Window)
@@ -191,7 +191,7 @@ class Account:
         if reservation.entry is not None:
             self.tokens.change(now, reservation.entry, used - reservation.tokens)
 
-    def share(self, limits: Limits, tokens: int, now: float) -> Share:
+    def share(self, limits: Limits, tokens: int, now: float) -> QuotaGrant:
         """For a worker whose requests take about `tokens` each; nothing where a limit is near."""
         counts = [_MOST_REQUESTS]
         requests, places = limits.requests_per_minute, limits.max_concurrent
@@ -204,8 +204,8 @@ class Account:
             counts.append(left // _SHARE_PARTS // max(1, tokens))
         count = min(counts)
         if count < _LEAST_REQUESTS:
-            return NO_SHARE
-        share = Share(
+            return NO_GRANT
+        share = QuotaGrant(
             requests=count if requests is not None else 0,
             tokens=count * tokens if left is not None else 0,
             places=count if places is not None else 0,
@@ -216,7 +216,7 @@ class Account:
         self.running += share.places
         return share
 
-    def spend(self, limits: Limits, requests: int, tokens: int, back: Share, now: float, wall: float) -> None:
+    def spend(self, limits: Limits, requests: int, tokens: int, back: QuotaGrant, now: float, wall: float) -> None:
         """What a worker used of its shares, and what it gives back."""
         self.spent.turn(wall)
         self.settled_at = now
@@ -231,8 +231,8 @@ class Account:
         if tokens and limits.tokens_per_minute is not None:
             self.tokens.add(now, tokens)
 
-    def standing(self, limits: Limits, now: float) -> Standing:
-        return Standing(
+    def standing(self, limits: Limits, now: float) -> RateLimits:
+        return RateLimits(
             requests=_quota(limits.requests_per_minute, self._requests(now), self.requests, now),
             tokens=_quota(limits.tokens_per_minute, self._tokens(now), self.tokens, now),
         )
@@ -324,10 +324,10 @@ class Account:
         return max(0, min(left)) if left else None
 
 
-def _quota(limit: int | None, used: int, window: Window, now: float) -> Quota | None:
+def _quota(limit: int | None, used: int, window: Window, now: float) -> RateLimit | None:
     if limit is None:
         return None
-    return Quota(limit, max(0, limit - used), round(window.reset_in(now), 3))
+    return RateLimit(limit, max(0, limit - used), round(window.reset_in(now), 3))
 
 
 def _next_day(wall: float) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from llm_api_server.manager.limits.admission import Admissions
+from llm_api_server.manager.limits.admission import AdmissionController
 from llm_api_server.manager.limits.key_quota import MINUTE, Used
 
 #: Seconds between two looks; more where there is so much that writing takes long.
@@ -28,10 +28,10 @@ class _Saved(msgspec.Struct):
     keys: dict[str, Used]
 
 
-class Minutes:
+class QuotaSnapshot:
     """The file `path`."""
 
-    def __init__(self, path: Path, admissions: Admissions) -> None:
+    def __init__(self, path: Path, admissions: AdmissionController) -> None:
         self._path = path
         self._admissions = admissions
         self._written: dict[str, Used] = {}

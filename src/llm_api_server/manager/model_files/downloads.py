@@ -26,7 +26,7 @@ from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.manager.model_files.removal import remove
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import Client
+    from llm_api_server.manager.worker_session import WorkerSession
 
 #: Ended ones that are remembered.
 _MOST_ENDED = 20
@@ -47,7 +47,7 @@ class Downloads:
         """The latest last."""
         return [pull.status for pull in self._pulls.values()]
 
-    def start(self, client: Client, wanted: PullModel) -> None:
+    def start(self, client: WorkerSession, wanted: PullModel) -> None:
         running = [pull.status.source for pull in self._pulls.values() if pull.status.state == "running"]
         if len(running) >= _MOST_RUNNING:
             client.send(Refused(wanted.request, "slow_down", f"{len(running)} downloads are under way: wait for one."))
@@ -58,7 +58,7 @@ class Downloads:
         self._forget_old()
         client.send(Pulls(wanted.request, [pull.status]))
 
-    def cancel(self, client: Client, request: int, pull_id: str) -> None:
+    def cancel(self, client: WorkerSession, request: int, pull_id: str) -> None:
         """One that has ended is forgotten."""
         pull = self._pulls.get(pull_id)
         if pull is None:
@@ -71,7 +71,7 @@ class Downloads:
             del self._pulls[pull_id]
         client.send(Pulls(request, [pull.status]))
 
-    async def add(self, client: Client, command: AddPulled) -> None:
+    async def add(self, client: WorkerSession, command: AddPulled) -> None:
         pull = self._pulls.get(command.pull)
         if pull is None or pull.status.entry is None:
             client.send(_unknown(command.request, command.pull))
@@ -82,7 +82,7 @@ class Downloads:
         else:
             client.send(Refused(command.request, "invalid_configuration", problem))
 
-    async def remove(self, client: Client, command: RemoveModel, statuses: Sequence[ModelStatus]) -> None:
+    async def remove(self, client: WorkerSession, command: RemoveModel, statuses: Sequence[ModelStatus]) -> None:
         """The other way: it goes out of the file, and its own files go. `statuses` are those of all models."""
         await remove(client, command, self._config, statuses, self._follow)
 

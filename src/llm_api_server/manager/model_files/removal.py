@@ -19,14 +19,14 @@ from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.types import ModelState
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import Client
+    from llm_api_server.manager.worker_session import WorkerSession
 
 _NOT_REMOVABLE = "model_not_removable"
 _GONE = {ModelState.STOPPED, ModelState.FAILED}
 
 
 async def remove(
-    client: Client,
+    client: WorkerSession,
     command: RemoveModel,
     file: Path,
     statuses: Sequence[ModelStatus],

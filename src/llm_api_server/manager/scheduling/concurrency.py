@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llm_api_server.ipc.messages import Claim, Ended
-from llm_api_server.manager.scheduling.state import Booking, Model
+from llm_api_server.ipc.messages import Claim, EndedRequest
+from llm_api_server.manager.scheduling.state import Allocation, Model
 
 #: Instances with so many places at most are asked for with each request.
 FEW = 16
@@ -24,7 +24,7 @@ _MOST_READ = 256
 _LONGEST_READ = 5.0
 
 
-def may_begin(booking: Booking, model: Model, claim: Claim, now: float) -> bool:
+def may_begin(booking: Allocation, model: Model, claim: Claim, now: float) -> bool:
     if claim.is_light or model.places is None:
         return True
     free = model.places - booking.grants
@@ -36,7 +36,7 @@ def may_begin(booking: Booking, model: Model, claim: Claim, now: float) -> bool:
     return is_first or not model.queue.has_others(claim.key_id, now)
 
 
-def begin(booking: Booking, model: Model, waiter: int, claim: Claim, now: float) -> tuple[int, bool]:
+def begin(booking: Allocation, model: Model, waiter: int, claim: Claim, now: float) -> tuple[int, bool]:
     """Places that a worker gets for a request that begins, and whether it keeps them."""
     if _has_few(model):
         booking.running[claim.key_id] += 1
@@ -53,7 +53,7 @@ def begin(booking: Booking, model: Model, waiter: int, claim: Claim, now: float)
     return places, not booking.is_reclaimed
 
 
-def end(booking: Booking, model: Model, ended: Iterable[Ended]) -> None:
+def end(booking: Allocation, model: Model, ended: Iterable[EndedRequest]) -> None:
     """Requests are over: what they made more of work than their claims said, counts for their keys."""
     for one in ended:
         if booking.running[one.key_id] > 0:
@@ -63,12 +63,12 @@ def end(booking: Booking, model: Model, ended: Iterable[Ended]) -> None:
         model.queue.charge(one.key_id, one.more_work)
 
 
-def next_end_of_reading(booking: Booking, now: float) -> float | None:
+def next_end_of_reading(booking: Allocation, now: float) -> float | None:
     """When a long prompt no longer keeps others from beginning, or None."""
     return min((until for _, until in booking.reading.values() if until > now), default=None)
 
 
-def _may_read(booking: Booking, claim: Claim, now: float) -> bool:
+def _may_read(booking: Allocation, claim: Claim, now: float) -> bool:
     reading = [tokens for tokens, until in booking.reading.values() if until > now]
     return not reading or sum(reading) + claim.reads <= _MOST_READ
 

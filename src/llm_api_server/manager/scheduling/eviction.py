@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from llm_api_server.manager.scheduling.state import Booking, Model, Policy
+from llm_api_server.manager.scheduling.state import Allocation, Model, Policy
 from llm_api_server.types import ModelState
 
 
 def candidates(
     model: Model,
-    bookings: Iterable[Booking],
+    bookings: Iterable[Allocation],
     models: Mapping[str, Model],
     policy: Policy,
     now: float,
     *,
     may_be_busy: bool,
-) -> list[Booking]:
+) -> list[Allocation]:
     """What may make room for `model`, the best to go first."""
 
-    def is_candidate(booking: Booking) -> bool:
+    def is_candidate(booking: Allocation) -> bool:
         other = models[booking.model]
         if booking.model == model.name or not other.takes_place or other.is_pinned:
             return False
@@ -28,7 +28,7 @@ def candidates(
         may_go = is_idle or (may_be_busy and has_had_its_turn(booking, models, policy, now))
         return booking.is_asleep or booking.drains_for_room or (is_free and may_go)
 
-    def cost(booking: Booking) -> tuple[bool, bool, bool, bool, float, str]:
+    def cost(booking: Allocation) -> tuple[bool, bool, bool, bool, float, str]:
         other = models[booking.model]
         is_busy = booking.grants > 0 and not booking.drains_for_room
         return is_busy, booking.is_idle, other.is_waited_for, other.preload, booking.last_used, booking.id
@@ -36,16 +36,16 @@ def candidates(
     return sorted(filter(is_candidate, bookings), key=cost)
 
 
-def has_had_its_turn(booking: Booking, models: Mapping[str, Model], policy: Policy, now: float) -> bool:
+def has_had_its_turn(booking: Allocation, models: Mapping[str, Model], policy: Policy, now: float) -> bool:
     """Those who had waited for it to become ready are served first, as far as the time goes."""
     is_over = now - booking.ready_at >= policy.max_wait_time
     return is_over or not models[booking.model].queue.has_from_before(booking.ready_at)
 
 
-def surplus(bookings: Iterable[Booking], models: Mapping[str, Model], count: int, now: float) -> list[Booking]:
+def surplus(bookings: Iterable[Allocation], models: Mapping[str, Model], count: int, now: float) -> list[Allocation]:
     """So many idle ones, the best to go first, where there are more instances than places."""
 
-    def may_go(booking: Booking) -> bool:
+    def may_go(booking: Allocation) -> bool:
         model = models[booking.model]
         return booking.is_idle and booking.evictable_at <= now and model.takes_place and not model.is_pinned
 
@@ -53,7 +53,7 @@ def surplus(bookings: Iterable[Booking], models: Mapping[str, Model], count: int
 
 
 def times(
-    bookings: Iterable[Booking], waiting: Iterable[Model], models: Mapping[str, Model], policy: Policy, now: float
+    bookings: Iterable[Allocation], waiting: Iterable[Model], models: Mapping[str, Model], policy: Policy, now: float
 ) -> list[float]:
     """When an instance may begin to make room that may not yet."""
     ready = [booking for booking in bookings if booking.state is ModelState.READY]

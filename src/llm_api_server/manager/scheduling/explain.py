@@ -8,7 +8,7 @@ from llm_api_server.engines.base import Placement
 from llm_api_server.formats import memory_size
 from llm_api_server.ipc.model_status import DeviceStatus, Explanation, Verdict
 from llm_api_server.manager.scheduling.memory import Device, describe, why_never, why_not_now
-from llm_api_server.manager.scheduling.placement import Eviction
+from llm_api_server.manager.scheduling.placement import EvictionPlan
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.scheduling.state import Model
 
@@ -63,7 +63,7 @@ def _hindrance(scheduler: Scheduler, model: Model) -> str | None:
     return reason if reason is not None else scheduler.why_pins_block(model)
 
 
-def _after(eviction: Eviction, *, may_be_busy: bool) -> tuple[Verdict, str, list[str], Placement | None]:
+def _after(eviction: EvictionPlan, *, may_be_busy: bool) -> tuple[Verdict, str, list[str], Placement | None]:
     names = [booking.model for booking in eviction.victims]
     listed = ", ".join(names)
     where = _where(eviction.placement)

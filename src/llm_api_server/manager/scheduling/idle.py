@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from llm_api_server.manager.scheduling.memory import RAM, Account, Device
-from llm_api_server.manager.scheduling.state import Booking, Model, Policy
+from llm_api_server.manager.scheduling.memory import RAM, Device, MemoryBudget
+from llm_api_server.manager.scheduling.state import Allocation, Model, Policy
 from llm_api_server.types import ModelState
 
 
 def ends(
-    bookings: Iterable[Booking], models: Mapping[str, Model], policy: Policy
-) -> Iterator[tuple[Booking, int, float]]:
+    bookings: Iterable[Allocation], models: Mapping[str, Model], policy: Policy
+) -> Iterator[tuple[Allocation, int, float]]:
     """Idle instances, what comes next for them (a level of sleep, 0 for the end), and when."""
     for booking in bookings:
         if not booking.is_idle and not booking.is_asleep:
@@ -29,12 +29,12 @@ def ends(
             yield booking, level, max(booking.last_used + timeout, booking.evictable_at)
 
 
-def can_sleep(booking: Booking, model: Model) -> bool:
+def can_sleep(booking: Allocation, model: Model) -> bool:
     return booking.asleep is not None and not model.refuses_sleep
 
 
 def sleep_level(
-    booking: Booking, bookings: Iterable[Booking], policy: Policy, devices: Sequence[Device], later: Account
+    booking: Allocation, bookings: Iterable[Allocation], policy: Policy, devices: Sequence[Device], later: MemoryBudget
 ) -> int:
     """1 while the budget and the machine have RAM for its weights."""
     weights = booking.asleep.weight_bytes if booking.asleep is not None else 0

@@ -1,7 +1,7 @@
 """Who has how much of which device's memory, and what would fit where. Pure; bytes throughout.
 
 The scheduler keeps one account of what is taken now and one of what will be when those that leave have left
-(`Account`). A model starts where it fits both.
+(`MemoryBudget`). A model starts where it fits both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Device:
 
 
 @dataclass
-class Account:
+class MemoryBudget:
     """Bytes taken of each device, by ours (`taken`) and by other programs (`foreign`), and the places left."""
 
     devices: Sequence[Device]
@@ -45,8 +45,8 @@ class Account:
     places: int
     taken: dict[str, int] = field(default_factory=dict)
 
-    def copy(self) -> Account:
-        return Account(self.devices, self.foreign, self.places, dict(self.taken))
+    def copy(self) -> MemoryBudget:
+        return MemoryBudget(self.devices, self.foreign, self.places, dict(self.taken))
 
     def add(self, taken: Mapping[str, int], *, places: int = 0) -> None:
         for device, size in taken.items():
@@ -88,11 +88,11 @@ def taken_by(placement: Placement) -> dict[str, int]:
     return {seat.device: seat.taken for seat in placement.seats}
 
 
-def tighter(one: Account, other: Account) -> Account:
+def tighter(one: MemoryBudget, other: MemoryBudget) -> MemoryBudget:
     """An account in which fits what fits both."""
     devices = {*one.taken, *other.taken}
     taken = {device: max(one.taken.get(device, 0), other.taken.get(device, 0)) for device in devices}
-    return Account(one.devices, one.foreign, min(one.places, other.places), taken)
+    return MemoryBudget(one.devices, one.foreign, min(one.places, other.places), taken)
 
 
 def amount_on(device: Device, need: Need, foreign: Mapping[str, int]) -> int | None:
@@ -109,14 +109,14 @@ def amount_on(device: Device, need: Need, foreign: Mapping[str, int]) -> int | N
 
 def why_never(need: Need, devices: Sequence[Device]) -> str | None:
     """The arithmetic when it could not be placed on empty devices, else None."""
-    if Account(devices, {}, 1).place(need) is not None:
+    if MemoryBudget(devices, {}, 1).place(need) is not None:
         return None
     return f"{OUT_OF_MEMORY}: it needs {describe(need)}, but there {_have(need, devices)}"
 
 
-def why_not_now(need: Need, account: Account) -> str | None:
+def why_not_now(need: Need, account: MemoryBudget) -> str | None:
     """The arithmetic when it would not fit even with all of our instances gone, because of other programs."""
-    if Account(account.devices, account.foreign, 1).place(need) is not None:
+    if MemoryBudget(account.devices, account.foreign, 1).place(need) is not None:
         return None
     held = ", ".join(
         f"{memory_size(size)} of {device.id}"
@@ -146,7 +146,7 @@ def _have(need: Need, devices: Sequence[Device]) -> str:
     return f"{verb} {', '.join(sizes)}{' of RAM for models' if need.kind == 'ram' else ''}"
 
 
-def _choose(fitting: list[tuple[Device, int]], count: int, account: Account) -> list[tuple[Device, int]] | None:
+def _choose(fitting: list[tuple[Device, int]], count: int, account: MemoryBudget) -> list[tuple[Device, int]] | None:
     def rest(pair: tuple[Device, int]) -> int:
         return account.free(pair[0]) - pair[1]
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llm_api_server.engines.explain import OUT_OF_MEMORY
-from llm_api_server.manager.scheduling.memory import Account, describe
-from llm_api_server.manager.scheduling.placement import Room
-from llm_api_server.manager.scheduling.state import Booking, Model
+from llm_api_server.manager.scheduling.memory import MemoryBudget, describe
+from llm_api_server.manager.scheduling.placement import PlacementPass
+from llm_api_server.manager.scheduling.state import Allocation, Model
 
 
-def why_blocked(model: Model, empty: Account, bookings: Iterable[Booking], models: dict[str, Model]) -> str | None:
+def why_blocked(
+    model: Model, empty: MemoryBudget, bookings: Iterable[Allocation], models: dict[str, Model]
+) -> str | None:
     """Why `model` cannot be loaded even if all that is not pinned went, else None. `empty` has nothing of ours."""
     staying = [one for one in bookings if models[one.model].is_pinned or one is model.booking]
-    if Room(empty, staying, models).seats_later(model) is not None:
+    if PlacementPass(empty, staying, models).seats_later(model) is not None:
         return None
     in_the_way = [one for one in staying if one is not model.booking and models[one.model].takes_place]
     names = ", ".join(sorted(one.model for one in in_the_way))

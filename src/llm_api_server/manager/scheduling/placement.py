@@ -1,6 +1,7 @@
 """Finds room for a model: free devices and places, or the fewest instances that have to go. Pure.
 
-One `Room` is made for each pass of the scheduler and is charged with what the pass decides, so that what was found for
+One `PlacementPass` is made for each pass of the scheduler and is charged with what the pass decides, so that what
+was found for
 one model is not given to the next.
 """
 
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from llm_api_server.engines.base import NOWHERE, Need, Placement
-from llm_api_server.manager.scheduling.memory import Account, taken_by, tighter
-from llm_api_server.manager.scheduling.state import Booking, Model
+from llm_api_server.manager.scheduling.memory import MemoryBudget, taken_by, tighter
+from llm_api_server.manager.scheduling.state import Allocation, Model
 from llm_api_server.types import ModelState
 
 #: Among so many candidates the smallest set is looked for; among more, the first that are enough.
@@ -20,18 +21,18 @@ _MOST_COMBINED = 12
 
 
 @dataclass(frozen=True)
-class Eviction:
+class EvictionPlan:
     """`victims` leave, by sleep where `may_sleep`, and then the model goes to `placement`."""
 
-    victims: tuple[Booking, ...]
+    victims: tuple[Allocation, ...]
     placement: Placement
     may_sleep: bool
 
 
-class Room:
+class PlacementPass:
     """`now` counts all that is there, `later` leaves out what is on its way out."""
 
-    def __init__(self, empty: Account, bookings: Iterable[Booking], models: dict[str, Model]) -> None:
+    def __init__(self, empty: MemoryBudget, bookings: Iterable[Allocation], models: dict[str, Model]) -> None:
         self._models = models
         self._bookings = [booking for booking in bookings if models[booking.model].takes_place]
         self.now, self.later = empty.copy(), empty.copy()
@@ -72,12 +73,12 @@ class Room:
         if model.booking is not None and model.booking not in self._bookings:
             self._bookings.append(model.booking)
 
-    def evict(self, eviction: Eviction) -> None:
+    def evict(self, eviction: EvictionPlan) -> None:
         self.victims |= {booking.id for booking in eviction.victims}
         for booking in eviction.victims:
             _take_away(self.later, booking, may_sleep=eviction.may_sleep)
 
-    def make(self, model: Model, candidates: Sequence[Booking]) -> Eviction | None:
+    def make(self, model: Model, candidates: Sequence[Allocation]) -> EvictionPlan | None:
         """The fewest of `candidates` (the best to go first) that make room; asleep if that is enough."""
         candidates = [booking for booking in candidates if booking.id not in self.victims]
         for may_sleep in (True, False):
@@ -86,10 +87,10 @@ class Room:
                 for booking in chosen:
                     _take_away(account, booking, may_sleep=may_sleep)
                 if (placement := self._place(model, account)) is not None:
-                    return Eviction(tuple(chosen), placement, may_sleep)
+                    return EvictionPlan(tuple(chosen), placement, may_sleep)
         return None
 
-    def _place(self, model: Model, account: Account) -> Placement | None:
+    def _place(self, model: Model, account: MemoryBudget) -> Placement | None:
         if not model.takes_place:
             return NOWHERE
         booking = model.booking
@@ -98,11 +99,11 @@ class Room:
         more = {device: size - booking.takes.get(device, 0) for device, size in booking.awake_takes.items()}
         return booking.placement if account.fits(more) else None
 
-    def _need(self, booking: Booking) -> Need | None:
+    def _need(self, booking: Allocation) -> Need | None:
         return self._models[booking.model].need
 
 
-def _selections(candidates: Sequence[Booking]) -> Iterable[Sequence[Booking]]:
+def _selections(candidates: Sequence[Allocation]) -> Iterable[Sequence[Allocation]]:
     cheapest = candidates[:_MOST_COMBINED]
     for size in range(1, len(cheapest) + 1):
         yield from combinations(cheapest, size)
@@ -110,7 +111,7 @@ def _selections(candidates: Sequence[Booking]) -> Iterable[Sequence[Booking]]:
         yield candidates[:size]
 
 
-def _take_away(account: Account, booking: Booking, *, may_sleep: bool) -> None:
+def _take_away(account: MemoryBudget, booking: Allocation, *, may_sleep: bool) -> None:
     is_asleep = booking.state is ModelState.SLEEPING
     account.remove(booking.will_take, places=0 if is_asleep else 1)
     if may_sleep and booking.asleep is not None and not is_asleep:

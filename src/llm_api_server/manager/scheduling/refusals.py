@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llm_api_server.ipc.messages import Claim, Refused
-from llm_api_server.manager.scheduling.memory import Account, why_never, why_not_now
-from llm_api_server.manager.scheduling.state import Booking, Failure, Model, Policy, Refuse
+from llm_api_server.manager.scheduling.memory import MemoryBudget, why_never, why_not_now
+from llm_api_server.manager.scheduling.state import Allocation, Failure, Model, Policy, Refuse
 
 #: Back-off after the n-th failed load or crash in a row, in seconds.
 _FIRST_BACKOFF = 2.0
@@ -70,7 +70,7 @@ def full(waiter: int, model: Model, models: Iterable[Model], policy: Policy, cla
     return None
 
 
-def impossible(model: Model, empty: Account, now: float) -> Failure | None:
+def impossible(model: Model, empty: MemoryBudget, now: float) -> Failure | None:
     """Why it cannot be loaded even if all others went, and when to look again. `empty` has nothing of ours."""
     if model.need is None:
         return None
@@ -89,7 +89,7 @@ def ready_in(model: Model, now: float) -> float:
     return max(_LEAST_WAIT, since + usual - now)
 
 
-def next_failure(last: Failure | None, booking: Booking, reason: str, now: float) -> Failure:
+def next_failure(last: Failure | None, booking: Allocation, reason: str, now: float) -> Failure:
     """A failed load backs off; the first crash of an instance that had been ready is restarted at once."""
     was_ready = not booking.is_loading
     is_stable = was_ready and now - booking.ready_at >= _STABLE_TIME

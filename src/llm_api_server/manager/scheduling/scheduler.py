@@ -16,20 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from llm_api_server.engines.base import NOWHERE, ModelFacts, Placement
-from llm_api_server.ipc.messages import NO_CLAIM, Claim, Ended
+from llm_api_server.ipc.messages import NO_CLAIM, Claim, EndedRequest
 from llm_api_server.manager.scheduling import concurrency, eviction, idle, pins, refusals
 from llm_api_server.manager.scheduling.fair_queue import Waiter
-from llm_api_server.manager.scheduling.memory import Account, Device
-from llm_api_server.manager.scheduling.placement import Room
+from llm_api_server.manager.scheduling.memory import Device, MemoryBudget
+from llm_api_server.manager.scheduling.placement import PlacementPass
 from llm_api_server.manager.scheduling.state import (
-    Booking,
+    Allocation,
     Decision,
     Done,
     Failure,
     Grant,
     Model,
     Policy,
-    Reclaim,
+    Revoke,
     Sleep,
     Start,
     Stop,
@@ -55,7 +55,7 @@ class Scheduler:
         self.devices = devices
         self.device_ids = {device.id for device in devices}
         self.foreign: Mapping[str, int] = {}
-        self._bookings: dict[str, Booking] = {}
+        self._bookings: dict[str, Allocation] = {}
         self._is_shut_down = False
 
     # ── what is known of models and devices ──────────────────────────────────────────────────────────────────────
@@ -72,7 +72,7 @@ class Scheduler:
         self.foreign = foreign
 
     @property
-    def bookings(self) -> Mapping[str, Booking]:
+    def bookings(self) -> Mapping[str, Allocation]:
         """By instance."""
         return self._bookings
 
@@ -108,7 +108,7 @@ class Scheduler:
             model.stop_waiters.remove(waiter)
         return list(self._schedule(now))
 
-    def release(self, instance_id: str, places: int, now: float, ended: Sequence[Ended] = ()) -> list[Decision]:
+    def release(self, instance_id: str, places: int, now: float, ended: Sequence[EndedRequest] = ()) -> list[Decision]:
         """A worker gives back `places`. Unknown instances are ignored: they died meanwhile."""
         booking = self._bookings.get(instance_id)
         if booking is None:
@@ -226,7 +226,7 @@ class Scheduler:
         """An engine of an earlier manager serves on. Its grants come with `restore`."""
         model = self.models[name]
         model.is_pinned = is_pinned
-        booking = Booking(instance_id, name, ModelState.READY, now, now, now + _ADOPTION_TIME, now)
+        booking = Allocation(instance_id, name, ModelState.READY, now, now, now + _ADOPTION_TIME, now)
         booking.placement, booking.asleep = placement, model.asleep
         self._bookings[instance_id] = model.booking = booking
 
@@ -334,7 +334,7 @@ class Scheduler:
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _idle_ends(self) -> Iterator[tuple[Booking, int, float]]:
+    def _idle_ends(self) -> Iterator[tuple[Allocation, int, float]]:
         return idle.ends(self._bookings.values(), self.models, self.policy)
 
     def waiting(self) -> list[Model]:
@@ -351,11 +351,11 @@ class Scheduler:
         queues = (model.queue for model in self.models.values() if model.queue)
         return {waiter: position for queue in queues for waiter, position in queue.positions(now).items()}
 
-    def room(self) -> Room:
+    def room(self) -> PlacementPass:
         """As it is now."""
-        return Room(self.empty(self.policy.max_loaded), self._bookings.values(), self.models)
+        return PlacementPass(self.empty(self.policy.max_loaded), self._bookings.values(), self.models)
 
-    def candidates(self, model: Model, now: float, *, may_be_busy: bool) -> list[Booking]:
+    def candidates(self, model: Model, now: float, *, may_be_busy: bool) -> list[Allocation]:
         """What may make room for `model`, the best to go first."""
         bookings = self._bookings.values()
         return eviction.candidates(model, bookings, self.models, self.policy, now, may_be_busy=may_be_busy)
@@ -374,13 +374,13 @@ class Scheduler:
                 booking.state, booking.why = ModelState.READY, None
                 yield from self._grant_waiting(booking, now)
 
-    def _bring_down(self, room: Room, now: float) -> Iterator[Decision]:
+    def _bring_down(self, room: PlacementPass, now: float) -> Iterator[Decision]:
         """More instances were adopted than there are places."""
         others = [booking for booking in self._bookings.values() if booking.id not in room.victims]
         for booking in eviction.surplus(others, self.models, max(0, -room.later.places), now):
             yield self._stop(booking)
 
-    def _serve(self, model: Model, room: Room, now: float) -> Iterator[Decision]:
+    def _serve(self, model: Model, room: PlacementPass, now: float) -> Iterator[Decision]:
         if (failure := refusals.impossible(model, self.empty(1), now)) is not None:
             yield from self._give_up(model, failure, now)
         elif (placement := room.seats_now(model)) is not None:
@@ -415,9 +415,9 @@ class Scheduler:
             yield self._stop(model.booking)
         yield from refusals.failed_all(model, failure, now)
 
-    def empty(self, places: int) -> Account:
+    def empty(self, places: int) -> MemoryBudget:
         """With nothing of ours on the devices."""
-        return Account(self.devices, self.foreign, places)
+        return MemoryBudget(self.devices, self.foreign, places)
 
     def _start(self, model: Model, placement: Placement, now: float) -> Decision:
         """Start or wake it."""
@@ -425,23 +425,23 @@ class Scheduler:
         if booking is not None:
             booking.state, booking.is_settled = ModelState.STARTING, False
             return Wake(booking.id, booking.sleep_level)
-        booking = Booking(self._new_id(), model.name, started_at=now, last_used=now, placement=placement)
+        booking = Allocation(self._new_id(), model.name, started_at=now, last_used=now, placement=placement)
         booking.asleep = model.asleep
         self._bookings[booking.id] = model.booking = booking
         return Start(booking.id, model.name, placement)
 
-    def _drain(self, booking: Booking, why: Why, *, may_sleep: bool = False) -> Iterator[Decision]:
+    def _drain(self, booking: Allocation, why: Why, *, may_sleep: bool = False) -> Iterator[Decision]:
         if booking.state is ModelState.STOPPING:
             return
         booking.why, booking.may_sleep = why, may_sleep
         if booking.state is ModelState.READY and booking.grants > 0:
             booking.state = ModelState.DRAINING
             booking.is_reclaimed = True
-            yield Reclaim(booking.id)
+            yield Revoke(booking.id)
         elif booking.state is not ModelState.DRAINING:
             yield self._leave(booking)
 
-    def _leave(self, booking: Booking) -> Decision:
+    def _leave(self, booking: Allocation) -> Decision:
         """What drained goes to sleep or ends."""
         is_awake = booking.state in {ModelState.READY, ModelState.DRAINING}
         may_sleep = booking.why is Why.ROOM and booking.may_sleep and is_awake
@@ -449,20 +449,20 @@ class Scheduler:
             return self._sleep(booking, self._sleep_level(booking))
         return self._stop(booking)
 
-    def _stop(self, booking: Booking) -> Stop:
+    def _stop(self, booking: Allocation) -> Stop:
         booking.state = ModelState.STOPPING
         return Stop(booking.id)
 
-    def _sleep(self, booking: Booking, level: int) -> Sleep:
+    def _sleep(self, booking: Allocation, level: int) -> Sleep:
         from_level, booking.sleep_level = booking.sleep_level, level
         booking.state, booking.why, booking.is_settled = ModelState.SLEEPING, None, False
         return Sleep(booking.id, level, from_level)
 
-    def _sleep_level(self, booking: Booking) -> int:
+    def _sleep_level(self, booking: Allocation) -> int:
         later = self.room().later
         return idle.sleep_level(booking, self._bookings.values(), self.policy, self.devices, later)
 
-    def _end_idleness(self, booking: Booking, level: int) -> Decision:
+    def _end_idleness(self, booking: Allocation, level: int) -> Decision:
         """Level 0: stop it. To sleep deeper, a sleeper has to wake: it needs its memory once more."""
         if level == 0:
             return self._stop(booking)
@@ -471,7 +471,7 @@ class Scheduler:
         model = self.models[booking.model]
         return self._sleep(booking, level) if self.room().seats_now(model) is not None else self._stop(booking)
 
-    def _remove(self, booking: Booking) -> list[Decision]:
+    def _remove(self, booking: Allocation) -> list[Decision]:
         del self._bookings[booking.id]
         model = self.models[booking.model]
         model.booking = None
@@ -481,12 +481,12 @@ class Scheduler:
             del self.models[model.name]
         return done
 
-    def _grant(self, booking: Booking, waiter: int, claim: Claim, now: float) -> Grant:
+    def _grant(self, booking: Allocation, waiter: int, claim: Claim, now: float) -> Grant:
         booking.last_used = now
         places, keeps = concurrency.begin(booking, self.models[booking.model], waiter, claim, now)
         return Grant(waiter, booking.id, places, keeps, claim.key_id)
 
-    def _grant_waiting(self, booking: Booking, now: float) -> Iterator[Decision]:
+    def _grant_waiting(self, booking: Allocation, now: float) -> Iterator[Decision]:
         """Those whose turn it is, while there are places."""
         model = self.models[booking.model]
         while (
@@ -494,8 +494,8 @@ class Scheduler:
         ) is not None:
             yield self._grant(booking, turn.id, turn.claim, now)
 
-    def _reclaim(self, booking: Booking) -> Iterator[Decision]:
+    def _reclaim(self, booking: Allocation) -> Iterator[Decision]:
         """Workers may have places that others now wait for."""
         if not booking.is_reclaimed:
             booking.is_reclaimed = True
-            yield Reclaim(booking.id)
+            yield Revoke(booking.id)

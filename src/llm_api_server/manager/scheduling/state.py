@@ -39,7 +39,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Reclaim:
+class Revoke:
     """Tell the workers to start nothing more on it without asking, and to give back what is free."""
 
     instance: str
@@ -98,7 +98,7 @@ class Refuse:
     position: int | None = None
 
 
-Decision = Start | Reclaim | Sleep | Wake | Stop | Grant | Done | Refuse
+Decision = Start | Revoke | Sleep | Wake | Stop | Grant | Done | Refuse
 
 
 class Why(Enum):
@@ -109,7 +109,7 @@ class Why(Enum):
 
 
 @dataclass
-class Booking:
+class Allocation:
     """One engine process, from the decision to start it until it is gone. `grants` counts places that workers have."""
 
     id: str
@@ -216,7 +216,7 @@ class Model:
     is_pinned: bool = False
     #: It did not sleep or wake as told once.
     refuses_sleep: bool = False
-    booking: Booking | None = None
+    booking: Allocation | None = None
     #: Requests that an instance works on at a time; None: any number.
     places: int | None = None
     #: Of its last load, in seconds.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
-from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Batch, Ended, Other, Started, Whole
+from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Batch, Other, RequestEnded, RequestStarted, Whole
 from llm_api_server.manager.telemetry import metrics
 from llm_api_server.manager.telemetry.metrics import MAX_KEYS, OTHER_KEYS, Metric
 
@@ -64,7 +64,7 @@ class _Times:
     inter_token: Buckets = field(default_factory=lambda: Buckets(metrics.INTER_TOKEN_SECONDS.buckets))
 
 
-class Tally:
+class Counters:
     """`counts` gives all counters, `times` all histograms."""
 
     def __init__(self) -> None:
@@ -79,7 +79,9 @@ class Tally:
 
     # ── what happens ──
 
-    def report(self, worker: str, number: int, batch: Batch, begun: Iterable[tuple[Started | None, Ended]]) -> bool:
+    def report(
+        self, worker: str, number: int, batch: Batch, begun: Iterable[tuple[RequestStarted | None, RequestEnded]]
+    ) -> bool:
         """A worker's report. `begun` are those that ended, with their beginnings. Again, it counts nothing: False."""
         if number <= self._last_report.get(worker, 0):
             return False
@@ -90,7 +92,7 @@ class Tally:
         self.settle(begun)
         return True
 
-    def settle(self, ended: Iterable[tuple[Started | None, Ended]]) -> None:
+    def settle(self, ended: Iterable[tuple[RequestStarted | None, RequestEnded]]) -> None:
         """Requests that are over. Without its beginning, nothing is known of it but its end."""
         self._count((started or _UNKNOWN, end) for started, end in ended)
 
@@ -113,15 +115,15 @@ class Tally:
     def unloaded(self, model: str, reason: str) -> None:
         self._events[metrics.UNLOADS, (model, reason)] += 1
 
-    def _count(self, requests: Iterable[tuple[Started | Whole, Ended | Whole]]) -> None:
+    def _count(self, requests: Iterable[tuple[RequestStarted | Whole, RequestEnded | Whole]]) -> None:
         """Beginnings and ends. They come by the thousand, and most are alike in all that tells them apart here."""
-        alike: defaultdict[_Alike, list[Ended | Whole]] = defaultdict(list)
+        alike: defaultdict[_Alike, list[RequestEnded | Whole]] = defaultdict(list)
         for begin, end in requests:
             alike[begin.endpoint, begin.model, begin.key_name, begin.stream, end.status, end.error].append(end)
         for kind, ends in alike.items():
             self._count_alike(kind, ends)
 
-    def _count_alike(self, kind: _Alike, ends: Sequence[Ended | Whole]) -> None:
+    def _count_alike(self, kind: _Alike, ends: Sequence[RequestEnded | Whole]) -> None:
         endpoint, model, key, stream, status, error = kind
         same = self._same[endpoint, model, self._known(key), status, error or ""]
         usages = [end.usage for end in ends]
@@ -196,4 +198,4 @@ class Tally:
 
 
 #: Of a row that an earlier manager was told of.
-_UNKNOWN = Started(row="", request_id="", key_id="", key_name="", model="", endpoint="", stream=False, at=0.0)
+_UNKNOWN = RequestStarted(row="", request_id="", key_id="", key_name="", model="", endpoint="", stream=False, at=0.0)

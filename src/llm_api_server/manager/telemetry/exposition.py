@@ -1,4 +1,4 @@
-"""The text of `/metrics`: what `Tally` has counted, what is so now, and what the engines say of themselves.
+"""The text of `/metrics`: what `Counters` has counted, what is so now, and what the engines say of themselves.
 
 Engines' own metrics keep their names and get the label `model`; they are asked when somebody asks here, at most
 `ENGINE_TIMEOUT` seconds, and one that does not answer is left out.
@@ -28,13 +28,13 @@ from llm_api_server.engines.readiness import HTTPFailed, request
 from llm_api_server.ipc import messages
 from llm_api_server.manager.instances.process import proportional_size
 from llm_api_server.manager.telemetry import metrics
-from llm_api_server.manager.telemetry.counters import Labels, Tally
+from llm_api_server.manager.telemetry.counters import Counters, Labels
 from llm_api_server.manager.telemetry.metrics import Metric
 
 if TYPE_CHECKING:
     from llm_api_server.manager.manager import Manager
-    from llm_api_server.manager.usage.usage_writer import Accounts
-    from llm_api_server.manager.worker_session import Client
+    from llm_api_server.manager.usage.usage_writer import UsageWriter
+    from llm_api_server.manager.worker_session import WorkerSession
 
 ENGINE_TIMEOUT = 2.0
 #: What both engines call their metrics; anything else they say is the business of their libraries.
@@ -49,11 +49,11 @@ Values = dict[Labels, float]
 class Exposition:
     """Built by `main`; answers `GetMetrics`."""
 
-    def __init__(self, manager: Manager, accounts: Accounts) -> None:
+    def __init__(self, manager: Manager, accounts: UsageWriter) -> None:
         self._manager = manager
         self._accounts = accounts
 
-    async def tell(self, client: Client, number: int) -> None:
+    async def tell(self, client: WorkerSession, number: int) -> None:
         engines = await asyncio.gather(*(_ask(info) for info in self._manager.board.engines()))
         await self._manager.board.measure()
         here, counts = self._here(), self._manager.tally.counts()
@@ -117,7 +117,7 @@ def _family(metric: Metric, values: Values) -> Family:
     return family
 
 
-def _histograms(tally: Tally) -> list[Family]:
+def _histograms(tally: Counters) -> list[Family]:
     families: dict[Metric, HistogramMetricFamily] = {}
     for metric, labels, buckets in tally.times():
         if metric not in families:

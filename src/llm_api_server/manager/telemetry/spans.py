@@ -38,7 +38,7 @@ _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completi
 Attributes = dict[str, str | int | float | bool]
 
 
-class Load(msgspec.Struct, frozen=True):
+class LoadTrace(msgspec.Struct, frozen=True):
     """Of one instance, from its beginning to ready, or to its failure. Unix seconds; `phases` in order."""
 
     instance: str
@@ -70,7 +70,7 @@ class Tracing:
     def __init__(self) -> None:
         self._config = TracingConfig()
         self._sender: Sender | None = None
-        self._loads: deque[Load] = deque(maxlen=MAX_LOADS)
+        self._loads: deque[LoadTrace] = deque(maxlen=MAX_LOADS)
 
     def configure(self, config: TracingConfig) -> None:
         """What was to be sent to a former collector still is."""
@@ -86,7 +86,7 @@ class Tracing:
 
             self._sender = Sender(config.endpoint, config.headers, config.service_name)
 
-    def loaded(self, load: Load) -> None:
+    def loaded(self, load: LoadTrace) -> None:
         """Also one that failed. Before the requests that waited for it are told of."""
         self._loads.append(load)
 
@@ -112,7 +112,7 @@ class Tracing:
             await asyncio.wait_for(is_closed.wait(), CLOSE_TIMEOUT)
 
 
-def spans_of(traced: Traced, loads: Iterable[Load]) -> list[Span]:
+def spans_of(traced: Traced, loads: Iterable[LoadTrace]) -> list[Span]:
     """Of one request; the server's comes first."""
     context, whole = traced.context, traced.whole
     end = whole.at + whole.duration
@@ -160,11 +160,11 @@ def _failure(whole: Whole) -> str | None:
     return None if whole.error == CLIENT_CLOSED or whole.status in _CLIENT_ERRORS else whole.error
 
 
-def _is_for(load: Load, whole: Whole) -> bool:
+def _is_for(load: LoadTrace, whole: Whole) -> bool:
     return load.instance == whole.instance if whole.instance else load.model == whole.model
 
 
-def _of_load(load: Load, parent: Span) -> Iterator[Span]:
+def _of_load(load: LoadTrace, parent: Span) -> Iterator[Span]:
     attributes: Attributes = {"llm_api_server.instance": load.instance}
     span = Span(
         f"load {load.model}", parent.trace_id, secrets.token_hex(8), parent.span_id, load.started_at, load.ended_at,

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llm_api_server.ipc.usage_events import NO_USAGE, WORKER_LOST, Batch, Ended, Live, OpenRequest, Started, Usage
+from llm_api_server.ipc.usage_events import (
+    NO_USAGE,
+    WORKER_LOST,
+    Batch,
+    Live,
+    OpenRequest,
+    RequestEnded,
+    RequestStarted,
+    Usage,
+)
 
 
 @dataclass
 class _Row:
     """How it began is unknown of rows that an earlier manager heard of first."""
 
-    started: Started | None = None
+    started: RequestStarted | None = None
     usage: Usage = NO_USAGE
     live: Live | None = None
 
@@ -20,7 +29,7 @@ class _Row:
 _NO_ROW = _Row()
 
 
-class OpenRows:
+class OpenRequests:
     """By worker, by row."""
 
     def __init__(self) -> None:
@@ -29,7 +38,7 @@ class OpenRows:
     def workers(self) -> set[str]:
         return set(self._rows)
 
-    def note(self, worker: str, batch: Batch) -> list[tuple[Started | None, Ended]]:
+    def note(self, worker: str, batch: Batch) -> list[tuple[RequestStarted | None, RequestEnded]]:
         """Answers how those began that have ended."""
         rows = self._rows.setdefault(worker, {})
         for started in batch.started:
@@ -46,20 +55,20 @@ class OpenRows:
         found = [_as_open(row.started, row) for row in rows if row.started is not None]
         return sorted(found, key=lambda one: one.at)
 
-    def lose(self, worker: str, now: float) -> tuple[list[tuple[Started | None, Ended]], Counter[str]]:
+    def lose(self, worker: str, now: float) -> tuple[list[tuple[RequestStarted | None, RequestEnded]], Counter[str]]:
         """What settles a lost worker's rows at `now` (Unix seconds), with their beginnings, and their tokens by key."""
-        ended: list[tuple[Started | None, Ended]] = []
+        ended: list[tuple[RequestStarted | None, RequestEnded]] = []
         tokens: Counter[str] = Counter()
         for name, row in self._rows.pop(worker, {}).items():
             started = row.started
             duration = now - started.at if started is not None else 0.0
-            ended.append((started, Ended(name, 0, WORKER_LOST, None, row.usage, None, None, duration)))
+            ended.append((started, RequestEnded(name, 0, WORKER_LOST, None, row.usage, None, None, duration)))
             if started is not None:
                 tokens[started.key_id] += row.usage.prompt_tokens + row.usage.completion_tokens
         return ended, tokens
 
 
-def _as_open(started: Started, row: _Row) -> OpenRequest:
+def _as_open(started: RequestStarted, row: _Row) -> OpenRequest:
     live = row.live or Live(started.row)
     return OpenRequest(
         request_id=started.request_id,

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 _NICENESS = 10
 
 
-class StoreThreads:
+class StoreExecutor:
     """Opens the database before the first use, and again after it could not be opened."""
 
     def __init__(self, database: Database) -> None:

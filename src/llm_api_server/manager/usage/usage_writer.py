@@ -1,6 +1,7 @@
 """Keys of the store and the ledger, for all workers, beside the count of their limits. On the manager's one loop.
 
-`server.py` calls the methods that take a `Client`. Limits are counted by `admissions`; the database is asked in threads
+`server.py` calls the methods that take a `WorkerSession`. Limits are counted by `admissions`; the database is asked
+in threads
 (`store_threads.py`), and while it cannot be reached, keys that were seen and everything else go on.
 """
 
@@ -20,20 +21,20 @@ from loguru import logger
 from llm_api_server.auth.access import Key
 from llm_api_server.config.models import StorageConfig
 from llm_api_server.errors import StoreError, StoreUnavailable
-from llm_api_server.ipc.messages import Admission, FindKey, KeyFound, KeysChanged, Refused, ReportUsage, UsageKept
-from llm_api_server.ipc.usage_events import Batch, OpenRequest, Progress
-from llm_api_server.manager.limits.admission import Admissions
-from llm_api_server.manager.limits.snapshot import Minutes
-from llm_api_server.manager.telemetry.counters import Tally
+from llm_api_server.ipc.messages import AdmittedRequest, FindKey, KeyFound, KeysChanged, Refused, ReportUsage, UsageKept
+from llm_api_server.ipc.usage_events import Batch, OpenRequest, RequestProgress
+from llm_api_server.manager.limits.admission import AdmissionController
+from llm_api_server.manager.limits.snapshot import QuotaSnapshot
+from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.spans import Tracing
-from llm_api_server.manager.usage.open_requests import OpenRows
-from llm_api_server.manager.usage.store_executor import StoreThreads
+from llm_api_server.manager.usage.open_requests import OpenRequests
+from llm_api_server.manager.usage.store_executor import StoreExecutor
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
 
 if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import Client
+    from llm_api_server.manager.worker_session import WorkerSession
 
 #: Seconds between two looks for changed keys.
 POLL_INTERVAL = 0.25
@@ -56,11 +57,11 @@ MAX_WAITING_REPORTS = 100_000
 class _Progress:
     """What a worker said of its running requests and is not written yet."""
 
-    rows: dict[str, Progress] = field(default_factory=dict)
+    rows: dict[str, RequestProgress] = field(default_factory=dict)
     due_at: float = 0.0
 
 
-class Accounts:
+class UsageWriter:
     """Built by `main`; `start` begins, `close` writes what is left."""
 
     def __init__(
@@ -68,25 +69,25 @@ class Accounts:
         database: Database,
         storage: StorageConfig,
         minutes: Path,
-        tally: Tally,
+        tally: Counters,
         tracing: Tracing,
     ) -> None:
         """`minutes` is the file for what keys used in the last minute."""
-        self._threads = StoreThreads(database)
+        self._threads = StoreExecutor(database)
         self._keys = Keys(database)
         self._ledger = UsageLedger(database)
         self._storage = storage
-        self.admissions = Admissions(self._threads, self._ledger, self._keep, tally.limit_hit)
+        self.admissions = AdmissionController(self._threads, self._ledger, self._keep, tally.limit_hit)
         self._tally = tally
         self._tracing = tracing
-        self._minutes = Minutes(minutes, self.admissions)
-        self._workers: dict[Client, str] = {}
+        self._minutes = QuotaSnapshot(minutes, self.admissions)
+        self._workers: dict[WorkerSession, str] = {}
         self._remembered: OrderedDict[str, Key] = OrderedDict()
         self._revision: int | None = None
         self._lost_since: float | None = None
-        self._rows = OpenRows()
+        self._rows = OpenRequests()
         self._progress: dict[str, _Progress] = {}
-        self._reports: deque[tuple[Client | None, str, int, Batch]] = deque()
+        self._reports: deque[tuple[WorkerSession | None, str, int, Batch]] = deque()
         self._has_reports = asyncio.Event()
         self._is_closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,7 +117,7 @@ class Accounts:
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def hello(self, client: Client, name: str, admitted: list[Admission]) -> None:
+    def hello(self, client: WorkerSession, name: str, admitted: list[AdmittedRequest]) -> None:
         self._workers[client] = name
         self.admissions.hello(client, admitted)
 
@@ -124,7 +125,7 @@ class Accounts:
         """Its database stays what it is."""
         self._storage = storage
 
-    def disconnected(self, client: Client) -> None:
+    def disconnected(self, client: WorkerSession) -> None:
         """What it held is free at once. Its rows wait a little: it may only have lost the connection."""
         name = self._workers.pop(client, None)
         if name is not None:
@@ -147,10 +148,10 @@ class Accounts:
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def find_key(self, client: Client, question: FindKey) -> None:
+    def find_key(self, client: WorkerSession, question: FindKey) -> None:
         self._keep(self._find_key(client, question))
 
-    async def _find_key(self, client: Client, question: FindKey) -> None:
+    async def _find_key(self, client: WorkerSession, question: FindKey) -> None:
         name = question.digest or f"id:{question.key_id}"
         try:
             key = await self._threads.read(self._keys.find, digest=question.digest, key_id=question.key_id)
@@ -231,7 +232,7 @@ class Accounts:
 
     # ── the ledger ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def report(self, client: Client, report: ReportUsage) -> None:
+    def report(self, client: WorkerSession, report: ReportUsage) -> None:
         name = self._workers.get(client)
         if name is not None:
             ended = self._rows.note(name, report.batch)
@@ -250,12 +251,12 @@ class Accounts:
         for ended in batch.ended:
             late.rows.pop(ended.row, None)
         now = time.monotonic()
-        due: list[Progress] = []
+        due: list[RequestProgress] = []
         if late.rows and now >= late.due_at:
             due, late.rows, late.due_at = list(late.rows.values()), {}, now + PROGRESS_INTERVAL
         return Batch(batch.started, due, batch.ended, batch.whole)
 
-    def _queue(self, client: Client | None, worker: str, number: int, batch: Batch) -> None:
+    def _queue(self, client: WorkerSession | None, worker: str, number: int, batch: Batch) -> None:
         self._reports.append((client, worker, number, batch))
         self._has_reports.set()
         if len(self._reports) > MAX_WAITING_REPORTS:

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_api_server.cli.client import bench_view
-from llm_api_server.cli.client.api_client import Usage
-from llm_api_server.cli.client.load_run import Load, Run, Sample
+from llm_api_server.cli.client.api_client import TokenUsage
+from llm_api_server.cli.client.load_run import LoadRun, Run, Sample
 from llm_api_server.cli.main import app
 from tests.tiny_api import TinyApi, words
 
@@ -81,12 +81,12 @@ def test_a_warm_up_that_fails_ends_it() -> None:
 
 
 def made(samples: list[Sample], errors: dict[str, int]) -> Run:
-    return Run(Load("m", 4, 2, 128, 64), 1.5, 2.0, samples, errors)
+    return Run(LoadRun("m", 4, 2, 128, 64), 1.5, 2.0, samples, errors)
 
 
 def test_rates_and_percentiles_are_those_of_what_succeeded() -> None:
     times = [0.01, 0.02, 0.03, 0.5]
-    samples = [Sample(1.0, time, [time / 10] * 2, Usage(100, 10)) for time in times]
+    samples = [Sample(1.0, time, [time / 10] * 2, TokenUsage(100, 10)) for time in times]
     text = bench_view.as_text("http://x", made(samples, {}))
     assert "Prompts of 100 tokens" in text
     assert "One warm-up request (1.5 s) is not counted." in text

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from llm_api_server.cli import base
 from llm_api_server.cli.client import chat
-from llm_api_server.cli.client.api_client import ApiFailure, Client, reach
+from llm_api_server.cli.client.api_client import ApiClient, ApiFailure, reach
 from llm_api_server.cli.main import app
 from tests.tiny_api import TinyApi, event, words
 
@@ -79,7 +79,7 @@ def test_what_cannot_work_says_so_with_its_exit_code(api: TinyApi, tmp_path: Pat
 
 
 def test_a_conversation_is_kept_until_it_is_reset(api: TinyApi) -> None:
-    conversation = chat.Conversation(Client(api.url, None), "talker", "Be brief.")
+    conversation = chat.Conversation(ApiClient(api.url, None), "talker", "Be brief.")
     conversation.ask("one")
     conversation.ask("two")
     conversation.reset()
@@ -89,7 +89,7 @@ def test_a_conversation_is_kept_until_it_is_reset(api: TinyApi) -> None:
 
 
 def test_a_question_that_failed_is_forgotten(api: TinyApi) -> None:
-    conversation = chat.Conversation(Client(api.url, None), "talker")
+    conversation = chat.Conversation(ApiClient(api.url, None), "talker")
     api.answer = lambda _: (503, "Not now.")
     with pytest.raises(ApiFailure, match="Not now"):
         conversation.ask("one")

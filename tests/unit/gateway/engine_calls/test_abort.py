@@ -9,7 +9,7 @@ import pytest
 
 from llm_api_server.gateway.engine_calls import abort
 from llm_api_server.gateway.wire.request import ENDPOINTS, RequestFacts, read_request
-from llm_api_server.http_client.client import NoResponse, UpstreamClient
+from llm_api_server.http_client.client import HttpClient, NoResponse
 from llm_api_server.ipc.messages import InstanceInfo
 
 pytestmark = pytest.mark.anyio
@@ -41,14 +41,14 @@ async def test_nobody_is_asked_without_a_name_or_another_engine(monkeypatch: pyt
     async def post(*_: Any, **__: Any) -> None:
         pytest.fail("an empty list would end all requests of the engine")
 
-    upstream = UpstreamClient()
+    upstream = HttpClient()
     monkeypatch.setattr(upstream, "post", post)
     assert not await abort.abort(upstream, VLLM, [])
     assert not await abort.abort(upstream, msgspec.structs.replace(VLLM, engine="llama_cpp"), ["chatcmpl-r"])
 
 
 async def test_an_engine_that_does_not_answer_has_ended_nothing() -> None:
-    upstream = UpstreamClient()
+    upstream = HttpClient()
     with pytest.raises(NoResponse):
         await upstream.post(VLLM.address, "/", b"", content_type="x/y", headers={})
     assert not await abort.abort(upstream, VLLM, ["chatcmpl-r"])

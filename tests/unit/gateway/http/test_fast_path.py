@@ -22,7 +22,7 @@ from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.middleware import Dispatcher
 from llm_api_server.gateway.routes.console import ConsoleFiles
 from llm_api_server.gateway.wire.request import ENDPOINTS
-from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.run_dir import RunDir
 
 PUBLIC = "public"
@@ -124,9 +124,9 @@ def app() -> Iterator[ASGIApp]:
         for one in PERMISSIONS
     ]
     config = Config(auth=AuthConfig(api_keys=keys, secret_key="dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"))
-    upstream = UpstreamClient()
+    upstream = HttpClient()
     with tempfile.TemporaryDirectory(prefix="gw-") as path, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gateway_app, "StoreKeys", NoKeys)
+        patch.setattr(gateway_app, "KeySource", NoKeys)
         yield gateway_app.build_app(config, Leases(ManagerLink(RunDir(Path(path)), lambda _: None)), upstream)
     upstream.close()
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_api_server.gateway.http.request_head import Head, Repeated
+from llm_api_server.gateway.http.request_head import HeadCache, RequestHead
 from llm_api_server.gateway.wire.request import ENDPOINTS
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
@@ -38,8 +38,8 @@ class Parsed:
         self.is_complete = True
 
 
-def learn(data: bytes, **facts: bool) -> Repeated | None:
-    return Repeated.learn(Head(CHAT, Parsed(data).headers, **facts), data)
+def learn(data: bytes, **facts: bool) -> HeadCache | None:
+    return HeadCache.learn(RequestHead(CHAT, Parsed(data).headers, **facts), data)
 
 
 @given(st.binary(min_size=1, max_size=300), st.binary(min_size=1, max_size=300))
@@ -91,8 +91,8 @@ def test_heads_that_say_more_are_not_learnt() -> None:
     assert learn(request(body), keep_alive=False) is None
     assert learn(request(body), can_chunk=False) is None
     assert learn(request(body), expects_continue=True) is None
-    assert Repeated.learn(Head(CHAT, Parsed(request(body)).headers), request(body) + b"x") is None
+    assert HeadCache.learn(RequestHead(CHAT, Parsed(request(body)).headers), request(body) + b"x") is None
     chunked = request(body).replace(b"Content-Length: 2", b"Transfer-Encoding: chunked")
-    assert Repeated.learn(Head(CHAT, [(b"transfer-encoding", b"chunked")]), chunked) is None
+    assert HeadCache.learn(RequestHead(CHAT, [(b"transfer-encoding", b"chunked")]), chunked) is None
     twice = request(body, b"content-length: 2")
-    assert Repeated.learn(Head(CHAT, [(b"content-length", b"2"), (b"content-length", b"2")]), twice) is None
+    assert HeadCache.learn(RequestHead(CHAT, [(b"content-length", b"2"), (b"content-length", b"2")]), twice) is None

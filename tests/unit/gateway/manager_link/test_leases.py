@@ -63,11 +63,11 @@ async def test_second_lease_is_free_while_the_first_is_held(leases: Leases, mana
     second = await leases.acquire("m")
     first.release()
     first.release()
-    assert manager.heard_of(messages.Release) == []
+    assert manager.heard_of(messages.ReturnSlots) == []
     second.release()
-    await until(lambda: bool(manager.heard_of(messages.Release)))
+    await until(lambda: bool(manager.heard_of(messages.ReturnSlots)))
     assert len(manager.heard_of(messages.Acquire)) == 1
-    assert manager.heard_of(messages.Release) == [messages.Release("m-1", 1000)]
+    assert manager.heard_of(messages.ReturnSlots) == [messages.ReturnSlots("m-1", 1000)]
 
 
 async def test_an_instance_is_reused_only_for_what_it_does(leases: Leases, manager: FakeManager) -> None:
@@ -91,8 +91,8 @@ async def test_every_waiter_gets_its_own_grant_and_all_go_back_together(leases: 
     manager.grant_all()
     for lease in await asyncio.gather(*waiting):
         lease.release()
-    await until(lambda: bool(manager.heard_of(messages.Release)))
-    assert manager.heard_of(messages.Release) == [messages.Release("m-1", 3000)]
+    await until(lambda: bool(manager.heard_of(messages.ReturnSlots)))
+    assert manager.heard_of(messages.ReturnSlots) == [messages.ReturnSlots("m-1", 3000)]
 
 
 async def test_grant_that_crosses_a_cancel_goes_back(leases: Leases, manager: FakeManager) -> None:
@@ -101,8 +101,8 @@ async def test_grant_that_crosses_a_cancel_goes_back(leases: Leases, manager: Fa
     await until(lambda: bool(manager.heard_of(messages.Acquire)))
     manager.grant_all()
     waiting.cancel()
-    await until(lambda: bool(manager.heard_of(messages.Release)))
-    assert manager.heard_of(messages.Release) == [messages.Release("m-1", 1000)]
+    await until(lambda: bool(manager.heard_of(messages.ReturnSlots)))
+    assert manager.heard_of(messages.ReturnSlots) == [messages.ReturnSlots("m-1", 1000)]
 
 
 async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(
@@ -114,22 +114,22 @@ async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await until(lambda: bool(manager.heard_of(messages.Release)))
+    await until(lambda: bool(manager.heard_of(messages.ReturnSlots)))
 
 
 async def test_drained_instance_is_not_used_again_until_it_is_granted_again(
     leases: Leases, link: ManagerLink, manager: FakeManager
 ) -> None:
     first = await leases.acquire("m")
-    link.on_message(messages.Reclaim("m-1"))
-    await until(lambda: manager.heard_of(messages.Release) == [messages.Release("m-1", 999)])
+    link.on_message(messages.RevokeSlots("m-1"))
+    await until(lambda: manager.heard_of(messages.ReturnSlots) == [messages.ReturnSlots("m-1", 999)])
     second = await leases.acquire("m")
     third = await leases.acquire("m")
     assert len(manager.heard_of(messages.Acquire)) == 2
     for lease in (first, second, third):
         lease.release()
-    await until(lambda: len(manager.heard_of(messages.Release)) == 2)
-    assert manager.heard_of(messages.Release)[1:] == [messages.Release("m-1", 1001)]
+    await until(lambda: len(manager.heard_of(messages.ReturnSlots)) == 2)
+    assert manager.heard_of(messages.ReturnSlots)[1:] == [messages.ReturnSlots("m-1", 1001)]
 
 
 def used(work: int) -> RequestRecord:
@@ -142,12 +142,12 @@ async def test_places_that_others_wait_for_go_back_one_by_one(leases: Leases, ma
     first, second = await leases.acquire("m", claim=claim), await leases.acquire("m", claim=claim)
     assert len(manager.heard_of(messages.Acquire)) == 2
     first.release(used(130))
-    await until(lambda: len(manager.heard_of(messages.Release)) == 1)
+    await until(lambda: len(manager.heard_of(messages.ReturnSlots)) == 1)
     second.release()
-    await until(lambda: len(manager.heard_of(messages.Release)) == 2)
-    assert manager.heard_of(messages.Release) == [
-        messages.Release("m-1", 1, [messages.Ended("key", 30)]),
-        messages.Release("m-1", 1, [messages.Ended("key")]),
+    await until(lambda: len(manager.heard_of(messages.ReturnSlots)) == 2)
+    assert manager.heard_of(messages.ReturnSlots) == [
+        messages.ReturnSlots("m-1", 1, [messages.EndedRequest("key", 30)]),
+        messages.ReturnSlots("m-1", 1, [messages.EndedRequest("key")]),
     ]
 
 
@@ -157,15 +157,15 @@ async def test_what_ran_from_kept_places_counts_when_they_are_reclaimed(
     first = await leases.acquire("m", claim=messages.Claim("asked", work=5))
     second = leases.acquire_at_once("m", None, "kept")
     assert second is not None
-    link.on_message(messages.Reclaim("m-1"))
+    link.on_message(messages.RevokeSlots("m-1"))
     assert leases.acquire_at_once("m", None, "kept") is None
     second.release(used(40))
     first.release(used(5))
-    await until(lambda: len(manager.heard_of(messages.Release)) == 3)
-    assert [one.ended for one in manager.heard_of(messages.Release)] == [
+    await until(lambda: len(manager.heard_of(messages.ReturnSlots)) == 3)
+    assert [one.ended for one in manager.heard_of(messages.ReturnSlots)] == [
         [],
-        [messages.Ended("kept", 40)],
-        [messages.Ended("asked", 0)],
+        [messages.EndedRequest("kept", 40)],
+        [messages.EndedRequest("asked", 0)],
     ]
 
 
@@ -241,9 +241,9 @@ async def test_who_has_left_gives_back_what_it_is_granted(
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     link.on_message(messages.Granted(1, manager.instances["m"], 1, keeps=False, key_id="key"))
-    await until(lambda: bool(manager.heard_of(messages.Release)))
-    assert manager.heard_of(messages.Read) == [messages.Read(1)]
-    assert manager.heard_of(messages.Release) == [messages.Release("m-1", 1, [messages.Ended("key")])]
+    await until(lambda: bool(manager.heard_of(messages.ReturnSlots)))
+    assert manager.heard_of(messages.PrefillDone) == [messages.PrefillDone(1)]
+    assert manager.heard_of(messages.ReturnSlots) == [messages.ReturnSlots("m-1", 1, [messages.EndedRequest("key")])]
 
 
 async def test_waiters_are_refused_when_no_manager_comes(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,10 +274,10 @@ async def test_closing_refuses_waiters_and_newcomers(manager: FakeManager) -> No
 
 async def test_reports_name_what_is_in_flight(leases: Leases, manager: FakeManager) -> None:
     first, second = await leases.acquire("m"), await leases.acquire("m")
-    await until(lambda: messages.Report({"m-1": 2}) in manager.heard)
+    await until(lambda: messages.ReportInFlight({"m-1": 2}) in manager.heard)
     first.release()
     second.release()
-    await until(lambda: messages.Report({"m-1": 0}) in manager.heard)
+    await until(lambda: messages.ReportInFlight({"m-1": 0}) in manager.heard)
 
 
 async def test_traffic_with_short_gaps_asks_once_and_a_drain_ends_it_at_once(
@@ -287,9 +287,9 @@ async def test_traffic_with_short_gaps_asks_once_and_a_drain_ends_it_at_once(
         (await leases.acquire("m")).release()
         await asyncio.sleep(0.02)
     assert len(manager.heard_of(messages.Acquire)) == 1
-    assert not manager.heard_of(messages.Release)
-    link.on_message(messages.Reclaim("m-1"))
-    await until(lambda: bool(manager.heard_of(messages.Release)))
+    assert not manager.heard_of(messages.ReturnSlots)
+    link.on_message(messages.RevokeSlots("m-1"))
+    await until(lambda: bool(manager.heard_of(messages.ReturnSlots)))
 
 
 def test_manager_process_is_started_once_and_again_when_it_ended(

@@ -12,14 +12,14 @@ import pytest
 
 from llm_api_server.auth.access import NO_LIMITS, Key, Limits
 from llm_api_server.errors import InsufficientQuota
-from llm_api_server.gateway.manager_link.key_source import StoreKeys
+from llm_api_server.gateway.manager_link.key_source import KeySource
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering import admission as module
-from llm_api_server.gateway.metering.admission import Accounts
-from llm_api_server.gateway.metering.ratelimit_headers import limit_lines
+from llm_api_server.gateway.metering.admission import AdmissionClient
+from llm_api_server.gateway.metering.ratelimit_headers import ratelimit_headers
 from llm_api_server.gateway.metering.request_record import RequestRecord
 from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import Quota, Standing
+from llm_api_server.ipc.messages import RateLimit, RateLimits
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.ipc.usage_events import Usage
 from tests.fake_manager import FakeManager
@@ -59,8 +59,8 @@ async def link(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 @pytest.fixture
-async def accounts(link: ManagerLink) -> AsyncIterator[Accounts]:
-    one = Accounts(link)
+async def accounts(link: ManagerLink) -> AsyncIterator[AdmissionClient]:
+    one = AdmissionClient(link)
     await link.start()
     await until(lambda: link.is_connected)
     yield one
@@ -71,8 +71,8 @@ def reports(manager: FakeManager) -> list[messages.ReportUsage]:
     return manager.heard_of(messages.ReportUsage)
 
 
-async def test_limited_requests_are_admitted_and_settled(accounts: Accounts, manager: FakeManager) -> None:
-    manager.standing = Standing(requests=Quota(10, 9, 60.0))
+async def test_limited_requests_are_admitted_and_settled(accounts: AdmissionClient, manager: FakeManager) -> None:
+    manager.standing = RateLimits(requests=RateLimit(10, 9, 60.0))
     record = a_record()
     await accounts.admit(record, 100, 50)
     record.usage = Usage(30, 12)
@@ -82,10 +82,10 @@ async def test_limited_requests_are_admitted_and_settled(accounts: Accounts, man
     (asked,) = manager.heard_of(messages.Admit)
     assert (asked.key_id, asked.name, asked.limits, asked.tokens, asked.spare) == ("id-of-ann", "ann", LIMITS, 100, 50)
     assert manager.heard_of(messages.Settle) == [messages.Settle(asked.request, 42)]
-    assert record.limit_lines == limit_lines(manager.standing)
+    assert record.limit_lines == ratelimit_headers(manager.standing)
 
 
-async def test_keys_without_limits_cost_no_question(accounts: Accounts, manager: FakeManager) -> None:
+async def test_keys_without_limits_cost_no_question(accounts: AdmissionClient, manager: FakeManager) -> None:
     record = a_record(NO_LIMITS)
     await accounts.admit(record, 100, 50)
     assert record.key is not None
@@ -95,8 +95,8 @@ async def test_keys_without_limits_cost_no_question(accounts: Accounts, manager:
     assert not manager.heard_of(messages.Admit) + manager.heard_of(messages.Settle)
 
 
-async def test_a_refusal_comes_with_the_standing(accounts: Accounts, manager: FakeManager) -> None:
-    standing = Standing(requests=Quota(10, 0, 12.5))
+async def test_a_refusal_comes_with_the_standing(accounts: AdmissionClient, manager: FakeManager) -> None:
+    standing = RateLimits(requests=RateLimit(10, 0, 12.5))
     manager.refusal = lambda request: messages.Refused(
         request, "insufficient_quota", "no", 3600, should_retry=False, standing=standing
     )
@@ -104,8 +104,8 @@ async def test_a_refusal_comes_with_the_standing(accounts: Accounts, manager: Fa
     with pytest.raises(InsufficientQuota) as caught:
         await accounts.admit(record, 1, 0)
     assert (caught.value.retry_after, caught.value.should_retry) == (3600, False)
-    assert record.limit_lines == limit_lines(standing)
-    assert limit_lines(standing).splitlines() == [
+    assert record.limit_lines == ratelimit_headers(standing)
+    assert ratelimit_headers(standing).splitlines() == [
         b"x-ratelimit-limit-requests: 10",
         b"x-ratelimit-remaining-requests: 0",
         b"x-ratelimit-reset-requests: 13s",
@@ -116,10 +116,14 @@ async def test_a_refusal_comes_with_the_standing(accounts: Accounts, manager: Fa
     ("seconds", "text"), [(0, b"0ms"), (0.12, b"120ms"), (1, b"1s"), (59.2, b"1m0s"), (360, b"6m0s")]
 )
 def test_durations_look_as_openai_writes_them(seconds: float, text: bytes) -> None:
-    assert limit_lines(Standing(tokens=Quota(1, 1, seconds))).endswith(b"x-ratelimit-reset-tokens: " + text + b"\r\n")
+    assert ratelimit_headers(RateLimits(tokens=RateLimit(1, 1, seconds))).endswith(
+        b"x-ratelimit-reset-tokens: " + text + b"\r\n"
+    )
 
 
-async def test_who_leaves_while_asking_gives_back_what_may_be_granted(accounts: Accounts, manager: FakeManager) -> None:
+async def test_who_leaves_while_asking_gives_back_what_may_be_granted(
+    accounts: AdmissionClient, manager: FakeManager
+) -> None:
     manager.hold = True
     asking = asyncio.create_task(accounts.admit(a_record(), 1, 0))
     await until(lambda: manager.heard_of(messages.Admit))
@@ -128,7 +132,7 @@ async def test_who_leaves_while_asking_gives_back_what_may_be_granted(accounts: 
     assert manager.heard_of(messages.Settle) == [messages.Settle(manager.heard_of(messages.Admit)[0].request, 0)]
 
 
-async def test_rows_start_go_on_and_end_once(accounts: Accounts, manager: FakeManager) -> None:
+async def test_rows_start_go_on_and_end_once(accounts: AdmissionClient, manager: FakeManager) -> None:
     record = a_record(NO_LIMITS)
     accounts.start(record)
     await until(lambda: reports(manager))
@@ -151,7 +155,9 @@ async def test_rows_start_go_on_and_end_once(accounts: Accounts, manager: FakeMa
     ]
 
 
-async def test_the_length_of_the_prompt_counts_until_the_engine_tells(accounts: Accounts, manager: FakeManager) -> None:
+async def test_the_length_of_the_prompt_counts_until_the_engine_tells(
+    accounts: AdmissionClient, manager: FakeManager
+) -> None:
     record = a_record(NO_LIMITS)
     accounts.start(record)
     record.prompt_estimate = 50
@@ -162,7 +168,9 @@ async def test_the_length_of_the_prompt_counts_until_the_engine_tells(accounts: 
     assert [one.usage for report in reports(manager) for one in report.batch.whole] == [Usage(50, 4)]
 
 
-async def test_what_no_manager_has_kept_is_said_to_the_next_one(accounts: Accounts, manager: FakeManager) -> None:
+async def test_what_no_manager_has_kept_is_said_to_the_next_one(
+    accounts: AdmissionClient, manager: FakeManager
+) -> None:
     manager.keeps_usage = False
     running, over = a_record(), a_record(NO_LIMITS)
     await accounts.admit(running, 20, 0)
@@ -182,7 +190,7 @@ async def test_what_no_manager_has_kept_is_said_to_the_next_one(accounts: Accoun
 
 async def test_closing_says_the_rest(link: ManagerLink, manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REPORT_INTERVAL", 1000)
-    accounts = Accounts(link)
+    accounts = AdmissionClient(link)
     await link.start()
     await until(lambda: link.is_connected)
     record = a_record(NO_LIMITS)
@@ -197,7 +205,7 @@ async def test_closing_says_the_rest(link: ManagerLink, manager: FakeManager, mo
 async def test_keys_are_asked_for_and_forgotten(link: ManagerLink, manager: FakeManager) -> None:
     key = Key("bob", "id-of-bob", frozenset({"chat"}), limits=LIMITS, networks=("10.0.0.0/8",), expires_at=5.0)
     manager.keys = {"d" * 64: key, "id-of-bob": key}
-    source = StoreKeys(link)
+    source = KeySource(link)
     forgotten: list[object] = []
     source.when_changed(forgotten.append)
     await link.start()
@@ -215,45 +223,49 @@ async def test_keys_are_asked_for_and_forgotten(link: ManagerLink, manager: Fake
 
 
 async def test_requests_are_admitted_from_a_share_until_it_is_recalled(
-    accounts: Accounts, manager: FakeManager
+    accounts: AdmissionClient, manager: FakeManager
 ) -> None:
     limits = Limits(requests_per_minute=1000, max_concurrent=100)
-    manager.standing = Standing(requests=Quota(1000, 990, 60.0))
-    manager.share = messages.Share(requests=5, places=5)
+    manager.standing = RateLimits(requests=RateLimit(1000, 990, 60.0))
+    manager.share = messages.QuotaGrant(requests=5, places=5)
     records = [a_record(limits) for _ in range(5)]
     await accounts.admit(records[0], 10, 0)
-    manager.share = messages.NO_SHARE
+    manager.share = messages.NO_GRANT
     for record in records[1:]:
         await accounts.admit(record, 10, 0)
     assert len(manager.heard_of(messages.Admit)) == 1
-    assert records[4].limit_lines == limit_lines(Standing(requests=Quota(1000, 986, 60.0)))
+    assert records[4].limit_lines == ratelimit_headers(RateLimits(requests=RateLimit(1000, 986, 60.0)))
     for record in records[:3]:
         accounts.end(record)
     manager.recall("id-of-ann")
-    await until(lambda: any(one.is_answer for one in manager.heard_of(messages.Spend)))
+    await until(lambda: any(one.is_answer for one in manager.heard_of(messages.ReportQuota)))
     accounts.end(records[3])
     accounts.end(records[4])
-    await until(lambda: sum(one.back.places for one in manager.heard_of(messages.Spend)) == 5)
-    said = manager.heard_of(messages.Spend)
+    await until(lambda: sum(one.back.places for one in manager.heard_of(messages.ReportQuota)) == 5)
+    said = manager.heard_of(messages.ReportQuota)
     assert (sum(one.requests for one in said), sum(one.back.requests for one in said)) == (4, 1)
     assert len(manager.heard_of(messages.Settle)) == 1
     await accounts.admit(a_record(limits), 10, 0)
     assert len(manager.heard_of(messages.Admit)) == 2
 
 
-async def test_a_share_that_nobody_uses_goes_back(accounts: Accounts, manager: FakeManager) -> None:
-    manager.share = messages.Share(requests=5)
+async def test_a_share_that_nobody_uses_goes_back(accounts: AdmissionClient, manager: FakeManager) -> None:
+    manager.share = messages.QuotaGrant(requests=5)
     record = a_record(Limits(requests_per_minute=1000))
     await accounts.admit(record, 10, 0)
     accounts.end(record)
-    await until(lambda: manager.heard_of(messages.Spend))
-    assert manager.heard_of(messages.Spend) == [messages.Spend("id-of-ann", back=messages.Share(requests=5))]
+    await until(lambda: manager.heard_of(messages.ReportQuota))
+    assert manager.heard_of(messages.ReportQuota) == [
+        messages.ReportQuota("id-of-ann", back=messages.QuotaGrant(requests=5))
+    ]
     assert not accounts._shares
 
 
-async def test_a_new_manager_is_told_of_what_was_taken_from_a_share(accounts: Accounts, manager: FakeManager) -> None:
+async def test_a_new_manager_is_told_of_what_was_taken_from_a_share(
+    accounts: AdmissionClient, manager: FakeManager
+) -> None:
     limits = Limits(max_concurrent=100, tokens_per_minute=10_000)
-    manager.share = messages.Share(places=5, tokens=500)
+    manager.share = messages.QuotaGrant(places=5, tokens=500)
     first, second = a_record(limits), a_record(limits)
     await accounts.admit(first, 10, 0)
     await accounts.admit(second, 20, 0)
@@ -269,30 +281,32 @@ async def test_a_new_manager_is_told_of_what_was_taken_from_a_share(accounts: Ac
 
 
 async def test_a_key_with_other_limits_gets_no_more_from_its_old_share(
-    accounts: Accounts, manager: FakeManager
+    accounts: AdmissionClient, manager: FakeManager
 ) -> None:
-    manager.share = messages.Share(requests=5)
+    manager.share = messages.QuotaGrant(requests=5)
     await accounts.admit(a_record(Limits(requests_per_minute=1000)), 10, 0)
     await accounts.admit(a_record(Limits(requests_per_minute=500)), 10, 0)
     assert [one.limits.requests_per_minute for one in manager.heard_of(messages.Admit)] == [1000, 500]
-    await until(lambda: any(one.back.requests == 5 for one in manager.heard_of(messages.Spend)))
+    await until(lambda: any(one.back.requests == 5 for one in manager.heard_of(messages.ReportQuota)))
 
 
 async def test_a_share_that_is_recalled_right_behind_its_grant_goes_back(
-    accounts: Accounts, manager: FakeManager
+    accounts: AdmissionClient, manager: FakeManager
 ) -> None:
-    manager.share = messages.Share(requests=5)
+    manager.share = messages.QuotaGrant(requests=5)
     manager.recalls_at_once = True
     record = a_record(Limits(requests_per_minute=1000))
     await accounts.admit(record, 10, 0)
-    await until(lambda: manager.heard_of(messages.Spend))
-    assert manager.heard_of(messages.Spend) == [
-        messages.Spend("id-of-ann", back=messages.Share(requests=5), is_answer=True)
+    await until(lambda: manager.heard_of(messages.ReportQuota))
+    assert manager.heard_of(messages.ReportQuota) == [
+        messages.ReportQuota("id-of-ann", back=messages.QuotaGrant(requests=5), is_answer=True)
     ]
     assert not accounts.admit_at_once(a_record(Limits(requests_per_minute=1000)), 10)
 
 
-async def test_the_share_of_a_request_that_left_meanwhile_is_kept(accounts: Accounts, manager: FakeManager) -> None:
+async def test_the_share_of_a_request_that_left_meanwhile_is_kept(
+    accounts: AdmissionClient, manager: FakeManager
+) -> None:
     manager.hold = True
     limits = Limits(requests_per_minute=1000)
     asking = asyncio.create_task(accounts.admit(a_record(limits), 1, 0))
@@ -301,6 +315,6 @@ async def test_the_share_of_a_request_that_left_meanwhile_is_kept(accounts: Acco
     with pytest.raises(asyncio.CancelledError):
         await asking
     (asked,) = manager.heard_of(messages.Admit)
-    accounts._on_admitted(messages.Admitted(asked.request, Standing(), 1, messages.Share(requests=5)))
+    accounts._on_admitted(messages.Admitted(asked.request, RateLimits(), 1, messages.QuotaGrant(requests=5)))
     assert not accounts._admitted
     assert accounts.admit_at_once(a_record(limits), 1)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from llm_api_server.config.models import Config, ServerConfig
-from llm_api_server.gateway.proxy.services import EngineProxy, FrontDoor
+from llm_api_server.gateway.proxy.services import FastPathHandler, ProxyServices
 
 FORWARDED = b"x-forwarded-for"
 
@@ -16,8 +16,8 @@ class _Proxy:
     max_body_bytes = 1000
 
 
-def door(**server: Any) -> FrontDoor:
-    return FrontDoor(Config(server=ServerConfig(**server)), cast("EngineProxy", _Proxy()))
+def door(**server: Any) -> FastPathHandler:
+    return FastPathHandler(Config(server=ServerConfig(**server)), cast("ProxyServices", _Proxy()))
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ import pytest
 from llm_api_server.auth.access import Key
 from llm_api_server.config.models import Config, ModelConfig, ModelsConfig
 from llm_api_server.errors import InvalidRequest, ModelNotFound, PermissionDenied
-from llm_api_server.gateway.proxy.model_catalog import Catalog, Found
+from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
 
 BASE = ModelConfig(path="org/base", aliases=["gpt-4o"], adapters={"legal": "a", "base-medical": "b"})
 OTHER = ModelConfig(path="org/other", adapters={"poems": "c"})
 
 
-def catalog(default: str | None = None) -> Catalog:
-    return Catalog(Config(models=ModelsConfig(default=default, available={"base": BASE, "other": OTHER})))
+def catalog(default: str | None = None) -> ModelCatalog:
+    return ModelCatalog(Config(models=ModelsConfig(default=default, available={"base": BASE, "other": OTHER})))
 
 
 def key(*models: str) -> Key:

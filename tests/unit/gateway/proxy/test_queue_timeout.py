@@ -7,7 +7,7 @@ import time
 import pytest
 
 from llm_api_server.errors import ModelLoading, ServerOverloaded
-from llm_api_server.gateway.proxy.queue_timeout import Wait
+from llm_api_server.gateway.proxy.queue_timeout import QueueTimeout
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.types import ModelState
 
@@ -17,16 +17,16 @@ def status(state: ModelState, *, ready_at: float | None = None) -> dict[str, Mod
 
 
 def test_a_load_that_goes_on_says_when_it_will_be_over() -> None:
-    error = Wait("m", 10).too_long(status(ModelState.STARTING, ready_at=time.time() + 40))
+    error = QueueTimeout("m", 10).too_long(status(ModelState.STARTING, ready_at=time.time() + 40))
     assert isinstance(error, ModelLoading)
     assert error.retry_after == pytest.approx(40, abs=1)
-    late = Wait("m", 10).too_long(status(ModelState.STARTING, ready_at=time.time() - 40))
+    late = QueueTimeout("m", 10).too_long(status(ModelState.STARTING, ready_at=time.time() - 40))
     assert late is not None
     assert late.retry_after == 1
 
 
 def test_a_busy_model_says_which_place_was_reached() -> None:
-    wait = Wait("m", 10)
+    wait = QueueTimeout("m", 10)
     wait.on_position(7)
     error = wait.too_long(status(ModelState.READY))
     assert isinstance(error, ServerOverloaded)
@@ -36,7 +36,7 @@ def test_a_busy_model_says_which_place_was_reached() -> None:
 
 @pytest.mark.parametrize("models", [{}, status(ModelState.FAILED)])
 def test_where_the_model_is_not_the_reason_nothing_is_said_of_it(models: dict[str, ModelStatus]) -> None:
-    assert Wait("m", 10).too_long(models) is None
+    assert QueueTimeout("m", 10).too_long(models) is None
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,6 @@ def test_where_the_model_is_not_the_reason_nothing_is_said_of_it(models: dict[st
     ],
 )
 def test_a_client_that_gives_up_by_itself_is_told_before(headers: dict[bytes, bytes], until: float) -> None:
-    wait = Wait("m", 300)
+    wait = QueueTimeout("m", 300)
     wait.heed(headers, started_at=100)
     assert wait.until == until

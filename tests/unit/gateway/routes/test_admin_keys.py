@@ -22,9 +22,9 @@ from llm_api_server.config.models import ApiKeyConfig, AuthConfig, Config, Serve
 from llm_api_server.gateway.app import build_app
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.http_client.client import UpstreamClient
+from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.run_dir import RunDir
-from llm_api_server.ipc.usage_events import Batch, Ended, Started, Usage
+from llm_api_server.ipc.usage_events import Batch, RequestEnded, RequestStarted, Usage
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
@@ -60,7 +60,7 @@ def database(config: Config) -> Iterator[Database]:
 @pytest.fixture
 async def client(config: Config) -> AsyncIterator[httpx.AsyncClient]:
     with tempfile.TemporaryDirectory(prefix="gw-") as path:
-        upstream = UpstreamClient()
+        upstream = HttpClient()
         app = build_app(config, Leases(ManagerLink(RunDir(Path(path)), lambda _: None)), upstream)
         headers = {"Authorization": f"Bearer {KEY}"}
         transport = httpx.ASGITransport(app)
@@ -275,9 +275,11 @@ async def used(client: httpx.AsyncClient, database: Database) -> dict[str, str]:
     ids["chatter"] = (await client.get(f"{KEYS}/chatter")).json()["id"]
     requests = [("1", "=app", "m", DAY), ("2", "=app", "m", DAY + 86400), ("3", "=app", "n", DAY + 3600)]
     requests.append(("4", "chatter", "m", DAY + 90000))
-    started = [Started(row, f"req-{row}", ids[of], of, model, "/v1/x", False, at) for row, of, model, at in requests]
-    ended = [Ended(row, 200, None, "m-1", Usage(10, 5, 4, 1), 0.5, 0.25, 1.0) for row in "123"]
-    ended.append(Ended("4", 500, "engine_error", "m-1", Usage(1), None, None, 2.0))
+    started = [
+        RequestStarted(row, f"req-{row}", ids[of], of, model, "/v1/x", False, at) for row, of, model, at in requests
+    ]
+    ended = [RequestEnded(row, 200, None, "m-1", Usage(10, 5, 4, 1), 0.5, 0.25, 1.0) for row in "123"]
+    ended.append(RequestEnded("4", 500, "engine_error", "m-1", Usage(1), None, None, 2.0))
     UsageLedger(database).write(Batch(started, [], ended), "w")
     return ids
 

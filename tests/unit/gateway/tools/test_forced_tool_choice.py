@@ -20,7 +20,7 @@ from llm_api_server.gateway.tools.forced_tool_choice import (
     is_forced,
 )
 from llm_api_server.gateway.wire.request import ENDPOINTS, RequestFacts, read_request, rewrite
-from llm_api_server.gateway.wire.stream_assembler import Assembler
+from llm_api_server.gateway.wire.stream_assembler import StreamAssembler
 from llm_api_server.ipc.usage_events import Usage
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
@@ -249,7 +249,7 @@ class TestStream:
     def test_a_plain_answer_is_assembled_from_it(self, tokens: list[int]) -> None:
         two = f"[{CALL}, {CALL}]"
         _, out = relayed(answer(two, tokens), [])
-        assembler = Assembler("openai")
+        assembler = StreamAssembler("openai")
         assembler.feed(out)
         (choice,) = json.loads(assembler.body())["choices"]
         assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
@@ -269,7 +269,7 @@ class TestStream:
         )
         reader = ForcedCallStream(show_usage=False, choices=2)
         out = reader.feed(stream + chunk({}, "stop", 0) + chunk({}, "stop", 1) + b"data: [DONE]\n\n")
-        assembler = Assembler("openai")
+        assembler = StreamAssembler("openai")
         assembler.feed(out)
         first, second = json.loads(assembler.body())["choices"]
         assert first["message"]["tool_calls"][0]["id"] != second["message"]["tool_calls"][0]["id"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_api_server.errors import EngineError
-from llm_api_server.gateway.wire.stream_assembler import Assembler
+from llm_api_server.gateway.wire.stream_assembler import StreamAssembler
 from llm_api_server.gateway.wire.stream_reader import StreamReader
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
@@ -26,7 +26,7 @@ def chat(index: int, delta: dict[str, Any], finish: str | None = None, **more: A
 
 def assembled(data: bytes, **options: Any) -> dict[str, Any]:
     reader = StreamReader("openai", show_usage=True, is_chat=True, **options)
-    assembler = Assembler("openai")
+    assembler = StreamAssembler("openai")
     for start in range(0, len(data), 13):  # reads end anywhere
         assembler.feed(reader.feed(data[start : start + 13]))
     assembler.feed(reader.flush())
@@ -121,7 +121,7 @@ def test_text_completion() -> None:
 
 
 def test_anthropic_message() -> None:
-    assembler = Assembler("anthropic")
+    assembler = StreamAssembler("anthropic")
     assembler.feed(
         stream(
             {"type": "message_start", "message": {"id": "m", "content": [], "usage": {"input_tokens": 3}}},
@@ -144,14 +144,14 @@ def test_anthropic_message() -> None:
 
 
 def test_responses() -> None:
-    assembler = Assembler("responses")
+    assembler = StreamAssembler("responses")
     assembler.feed(stream({"type": "response.created"}, {"type": "response.completed", "response": {"id": "r"}}))
     assert json.loads(assembler.body()) == {"id": "r"}
 
 
 @pytest.mark.parametrize("dialect", ["openai", "responses", "anthropic"])
 def test_a_stream_that_ends_early_is_no_answer(dialect: Any) -> None:
-    assembler = Assembler(dialect)
+    assembler = StreamAssembler(dialect)
     assembler.feed(stream(chat(0, {"content": "half"})))
     with pytest.raises(EngineError):
         assembler.body()

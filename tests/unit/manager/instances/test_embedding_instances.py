@@ -12,17 +12,17 @@ from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import Engine, ModelFacts
 from llm_api_server.engines.remote import RemoteEngine
 from llm_api_server.engines.vllm.adapter import VllmEngine
-from llm_api_server.manager.instances.embedding_instances import Twins, refusal
+from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances, refusal
 from llm_api_server.types import Task
 
 CHAT = ModelFacts(tasks=("generate",), twin_tasks=("embed", "rank"))
 EMBEDDING = ModelFacts(tasks=("embed", "rank"))
 
 
-def twins(engine: Engine | None = None, **options: Any) -> Twins:
+def twins(engine: Engine | None = None, **options: Any) -> EmbeddingInstances:
     """Those of one model, `m`."""
     vllm = VllmEngine(Config(), Host(1, 1, has_nvidia=False))
-    return Twins({"m": (engine or vllm, ModelConfig(path="/m", **options))})
+    return EmbeddingInstances({"m": (engine or vllm, ModelConfig(path="/m", **options))})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_has_its_task_told_or_runs_elsewhere_has_no_twin(options: dict[str,
 def test_a_configured_model_keeps_its_name() -> None:
     engine, entry = twins().entries["m (embeddings)"]
     both = {"m": (engine, ModelConfig(path="/m")), "m (embeddings)": (engine, entry)}
-    assert Twins(both).twin_of("m") is None
+    assert EmbeddingInstances(both).twin_of("m") is None
 
 
 def test_all_tasks_count_the_twins() -> None:

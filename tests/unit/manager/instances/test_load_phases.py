@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from llm_api_server.manager.instances.load_phases import Phases, describe
+from llm_api_server.manager.instances.load_phases import LoadPhases, describe
 
 MARKS = [("imports", "version"), ("weights", "Loading weights took"), ("kv_cache", "KV cache size")]
 
 
 def test_each_phase_ends_with_its_line() -> None:
-    phases = Phases(MARKS, 10.0)
+    phases = LoadPhases(MARKS, 10.0)
     assert phases.current == "process"
     phases.on_started(11.0)
     assert phases.current == "imports"
@@ -22,7 +22,7 @@ def test_each_phase_ends_with_its_line() -> None:
 
 
 def test_lines_in_pieces_are_one() -> None:
-    phases = Phases(MARKS, 0.0)
+    phases = LoadPhases(MARKS, 0.0)
     phases.on_started(0.0)
     phases.on_log("vers", 1.0)
     assert phases.current == "imports"
@@ -31,7 +31,7 @@ def test_lines_in_pieces_are_one() -> None:
 
 
 def test_a_line_that_never_comes_counts_to_the_next_phase() -> None:
-    phases = Phases(MARKS, 0.0)
+    phases = LoadPhases(MARKS, 0.0)
     phases.on_started(0.0)
     phases.on_log("KV cache size: 3\n", 5.0)
     phases.on_ready(6.0)
@@ -40,7 +40,7 @@ def test_a_line_that_never_comes_counts_to_the_next_phase() -> None:
 
 
 def test_without_marks_there_are_two() -> None:
-    phases = Phases([], 0.0)
+    phases = LoadPhases([], 0.0)
     phases.on_started(0.25)
     phases.on_log("anything\n", 1.0)
     phases.on_ready(2.0)

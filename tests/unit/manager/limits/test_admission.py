@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_api_server.auth.access import Limits
-from llm_api_server.gateway.metering.quota_grant import HeldShare
+from llm_api_server.gateway.metering.quota_grant import HeldQuota
 from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import NO_SHARE
+from llm_api_server.ipc.messages import NO_GRANT
 from llm_api_server.manager.limits import admission as module
-from llm_api_server.manager.limits.admission import Admissions
-from llm_api_server.manager.limits.key_quota import MINUTE, Account
+from llm_api_server.manager.limits.admission import AdmissionController
+from llm_api_server.manager.limits.key_quota import MINUTE, KeyQuota
 
 KEY = "id"
 #: What was used of a share counts from the moment it is told, here at most this much later; windows step by 0.1.
@@ -29,26 +29,26 @@ class Clock:
 class Worker:
     """Takes from its share where it can, as `gateway/accounts.py` does, and answers to the manager at once."""
 
-    def __init__(self, admissions: Admissions) -> None:
+    def __init__(self, admissions: AdmissionController) -> None:
         self.admissions = admissions
-        self.share: HeldShare | None = None
+        self.share: HeldQuota | None = None
         self.numbers = iter(range(1, 1_000_000))
         self.answers: dict[int, Any] = {}
-        self.taken: dict[int, tuple[HeldShare, int]] = {}
+        self.taken: dict[int, tuple[HeldQuota, int]] = {}
         self.asked = 0
         admissions.hello(cast("Any", self), [])
 
     def send(self, message: Any) -> None:
         match message:
-            case messages.Recall():
+            case messages.RevokeQuota():
                 if self.share is not None:
                     self.share.is_recalled = True
                 spend = self.share.spend(returns=True, is_answer=True) if self.share else None
-                self.tell(spend or messages.Spend(KEY, is_answer=True))
+                self.tell(spend or messages.ReportQuota(KEY, is_answer=True))
             case messages.Admitted() | messages.Refused():
                 self.answers[message.request] = message
 
-    def tell(self, spend: messages.Spend | None) -> None:
+    def tell(self, spend: messages.ReportQuota | None) -> None:
         if spend is not None:
             self.admissions.spend(cast("Any", self), spend)
 
@@ -63,8 +63,8 @@ class Worker:
         answer = self.answers.pop(number)
         if isinstance(answer, messages.Refused):
             return None
-        if answer.share != NO_SHARE:
-            self.share = self.share or HeldShare(KEY, limits)
+        if answer.share != NO_GRANT:
+            self.share = self.share or HeldQuota(KEY, limits)
             self.share.add(answer.share, answer.standing)
         return number
 
@@ -92,7 +92,7 @@ def simulate(work: Any) -> None:
 
     async def run() -> None:
         Clock.now = 1000.0
-        work(Admissions(cast("Any", None), cast("Any", None), lambda _: None, lambda _key, _limit: None))
+        work(AdmissionController(cast("Any", None), cast("Any", None), lambda _: None, lambda _key, _limit: None))
 
     asyncio.run(run())
 
@@ -105,7 +105,7 @@ steps = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30), st.floats(0, 1
 def test_requests_per_minute_are_exact_over_workers(most: int, bursts: list[tuple[int, int, float]]) -> None:
     limits = Limits(requests_per_minute=most)
 
-    def work(admissions: Admissions) -> None:
+    def work(admissions: AdmissionController) -> None:
         workers = [Worker(admissions) for _ in range(4)]
         passed: list[float] = []
         for index, count, gap in bursts:
@@ -131,7 +131,7 @@ def test_requests_per_minute_are_exact_over_workers(most: int, bursts: list[tupl
 def test_concurrent_requests_are_exact_over_workers(most: int, moves: list[tuple[int, bool]]) -> None:
     limits = Limits(max_concurrent=most)
 
-    def work(admissions: Admissions) -> None:
+    def work(admissions: AdmissionController) -> None:
         workers = [Worker(admissions) for _ in range(4)]
         running: list[tuple[Worker, int]] = []
         for index, ends in moves:
@@ -154,7 +154,7 @@ def test_concurrent_requests_are_exact_over_workers(most: int, moves: list[tuple
 def test_budgets_are_spent_whole_and_not_exceeded(budget: int, requests: list[tuple[int, int, int]]) -> None:
     limits = Limits(tokens_per_minute=budget)
 
-    def work(admissions: Admissions) -> None:
+    def work(admissions: AdmissionController) -> None:
         workers = [Worker(admissions) for _ in range(4)]
         spent = 0
         for index, tokens, used in requests:
@@ -165,14 +165,14 @@ def test_budgets_are_spent_whole_and_not_exceeded(budget: int, requests: list[tu
                 spent += min(used, tokens)
         for worker in workers:
             worker.report()
-        account: Account = admissions._opened[KEY].account if requests else Account()
+        account: KeyQuota = admissions._opened[KEY].account if requests else KeyQuota()
         assert account.tokens.total(Clock.now) <= budget
 
     simulate(work)
 
 
 def test_far_limits_are_seldom_asked_about() -> None:
-    def work(admissions: Admissions) -> None:
+    def work(admissions: AdmissionController) -> None:
         worker = Worker(admissions)
         limits = Limits(requests_per_minute=10**6, tokens_per_minute=10**9, max_concurrent=10**4)
         for _ in range(5000):
@@ -192,7 +192,7 @@ def test_far_limits_are_seldom_asked_about() -> None:
 
 
 def test_a_worker_that_is_lost_gives_back_all_but_requests_that_may_have_passed() -> None:
-    def work(admissions: Admissions) -> None:
+    def work(admissions: AdmissionController) -> None:
         lost, other = Worker(admissions), Worker(admissions)
         limits = Limits(requests_per_minute=100, tokens_per_minute=10_000, max_concurrent=50)
         numbers = [lost.admit(limits, 10) for _ in range(3)]
@@ -210,7 +210,9 @@ def test_a_worker_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "RECALL_TIMEOUT", 0.01)
 
     async def run() -> None:
-        admissions = Admissions(cast("Any", None), cast("Any", None), lambda _: None, lambda _key, _limit: None)
+        admissions = AdmissionController(
+            cast("Any", None), cast("Any", None), lambda _: None, lambda _key, _limit: None
+        )
         frozen, other = Worker(admissions), Worker(admissions)
         limits = Limits(max_concurrent=20)
         assert frozen.admit(limits) is not None

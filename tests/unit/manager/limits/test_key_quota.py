@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_api_server.auth.access import Limits
-from llm_api_server.manager.limits.key_quota import MINUTE, Account, Refusal, Reservation, Window
+from llm_api_server.manager.limits.key_quota import MINUTE, KeyQuota, Refusal, Reservation, Window
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
 
 
-def admit(account: Account, limits: Limits, now: float, tokens: int = 0, spare: int = 0) -> Reservation | Refusal:
+def admit(account: KeyQuota, limits: Limits, now: float, tokens: int = 0, spare: int = 0) -> Reservation | Refusal:
     return account.admit("k", limits, (tokens, spare), now, NOON + now)
 
 
@@ -30,7 +30,7 @@ def admitted(found: Reservation | Refusal) -> Reservation:
 
 
 def test_n_requests_a_minute_and_not_one_more() -> None:
-    account, limits = Account(), Limits(requests_per_minute=5)
+    account, limits = KeyQuota(), Limits(requests_per_minute=5)
     for second in range(5):
         admitted(admit(account, limits, float(second)))
     found = refused(admit(account, limits, 5.0))
@@ -46,7 +46,7 @@ def test_n_requests_a_minute_and_not_one_more() -> None:
     st.integers(1, 5),
 )
 def test_no_minute_has_more_than_the_limit_and_waiting_as_told_helps(gaps: list[float], most: int) -> None:
-    account, limits, now = Account(), Limits(requests_per_minute=most), 0.0
+    account, limits, now = KeyQuota(), Limits(requests_per_minute=most), 0.0
     passed: list[float] = []
     for gap in gaps:
         now += gap
@@ -64,7 +64,7 @@ def test_no_minute_has_more_than_the_limit_and_waiting_as_told_helps(gaps: list[
 def test_tokens_a_minute_are_exceeded_only_by_what_a_request_used_beyond_its_reservation(
     steps: list[tuple[float, int, int, int]],
 ) -> None:
-    account, limits, now = Account(), Limits(tokens_per_minute=100), 0.0
+    account, limits, now = KeyQuota(), Limits(tokens_per_minute=100), 0.0
     running: list[tuple[Reservation, int]] = []
     for gap, tokens, spare, used in steps:
         now += gap
@@ -80,7 +80,7 @@ def test_tokens_a_minute_are_exceeded_only_by_what_a_request_used_beyond_its_res
 
 
 def test_what_was_reserved_and_not_used_is_given_back() -> None:
-    account, limits = Account(), Limits(tokens_per_minute=100)
+    account, limits = KeyQuota(), Limits(tokens_per_minute=100)
     first = admitted(admit(account, limits, 0.0, tokens=10, spare=500))
     assert first.tokens == 100
     refused(admit(account, limits, 1.0, tokens=10))
@@ -92,13 +92,13 @@ def test_what_was_reserved_and_not_used_is_given_back() -> None:
 
 
 def test_a_request_that_is_larger_than_the_limit_is_told_so() -> None:
-    found = refused(admit(Account(), Limits(tokens_per_minute=100), 0.0, tokens=101))
+    found = refused(admit(KeyQuota(), Limits(tokens_per_minute=100), 0.0, tokens=101))
     assert found.should_retry is False
     assert "max_tokens" in found.message
 
 
 def test_late_settlement_of_a_request_that_has_left_the_minute_changes_nothing() -> None:
-    account, limits = Account(), Limits(tokens_per_minute=100)
+    account, limits = KeyQuota(), Limits(tokens_per_minute=100)
     first = admitted(admit(account, limits, 0.0, tokens=100))
     second = admitted(admit(account, limits, 70.0, tokens=60))
     account.settle(first, 10, 80.0, NOON)
@@ -107,7 +107,7 @@ def test_late_settlement_of_a_request_that_has_left_the_minute_changes_nothing()
 
 
 def test_concurrent_requests() -> None:
-    account, limits = Account(), Limits(max_concurrent=2)
+    account, limits = KeyQuota(), Limits(max_concurrent=2)
     first = admitted(admit(account, limits, 0.0))
     admitted(admit(account, limits, 0.0))
     found = refused(admit(account, limits, 0.0))
@@ -118,7 +118,7 @@ def test_concurrent_requests() -> None:
 
 
 def test_refused_requests_are_not_counted() -> None:
-    account, limits = Account(), Limits(requests_per_minute=2, max_concurrent=1, tokens_per_minute=100)
+    account, limits = KeyQuota(), Limits(requests_per_minute=2, max_concurrent=1, tokens_per_minute=100)
     first = admitted(admit(account, limits, 0.0, tokens=50))
     for _ in range(5):
         refused(admit(account, limits, 0.0, tokens=50))
@@ -128,7 +128,7 @@ def test_refused_requests_are_not_counted() -> None:
 
 
 def test_budgets_of_day_and_month_count_running_requests_and_begin_anew() -> None:
-    account, limits = Account(), Limits(tokens_per_day=100, tokens_per_month=150)
+    account, limits = KeyQuota(), Limits(tokens_per_day=100, tokens_per_month=150)
     account.add_spent(20, 20, NOON)
     first = admitted(admit(account, limits, 0.0, tokens=50, spare=1000))
     assert first.tokens == 80
@@ -149,7 +149,7 @@ def test_budgets_of_day_and_month_count_running_requests_and_begin_anew() -> Non
 
 
 def test_a_request_admitted_by_another_manager_counts_until_it_is_settled() -> None:
-    account, limits = Account(), Limits(max_concurrent=1, tokens_per_day=100)
+    account, limits = KeyQuota(), Limits(max_concurrent=1, tokens_per_day=100)
     restored = account.restore(60)
     refused(admit(account, limits, 0.0))
     assert account.reserved == 60
@@ -159,7 +159,7 @@ def test_a_request_admitted_by_another_manager_counts_until_it_is_settled() -> N
 
 
 def test_an_account_is_forgotten_only_when_the_store_knows_all_of_it() -> None:
-    account, limits = Account(), Limits(tokens_per_day=100)
+    account, limits = KeyQuota(), Limits(tokens_per_day=100)
     first = admitted(admit(account, limits, 0.0, tokens=10))
     assert not account.is_idle(1000.0)
     account.settle(first, 10, 1000.0, NOON)
@@ -168,7 +168,7 @@ def test_an_account_is_forgotten_only_when_the_store_knows_all_of_it() -> None:
 
 
 def test_standing_tells_what_is_left_and_when_all_of_it_is_back() -> None:
-    account, limits = Account(), Limits(requests_per_minute=3, tokens_per_minute=100)
+    account, limits = KeyQuota(), Limits(requests_per_minute=3, tokens_per_minute=100)
     standing = account.standing(limits, 0.0)
     assert standing.requests is not None
     assert (standing.requests.remaining, standing.requests.reset) == (3, 0)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import count
 
 from llm_api_server.engines.base import ModelFacts
-from llm_api_server.ipc.messages import Claim, Ended
+from llm_api_server.ipc.messages import Claim, EndedRequest
 from llm_api_server.manager.scheduling.fair_queue import ACTIVE_TIME
 from llm_api_server.manager.scheduling.scheduler import Scheduler
-from llm_api_server.manager.scheduling.state import Decision, Done, Grant, Model, Policy, Reclaim, Refuse, Start, Stop
+from llm_api_server.manager.scheduling.state import Decision, Done, Grant, Model, Policy, Refuse, Revoke, Start, Stop
 
 LOAD, STOP = 3.0, 0.5
 MIN_LOADED, MAX_WAIT = 1.0, 5.0
@@ -43,21 +43,21 @@ def test_no_more_run_than_there_are_places() -> None:
     ready(scheduler)
     claim = Claim("x")
     assert [grants(scheduler.acquire(waiter, "a", 1, claim)) for waiter in (1, 2, 3, 4)] == [[1], [2], [], []]
-    assert grants(scheduler.release("i1", 1, 2, [Ended("x")])) == [3]
-    assert grants(scheduler.release("i1", 2, 3, [Ended("x"), Ended("x")])) == [4]
+    assert grants(scheduler.release("i1", 1, 2, [EndedRequest("x")])) == [3]
+    assert grants(scheduler.release("i1", 2, 3, [EndedRequest("x"), EndedRequest("x")])) == [4]
 
 
 def test_the_last_place_is_left_to_other_keys_while_they_ask() -> None:
     scheduler = make(3)
     ready(scheduler)
     assert grants(scheduler.acquire(1, "a", 1, Claim("y"))) == [1]
-    scheduler.release("i1", 1, 2, [Ended("y")])
+    scheduler.release("i1", 1, 2, [EndedRequest("y")])
     taken = [grants(scheduler.acquire(waiter, "a", 3, Claim("x"))) for waiter in (2, 3, 4)]
     assert taken == [[2], [3], []]
     assert grants(scheduler.acquire(5, "a", 4, Claim("y"))) == [5]
     assert grants(scheduler.acquire(6, "a", 4, Claim("y"))) == []
     later = 4 + ACTIVE_TIME + 1
-    scheduler.release("i1", 1, later, [Ended("y")])
+    scheduler.release("i1", 1, later, [EndedRequest("y")])
     assert grants(scheduler.acquire(7, "a", later, Claim("x"))) == []
 
 
@@ -74,7 +74,7 @@ def test_of_many_places_workers_keep_some_until_others_wait() -> None:
     assert first == Grant(1, "i1", 13, True, "x")
     decisions: list[Decision] = []
     waiter = 1
-    while not any(isinstance(one, Reclaim) for one in decisions):
+    while not any(isinstance(one, Revoke) for one in decisions):
         waiter += 1
         decisions = scheduler.acquire(waiter, "a", 1, Claim("x"))
     assert grants(decisions) == []
@@ -94,8 +94,8 @@ def test_light_work_needs_no_place() -> None:
     scheduler.acquire(1, "a", 1, Claim("x"))
     assert grants(scheduler.acquire(2, "a", 1, Claim("x", work=0, is_light=True))) == [2]
     assert grants(scheduler.acquire(3, "a", 1, Claim("x"))) == []
-    assert grants(scheduler.release("i1", 1, 2, [Ended("x")])) == []
-    assert grants(scheduler.release("i1", 1, 3, [Ended("x")])) == [3]
+    assert grants(scheduler.release("i1", 1, 2, [EndedRequest("x")])) == []
+    assert grants(scheduler.release("i1", 1, 3, [EndedRequest("x")])) == [3]
 
 
 # ── bounded queues ──
@@ -107,7 +107,7 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     for waiter in (1, 2, 3, 4):
         scheduler.acquire(waiter, "a", 0, Claim(f"k{waiter}"))
     for now in (4, 8):
-        scheduler.release("i1", 1, now, [Ended(f"k{now // 4}")])
+        scheduler.release("i1", 1, now, [EndedRequest(f"k{now // 4}")])
     for waiter in (5, 6):
         scheduler.acquire(waiter, "a", 8, Claim(f"k{waiter}"))
     (refusal,) = scheduler.acquire(7, "a", 8, Claim("k7"))
@@ -134,7 +134,7 @@ def test_who_does_not_wait_for_loads_is_told_how_long_the_last_one_took() -> Non
     assert refusal.code == "model_loading"
     assert scheduler.on_ready("i1", 40) == [Done(1)]
     assert grants(scheduler.acquire(2, "a", 41, Claim("x"))) == [2]
-    scheduler.release("i1", 1, 42, [Ended("x")])
+    scheduler.release("i1", 1, 42, [EndedRequest("x")])
     scheduler.on_exited("i1", "killed", 200)
     (again, _) = scheduler.acquire(3, "a", 200, Claim("x"))
     assert isinstance(again, Refuse)
@@ -198,7 +198,7 @@ class Machine:
                 self._obey(scheduler.on_stopped(event.name, now))
             case "end":
                 self.on_end(event.key)
-                self._obey(scheduler.release(event.name, 1, now, [Ended(event.key)]))
+                self._obey(scheduler.release(event.name, 1, now, [EndedRequest(event.key)]))
 
     def on_end(self, key: str) -> None:
         """A request of `key` is over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llm_api_server.engines.base import ModelFacts, Need
 from llm_api_server.manager.scheduling.explain import explain
-from llm_api_server.manager.scheduling.state import Grant, Reclaim, Refuse, Start, Stop
+from llm_api_server.manager.scheduling.state import Grant, Refuse, Revoke, Start, Stop
 from llm_api_server.types import ModelState
 from tests.machine import GIB, ram
 from tests.unit.manager.scheduling.test_scheduler import loaded, make
@@ -74,7 +74,7 @@ def test_pinning_keeps_a_model_that_drains_for_another() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
     scheduler.acquire(2, "b", 2)
-    assert scheduler.tick(7) == [Reclaim(instance)]
+    assert scheduler.tick(7) == [Revoke(instance)]
     scheduler.acquire(3, "a", 8)
     refusal, grant = scheduler.pin("a", 9)
     assert isinstance(refusal, Refuse)

@@ -18,8 +18,8 @@ from llm_api_server.manager.scheduling.state import (
     Grant,
     Model,
     Policy,
-    Reclaim,
     Refuse,
+    Revoke,
     Sleep,
     Start,
     Stop,
@@ -335,7 +335,7 @@ def test_a_busy_model_drains_before_it_sleeps() -> None:
     world.load("a")
     world.ask("a")
     assert world.ask("b") == []
-    assert world.tick() == [Reclaim("i1")]
+    assert world.tick() == [Revoke("i1")]
     assert world.release("a") == [Sleep("i1", 1)]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llm_api_server.engines.base import Asleep, ModelFacts, Need
-from llm_api_server.ipc.messages import Claim, Ended
+from llm_api_server.ipc.messages import Claim, EndedRequest
 from llm_api_server.manager.scheduling.concurrency import FEW
 from llm_api_server.manager.scheduling.memory import Device, taken_by
 from llm_api_server.manager.scheduling.scheduler import Scheduler
@@ -22,8 +22,8 @@ from llm_api_server.manager.scheduling.state import (
     Grant,
     Model,
     Policy,
-    Reclaim,
     Refuse,
+    Revoke,
     Sleep,
     Start,
     Stop,
@@ -114,7 +114,7 @@ def test_busy_model_is_not_evicted_but_drains_after_the_longest_wait() -> None:
     assert scheduler.acquire(2, "b", 2) == []
     assert scheduler.next_tick(2) == 7
     assert scheduler.tick(6.9) == []
-    assert scheduler.tick(7) == [Reclaim(instance)]
+    assert scheduler.tick(7) == [Revoke(instance)]
     assert scheduler.acquire(3, "a", 8) == []
     assert scheduler.release(instance, 1, 60) == [Stop(instance)]
     assert scheduler.on_stopped(instance, 61) == [Start("i2", "b")]
@@ -199,7 +199,7 @@ def test_first_crash_is_restarted_at_once_a_loop_is_not() -> None:
 def test_unload_waits_for_what_is_in_flight() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
-    assert scheduler.unload(2, "a", 1) == [Reclaim(instance)]
+    assert scheduler.unload(2, "a", 1) == [Revoke(instance)]
     assert scheduler.release(instance, 1, 5) == [Stop(instance)]
     assert scheduler.on_stopped(instance, 6) == [Done(2)]
     assert scheduler.unload(3, "a", 7) == [Done(3)]
@@ -341,7 +341,7 @@ class AnyInterleaving(RuleBasedStateMachine):
                     assert instance not in self.stopping, "stopped twice"
                     assert not self.is_kept(instance), "a pinned model was unloaded"
                     self.stopping.add(instance)
-                case Reclaim(instance):
+                case Revoke(instance):
                     assert self.grants.get(instance, 0) > 0, "drained what could be stopped"
                     if self.scheduler.models[self.processes[instance]].state is ModelState.DRAINING:
                         assert self.may_drain(self.processes[instance]), "a busy model was drained too early"
@@ -472,7 +472,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.grants[instance] -= number
         running = self.running.get(instance, [])
         ended, self.running[instance] = running[:number], running[number:]
-        self.obey(self.scheduler.release(instance, number, self.now, [Ended(key, 3) for key in ended]))
+        self.obey(self.scheduler.release(instance, number, self.now, [EndedRequest(key, 3) for key in ended]))
 
     @precondition(lambda self: self.starting())
     @rule(data=st.data())

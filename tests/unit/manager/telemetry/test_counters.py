@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Batch, Ended, Other, Started, Usage, Whole
+from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Batch, Other, RequestEnded, RequestStarted, Usage, Whole
 from llm_api_server.manager.telemetry import metrics
-from llm_api_server.manager.telemetry.counters import Buckets, Tally
+from llm_api_server.manager.telemetry.counters import Buckets, Counters
 from llm_api_server.manager.telemetry.exposition import text_of
 
 CHAT = "/v1/chat/completions"
@@ -22,25 +22,25 @@ def whole(**changed: Any) -> Whole:
     return Whole(**{**values, **changed})
 
 
-def started() -> Started:
-    return Started("r", "id", "k", "team", "m", CHAT, True, 0.0)
+def started() -> RequestStarted:
+    return RequestStarted("r", "id", "k", "team", "m", CHAT, True, 0.0)
 
 
-def ended(**changed: Any) -> Ended:
+def ended(**changed: Any) -> RequestEnded:
     values: dict[str, Any] = {
         "row": "r", "status": 200, "error": None, "instance": "i", "usage": USAGE, "queued": 0.2,
         "first_token": 1.0, "duration": 3.0,
     }  # fmt: skip
-    return Ended(**{**values, **changed})
+    return RequestEnded(**{**values, **changed})
 
 
-def histograms(tally: Tally) -> dict[tuple[str, ...], tuple[int, float]]:
+def histograms(tally: Counters) -> dict[tuple[str, ...], tuple[int, float]]:
     """How many values, and their sum, by metric and labels."""
     return {(metric.name, *labels): (sum(b.counts), b.total) for metric, labels, b in tally.times()}
 
 
 def test_a_request_counts_with_its_tokens_and_times() -> None:
-    tally = Tally()
+    tally = Counters()
     tally.report("w", 1, Batch(whole=[whole()]), [])
     counts = tally.counts()
     assert counts[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 1}
@@ -60,13 +60,13 @@ def test_a_request_counts_with_its_tokens_and_times() -> None:
 
 
 def test_a_plain_answer_has_no_first_token() -> None:
-    tally = Tally()
+    tally = Counters()
     tally.report("w", 1, Batch(whole=[whole(stream=False)]), [])
     assert histograms(tally)[metrics.FIRST_TOKEN_SECONDS.name, "m"] == (0, 0.0)
 
 
 def test_a_report_that_is_said_again_counts_nothing() -> None:
-    tally = Tally()
+    tally = Counters()
     for number in (1, 1, 2, 1):
         tally.report("w", number, Batch(whole=[whole()]), [])
     tally.report("another", 1, Batch(whole=[whole()]), [])
@@ -74,7 +74,7 @@ def test_a_report_that_is_said_again_counts_nothing() -> None:
 
 
 def test_long_requests_count_when_they_end() -> None:
-    tally = Tally()
+    tally = Counters()
     tally.report("w", 1, Batch(started=[started()]), [])
     assert tally.counts() == {}
     tally.report("w", 2, Batch(), [(started(), ended()), (None, ended())])
@@ -82,7 +82,7 @@ def test_long_requests_count_when_they_end() -> None:
 
 
 def test_refused_requests_count_with_their_reason() -> None:
-    tally = Tally()
+    tally = Counters()
     tally.report("w", 1, Batch(others=[Other(CHAT, "m", "team", 429, "rate_limit_exceeded", 3)]), [])
     tally.limit_hit("team", "max_concurrent")
     counts = tally.counts()
@@ -92,13 +92,13 @@ def test_refused_requests_count_with_their_reason() -> None:
 
 
 def test_tokens_for_clients_that_left_are_told() -> None:
-    tally = Tally()
+    tally = Counters()
     tally.report("w", 1, Batch(whole=[whole(error=CLIENT_CLOSED), whole()]), [])
     assert tally.counts()[metrics.ABORTED_TOKENS] == {("m",): 5}
 
 
 def test_keys_are_told_apart_up_to_a_number() -> None:
-    tally = Tally()
+    tally = Counters()
     batch = Batch(others=[Other("other", "", f"key-{n}", 200, "", 1) for n in range(metrics.MAX_KEYS + 50)])
     tally.report("w", 1, batch, [])
     requests = tally.counts()[metrics.REQUESTS]
@@ -107,7 +107,7 @@ def test_keys_are_told_apart_up_to_a_number() -> None:
 
 
 def test_loads_and_their_phases() -> None:
-    tally = Tally()
+    tally = Counters()
     tally.loaded("m", 3.0, {"weights": 2.0, "warm_up": 1.0})
     tally.load_over("m", "failed")
     tally.unloaded("m", "evicted")

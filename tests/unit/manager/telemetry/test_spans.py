@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from llm_api_server.config.models import TracingConfig
 from llm_api_server.ipc.trace_context import TraceContext, Traced
 from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Usage, Whole
-from llm_api_server.manager.telemetry.spans import Load, Span, Tracing, spans_of
+from llm_api_server.manager.telemetry.spans import LoadTrace, Span, Tracing, spans_of
 from tests.collector import collecting
 from tests.running import free_port
 
@@ -23,10 +23,10 @@ WHOLE = Whole(
     "row-1", "req-1", "id", "ann", "m", "/v1/chat/completions", True, 1000.0, None, 200, None, "i1", Usage(7, 5), 4.0,
     4.5, 6.0,
 )  # fmt: skip
-LOAD = Load("i1", "m", 999.0, 1003.9, {"process": 1.0, "weights": 3.9})
+LOAD = LoadTrace("i1", "m", 999.0, 1003.9, {"process": 1.0, "weights": 3.9})
 
 
-def spans(loads: tuple[Load, ...] = (), **changes: Any) -> dict[str, Span]:
+def spans(loads: tuple[LoadTrace, ...] = (), **changes: Any) -> dict[str, Span]:
     return {span.name: span for span in spans_of(Traced(CONTEXT, replace(WHOLE, **changes)), loads)}
 
 

@@ -15,13 +15,13 @@ from llm_api_server.auth.access import Limits, digest
 from llm_api_server.config.models import StorageConfig
 from llm_api_server.errors import StoreError
 from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import Admission
-from llm_api_server.ipc.usage_events import WORKER_LOST, Batch, Ended, Progress, Started, Usage
+from llm_api_server.ipc.messages import AdmittedRequest
+from llm_api_server.ipc.usage_events import WORKER_LOST, Batch, RequestEnded, RequestProgress, RequestStarted, Usage
 from llm_api_server.manager.limits import admission
-from llm_api_server.manager.telemetry.counters import Tally
+from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.spans import Tracing
 from llm_api_server.manager.usage import usage_writer as module
-from llm_api_server.manager.usage.usage_writer import Accounts
+from llm_api_server.manager.usage.usage_writer import UsageWriter
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
 from llm_api_server.store.usage import UsageLedger, UsageQuery
@@ -80,7 +80,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-async def accounts(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Accounts]:
+async def accounts(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[UsageWriter]:
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.02)
     monkeypatch.setattr(module, "RETRY_INTERVAL", 0.02)
     monkeypatch.setattr(module, "RETURN_TIMEOUT", 0.05)
@@ -91,29 +91,29 @@ async def accounts(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await one.close()
 
 
-def make(store: Store, grace: float = 3600) -> Accounts:
+def make(store: Store, grace: float = 3600) -> UsageWriter:
     database = Database(f"sqlite:///{store.path}")
     storage = StorageConfig(key_grace=grace)
-    return Accounts(database, storage, store.path.with_name("minutes"), Tally(), Tracing())
+    return UsageWriter(database, storage, store.path.with_name("minutes"), Counters(), Tracing())
 
 
 @pytest.fixture
-async def client(accounts: Accounts) -> FakeClient:
+async def client(accounts: UsageWriter) -> FakeClient:
     one = FakeClient()
     accounts.hello(one, "w", [])
     return one
 
 
-def started(row: str, key_id: str = "id") -> Started:
-    return Started(row, "req", key_id, "ann", "m", "/v1/completions", stream=False, at=time.time())
+def started(row: str, key_id: str = "id") -> RequestStarted:
+    return RequestStarted(row, "req", key_id, "ann", "m", "/v1/completions", stream=False, at=time.time())
 
 
-def ended(row: str, usage: Usage) -> Ended:
-    return Ended(row, 200, None, "i", usage, 0.1, 0.2, 0.3)
+def ended(row: str, usage: Usage) -> RequestEnded:
+    return RequestEnded(row, 200, None, "i", usage, 0.1, 0.2, 0.3)
 
 
 async def test_keys_are_found_by_digest_and_id_and_changes_are_told(
-    accounts: Accounts, client: FakeClient, store: Store
+    accounts: UsageWriter, client: FakeClient, store: Store
 ) -> None:
     record, secret = store.keys.create(KeyFields(name="ann", permissions=["chat"]), ANN)
     for number, question in enumerate(
@@ -158,7 +158,7 @@ async def test_a_lost_store_leaves_keys_that_were_seen_until_grace_is_over(
     await accounts.close()
 
 
-async def test_requests_are_admitted_settled_and_free_when_their_worker_goes(accounts: Accounts) -> None:
+async def test_requests_are_admitted_settled_and_free_when_their_worker_goes(accounts: UsageWriter) -> None:
     first, second = FakeClient(), FakeClient()
     accounts.hello(first, "one", [])
     accounts.hello(second, "two", [])
@@ -176,16 +176,16 @@ async def test_requests_are_admitted_settled_and_free_when_their_worker_goes(acc
     assert [type(one) for one in second.got[2:]] == [messages.Admitted, messages.Admitted, messages.Refused]
 
 
-async def test_a_new_manager_counts_what_runs(accounts: Accounts) -> None:
+async def test_a_new_manager_counts_what_runs(accounts: UsageWriter) -> None:
     client = FakeClient()
-    accounts.hello(client, "w", [Admission(9, "id", 10)])
+    accounts.hello(client, "w", [AdmittedRequest(9, "id", 10)])
     accounts.admissions.admit(client, messages.Admit(10, "id", "ann", Limits(max_concurrent=1)))
     accounts.admissions.settle(client, 9, 5)
     accounts.admissions.admit(client, messages.Admit(11, "id", "ann", Limits(max_concurrent=1)))
     assert [type(one) for one in client.got] == [messages.Refused, messages.Admitted]
 
 
-async def test_budgets_know_what_was_used_before(accounts: Accounts, client: FakeClient, store: Store) -> None:
+async def test_budgets_know_what_was_used_before(accounts: UsageWriter, client: FakeClient, store: Store) -> None:
     store.ledger.write(Batch([started("r")], [], [ended("r", Usage(50, 30))]), "w0")
     limits = Limits(tokens_per_day=100)
     accounts.admissions.admit(client, messages.Admit(1, "id", "ann", limits, tokens=10, spare=50))
@@ -198,7 +198,7 @@ async def test_budgets_know_what_was_used_before(accounts: Accounts, client: Fak
 
 
 async def test_a_question_that_is_taken_back_while_the_store_is_asked_counts_nothing(
-    accounts: Accounts, client: FakeClient
+    accounts: UsageWriter, client: FakeClient
 ) -> None:
     limits = Limits(tokens_per_day=100, max_concurrent=1)
     accounts.admissions.admit(client, messages.Admit(1, "id", "ann", limits))
@@ -209,7 +209,7 @@ async def test_a_question_that_is_taken_back_while_the_store_is_asked_counts_not
 
 
 async def test_limits_hold_while_the_store_is_locked_and_rows_are_kept_after_it(
-    accounts: Accounts, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
+    accounts: UsageWriter, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "BASE_TIMEOUT", 0.1)
     await until(lambda: accounts._revision is not None)
@@ -226,9 +226,11 @@ async def test_limits_hold_while_the_store_is_locked_and_rows_are_kept_after_it(
 
 
 async def test_rows_of_a_lost_worker_count_as_far_as_it_had_told(
-    accounts: Accounts, client: FakeClient, store: Store
+    accounts: UsageWriter, client: FakeClient, store: Store
 ) -> None:
-    batch = Batch([started("a"), started("b"), started("c")], [Progress("a", Usage(7, 3))], [ended("b", Usage(1, 1))])
+    batch = Batch(
+        [started("a"), started("b"), started("c")], [RequestProgress("a", Usage(7, 3))], [ended("b", Usage(1, 1))]
+    )
     accounts.report(client, messages.ReportUsage(1, batch))
     accounts.disconnected(client)
     await until(lambda: [one for one in store.sums() if one.requests == 3])
@@ -238,7 +240,7 @@ async def test_rows_of_a_lost_worker_count_as_far_as_it_had_told(
     assert rows == {"a": WORKER_LOST, "b": None, "c": WORKER_LOST}
 
 
-async def test_a_worker_that_comes_back_is_not_lost(accounts: Accounts, client: FakeClient, store: Store) -> None:
+async def test_a_worker_that_comes_back_is_not_lost(accounts: UsageWriter, client: FakeClient, store: Store) -> None:
     accounts.report(client, messages.ReportUsage(1, Batch([started("a")])))
     accounts.disconnected(client)
     again = FakeClient()
@@ -250,7 +252,7 @@ async def test_a_worker_that_comes_back_is_not_lost(accounts: Accounts, client: 
 
 
 async def test_what_the_database_never_takes_does_not_stop_the_ledger(
-    accounts: Accounts, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
+    accounts: UsageWriter, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_TRIES", 3)
     write = accounts._ledger.write
@@ -270,7 +272,7 @@ async def test_what_the_database_never_takes_does_not_stop_the_ledger(
 
 
 async def test_a_fault_in_a_loop_does_not_end_it(
-    accounts: Accounts, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
+    accounts: UsageWriter, client: FakeClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = iter([TypeError("a fault of ours")])
     look = accounts._keys.changed_since
