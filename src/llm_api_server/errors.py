@@ -73,7 +73,7 @@ class StoreError(ServerError):
     """The database cannot be used, or not now. The message has no password."""
 
 
-class PullError(ServerError):
+class DownloadError(ServerError):
     """A model could not be downloaded; the message says why and what to do."""
 
 
@@ -169,7 +169,7 @@ class LogNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "log_not_found"
 
 
-class PullNotFound(ApiError):
+class DownloadNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "pull_not_found"
 
 
@@ -296,6 +296,6 @@ _BY_CODE: dict[str | None, type[ApiError]] = {
     for error in (
         ContextLengthExceeded, InvalidConfiguration, ModelNotFound, RateLimited, InsufficientQuota, EngineError,
         NotSupported, ModelLoadFailed, ModelLoading, ServerOverloaded, SlowDown, EngineUnavailable, StoreUnavailable,
-        ShuttingDown, RequestTimeout, PullNotFound, ModelNotLoaded, NotRemovable,
+        ShuttingDown, RequestTimeout, DownloadNotFound, ModelNotLoaded, NotRemovable,
     )
 }  # fmt: skip

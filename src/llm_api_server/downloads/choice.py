@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from llm_api_server.downloads.source import Source
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 from llm_api_server.formats import file_size
 
 #: The usual balance of quality and speed.
@@ -49,16 +49,16 @@ class Choice:
 
 
 def choose(source: Source, files: Sequence[RemoteFile], memory: int) -> Choice:
-    """`memory` is that of the largest device, in bytes. Raises `PullError`."""
+    """`memory` is that of the largest device, in bytes. Raises `DownloadError`."""
     files = [file for file in files if _is_plain(file.path)]
     if len(files) > _MAX_FILES:
-        raise PullError(f"{source.text} has {len(files)} files, which is no model's repository.")
+        raise DownloadError(f"{source.text} has {len(files)} files, which is no model's repository.")
     ggufs = [file for file in files if file.path.lower().endswith(".gguf")]
     if ggufs:
         return _choose_gguf(source, ggufs, memory)
     choice = _choose_folder(source, files)
     if source.file is not None:
-        raise PullError(f"{source.place} has no .gguf files to choose {source.file!r} from; leave it out.")
+        raise DownloadError(f"{source.place} has no .gguf files to choose {source.file!r} from; leave it out.")
     return choice
 
 
@@ -66,7 +66,7 @@ def _choose_gguf(source: Source, files: Sequence[RemoteFile], memory: int) -> Ch
     projectors = [file for file in files if _PROJECTOR.search(file.path)]
     whole = _models([file for file in files if file not in projectors])
     if not whole:
-        raise PullError(f"{source.place} has no whole .gguf model: parts of a split one are missing there.")
+        raise DownloadError(f"{source.place} has no whole .gguf model: parts of a split one are missing there.")
     if source.file is not None:
         name = _named(source, whole)
         note = ""
@@ -98,8 +98,10 @@ def _named(source: Source, models: dict[str, list[RemoteFile]]) -> str:
     if len(names) == 1:
         return names[0]
     if not names:
-        raise PullError(f"{source.place} has no file {wanted!r}. It has {_listed(models)}.")
-    raise PullError(f"{wanted!r} fits several files of {source.place}: {', '.join(sorted(names))}. Name one of them.")
+        raise DownloadError(f"{source.place} has no file {wanted!r}. It has {_listed(models)}.")
+    raise DownloadError(
+        f"{wanted!r} fits several files of {source.place}: {', '.join(sorted(names))}. Name one of them."
+    )
 
 
 def _has_word(name: str, word: str) -> bool:
@@ -114,7 +116,7 @@ def _fitting(source: Source, models: dict[str, list[RemoteFile]], memory: int) -
     fitting = {name: size for name, size in sizes.items() if size <= room}
     if not fitting:
         least = min(sizes, key=lambda name: sizes[name])
-        raise PullError(
+        raise DownloadError(
             f"None of the files of {source.place} fits: the smallest, {least}, has {file_size(sizes[least])}, and "
             f"weights may take {file_size(room)} of the {file_size(memory)} of memory here. Choose a smaller model, or "
             "name a file all the same."
@@ -137,7 +139,7 @@ def _choose_folder(source: Source, files: Sequence[RemoteFile]) -> Choice:
     weights = [file for file in top if file.path.endswith(".safetensors")]
     weights = weights or [file for file in top if file.path.endswith(".bin") and "pytorch_model" in file.path]
     if not any(file.path == "config.json" for file in top) or not weights:
-        raise PullError(
+        raise DownloadError(
             f"{source.place} is no model that can be loaded here: it has neither .gguf files nor a config.json with "
             "weights beside it."
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 
 _INDENT = 2
 
@@ -27,28 +27,28 @@ def entry_text(name: str, entry: dict[str, Any], indent: int = 0) -> str:
 
 
 def with_model(text: str, name: str, entry: dict[str, Any]) -> str:
-    """Raises `PullError` where the name is taken, or the file is too unusual."""
+    """Raises `DownloadError` where the name is taken, or the file is too unusual."""
     before = _data(text)
     models = before.get("models") or {}
     if name in (models.get("available") or {}):
-        raise PullError(f"The configuration has a model {name!r} already; choose another name with --name.")
+        raise DownloadError(f"The configuration has a model {name!r} already; choose another name with --name.")
     after = {**before, "models": {**models, "available": {**(models.get("available") or {}), name: entry}}}
     return _checked(_insert(text, name, entry), after)
 
 
 def without_model(text: str, name: str) -> str:
-    """Raises `PullError` where there is none, or the file is too unusual."""
+    """Raises `DownloadError` where there is none, or the file is too unusual."""
     before = _data(text)
     models = before.get("models") or {}
     if name not in (models.get("available") or {}):
-        raise PullError(f"The configuration has no model {name!r}.")
+        raise DownloadError(f"The configuration has no model {name!r}.")
     kept = {other: entry for other, entry in models["available"].items() if other != name}
     after = {**before, "models": {**models, "available": kept}}
     return _checked(_delete(text, name, is_last=not kept), after)
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:
-    """Write the changed text in the place of the old, all or nothing; links and rights stay. Raises `PullError`."""
+    """Write the changed text in the place of the old, all or nothing; links and rights stay. Raises `DownloadError`."""
     path = path.resolve()
     try:
         text = change(path.read_text(encoding="utf-8"))
@@ -66,16 +66,18 @@ def edit(path: Path, change: Callable[[str], str]) -> None:
         finally:
             new.unlink(missing_ok=True)
     except OSError as error:
-        raise PullError(f"{path} cannot be changed: {error.strerror}.") from error
+        raise DownloadError(f"{path} cannot be changed: {error.strerror}.") from error
 
 
 def _data(text: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise PullError("The configuration file is no valid YAML; `llm-api-server check-config` says where.") from error
+        raise DownloadError(
+            "The configuration file is no valid YAML; `llm-api-server check-config` says where."
+        ) from error
     if data is not None and not isinstance(data, dict):
-        raise PullError("The configuration file is no mapping; `llm-api-server check-config` says more.")
+        raise DownloadError("The configuration file is no mapping; `llm-api-server check-config` says more.")
     return data or {}
 
 
@@ -83,9 +85,9 @@ def _checked(text: str, wanted: dict[str, Any]) -> str:
     try:
         if _data(text) == wanted:
             return text
-    except PullError:
+    except DownloadError:
         pass
-    raise PullError("The configuration file is written in a way that is not changed here; edit it by hand.")
+    raise DownloadError("The configuration file is written in a way that is not changed here; edit it by hand.")
 
 
 def _insert(text: str, name: str, entry: dict[str, Any]) -> str:
@@ -109,7 +111,7 @@ def _insert(text: str, name: str, entry: dict[str, Any]) -> str:
     line = key.start_mark.line  # `available:`, or `available: {}`
     head = text.splitlines()[line][: key.end_mark.column]
     if node.end_mark.line > line + 1 or getattr(node, "value", None):
-        raise PullError("models.available is written in braces: add the entry by hand.")
+        raise DownloadError("models.available is written in braces: add the entry by hand.")
     return _with_lines(
         [*lines[:line], f"{head}:\n", *lines[line + 1 :]],
         line + 1,
@@ -123,7 +125,7 @@ def _delete(text: str, name: str, *, is_last: bool) -> str:
     available = _find(models[1], "available") if models else None
     found = _find(available[1], name) if available else None
     if available is None or found is None or available[1].flow_style:
-        raise PullError("models.available is written in braces: take the entry out by hand.")
+        raise DownloadError("models.available is written in braces: take the entry out by hand.")
     first, last = found[0].start_mark.line, _last_line(found[1])
     kept = [*lines[:first], *lines[last + 1 :]]
     if is_last:

@@ -22,7 +22,7 @@ from llm_api_server.downloads.modelscope import ModelScope
 from llm_api_server.downloads.plain_file import PlainFile
 from llm_api_server.downloads.source import Source
 from llm_api_server.downloads.starter import STARTER, StarterError, ensure_starter
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 from llm_api_server.formats import file_size
 
 #: Seconds between two words about bytes.
@@ -70,7 +70,7 @@ Tell = Callable[[Event], None]
 
 
 def pull(source: Source, models_dir: Path, memory: int, tell: Tell) -> Pulled:
-    """`memory`: bytes of the largest device. Raises `PullError`."""
+    """`memory`: bytes of the largest device. Raises `DownloadError`."""
     try:
         if source.kind == "starter":
             return _pull_starter(models_dir, tell)
@@ -79,7 +79,7 @@ def pull(source: Source, models_dir: Path, memory: int, tell: Tell) -> Pulled:
         with _only_one(models_dir, source):
             return _pull(source, folder, memory, tell)
     except OSError as error:
-        raise PullError(f"The model cannot be written to {models_dir}: {error.strerror or error}.") from error
+        raise DownloadError(f"The model cannot be written to {models_dir}: {error.strerror or error}.") from error
 
 
 def _pull(source: Source, folder: Path, memory: int, tell: Tell) -> Pulled:
@@ -106,7 +106,7 @@ def _pull_starter(models_dir: Path, tell: Tell) -> Pulled:
     try:
         path = ensure_starter(models_dir, lambda _: None)
     except StarterError as error:
-        raise PullError(str(error)) from error
+        raise DownloadError(str(error)) from error
     tell(DownloadProgress(STARTER.file_bytes, STARTER.file_bytes, STARTER.file_name))
     pulled = Pulled(path.name)
     tell(pulled)
@@ -127,7 +127,7 @@ def _fetch(hub: Hub, file: RemoteFile, folder: Path, meter: _Meter) -> None:
     hub.fetch(file, folder, meter.add)
     if not _is_there(folder, file):
         target.unlink(missing_ok=True)
-        raise PullError(f"{file.path} came damaged: its size or checksum is wrong. It was removed; try again.")
+        raise DownloadError(f"{file.path} came damaged: its size or checksum is wrong. It was removed; try again.")
     meter.end(file)
 
 
@@ -153,7 +153,7 @@ def _check_disk(folder: Path, choice: Choice, here: int) -> None:
     needed = choice.size - here - partial
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
-        raise PullError(
+        raise DownloadError(
             f"The download needs {file_size(needed)} and {file_size(_SPARE_BYTES)} to spare, and {file_size(free)} are "
             f"free on the disk of {folder}. Make room, choose a smaller file, or set models.models_dir to another disk."
         )
@@ -165,7 +165,7 @@ def _only_one(models_dir: Path, source: Source) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PullError(f"{source.text} is being downloaded already.") from None
+            raise DownloadError(f"{source.text} is being downloaded already.") from None
         yield
         Path(lock.name).unlink(missing_ok=True)
 

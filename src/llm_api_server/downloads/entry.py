@@ -15,7 +15,7 @@ from llm_api_server.engines.families import Clues, family_of
 from llm_api_server.engines.model_formats.gguf import read_header
 from llm_api_server.engines.model_formats.hf_folder import read_json
 from llm_api_server.engines.select import build_engines, engine_for
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 
 #: Longer contexts take much memory and few use them: they have to be asked for.
 MOST_CONTEXT = 32_768
@@ -46,7 +46,7 @@ def may_be_of(config: Config, name: str, source: Source) -> bool:
 
 
 def entry_of(config: Config, pulled: Pulled) -> dict[str, Any]:
-    """As it is written into the file. Raises `PullError` when no engine can load what has come."""
+    """As it is written into the file. Raises `DownloadError` when no engine can load what has come."""
     entry: dict[str, Any] = {"path": pulled.path}
     if pulled.projector:
         entry["mmproj"] = pulled.projector
@@ -57,7 +57,7 @@ def entry_of(config: Config, pulled: Pulled) -> dict[str, Any]:
         facts = build_engines(config)[engine].inspect(model)
     except ModelProblem as problem:
         place = _absolute(config, pulled.path)
-        raise PullError(
+        raise DownloadError(
             f"What has come cannot be loaded: {problem}. It is kept in {place}: delete it if it is of no use."
         ) from problem
     entry["engine"] = engine

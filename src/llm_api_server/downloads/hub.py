@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llm_api_server.downloads.choice import RemoteFile
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 
 #: Called with bytes that have come, or that were there already; negative: they were given up.
 OnBytes = Callable[[int], None]
@@ -23,10 +23,10 @@ class Hub(Protocol):
     revision: str | None
 
     def files(self) -> list[RemoteFile]:
-        """What is there. Raises `PullError`."""
+        """What is there. Raises `DownloadError`."""
 
     def fetch(self, file: RemoteFile, folder: Path, on_bytes: OnBytes) -> None:
-        """Put it at its path under `folder`, going on with what is there of it. Raises `PullError`."""
+        """Put it at its path under `folder`, going on with what is there of it. Raises `DownloadError`."""
 
 
 @contextmanager
@@ -34,10 +34,10 @@ def hub_errors(hub: str, explain: Callable[..., str | None], *what: str | None) 
     """`explain(error, *what)` knows the library's own errors; the others are the disk's or the network's."""
     try:
         yield
-    except PullError:
+    except DownloadError:
         raise
     except Exception as error:
-        raise PullError(explain(error, *what) or of_disk(error) or unreachable(hub, error)) from error
+        raise DownloadError(explain(error, *what) or of_disk(error) or unreachable(hub, error)) from error
 
 
 def of_disk(error: Exception) -> str | None:

@@ -9,7 +9,7 @@ from llm_api_server.downloads import transfer
 from llm_api_server.downloads.choice import RemoteFile
 from llm_api_server.downloads.hub import OnBytes, hub_errors, unreachable
 from llm_api_server.downloads.source import Source, file_name
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 
 
 class PlainFile:
@@ -24,7 +24,9 @@ class PlainFile:
             headers = transfer.head(self._url)
         length = headers.get("content-length", "")
         if not length.isdigit() or length == "0":
-            raise PullError(f"{self._url} does not tell how large the file is; download it yourself into models_dir.")
+            raise DownloadError(
+                f"{self._url} does not tell how large the file is; download it yourself into models_dir."
+            )
         self._tag = headers.get("etag") or headers.get("last-modified") or ""
         return [RemoteFile(file_name(self._url), int(length))]
 

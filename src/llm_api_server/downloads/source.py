@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 
 Kind = Literal["huggingface", "modelscope", "url", "starter"]
 
@@ -53,7 +53,7 @@ class Source:
 
 
 def parse_source(text: str, revision: str | None = None, file: str | None = None) -> Source:
-    """`revision` and `file` are options that say the same as the text may. Raises `PullError`."""
+    """`revision` and `file` are options that say the same as the text may. Raises `DownloadError`."""
     text = text.strip()
     if text == "starter":
         return Source("starter", text)
@@ -66,9 +66,9 @@ def parse_source(text: str, revision: str | None = None, file: str | None = None
     match = _REPO.fullmatch(text)
     if match is None:
         owner = "" if "/" in text else " A name alone is not enough: a repository has an owner."
-        raise PullError(f"{text!r} is no place that models come from.{owner} {_HOW}")
+        raise DownloadError(f"{text!r} is no place that models come from.{owner} {_HOW}")
     if any(part in {".", ".."} for part in match["repo"].split("/")):
-        raise PullError(f"{text!r} is no repository. {_HOW}")
+        raise DownloadError(f"{text!r} is no repository. {_HOW}")
     return Source(kind, match["repo"], revision or match["revision"], file or match["file"])
 
 
@@ -83,9 +83,9 @@ def _of_url(url: str, revision: str | None, file: str | None) -> Source:
             return parse_source(f"{prefix}{org}/{name}", revision or of_page or None, file or of_file or None)
     name = path[-1] if path else ""
     if not name.lower().endswith(".gguf") or PurePosixPath(name).name != name or name.startswith("."):
-        raise PullError(f"{url} does not name a .gguf file. {_HOW}")
+        raise DownloadError(f"{url} does not name a .gguf file. {_HOW}")
     if parts.username or parts.password:
-        raise PullError("A URL with a password in it would be kept in logs; use one without.")
+        raise DownloadError("A URL with a password in it would be kept in logs; use one without.")
     return Source("url", url)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from llm_api_server.downloads.choice import Choice, RemoteFile, choose
 from llm_api_server.downloads.source import parse_source
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 
 GIB = 1 << 30
 GB = 10**9
@@ -41,7 +41,7 @@ def test_the_usual_quantization_where_it_fits(memory: int, main: str) -> None:
 
 def test_none_fits() -> None:
     with pytest.raises(
-        PullError, match=r"smallest, m-Q2_K.gguf, has 2.0 GB, and weights may take 800 MB of the 1.0 GB"
+        DownloadError, match=r"smallest, m-Q2_K.gguf, has 2.0 GB, and weights may take 800 MB of the 1.0 GB"
     ):
         taken("o/m", QUANTIZED, GB)
 
@@ -62,7 +62,7 @@ def test_a_quantization_or_file_that_is_named(wanted: str, main: str) -> None:
 
 @pytest.mark.parametrize("wanted", ["Q5_K_M", "*Q4_K*", "Q4_K"])
 def test_names_that_fit_none_or_several(wanted: str) -> None:
-    with pytest.raises(PullError, match=r"has no file|fits several files"):
+    with pytest.raises(DownloadError, match=r"has no file|fits several files"):
         taken(f"o/m:{wanted}", QUANTIZED)
 
 
@@ -72,7 +72,7 @@ def test_split_files_belong_together() -> None:
     assert choice.main == "q/m-Q4_K_M-00001-of-00003.gguf"
     assert paths(choice) == sorted(parts)
     assert choice.size == 3 * GB
-    with pytest.raises(PullError, match="parts of a split one are missing"):
+    with pytest.raises(DownloadError, match="parts of a split one are missing"):
         taken("o/m", files(**dict(list(parts.items())[:2])))
 
 
@@ -102,10 +102,10 @@ def test_old_weights_where_there_are_no_others() -> None:
 
 @pytest.mark.parametrize("of", [files(), files(**{"README.md": 1}), files(**{"config.json": 1})])
 def test_what_is_no_model(of: list[RemoteFile]) -> None:
-    with pytest.raises(PullError, match="is no model that can be loaded here"):
+    with pytest.raises(DownloadError, match="is no model that can be loaded here"):
         taken("o/m", of)
 
 
 def test_a_quantization_of_a_folder() -> None:
-    with pytest.raises(PullError, match=r"has no \.gguf files"):
+    with pytest.raises(DownloadError, match=r"has no \.gguf files"):
         taken("o/m:Q4_K_M", files(**{"config.json": 1, "model.safetensors": 1}))

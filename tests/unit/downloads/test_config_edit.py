@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from llm_api_server.downloads.config_edit import edit, with_model, without_model
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 
 ENTRY = {"path": "m/a: b.gguf", "engine": "llama_cpp", "max_tokens": 32768}
 
@@ -72,12 +72,12 @@ def test_in_and_out_again(text: str, name: str) -> None:
     ],
 )
 def test_files_that_are_not_changed(text: str, reason: str) -> None:
-    with pytest.raises(PullError, match=reason):
+    with pytest.raises(DownloadError, match=reason):
         with_model(text, "new", ENTRY)
 
 
 def test_what_is_not_there_cannot_be_removed() -> None:
-    with pytest.raises(PullError, match="has no model 'y'"):
+    with pytest.raises(DownloadError, match="has no model 'y'"):
         without_model("models: {available: {x: {path: y}}}\n", "y")
 
 
@@ -96,7 +96,7 @@ def test_links_and_rights_stay(tmp_path: Path) -> None:
 def test_a_change_that_fails_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("a: [\n")
-    with pytest.raises(PullError):
+    with pytest.raises(DownloadError):
         edit(file, lambda text: with_model(text, "x", ENTRY))
     assert file.read_text() == "a: [\n"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

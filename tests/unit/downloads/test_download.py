@@ -11,7 +11,7 @@ import pytest
 
 from llm_api_server.downloads.download import DownloadProgress, Event, Planned, Pulled, pull
 from llm_api_server.downloads.source import parse_source
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 from tests.hub import Hub, hub
 
 DATA = bytes(range(256)) * 5000
@@ -40,7 +40,7 @@ def test_what_is_told(here: Hub, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_seen_before_anything_comes(here: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(PullError, match="The download needs 1 MB and 268 MB to spare, and 1 kB are free"):
+    with pytest.raises(DownloadError, match="The download needs 1 MB and 268 MB to spare, and 1 kB are free"):
         run(here, tmp_path)
     assert here.asked == []
 
@@ -58,11 +58,11 @@ def test_a_server_that_never_sends_anything_is_given_up(
 ) -> None:
     monkeypatch.setattr("llm_api_server.downloads.transfer._LONGEST_PAUSE", 0.01)
     here.breaks["x.gguf"] = [0] * 100
-    with pytest.raises(PullError, match="cannot be reached"):
+    with pytest.raises(DownloadError, match="cannot be reached"):
         run(here, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(here: Hub, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
-    with pytest.raises(PullError, match="cannot be written"):
+    with pytest.raises(DownloadError, match="cannot be written"):
         run(here, tmp_path / "models")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_api_server.downloads.source import Source, file_name, parse_source
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 
 GGUF = "https://example.org/models/tiny%20model.Q4_0.gguf?download=true"
 
@@ -41,7 +41,7 @@ def test_places(text: str, source: Source) -> None:
      "https://example.org/.gguf", "ftp://example.org/x.gguf", "org/name:", "org/name@", "org /name", "-org/name"],
 )  # fmt: skip
 def test_what_is_no_place(text: str) -> None:
-    with pytest.raises(PullError) as failure:
+    with pytest.raises(DownloadError) as failure:
         parse_source(text)
     assert "secret" not in str(failure.value)
 

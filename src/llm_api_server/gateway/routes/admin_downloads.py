@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_api_server.downloads.source import parse_source
-from llm_api_server.errors import ApiError, InvalidRequest, PullError, PullNotFound
+from llm_api_server.errors import ApiError, DownloadError, DownloadNotFound, InvalidRequest
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.routes.admin_models import require_admin
 from llm_api_server.ipc import download_messages
@@ -79,7 +79,7 @@ class _Asking:
     async def pull(self, wanted: PullRequest) -> PullStatus:
         try:
             source = parse_source(wanted.source, wanted.revision, wanted.file)
-        except PullError as error:
+        except DownloadError as error:
             raise InvalidRequest(str(error), param="source") from error
         number = self._link.number()
         return await self._one(
@@ -93,7 +93,7 @@ class _Asking:
         for one in await self.all():
             if one.id == pull_id:
                 return one
-        raise PullNotFound(f"There is no download '{pull_id}'.", param="pull_id")
+        raise DownloadNotFound(f"There is no download '{pull_id}'.", param="pull_id")
 
     async def add(self, pull_id: str, name: str | None) -> PullStatus:
         return await self._one(download_messages.AddPulled(self._link.number(), pull_id, name))

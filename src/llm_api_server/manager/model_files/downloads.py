@@ -18,7 +18,7 @@ import msgspec
 from loguru import logger
 
 from llm_api_server.downloads.config_edit import edit, with_model
-from llm_api_server.errors import PullError
+from llm_api_server.errors import DownloadError
 from llm_api_server.ipc.download_messages import AddPulled, PullModel, Pulls, RemoveModel
 from llm_api_server.ipc.download_status import PullStatus
 from llm_api_server.ipc.messages import Refused
@@ -120,7 +120,7 @@ class Downloads:
             return "The download did not tell what has come."
         try:
             await asyncio.to_thread(edit, self._config, lambda text: with_model(text, model, entry))
-        except PullError as error:
+        except DownloadError as error:
             return str(error)
         status.model, status.added = model, True
         return await self._follow()

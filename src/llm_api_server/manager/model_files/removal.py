@@ -12,7 +12,7 @@ from loguru import logger
 from llm_api_server.config.models import Config, load_config
 from llm_api_server.downloads.config_edit import edit, without_model
 from llm_api_server.downloads.files import delete, files_of, why_needed
-from llm_api_server.errors import ConfigError, PullError
+from llm_api_server.errors import ConfigError, DownloadError
 from llm_api_server.ipc.download_messages import Removed, RemoveModel
 from llm_api_server.ipc.messages import Refused
 from llm_api_server.ipc.model_status import ModelStatus
@@ -49,7 +49,7 @@ async def remove(
         return
     try:
         await asyncio.to_thread(edit, file, lambda text: without_model(text, name))
-    except PullError as error:
+    except DownloadError as error:
         client.send(Refused(request, _NOT_REMOVABLE, str(error)))
         return
     problem = await follow()
