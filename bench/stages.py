@@ -44,8 +44,9 @@ from llm_api_server.gateway.proxy.exchange import Exchange
 from llm_api_server.gateway.proxy.services import FAST_PATH, FastPathHandler, ProxyServices
 from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader
 from llm_api_server.http_client.client import Connection, HttpClient
-from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import InstanceInfo, QuotaGrant, RateLimit, RateLimits
+from llm_api_server.ipc import messages, quota_messages
+from llm_api_server.ipc.lease_messages import InstanceInfo
+from llm_api_server.ipc.quota_messages import QuotaGrant, RateLimit, RateLimits
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.log import setup_logging
 
@@ -121,10 +122,12 @@ class Worker:
         for message in messages.to_manager_decoder().feed(data):
             if isinstance(message, messages.ReportUsage):
                 self.link.on_message(messages.UsageKept(message.number))
-            elif isinstance(message, messages.Admit):
+            elif isinstance(message, quota_messages.Admit):
                 standing = RateLimits(RateLimit(10**9, 10**9 - 1, 1.0), RateLimit(10**12, 10**12 - 100, 1.0))
-                share = QuotaGrant(requests=256, tokens=256 * (message.tokens + message.spare), places=256)
-                self.link.on_message(messages.Admitted(message.request, standing, message.tokens, share))
+                share = QuotaGrant(
+                    requests=256, tokens=256 * (message.tokens + message.optional_tokens), concurrent=256
+                )
+                self.link.on_message(quota_messages.Admitted(message.request, standing, message.tokens, share))
 
     async def ask(self, request: bytes, answer: list[bytes]) -> None:
         """One request and its answer, as reads of the two sockets."""

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llm_api_server.auth.access import Key
-from llm_api_server.ipc import download_messages, messages
+from llm_api_server.ipc import download_messages, lease_messages, messages, quota_messages
 from llm_api_server.ipc.framing import encode
-from llm_api_server.ipc.messages import NO_GRANT, InstanceInfo, RateLimits
+from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
+from llm_api_server.ipc.quota_messages import NO_GRANT, RateLimits
 from llm_api_server.ipc.run_dir import RunDir
 
 
@@ -33,7 +34,7 @@ class FakeManager:
         self.places = 1000
         self.keeps = True
         self._clients: set[_Client] = set()
-        self._waiting: list[tuple[_Client, messages.Acquire]] = []
+        self._waiting: list[tuple[_Client, lease_messages.Acquire]] = []
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -55,11 +56,11 @@ class FakeManager:
 
     def reclaim(self, instance: str) -> None:
         for client in self._clients:
-            client.send(messages.RevokeSlots(instance))
+            client.send(lease_messages.RevokeSlots(instance))
 
     def recall(self, key_id: str) -> None:
         for client in self._clients:
-            client.send(messages.RevokeQuota(key_id))
+            client.send(quota_messages.RevokeQuota(key_id))
 
     def change_keys(self, ids: list[str] | None) -> None:
         for client in self._clients:
@@ -73,15 +74,15 @@ class FakeManager:
         waiting, self._waiting = self._waiting, []
         for client, acquire in waiting:
             instance = self.instances[acquire.model]
-            client.send(messages.Granted(acquire.request, instance, self.places, self.keeps))
+            client.send(lease_messages.Granted(acquire.request, instance, self.places, self.keeps))
 
-    def _admit(self, client: _Client, question: messages.Admit) -> None:
+    def _admit(self, client: _Client, question: quota_messages.Admit) -> None:
         request = question.request
         refused = self.refusal(request) if self.refusal is not None else None
-        reserved = question.tokens + question.spare
-        client.send(refused or messages.Admitted(request, self.standing, reserved, self.share))
+        reserved = question.tokens + question.optional_tokens
+        client.send(refused or quota_messages.Admitted(request, self.standing, reserved, self.share))
         if self.recalls_at_once:
-            client.send(messages.RevokeQuota(question.key_id))
+            client.send(quota_messages.RevokeQuota(question.key_id))
 
     def _on_command(self, client: _Client, request: int) -> None:
         if self.answers_commands:
@@ -93,16 +94,16 @@ class FakeManager:
         match message:
             case messages.Hello():
                 client.send(messages.Models(self.models))
-            case messages.Acquire(request, model):
+            case lease_messages.Acquire(request, model):
                 if self.refusal is not None:
                     client.send(self.refusal(request))
                 else:
                     self._waiting.append((client, message))
                     if not self.hold and model in self.instances:
                         self.grant_all()
-            case messages.Cancel(request):
+            case lease_messages.Cancel(request):
                 self._waiting = [(one, asked) for one, asked in self._waiting if asked.request != request]
-            case messages.Admit() if not self.hold:
+            case quota_messages.Admit() if not self.hold:
                 self._admit(client, message)
             case messages.FindKey(request, digest, key_id):
                 client.send(messages.KeyFound(request, self.keys.get(digest or key_id or "")))

@@ -127,7 +127,7 @@ class ApiError(ServerError):
         self.retry_after = retry_after
         self.should_retry = should_retry
         #: How the key stands with its limits (`control.Standing`), where these are the reason.
-        self.standing: Any = None
+        self.rate_limits: Any = None
         #: Where the request was, or would have been, in the queue of its model.
         self.position: int | None = None
 

@@ -36,8 +36,9 @@ from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.proxy import services as proxy_module
 from llm_api_server.http_client.client import HttpClient
+from llm_api_server.ipc import lease_messages
 from llm_api_server.ipc import messages as control
-from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.types import ModelState
@@ -330,7 +331,7 @@ async def test_an_adapter_is_asked_for_by_name_on_its_models_instance(gateway: G
     answers = [await gateway.chat(model=name) for name in ("org/lora", "m")]
     assert [answer.json()["model"] for answer in answers] == ["org/lora", "m"]
     assert [body["model"] for body in gateway.engine_bodies()] == ["org/lora", "m"]
-    assert {acquire.model for acquire in gateway.manager.heard_of(control.Acquire)} == {"m"}
+    assert {acquire.model for acquire in gateway.manager.heard_of(lease_messages.Acquire)} == {"m"}
     answer = await gateway.client.post(
         "/v1/audio/transcriptions", files={"file": ("a.wav", b"RIFF")}, data={"model": "org/lora"}
     )
@@ -406,7 +407,7 @@ async def test_client_that_leaves_a_stream_stops_the_engine(gateway: Gateway) ->
             if line.startswith("data:"):
                 break
     await until(lambda: "aborted" in gateway.engine_log())
-    await until(lambda: bool(gateway.manager.heard_of(control.ReturnSlots)))
+    await until(lambda: bool(gateway.manager.heard_of(lease_messages.ReturnSlots)))
 
 
 @both_ways
@@ -415,16 +416,16 @@ async def test_client_that_leaves_before_a_json_answer_stops_the_engine(gateway:
     await until(lambda: len(gateway.engine_log()) == 1)
     waiting.cancel()
     await until(lambda: "aborted" in gateway.engine_log())
-    await until(lambda: bool(gateway.manager.heard_of(control.ReturnSlots)))
+    await until(lambda: bool(gateway.manager.heard_of(lease_messages.ReturnSlots)))
 
 
 @both_ways
 async def test_client_that_leaves_the_queue_is_cancelled_there(gateway: Gateway) -> None:
     gateway.manager.hold = True
     waiting = asyncio.create_task(gateway.chat())
-    await until(lambda: bool(gateway.manager.heard_of(control.Acquire)))
+    await until(lambda: bool(gateway.manager.heard_of(lease_messages.Acquire)))
     waiting.cancel()
-    await until(lambda: bool(gateway.manager.heard_of(control.Cancel)))
+    await until(lambda: bool(gateway.manager.heard_of(lease_messages.Cancel)))
     assert gateway.engine_log() == []
 
 
@@ -480,7 +481,7 @@ async def test_failed_load_after_a_comment_is_an_error_event(run_dir: RunDir, en
         async with gateway.stream() as answer:
             lines = answer.aiter_lines()
             await anext(lines)
-            request = gateway.manager.heard_of(control.Acquire)[0].request
+            request = gateway.manager.heard_of(lease_messages.Acquire)[0].request
             for client in gateway.manager._clients:
                 client.send(control.Refused(request, "model_load_failed", "the file is cut off"))
             found = events("\n".join([line async for line in lines]))
@@ -547,7 +548,7 @@ async def test_engine_that_gives_no_answer_is_tried_twice_then_unavailable(gatew
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "engine_unavailable"
     assert len(gateway.engine_log()) == 2
-    assert len(gateway.manager.heard_of(control.Acquire)) == 2
+    assert len(gateway.manager.heard_of(lease_messages.Acquire)) == 2
 
 
 async def test_instance_that_cannot_be_reached_is_unavailable(gateway: Gateway) -> None:
@@ -571,7 +572,7 @@ async def test_instance_that_moved_is_found_at_the_second_try(gateway: Gateway) 
 
     gateway.manager.grant_all = grant  # type: ignore[method-assign]
     assert (await gateway.chat(model="org/gone")).status_code == 200
-    assert gone.id in [release.instance for release in gateway.manager.heard_of(control.ReturnSlots)]
+    assert gone.id in [release.instance for release in gateway.manager.heard_of(lease_messages.ReturnSlots)]
 
 
 async def test_timeout_covers_the_queue_and_says_what_was_waited_for(run_dir: RunDir, engine_socket: Path) -> None:
@@ -587,7 +588,7 @@ async def test_timeout_covers_the_queue_and_says_what_was_waited_for(run_dir: Ru
     assert queued.json()["error"]["code"] == "server_overloaded"
     assert int(queued.headers["retry-after"]) >= 1
     assert running_.json()["error"]["code"] == "timeout"
-    assert gateway.manager.heard_of(control.Cancel)
+    assert gateway.manager.heard_of(lease_messages.Cancel)
     assert streaming is not None
 
 
@@ -604,7 +605,7 @@ async def test_client_that_does_not_read_is_given_up_at_the_timeout(run_dir: Run
     async with running(run_dir, engine_socket, config) as gateway, gateway.stream("flood:4096") as answer:
         assert answer.status_code == 200
         await until(lambda: "aborted" in gateway.engine_log())
-        await until(lambda: bool(gateway.manager.heard_of(control.ReturnSlots)))
+        await until(lambda: bool(gateway.manager.heard_of(lease_messages.ReturnSlots)))
 
 
 @both_ways
@@ -656,11 +657,11 @@ async def test_traffic_in_flight_costs_one_lease(gateway: Gateway) -> None:
         await anext(lines)
         for _ in range(3):
             await gateway.chat()
-        assert len(gateway.manager.heard_of(control.Acquire)) == 1
+        assert len(gateway.manager.heard_of(lease_messages.Acquire)) == 1
         gateway.open_gate(2)
         assert "data: [DONE]" in [line async for line in lines]
-    await until(lambda: bool(gateway.manager.heard_of(control.ReturnSlots)))
-    assert gateway.manager.heard_of(control.ReturnSlots) == [control.ReturnSlots("m-1", 1000)]
+    await until(lambda: bool(gateway.manager.heard_of(lease_messages.ReturnSlots)))
+    assert gateway.manager.heard_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 1000)]
 
 
 async def test_nothing_starts_on_a_draining_instance(gateway: Gateway) -> None:
@@ -675,9 +676,9 @@ async def test_nothing_starts_on_a_draining_instance(gateway: Gateway) -> None:
         await gateway.chat()
         gateway.open_gate(2)
         assert "data: [DONE]" in [line async for line in lines]
-    await until(lambda: len(gateway.manager.heard_of(control.ReturnSlots)) == 2)
-    assert len(gateway.manager.heard_of(control.Acquire)) == 2
-    assert [one.places for one in gateway.manager.heard_of(control.ReturnSlots)] == [999, 1001]
+    await until(lambda: len(gateway.manager.heard_of(lease_messages.ReturnSlots)) == 2)
+    assert len(gateway.manager.heard_of(lease_messages.Acquire)) == 2
+    assert [one.slots for one in gateway.manager.heard_of(lease_messages.ReturnSlots)] == [999, 1001]
 
 
 async def test_streams_outlive_the_manager_and_a_new_one_learns_of_them(gateway: Gateway) -> None:
@@ -1026,7 +1027,7 @@ async def test_the_manager_hears_what_a_request_needs(
     gateway.manager.refusal = lambda request: control.Refused(request, "not_supported", "m does other things")
     answer = await gateway.client.post(path, json={"model": "m", **body})
     assert (answer.status_code, "m does other things" in answer.text) == (400, True)
-    assert [(one.model, one.task) for one in gateway.manager.heard_of(control.Acquire)] == [("m", task)]
+    assert [(one.model, one.task) for one in gateway.manager.heard_of(lease_messages.Acquire)] == [("m", task)]
 
 
 async def test_a_twin_is_no_model_of_its_own_to_clients(gateway: Gateway) -> None:

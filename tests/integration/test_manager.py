@@ -19,7 +19,8 @@ import pytest
 
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
-from llm_api_server.ipc.messages import Granted, Models, Refused, RevokeSlots, ToClient
+from llm_api_server.ipc.lease_messages import Granted, RevokeSlots
+from llm_api_server.ipc.messages import Models, Refused, ToClient
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.process import LocalLauncher, process_start_time
 from llm_api_server.manager.manager import Manager
@@ -174,12 +175,12 @@ async def test_workers_hear_of_states_and_nothing_of_every_request(world: World)
         heard = len(client.told)
         for number in range(2, 5):
             manager.report(client, {grant.instance.id: 1}, {})
-            manager.release(client, grant.instance.id, grant.places)
+            manager.release(client, grant.instance.id, grant.slots)
             manager.report(client, {}, {})
             await granted(manager, client, "a", number)
             await asyncio.sleep(0.15)
         assert len(client.told) == heard
-        manager.release(client, grant.instance.id, grant.places)
+        manager.release(client, grant.instance.id, grant.slots)
         manager.unload(client, 9, "a", wait=True)
         await client.next()
         assert client.told[-1] == [ModelState.STOPPED, ModelState.STOPPED]
@@ -210,7 +211,7 @@ async def test_a_model_that_cannot_load_pushes_nobody_out(world: World) -> None:
     async with world.manager(a=SERVES, b="missing") as manager:
         client = connect(manager)
         grant = await granted(manager, client, "a")
-        manager.release(client, grant.instance.id, grant.places)
+        manager.release(client, grant.instance.id, grant.slots)
         manager.acquire(client, 2, "b")
         refusal = await client.next()
         assert (refusal.request, refusal.code) == (2, "model_load_failed")
@@ -239,7 +240,7 @@ async def test_swap_waits_for_the_lease(world: World) -> None:
         manager.acquire(second, 1, "b")
         await asyncio.sleep(0.05)
         assert state(manager, "a") is ModelState.READY
-        manager.release(first, grant.instance.id, grant.places)
+        manager.release(first, grant.instance.id, grant.slots)
         message = await second.next()
         assert message.instance.model == "b"
         assert state(manager, "a") is ModelState.STOPPED
@@ -252,7 +253,7 @@ async def test_workers_are_told_to_drain_a_busy_model(tmp_path: Path) -> None:
         grant = await granted(manager, worker, "a")
         manager.acquire(other, 1, "b")
         assert await worker.next() == RevokeSlots(grant.instance.id)
-        manager.release(worker, grant.instance.id, grant.places)
+        manager.release(worker, grant.instance.id, grant.slots)
         assert (await other.next()).instance.model == "b"
 
 

@@ -18,7 +18,7 @@ from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, Need, Placement
 from llm_api_server.engines.vllm.adapter import VllmEngine
-from llm_api_server.ipc.messages import Granted
+from llm_api_server.ipc.lease_messages import Granted
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.process import LocalLauncher, process_start_time
@@ -114,7 +114,7 @@ class World:
         self.manager.acquire(self.client, 1, name)
         granted = await self.client.next()
         assert isinstance(granted, Granted), granted
-        self.manager.release(self.client, granted.instance.id, granted.places)
+        self.manager.release(self.client, granted.instance.id, granted.slots)
         return granted.instance.id
 
     async def becomes(self, name: str, state: ModelState) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from llm_api_server.config.models import ModelConfig
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, Placement
-from llm_api_server.ipc.messages import Granted, Models, Refused
+from llm_api_server.ipc.lease_messages import Granted
+from llm_api_server.ipc.messages import Models, Refused
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.manager.instances.process import process_start_time
 from llm_api_server.manager.manager import Manager
@@ -66,7 +67,7 @@ async def ask(manager: Manager, client: Recorder, task: Task | None, request: in
 
 
 def give_back(manager: Manager, client: Recorder, grant: Granted) -> None:
-    manager.release(client, grant.instance.id, grant.places)
+    manager.release(client, grant.instance.id, grant.slots)
 
 
 def names(manager: Manager) -> list[str]:

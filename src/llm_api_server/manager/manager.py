@@ -19,7 +19,8 @@ from loguru import logger
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.devices.inventory import DeviceWatch, Inventory
 from llm_api_server.engines.base import Engine, ModelProblem, Placement
-from llm_api_server.ipc.messages import NO_CLAIM, Claim, EndedRequest, Explained, Granted, Models, Refused, RevokeSlots
+from llm_api_server.ipc.lease_messages import NO_CLAIM, Claim, EndedRequest, Granted, RevokeSlots
+from llm_api_server.ipc.messages import Explained, Models, Refused
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.adoption_records import AdoptionRecord, AdoptionRecords, fingerprint
 from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances, refusal

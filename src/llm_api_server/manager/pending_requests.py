@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
-from llm_api_server.ipc.messages import Queued
+from llm_api_server.ipc.lease_messages import Queued
 
 if TYPE_CHECKING:
     from llm_api_server.manager.worker_session import WorkerSession

@@ -10,7 +10,7 @@ from loguru import logger
 
 from llm_api_server import __version__
 from llm_api_server.errors import ControlError, InternalError
-from llm_api_server.ipc import download_messages, messages
+from llm_api_server.ipc import download_messages, lease_messages, messages, quota_messages
 from llm_api_server.ipc.framing import encode
 
 if TYPE_CHECKING:
@@ -95,17 +95,17 @@ class ControlConnection(asyncio.Protocol):
     def _handle(self, message: messages.ToManager) -> None:
         match message:
             case (
-                messages.Acquire()
-                | messages.Cancel()
-                | messages.PrefillDone()
-                | messages.ReturnSlots()
-                | messages.ReportInFlight()
+                lease_messages.Acquire()
+                | lease_messages.Cancel()
+                | lease_messages.PrefillDone()
+                | lease_messages.ReturnSlots()
+                | lease_messages.ReportInFlight()
             ):
                 self._lease(message)
             case (
-                messages.Admit()
-                | messages.Settle()
-                | messages.ReportQuota()
+                quota_messages.Admit()
+                | quota_messages.Settle()
+                | quota_messages.ReportQuota()
                 | messages.FindKey()
                 | messages.ReportUsage()
             ):
@@ -122,24 +122,24 @@ class ControlConnection(asyncio.Protocol):
 
     def _lease(self, message: messages.SlotMessage) -> None:
         match message:
-            case messages.Acquire(request, model, task, claim):
+            case lease_messages.Acquire(request, model, task, claim):
                 self._manager.acquire(self, request, model, task, claim)
-            case messages.PrefillDone(number):
+            case lease_messages.PrefillDone(number):
                 self._manager.on_read(self, number)
-            case messages.ReturnSlots(instance, places, ended):
+            case lease_messages.ReturnSlots(instance, places, ended):
                 self._manager.release(self, instance, places, ended)
-            case messages.ReportInFlight(in_flight, blocked):
+            case lease_messages.ReportInFlight(in_flight, blocked):
                 self._manager.report(self, in_flight, blocked)
-            case messages.Cancel(request):
+            case lease_messages.Cancel(request):
                 self._manager.cancel(self, request)
 
     def _count(self, message: messages.QuotaMessage) -> None:
         match message:
-            case messages.Admit():
+            case quota_messages.Admit():
                 self._accounts.admissions.admit(self, message)
-            case messages.Settle(request, tokens):
+            case quota_messages.Settle(request, tokens):
                 self._accounts.admissions.settle(self, request, tokens)
-            case messages.ReportQuota():
+            case quota_messages.ReportQuota():
                 self._accounts.admissions.spend(self, message)
             case messages.FindKey():
                 self._accounts.find_key(self, message)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.base import Engine, ModelFacts
-from llm_api_server.ipc.messages import InstanceInfo, Models
+from llm_api_server.ipc.lease_messages import InstanceInfo
+from llm_api_server.ipc.messages import Models
 from llm_api_server.ipc.model_status import DeviceStatus, ModelStatus
 from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances
 from llm_api_server.manager.instances.instance import Instance

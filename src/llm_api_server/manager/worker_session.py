@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from llm_api_server.ipc.messages import Claim, ToClient
+from llm_api_server.ipc.lease_messages import Claim
+from llm_api_server.ipc.messages import ToClient
 from llm_api_server.types import Task
 
 

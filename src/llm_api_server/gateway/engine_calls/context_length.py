@@ -14,7 +14,7 @@ from llm_api_server.errors import ContextLengthExceeded
 from llm_api_server.gateway.wire import schemas
 from llm_api_server.gateway.wire.request import RequestFacts
 from llm_api_server.http_client.client import HttpClient, UpstreamError
-from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.lease_messages import InstanceInfo
 
 _JSON = "application/json"
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from llm_api_server.http_client.client import HttpClient, UpstreamError
-from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.lease_messages import InstanceInfo
 
 _JSON = "application/json"
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024

@@ -14,7 +14,7 @@ from llm_api_server.gateway.wire import schemas
 from llm_api_server.gateway.wire.engine_errors import translate_error
 from llm_api_server.gateway.wire.request import RequestFacts
 from llm_api_server.http_client.client import HttpClient
-from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.lease_messages import InstanceInfo
 
 _JSON = "application/json"
 _OK = 200

@@ -13,8 +13,9 @@ from typing import Any
 from llm_api_server.errors import ShuttingDown
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering.request_record import RequestRecord
-from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import NO_CLAIM, Claim, Explained, InstanceInfo, Models
+from llm_api_server.ipc import lease_messages, messages
+from llm_api_server.ipc.lease_messages import NO_CLAIM, Claim, InstanceInfo
+from llm_api_server.ipc.messages import Explained, Models
 from llm_api_server.ipc.model_status import Explanation, ModelStatus
 from llm_api_server.types import Task
 
@@ -44,7 +45,7 @@ class Lease:
         """The engine has read the prompt, or it will not be seen when it has."""
         number, self.number = self.number, None
         if number is not None:
-            self._owner.link.send(messages.PrefillDone(number))
+            self._owner.link.send(lease_messages.PrefillDone(number))
 
     def on_blocked(self, *, is_blocked: bool) -> None:
         """The client does not read what has come, or does again."""
@@ -69,7 +70,7 @@ class Lease:
             held.keeps = False
         if not held.keeps:  # else nobody waits, and no work decides on whose turn is next
             more = 0 if record is None else record.usage_or_estimate().work - self._work
-            held.ended.append(messages.EndedRequest(self._key_id, more))
+            held.ended.append(lease_messages.EndedRequest(self._key_id, more))
         self._owner.on_release(held)
 
 
@@ -85,7 +86,7 @@ class _Held:
         self.in_flight = 0
         self.blocked = 0
         self.keeps = False
-        self.ended: list[messages.EndedRequest] = []
+        self.ended: list[lease_messages.EndedRequest] = []
         self.idle_since = 0.0
 
 
@@ -111,9 +112,9 @@ class Leases:
         self._report_timer: asyncio.TimerHandle | None = None
         self.models: Mapping[str, ModelStatus] = {}
         self.handlers: dict[type, Callable[[Any], None]] = {
-            messages.Granted: self._on_granted,
-            messages.Queued: self._on_queued,
-            messages.RevokeSlots: self._on_reclaim,
+            lease_messages.Granted: self._on_granted,
+            lease_messages.Queued: self._on_queued,
+            lease_messages.RevokeSlots: self._on_reclaim,
             messages.Models: self._on_models,
         }
         link.add(self)
@@ -140,7 +141,7 @@ class Leases:
         lease = self.acquire_at_once(model, task, claim.key_id)
         if lease is not None:
             return lease
-        question = messages.Acquire(self.link.number(), model, task, claim)
+        question = lease_messages.Acquire(self.link.number(), model, task, claim)
         self._waiting[question.request] = asked = _Asked(claim, on_position)
         try:
             await self.link.ask(question)
@@ -223,32 +224,32 @@ class Leases:
         if not held.places:
             del self._held[held.info.id]
         ended, held.ended = held.ended, []
-        self.link.send(messages.ReturnSlots(held.info.id, free, ended))
+        self.link.send(lease_messages.ReturnSlots(held.info.id, free, ended))
 
     def _give_up(self, request: int) -> None:
         asked = self._waiting.pop(request)
         if asked.lease is None:
-            self.link.send(messages.Cancel(request))
+            self.link.send(lease_messages.Cancel(request))
         else:
             asked.lease.release()
 
-    def _on_granted(self, granted: messages.Granted) -> None:
+    def _on_granted(self, granted: lease_messages.Granted) -> None:
         held = self._held.setdefault(granted.instance.id, _Held(granted.instance))
-        held.places += granted.places
-        held.keeps = granted.keeps
+        held.places += granted.slots
+        held.keeps = granted.until_revoked
         asked = self._waiting.get(granted.request)
         if asked is not None:
-            number = None if granted.keeps or not asked.claim.reads else granted.request
-            asked.lease = self._lease(held, asked.claim.key_id, asked.claim.work, number)
+            number = None if granted.until_revoked or not asked.claim.prefill_tokens else granted.request
+            asked.lease = self._lease(held, asked.claim.key_id, asked.claim.cost, number)
         else:  # whoever asked has left
             self._lease(held, granted.key_id, 0, granted.request).release()
 
-    def _on_queued(self, queued: messages.Queued) -> None:
+    def _on_queued(self, queued: lease_messages.Queued) -> None:
         asked = self._waiting.get(queued.number)
         if asked is not None:
             asked.on_position(queued.position)
 
-    def _on_reclaim(self, reclaim: messages.RevokeSlots) -> None:
+    def _on_reclaim(self, reclaim: lease_messages.RevokeSlots) -> None:
         held = self._held.get(reclaim.instance)
         if held is not None:
             held.keeps = False
@@ -277,7 +278,7 @@ class Leases:
     def _report(self) -> None:
         self._report_timer = None
         blocked = {one.info.id: one.blocked for one in self._held.values() if one.blocked}
-        self.link.send(messages.ReportInFlight(self._in_flight(), blocked))
+        self.link.send(lease_messages.ReportInFlight(self._in_flight(), blocked))
         now = time.monotonic()
         idle = [held for held in self._held.values() if held.in_flight == 0]
         for held in idle:

@@ -245,7 +245,7 @@ def _error(refused: messages.Refused) -> ApiError:
     error = error_from_code(
         refused.code, refused.message, retry_after=refused.retry_after, should_retry=refused.should_retry
     )
-    error.standing = refused.standing
+    error.rate_limits = refused.rate_limits
     error.position = refused.position
     return error
 

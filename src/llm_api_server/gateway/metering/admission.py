@@ -24,8 +24,8 @@ from llm_api_server.gateway.metering.quota_grant import HeldQuota
 from llm_api_server.gateway.metering.ratelimit_headers import ratelimit_headers
 from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.wire.request import ENDPOINTS
-from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import NO_GRANT
+from llm_api_server.ipc import messages, quota_messages
+from llm_api_server.ipc.quota_messages import NO_GRANT
 from llm_api_server.ipc.trace_context import Traced
 from llm_api_server.ipc.usage_events import (
     NO_USAGE,
@@ -106,7 +106,7 @@ class AdmissionClient:
         #: Who waits for the manager's word, and whose request ended before it came.
         self._asking: dict[int, RequestRecord] = {}
         self._left: dict[int, Key] = {}
-        self._admitted: dict[int, messages.AdmittedRequest] = {}
+        self._admitted: dict[int, quota_messages.AdmittedRequest] = {}
         self._shares: dict[str, HeldQuota] = {}
         #: What was taken from shares: of which, and how many tokens, by the request's number.
         self._taken: dict[int, tuple[HeldQuota, int]] = {}
@@ -122,9 +122,9 @@ class AdmissionClient:
         self._sent: deque[messages.ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
-            messages.Admitted: self._on_admitted,
+            quota_messages.Admitted: self._on_admitted,
             messages.UsageKept: self._on_kept,
-            messages.RevokeQuota: self._on_recall,
+            quota_messages.RevokeQuota: self._on_recall,
         }
         link.add(self)
 
@@ -140,35 +140,35 @@ class AdmissionClient:
         key = record.key
         assert key is not None
         number = self._link.number()
-        question = messages.Admit(number, key.key_id, key.name, key.limits, tokens, spare)
+        question = quota_messages.Admit(number, key.key_id, key.name, key.limits, tokens, spare)
         self._asking[number] = record
         try:
             await self._link.ask(question)
         except ApiError as error:
             self._asking.pop(number, None)
-            record.limit_lines = ratelimit_headers(error.standing) if error.standing is not None else None
+            record.limit_lines = ratelimit_headers(error.rate_limits) if error.rate_limits is not None else None
             raise
         except asyncio.CancelledError:
             if self._asking.pop(number, None) is not None:
                 self._left[number] = key  # a share may be under way
             self._admitted.pop(number, None)
-            self._link.send(messages.Settle(number, 0))
+            self._link.send(quota_messages.Settle(number, 0))
             raise
 
-    def _on_admitted(self, answer: messages.Admitted) -> None:
+    def _on_admitted(self, answer: quota_messages.Admitted) -> None:
         """At the moment it comes: a recall of the share may be right behind it."""
         number = answer.request
         record = self._asking.pop(number, None)
         key = record.key if record is not None else self._left.pop(number, None)
         lines = None
-        if key is not None and answer.share != NO_GRANT:
+        if key is not None and answer.grant != NO_GRANT:
             lines = self._add_share(key, answer).lines()
         elif key is not None and (share := self._shares.get(key.key_id)) is not None:
-            share.hear(answer.standing)
+            share.hear(answer.rate_limits)
             lines = share.lines()
         if record is not None and key is not None:
-            record.admission, record.limit_lines = number, lines or ratelimit_headers(answer.standing)
-            self._admitted[number] = messages.AdmittedRequest(number, key.key_id, answer.reserved)
+            record.admission, record.limit_lines = number, lines or ratelimit_headers(answer.rate_limits)
+            self._admitted[number] = quota_messages.AdmittedRequest(number, key.key_id, answer.reserved)
 
     def admit_at_once(self, record: RequestRecord, tokens: int) -> bool:
         """`admit`, where the key has no limits, or a share of them is here."""
@@ -191,14 +191,14 @@ class AdmissionClient:
         limits = key.limits
         if limits.requests_per_minute is None and limits.tokens_per_minute is None:
             return None
-        question = messages.Admit(self._link.number(), key.key_id, key.name, limits, counts=False)
+        question = quota_messages.Admit(self._link.number(), key.key_id, key.name, limits, counts=False)
         await ensure_task()
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
                 answer = await self._link.ask(question, repeats=False)
         except (ApiError, TimeoutError):
             return None
-        return ratelimit_headers(answer.standing)
+        return ratelimit_headers(answer.rate_limits)
 
     def _settle(self, number: int, used: Usage) -> None:
         tokens = used.prompt_tokens + used.completion_tokens
@@ -208,11 +208,11 @@ class AdmissionClient:
             if share.is_recalled:
                 self._give_back(share)
         elif self._admitted.pop(number, None) is not None:
-            self._link.send(messages.Settle(number, tokens))
+            self._link.send(quota_messages.Settle(number, tokens))
 
     # ── shares ──
 
-    def _add_share(self, key: Key, answer: messages.Admitted) -> HeldQuota:
+    def _add_share(self, key: Key, answer: quota_messages.Admitted) -> HeldQuota:
         share = self._shares.get(key.key_id)
         if share is not None and share.limits != key.limits:
             share.is_recalled = True  # its requests end there; the key has other limits by now
@@ -220,14 +220,14 @@ class AdmissionClient:
             share = None
         if share is None:
             share = self._shares[key.key_id] = HeldQuota(key.key_id, key.limits)
-        share.add(answer.share, answer.standing)
+        share.add(answer.grant, answer.rate_limits)
         self._plan_report()
         return share
 
-    def _on_recall(self, recall: messages.RevokeQuota) -> None:
+    def _on_recall(self, recall: quota_messages.RevokeQuota) -> None:
         share = self._shares.get(recall.key_id)
         if share is None:
-            self._link.send(messages.ReportQuota(recall.key_id, is_answer=True))
+            self._link.send(quota_messages.ReportQuota(recall.key_id, is_reply=True))
             return
         share.is_recalled = True
         self._give_back(share, is_answer=True)
@@ -355,7 +355,7 @@ class AdmissionClient:
     def greet(self, hello: messages.Hello) -> None:
         """A manager that has not given them knows no shares: what was taken from them is announced one by one."""
         for number, (share, reserved) in self._taken.items():
-            self._admitted[number] = messages.AdmittedRequest(number, share.key_id, reserved)
+            self._admitted[number] = quota_messages.AdmittedRequest(number, share.key_id, reserved)
         self._taken.clear()
         self._shares.clear()
         self._left.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llm_api_server.auth.access import Limits
 from llm_api_server.gateway.metering.ratelimit_headers import RateLimitHeaders
-from llm_api_server.ipc.messages import NO_GRANT, QuotaGrant, RateLimits, ReportQuota
+from llm_api_server.ipc.quota_messages import NO_GRANT, QuotaGrant, RateLimits, ReportQuota
 
 
 class HeldQuota:
@@ -34,7 +34,7 @@ class HeldQuota:
         self.hear(standing)
         self._requests += share.requests
         self._tokens += share.tokens
-        self._places += share.places
+        self._places += share.concurrent
 
     def hear(self, standing: RateLimits) -> None:
         """How the key stands to the manager: all that is here counts as used there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from llm_api_server.ipc.messages import RateLimit, RateLimits
+from llm_api_server.ipc.quota_messages import RateLimit, RateLimits
 
 
 class RateLimitHeaders:

@@ -36,7 +36,7 @@ from llm_api_server.gateway.wire.responses import (
 )
 from llm_api_server.gateway.wire.stream_reader import StreamReader, message_start
 from llm_api_server.http_client.address import encode_head
-from llm_api_server.ipc.messages import Claim, InstanceInfo
+from llm_api_server.ipc.lease_messages import Claim, InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ from llm_api_server.gateway.wire.responses import (
 )
 from llm_api_server.gateway.wire.stream_reader import StreamReader, error_event, waiting_comment
 from llm_api_server.http_client.client import Connection, NoResponse, UpstreamError
-from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.ipc.trace_context import TRACEPARENT, engine_lines
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from loguru import logger
 from llm_api_server.config.diff import ENGINES_INFERENCE, NOT_THE_ENGINES
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.base import NOWHERE, Placement
-from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.lease_messages import InstanceInfo
 
 #: Raise it with every change in how an engine is started from the same configuration: a new version of the server takes
 #: over the engines of an older one where this is the same.

@@ -12,7 +12,7 @@ from loguru import logger
 from llm_api_server.config.models import ModelConfig
 from llm_api_server.engines import sleep
 from llm_api_server.engines.base import NOWHERE, Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
-from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.log_file import engine_log
 from llm_api_server.manager.instances.adoption_records import AdoptionRecord, AdoptionRecords, since, tail
 from llm_api_server.manager.instances.load_phases import LoadPhases, describe

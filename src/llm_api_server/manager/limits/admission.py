@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from llm_api_server.auth.access import NO_LIMITS, Limits
 from llm_api_server.errors import StoreError
-from llm_api_server.ipc.messages import (
+from llm_api_server.ipc.messages import Refused
+from llm_api_server.ipc.quota_messages import (
     NO_GRANT,
     Admit,
     Admitted,
     AdmittedRequest,
     QuotaGrant,
-    Refused,
     ReportQuota,
     RevokeQuota,
 )
@@ -99,8 +99,8 @@ class AdmissionController:
             if held is not None:
                 self._settle(held, 0)
         for key_id, share in holder.shares.items():
-            back = QuotaGrant(tokens=share.tokens, places=share.places)
-            self._spend(self._opened[key_id], ReportQuota(key_id, requests=share.requests, back=back))
+            back = QuotaGrant(tokens=share.tokens, concurrent=share.concurrent)
+            self._spend(self._opened[key_id], ReportQuota(key_id, requests=share.requests, returned=back))
         for opened in self._opened.values():
             self._came_back(opened, client)
 
@@ -159,9 +159,9 @@ class AdmissionController:
             return
         share = holder.shares.get(said.key_id, NO_GRANT)
         left = QuotaGrant(
-            share.requests - said.requests - said.back.requests,
-            share.tokens - said.tokens - said.back.tokens,
-            share.places - said.back.places,
+            share.requests - said.requests - said.returned.requests,
+            share.tokens - said.tokens - said.returned.tokens,
+            share.concurrent - said.returned.concurrent,
         )
         if left == NO_GRANT:
             holder.shares.pop(said.key_id, None)
@@ -169,7 +169,7 @@ class AdmissionController:
         else:
             holder.shares[said.key_id] = left
         self._spend(opened, said)
-        if said.is_answer:
+        if said.is_reply:
             self._came_back(opened, client)
 
     async def _admit_with_base(self, holder: _Holder, question: Admit, opened: _Opened) -> None:
@@ -197,7 +197,7 @@ class AdmissionController:
             opened.waiting.append((holder, question))
             return
         now, account, limits = _now(), opened.account, question.limits
-        found = account.admit(question.name, limits, (question.tokens, question.spare), now, time.time())
+        found = account.admit(question.name, limits, (question.tokens, question.optional_tokens), now, time.time())
         if isinstance(found, Refusal):
             shares = [] if is_last_word else self._with_shares(question.key_id)
             if shares:
@@ -213,11 +213,11 @@ class AdmissionController:
             return
         holder.admitted[number] = (question.key_id, found)
         standing = account.standing(limits, now)
-        share = NO_GRANT if is_last_word else account.share(limits, question.tokens + question.spare, now)
+        share = NO_GRANT if is_last_word else account.share(limits, question.tokens + question.optional_tokens, now)
         if share != NO_GRANT:
             held = holder.shares.get(question.key_id, NO_GRANT)
             holder.shares[question.key_id] = QuotaGrant(
-                held.requests + share.requests, held.tokens + share.tokens, held.places + share.places
+                held.requests + share.requests, held.tokens + share.tokens, held.concurrent + share.concurrent
             )
             holder.emptied.discard(question.key_id)
         holder.client.send(Admitted(number, standing, found.tokens, share))
@@ -252,7 +252,7 @@ class AdmissionController:
             self._admit(holder, question, opened, is_last_word=True)
 
     def _spend(self, opened: _Opened, said: ReportQuota) -> None:
-        opened.account.spend(opened.limits, said.requests, said.tokens, said.back, _now(), time.time())
+        opened.account.spend(opened.limits, said.requests, said.tokens, said.returned, _now(), time.time())
 
     def _settle(self, held: tuple[str, Reservation], tokens: int) -> None:
         key_id, reservation = held

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from llm_api_server.auth.access import Limits
-from llm_api_server.ipc.messages import NO_GRANT, QuotaGrant, RateLimit, RateLimits
+from llm_api_server.ipc.quota_messages import NO_GRANT, QuotaGrant, RateLimit, RateLimits
 
 MINUTE = 60.0
 #: Seconds that are counted together, so that a minute of any traffic takes few entries.
@@ -208,12 +208,12 @@ class KeyQuota:
         share = QuotaGrant(
             requests=count if requests is not None else 0,
             tokens=count * tokens if left is not None else 0,
-            places=count if places is not None else 0,
+            concurrent=count if places is not None else 0,
         )
         self.shared_requests += share.requests
         self.shared_tokens += share.tokens
         self.reserved += share.tokens
-        self.running += share.places
+        self.running += share.concurrent
         return share
 
     def spend(self, limits: Limits, requests: int, tokens: int, back: QuotaGrant, now: float, wall: float) -> None:
@@ -223,7 +223,7 @@ class KeyQuota:
         self.shared_requests -= requests + back.requests
         self.shared_tokens -= tokens + back.tokens
         self.reserved -= tokens + back.tokens
-        self.running -= back.places
+        self.running -= back.concurrent
         self.spent.of_day += tokens
         self.spent.of_month += tokens
         if requests and limits.requests_per_minute is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llm_api_server.ipc.messages import Claim, EndedRequest
+from llm_api_server.ipc.lease_messages import Claim, EndedRequest
 from llm_api_server.manager.scheduling.state import Allocation, Model
 
 #: Instances with so many places at most are asked for with each request.
@@ -40,8 +40,8 @@ def begin(booking: Allocation, model: Model, waiter: int, claim: Claim, now: flo
     """Places that a worker gets for a request that begins, and whether it keeps them."""
     if _has_few(model):
         booking.running[claim.key_id] += 1
-        if claim.reads:
-            booking.reading[waiter] = (claim.reads, now + _LONGEST_READ)
+        if claim.prefill_tokens:
+            booking.reading[waiter] = (claim.prefill_tokens, now + _LONGEST_READ)
         booking.grants += 1
         return 1, False
     booking.is_reclaimed = bool(model.queue)
@@ -60,7 +60,7 @@ def end(booking: Allocation, model: Model, ended: Iterable[EndedRequest]) -> Non
             booking.running[one.key_id] -= 1
         if not booking.running[one.key_id]:
             del booking.running[one.key_id]
-        model.queue.charge(one.key_id, one.more_work)
+        model.queue.charge(one.key_id, one.extra_cost)
 
 
 def next_end_of_reading(booking: Allocation, now: float) -> float | None:
@@ -70,7 +70,7 @@ def next_end_of_reading(booking: Allocation, now: float) -> float | None:
 
 def _may_read(booking: Allocation, claim: Claim, now: float) -> bool:
     reading = [tokens for tokens, until in booking.reading.values() if until > now]
-    return not reading or sum(reading) + claim.reads <= _MOST_READ
+    return not reading or sum(reading) + claim.prefill_tokens <= _MOST_READ
 
 
 def _has_few(model: Model) -> bool:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from llm_api_server.ipc.messages import Claim
+from llm_api_server.ipc.lease_messages import Claim
 
 BATCH_PATIENCE = 60.0
 #: Who asked within this time counts as somebody to leave room for.
@@ -106,7 +106,7 @@ class FairQueue:
             gap = now - self._last_turn
             self.interval = gap if self.interval is None else self.interval + _SMOOTHING * (gap - self.interval)
         self._last_turn = self._turns[turn.claim.key_id] = now
-        self.charge(turn.claim.key_id, turn.claim.work)
+        self.charge(turn.claim.key_id, turn.claim.cost)
         self.remove(turn.id)
         return turn
 
@@ -142,7 +142,7 @@ class FairQueue:
             is_late, _, _, since = self._rank(waiter, now)
             ranks.append(((is_late, served.get(key, 0.0), turns.get(key, -math.inf), since), waiter.id))
             turns[key] = now
-            served[key] = served.get(key, 0.0) + waiter.claim.work / self._weights[key]
+            served[key] = served.get(key, 0.0) + waiter.claim.cost / self._weights[key]
         return {waiter: position for position, (_, waiter) in enumerate(sorted(ranks), 1)}
 
     def _rank(self, waiter: Waiter, now: float) -> tuple[bool, float, float, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llm_api_server.ipc.messages import Claim, Refused
+from llm_api_server.ipc.lease_messages import Claim
+from llm_api_server.ipc.messages import Refused
 from llm_api_server.manager.scheduling.memory import MemoryBudget, why_never, why_not_now
 from llm_api_server.manager.scheduling.state import Allocation, Failure, Model, Policy, Refuse
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from llm_api_server.engines.base import NOWHERE, ModelFacts, Placement
-from llm_api_server.ipc.messages import NO_CLAIM, Claim, EndedRequest
+from llm_api_server.ipc.lease_messages import NO_CLAIM, Claim, EndedRequest
 from llm_api_server.manager.scheduling import concurrency, eviction, idle, pins, refusals
 from llm_api_server.manager.scheduling.fair_queue import Waiter
 from llm_api_server.manager.scheduling.memory import Device, MemoryBudget

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from llm_api_server import __version__
 from llm_api_server.engines.readiness import HTTPFailed, request
-from llm_api_server.ipc import messages
+from llm_api_server.ipc import lease_messages, messages
 from llm_api_server.manager.instances.process import proportional_size
 from llm_api_server.manager.telemetry import metrics
 from llm_api_server.manager.telemetry.counters import Counters, Labels
@@ -151,7 +151,7 @@ def _open_descriptors(pid: int) -> int:
         return 0
 
 
-async def _ask(info: messages.InstanceInfo) -> tuple[str, str]:
+async def _ask(info: lease_messages.InstanceInfo) -> tuple[str, str]:
     """The model's name and its engine's text, which is empty where there is none."""
     try:
         async with asyncio.timeout(ENGINE_TIMEOUT):

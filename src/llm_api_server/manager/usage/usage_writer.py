@@ -21,7 +21,8 @@ from loguru import logger
 from llm_api_server.auth.access import Key
 from llm_api_server.config.models import StorageConfig
 from llm_api_server.errors import StoreError, StoreUnavailable
-from llm_api_server.ipc.messages import AdmittedRequest, FindKey, KeyFound, KeysChanged, Refused, ReportUsage, UsageKept
+from llm_api_server.ipc.messages import FindKey, KeyFound, KeysChanged, Refused, ReportUsage, UsageKept
+from llm_api_server.ipc.quota_messages import AdmittedRequest
 from llm_api_server.ipc.usage_events import Batch, OpenRequest, RequestProgress
 from llm_api_server.manager.limits.admission import AdmissionController
 from llm_api_server.manager.limits.snapshot import QuotaSnapshot

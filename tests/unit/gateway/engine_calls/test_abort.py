@@ -10,7 +10,7 @@ import pytest
 from llm_api_server.gateway.engine_calls import abort
 from llm_api_server.gateway.wire.request import ENDPOINTS, RequestFacts, read_request
 from llm_api_server.http_client.client import HttpClient, NoResponse
-from llm_api_server.ipc.messages import InstanceInfo
+from llm_api_server.ipc.lease_messages import InstanceInfo
 
 pytestmark = pytest.mark.anyio
 

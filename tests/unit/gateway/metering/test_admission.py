@@ -18,8 +18,8 @@ from llm_api_server.gateway.metering import admission as module
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.ratelimit_headers import ratelimit_headers
 from llm_api_server.gateway.metering.request_record import RequestRecord
-from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import RateLimit, RateLimits
+from llm_api_server.ipc import messages, quota_messages
+from llm_api_server.ipc.quota_messages import RateLimit, RateLimits
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.ipc.usage_events import Usage
 from tests.fake_manager import FakeManager
@@ -78,10 +78,16 @@ async def test_limited_requests_are_admitted_and_settled(accounts: AdmissionClie
     record.usage = Usage(30, 12)
     accounts.end(record)
     accounts.end(record)
-    await until(lambda: manager.heard_of(messages.Settle))
-    (asked,) = manager.heard_of(messages.Admit)
-    assert (asked.key_id, asked.name, asked.limits, asked.tokens, asked.spare) == ("id-of-ann", "ann", LIMITS, 100, 50)
-    assert manager.heard_of(messages.Settle) == [messages.Settle(asked.request, 42)]
+    await until(lambda: manager.heard_of(quota_messages.Settle))
+    (asked,) = manager.heard_of(quota_messages.Admit)
+    assert (asked.key_id, asked.name, asked.limits, asked.tokens, asked.optional_tokens) == (
+        "id-of-ann",
+        "ann",
+        LIMITS,
+        100,
+        50,
+    )
+    assert manager.heard_of(quota_messages.Settle) == [quota_messages.Settle(asked.request, 42)]
     assert record.limit_lines == ratelimit_headers(manager.standing)
 
 
@@ -92,13 +98,13 @@ async def test_keys_without_limits_cost_no_question(accounts: AdmissionClient, m
     assert await accounts.look(record.key) is None
     accounts.end(record)
     await asyncio.sleep(0.05)
-    assert not manager.heard_of(messages.Admit) + manager.heard_of(messages.Settle)
+    assert not manager.heard_of(quota_messages.Admit) + manager.heard_of(quota_messages.Settle)
 
 
 async def test_a_refusal_comes_with_the_standing(accounts: AdmissionClient, manager: FakeManager) -> None:
     standing = RateLimits(requests=RateLimit(10, 0, 12.5))
     manager.refusal = lambda request: messages.Refused(
-        request, "insufficient_quota", "no", 3600, should_retry=False, standing=standing
+        request, "insufficient_quota", "no", 3600, should_retry=False, rate_limits=standing
     )
     record = a_record()
     with pytest.raises(InsufficientQuota) as caught:
@@ -126,10 +132,12 @@ async def test_who_leaves_while_asking_gives_back_what_may_be_granted(
 ) -> None:
     manager.hold = True
     asking = asyncio.create_task(accounts.admit(a_record(), 1, 0))
-    await until(lambda: manager.heard_of(messages.Admit))
+    await until(lambda: manager.heard_of(quota_messages.Admit))
     asking.cancel()
-    await until(lambda: manager.heard_of(messages.Settle))
-    assert manager.heard_of(messages.Settle) == [messages.Settle(manager.heard_of(messages.Admit)[0].request, 0)]
+    await until(lambda: manager.heard_of(quota_messages.Settle))
+    assert manager.heard_of(quota_messages.Settle) == [
+        quota_messages.Settle(manager.heard_of(quota_messages.Admit)[0].request, 0)
+    ]
 
 
 async def test_rows_start_go_on_and_end_once(accounts: AdmissionClient, manager: FakeManager) -> None:
@@ -227,36 +235,36 @@ async def test_requests_are_admitted_from_a_share_until_it_is_recalled(
 ) -> None:
     limits = Limits(requests_per_minute=1000, max_concurrent=100)
     manager.standing = RateLimits(requests=RateLimit(1000, 990, 60.0))
-    manager.share = messages.QuotaGrant(requests=5, places=5)
+    manager.share = quota_messages.QuotaGrant(requests=5, concurrent=5)
     records = [a_record(limits) for _ in range(5)]
     await accounts.admit(records[0], 10, 0)
-    manager.share = messages.NO_GRANT
+    manager.share = quota_messages.NO_GRANT
     for record in records[1:]:
         await accounts.admit(record, 10, 0)
-    assert len(manager.heard_of(messages.Admit)) == 1
+    assert len(manager.heard_of(quota_messages.Admit)) == 1
     assert records[4].limit_lines == ratelimit_headers(RateLimits(requests=RateLimit(1000, 986, 60.0)))
     for record in records[:3]:
         accounts.end(record)
     manager.recall("id-of-ann")
-    await until(lambda: any(one.is_answer for one in manager.heard_of(messages.ReportQuota)))
+    await until(lambda: any(one.is_reply for one in manager.heard_of(quota_messages.ReportQuota)))
     accounts.end(records[3])
     accounts.end(records[4])
-    await until(lambda: sum(one.back.places for one in manager.heard_of(messages.ReportQuota)) == 5)
-    said = manager.heard_of(messages.ReportQuota)
-    assert (sum(one.requests for one in said), sum(one.back.requests for one in said)) == (4, 1)
-    assert len(manager.heard_of(messages.Settle)) == 1
+    await until(lambda: sum(one.returned.concurrent for one in manager.heard_of(quota_messages.ReportQuota)) == 5)
+    said = manager.heard_of(quota_messages.ReportQuota)
+    assert (sum(one.requests for one in said), sum(one.returned.requests for one in said)) == (4, 1)
+    assert len(manager.heard_of(quota_messages.Settle)) == 1
     await accounts.admit(a_record(limits), 10, 0)
-    assert len(manager.heard_of(messages.Admit)) == 2
+    assert len(manager.heard_of(quota_messages.Admit)) == 2
 
 
 async def test_a_share_that_nobody_uses_goes_back(accounts: AdmissionClient, manager: FakeManager) -> None:
-    manager.share = messages.QuotaGrant(requests=5)
+    manager.share = quota_messages.QuotaGrant(requests=5)
     record = a_record(Limits(requests_per_minute=1000))
     await accounts.admit(record, 10, 0)
     accounts.end(record)
-    await until(lambda: manager.heard_of(messages.ReportQuota))
-    assert manager.heard_of(messages.ReportQuota) == [
-        messages.ReportQuota("id-of-ann", back=messages.QuotaGrant(requests=5))
+    await until(lambda: manager.heard_of(quota_messages.ReportQuota))
+    assert manager.heard_of(quota_messages.ReportQuota) == [
+        quota_messages.ReportQuota("id-of-ann", returned=quota_messages.QuotaGrant(requests=5))
     ]
     assert not accounts._shares
 
@@ -265,7 +273,7 @@ async def test_a_new_manager_is_told_of_what_was_taken_from_a_share(
     accounts: AdmissionClient, manager: FakeManager
 ) -> None:
     limits = Limits(max_concurrent=100, tokens_per_minute=10_000)
-    manager.share = messages.QuotaGrant(places=5, tokens=500)
+    manager.share = quota_messages.QuotaGrant(concurrent=5, tokens=500)
     first, second = a_record(limits), a_record(limits)
     await accounts.admit(first, 10, 0)
     await accounts.admit(second, 20, 0)
@@ -276,30 +284,30 @@ async def test_a_new_manager_is_told_of_what_was_taken_from_a_share(
     (hello,) = manager.heard_of(messages.Hello)
     assert sorted(one.reserved for one in hello.admitted) == [10, 20]
     accounts.end(second)
-    await until(lambda: manager.heard_of(messages.Settle))
-    assert manager.heard_of(messages.Settle) == [messages.Settle(second.admission or 0, 0)]
+    await until(lambda: manager.heard_of(quota_messages.Settle))
+    assert manager.heard_of(quota_messages.Settle) == [quota_messages.Settle(second.admission or 0, 0)]
 
 
 async def test_a_key_with_other_limits_gets_no_more_from_its_old_share(
     accounts: AdmissionClient, manager: FakeManager
 ) -> None:
-    manager.share = messages.QuotaGrant(requests=5)
+    manager.share = quota_messages.QuotaGrant(requests=5)
     await accounts.admit(a_record(Limits(requests_per_minute=1000)), 10, 0)
     await accounts.admit(a_record(Limits(requests_per_minute=500)), 10, 0)
-    assert [one.limits.requests_per_minute for one in manager.heard_of(messages.Admit)] == [1000, 500]
-    await until(lambda: any(one.back.requests == 5 for one in manager.heard_of(messages.ReportQuota)))
+    assert [one.limits.requests_per_minute for one in manager.heard_of(quota_messages.Admit)] == [1000, 500]
+    await until(lambda: any(one.returned.requests == 5 for one in manager.heard_of(quota_messages.ReportQuota)))
 
 
 async def test_a_share_that_is_recalled_right_behind_its_grant_goes_back(
     accounts: AdmissionClient, manager: FakeManager
 ) -> None:
-    manager.share = messages.QuotaGrant(requests=5)
+    manager.share = quota_messages.QuotaGrant(requests=5)
     manager.recalls_at_once = True
     record = a_record(Limits(requests_per_minute=1000))
     await accounts.admit(record, 10, 0)
-    await until(lambda: manager.heard_of(messages.ReportQuota))
-    assert manager.heard_of(messages.ReportQuota) == [
-        messages.ReportQuota("id-of-ann", back=messages.QuotaGrant(requests=5), is_answer=True)
+    await until(lambda: manager.heard_of(quota_messages.ReportQuota))
+    assert manager.heard_of(quota_messages.ReportQuota) == [
+        quota_messages.ReportQuota("id-of-ann", returned=quota_messages.QuotaGrant(requests=5), is_reply=True)
     ]
     assert not accounts.admit_at_once(a_record(Limits(requests_per_minute=1000)), 10)
 
@@ -310,11 +318,13 @@ async def test_the_share_of_a_request_that_left_meanwhile_is_kept(
     manager.hold = True
     limits = Limits(requests_per_minute=1000)
     asking = asyncio.create_task(accounts.admit(a_record(limits), 1, 0))
-    await until(lambda: manager.heard_of(messages.Admit))
+    await until(lambda: manager.heard_of(quota_messages.Admit))
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    (asked,) = manager.heard_of(messages.Admit)
-    accounts._on_admitted(messages.Admitted(asked.request, RateLimits(), 1, messages.QuotaGrant(requests=5)))
+    (asked,) = manager.heard_of(quota_messages.Admit)
+    accounts._on_admitted(
+        quota_messages.Admitted(asked.request, RateLimits(), 1, quota_messages.QuotaGrant(requests=5))
+    )
     assert not accounts._admitted
     assert accounts.admit_at_once(a_record(limits), 1)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llm_api_server.auth.access import Limits
 from llm_api_server.gateway.metering.quota_grant import HeldQuota
-from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import NO_GRANT
+from llm_api_server.ipc import messages, quota_messages
+from llm_api_server.ipc.quota_messages import NO_GRANT
 from llm_api_server.manager.limits import admission as module
 from llm_api_server.manager.limits.admission import AdmissionController
 from llm_api_server.manager.limits.key_quota import MINUTE, KeyQuota
@@ -40,15 +40,15 @@ class Worker:
 
     def send(self, message: Any) -> None:
         match message:
-            case messages.RevokeQuota():
+            case quota_messages.RevokeQuota():
                 if self.share is not None:
                     self.share.is_recalled = True
                 spend = self.share.spend(returns=True, is_answer=True) if self.share else None
-                self.tell(spend or messages.ReportQuota(KEY, is_answer=True))
-            case messages.Admitted() | messages.Refused():
+                self.tell(spend or quota_messages.ReportQuota(KEY, is_reply=True))
+            case quota_messages.Admitted() | messages.Refused():
                 self.answers[message.request] = message
 
-    def tell(self, spend: messages.ReportQuota | None) -> None:
+    def tell(self, spend: quota_messages.ReportQuota | None) -> None:
         if spend is not None:
             self.admissions.spend(cast("Any", self), spend)
 
@@ -59,13 +59,13 @@ class Worker:
             self.taken[number] = self.share, tokens
             return number
         self.asked += 1
-        self.admissions.admit(cast("Any", self), messages.Admit(number, KEY, "k", limits, tokens))
+        self.admissions.admit(cast("Any", self), quota_messages.Admit(number, KEY, "k", limits, tokens))
         answer = self.answers.pop(number)
         if isinstance(answer, messages.Refused):
             return None
-        if answer.share != NO_GRANT:
+        if answer.grant != NO_GRANT:
             self.share = self.share or HeldQuota(KEY, limits)
-            self.share.add(answer.share, answer.standing)
+            self.share.add(answer.grant, answer.rate_limits)
         return number
 
     def settle(self, number: int, used: int) -> None:
@@ -218,12 +218,12 @@ def test_a_worker_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
         assert frozen.admit(limits) is not None
         monkeypatch.setattr(frozen, "send", lambda _: None)
         for number in range(1000, 1020):
-            admissions.admit(cast("Any", other), messages.Admit(number, KEY, "k", limits))
+            admissions.admit(cast("Any", other), quota_messages.Admit(number, KEY, "k", limits))
             other.share = None
         while 1019 not in other.answers:
             await asyncio.sleep(0.005)
         kinds = [type(other.answers[number]) for number in range(1000, 1020)]
-        assert kinds.count(messages.Admitted) >= 10
+        assert kinds.count(quota_messages.Admitted) >= 10
         assert kinds[-1] is messages.Refused
 
     asyncio.run(run())

@@ -7,7 +7,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_api_server.ipc.messages import Claim
+from llm_api_server.ipc.lease_messages import Claim
 from llm_api_server.manager.scheduling.fair_queue import ACTIVE_TIME, BATCH_PATIENCE, FairQueue, Waiter
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from llm_api_server.engines.base import ModelFacts
-from llm_api_server.ipc.messages import Claim, EndedRequest
+from llm_api_server.ipc.lease_messages import Claim, EndedRequest
 from llm_api_server.manager.scheduling.fair_queue import ACTIVE_TIME
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.scheduling.state import Decision, Done, Grant, Model, Policy, Refuse, Revoke, Start, Stop
@@ -92,7 +92,7 @@ def test_light_work_needs_no_place() -> None:
     scheduler = make(1)
     ready(scheduler)
     scheduler.acquire(1, "a", 1, Claim("x"))
-    assert grants(scheduler.acquire(2, "a", 1, Claim("x", work=0, is_light=True))) == [2]
+    assert grants(scheduler.acquire(2, "a", 1, Claim("x", cost=0, is_light=True))) == [2]
     assert grants(scheduler.acquire(3, "a", 1, Claim("x"))) == []
     assert grants(scheduler.release("i1", 1, 2, [EndedRequest("x")])) == []
     assert grants(scheduler.release("i1", 1, 3, [EndedRequest("x")])) == [3]
@@ -191,7 +191,7 @@ class Machine:
             case "ask":
                 waiter = next(self._numbers)
                 self._asked[waiter] = (now, event.name, event.key)
-                self._obey(scheduler.acquire(waiter, event.name, now, Claim(event.key, work=10)))
+                self._obey(scheduler.acquire(waiter, event.name, now, Claim(event.key, cost=10)))
             case "ready":
                 self._obey(scheduler.on_ready(event.name, now))
             case "stopped":

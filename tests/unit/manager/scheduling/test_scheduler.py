@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llm_api_server.engines.base import Asleep, ModelFacts, Need
-from llm_api_server.ipc.messages import Claim, EndedRequest
+from llm_api_server.ipc.lease_messages import Claim, EndedRequest
 from llm_api_server.manager.scheduling.concurrency import FEW
 from llm_api_server.manager.scheduling.memory import Device, taken_by
 from llm_api_server.manager.scheduling.scheduler import Scheduler
@@ -418,7 +418,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             return
         waiter = next(self.ids)
         self.waiting[waiter], self.since[waiter], self.keys[waiter] = name, self.now, key
-        self.obey(self.scheduler.acquire(waiter, name, self.now, Claim(key, work=10, is_batch=is_batch)))
+        self.obey(self.scheduler.acquire(waiter, name, self.now, Claim(key, cost=10, is_batch=is_batch)))
 
     @rule(name=st.sampled_from(NAMES), is_load=st.booleans())
     def command(self, name: str, *, is_load: bool) -> None:

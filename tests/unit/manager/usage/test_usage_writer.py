@@ -14,8 +14,8 @@ import pytest
 from llm_api_server.auth.access import Limits, digest
 from llm_api_server.config.models import StorageConfig
 from llm_api_server.errors import StoreError
-from llm_api_server.ipc import messages
-from llm_api_server.ipc.messages import AdmittedRequest
+from llm_api_server.ipc import messages, quota_messages
+from llm_api_server.ipc.quota_messages import AdmittedRequest
 from llm_api_server.ipc.usage_events import WORKER_LOST, Batch, RequestEnded, RequestProgress, RequestStarted, Usage
 from llm_api_server.manager.limits import admission
 from llm_api_server.manager.telemetry.counters import Counters
@@ -164,35 +164,39 @@ async def test_requests_are_admitted_settled_and_free_when_their_worker_goes(acc
     accounts.hello(second, "two", [])
     limits = Limits(max_concurrent=2)
     for client, number in ((first, 1), (second, 1), (second, 2)):
-        accounts.admissions.admit(client, messages.Admit(number, "id", "ann", limits))
-    assert [type(one) for one in (*first.got, *second.got)] == [messages.Admitted, messages.Admitted, messages.Refused]
+        accounts.admissions.admit(client, quota_messages.Admit(number, "id", "ann", limits))
+    assert [type(one) for one in (*first.got, *second.got)] == [
+        quota_messages.Admitted,
+        quota_messages.Admitted,
+        messages.Refused,
+    ]
     accounts.admissions.settle(second, 1, 0)
     accounts.admissions.settle(second, 1, 0)
     accounts.admissions.settle(second, 7, 0)
-    accounts.admissions.admit(second, messages.Admit(3, "id", "ann", limits))
+    accounts.admissions.admit(second, quota_messages.Admit(3, "id", "ann", limits))
     accounts.disconnected(first)
-    accounts.admissions.admit(second, messages.Admit(4, "id", "ann", limits))
-    accounts.admissions.admit(second, messages.Admit(5, "id", "ann", limits))
-    assert [type(one) for one in second.got[2:]] == [messages.Admitted, messages.Admitted, messages.Refused]
+    accounts.admissions.admit(second, quota_messages.Admit(4, "id", "ann", limits))
+    accounts.admissions.admit(second, quota_messages.Admit(5, "id", "ann", limits))
+    assert [type(one) for one in second.got[2:]] == [quota_messages.Admitted, quota_messages.Admitted, messages.Refused]
 
 
 async def test_a_new_manager_counts_what_runs(accounts: UsageWriter) -> None:
     client = FakeClient()
     accounts.hello(client, "w", [AdmittedRequest(9, "id", 10)])
-    accounts.admissions.admit(client, messages.Admit(10, "id", "ann", Limits(max_concurrent=1)))
+    accounts.admissions.admit(client, quota_messages.Admit(10, "id", "ann", Limits(max_concurrent=1)))
     accounts.admissions.settle(client, 9, 5)
-    accounts.admissions.admit(client, messages.Admit(11, "id", "ann", Limits(max_concurrent=1)))
-    assert [type(one) for one in client.got] == [messages.Refused, messages.Admitted]
+    accounts.admissions.admit(client, quota_messages.Admit(11, "id", "ann", Limits(max_concurrent=1)))
+    assert [type(one) for one in client.got] == [messages.Refused, quota_messages.Admitted]
 
 
 async def test_budgets_know_what_was_used_before(accounts: UsageWriter, client: FakeClient, store: Store) -> None:
     store.ledger.write(Batch([started("r")], [], [ended("r", Usage(50, 30))]), "w0")
     limits = Limits(tokens_per_day=100)
-    accounts.admissions.admit(client, messages.Admit(1, "id", "ann", limits, tokens=10, spare=50))
+    accounts.admissions.admit(client, quota_messages.Admit(1, "id", "ann", limits, tokens=10, optional_tokens=50))
     await until(lambda: client.got)
-    assert client.of(messages.Admitted)[0].reserved == 20
+    assert client.of(quota_messages.Admitted)[0].reserved == 20
     accounts.admissions.settle(client, 1, 15)
-    accounts.admissions.admit(client, messages.Admit(2, "id", "ann", limits, tokens=10))
+    accounts.admissions.admit(client, quota_messages.Admit(2, "id", "ann", limits, tokens=10))
     await until(lambda: len(client.got) == 2)
     assert client.of(messages.Refused)[0].code == "insufficient_quota"
 
@@ -201,11 +205,11 @@ async def test_a_question_that_is_taken_back_while_the_store_is_asked_counts_not
     accounts: UsageWriter, client: FakeClient
 ) -> None:
     limits = Limits(tokens_per_day=100, max_concurrent=1)
-    accounts.admissions.admit(client, messages.Admit(1, "id", "ann", limits))
+    accounts.admissions.admit(client, quota_messages.Admit(1, "id", "ann", limits))
     accounts.admissions.settle(client, 1, 0)
-    accounts.admissions.admit(client, messages.Admit(2, "id", "ann", limits))
+    accounts.admissions.admit(client, quota_messages.Admit(2, "id", "ann", limits))
     await until(lambda: client.got)
-    assert [(type(one), one.request) for one in client.got] == [(messages.Admitted, 2)]
+    assert [(type(one), one.request) for one in client.got] == [(quota_messages.Admitted, 2)]
 
 
 async def test_limits_hold_while_the_store_is_locked_and_rows_are_kept_after_it(
@@ -216,8 +220,8 @@ async def test_limits_hold_while_the_store_is_locked_and_rows_are_kept_after_it(
     with sqlite3.connect(store.path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         accounts.report(client, messages.ReportUsage(1, Batch([started("r")], [], [ended("r", Usage(5, 5))])))
-        accounts.admissions.admit(client, messages.Admit(1, "id", "ann", Limits(tokens_per_day=100), tokens=10))
-        await until(lambda: client.of(messages.Admitted))
+        accounts.admissions.admit(client, quota_messages.Admit(1, "id", "ann", Limits(tokens_per_day=100), tokens=10))
+        await until(lambda: client.of(quota_messages.Admitted))
         assert not client.of(messages.UsageKept)
         other.execute("ROLLBACK")
     other.close()
