@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llm_api_server.manager.scheduling.memory import RAM, Device
+from llm_api_server.devices.device import RAM, Device
 
 GIB = 1024**3
 

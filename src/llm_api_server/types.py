@@ -36,6 +36,7 @@ class ExitCode(IntEnum):
         return member
 
 
+DeviceKind = Literal["gpu", "ram"]
 EngineName = Literal["vllm", "llama_cpp", "remote"]
 EngineChoice = Literal["auto", "vllm", "llama_cpp", "remote"]
 

@@ -16,11 +16,12 @@ import pytest
 
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.devices.host import Host
-from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, Need, Placement
+from llm_api_server.engines.base import LaunchPlan, ModelFacts, Need, Placement, SleepFootprint
 from llm_api_server.engines.vllm.adapter import VllmEngine
 from llm_api_server.ipc.lease_messages import Granted
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.manager.instances.device_watch import RELEASE_TIMEOUT
 from llm_api_server.manager.instances.process import LocalLauncher, process_start_time
 from llm_api_server.manager.manager import Manager
 from llm_api_server.types import EngineName, ModelState
@@ -42,12 +43,12 @@ class SleepyEngine(ScriptEngine):
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
         del model
-        need = Need("gpu", 5 * GIB, share=20 / 24, measures=True)
-        return ModelFacts(need=need, asleep=Asleep(int(1.5 * GIB), 8 * GIB))
+        need = Need("gpu", 5 * GIB, share=20 / 24, measures_memory=True)
+        return ModelFacts(need=need, sleep_footprint=SleepFootprint(int(1.5 * GIB), 8 * GIB))
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         assert placement is not None
-        assert [seat.device for seat in placement.seats] == ["gpu0"]
+        assert [seat.device for seat in placement.devices] == ["gpu0"]
         fault = [] if model.path == "none" else [model.path]
         files = [str(self.folder / f"{name}.memory"), str(self.folder / f"{name}.calls")]
         return LaunchPlan([sys.executable, str(_STAND_IN), str(socket), *files, *fault], f"unix:{socket}")
@@ -81,6 +82,7 @@ class World:
         self.faults = faults
         self.client = Recorder()
         self.manager: Manager
+        self.release_timeout = RELEASE_TIMEOUT
 
     @asynccontextmanager
     async def running(self, **options: Any) -> AsyncIterator[World]:
@@ -94,7 +96,8 @@ class World:
         with run_dir.lock.open("a+b") as lock:
             fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
             launcher = LocalLauncher(run_dir)
-            self.manager = Manager(config, engines, launcher, run_dir, self.folder / "logs", self.machine)
+            logs, timeout = self.folder / "logs", self.release_timeout
+            self.manager = Manager(config, engines, launcher, run_dir, logs, self.machine, release_timeout=timeout)
             await self.manager.start()
             self.manager.connected(self.client)
             try:
@@ -160,9 +163,10 @@ async def test_two_models_swap_by_sleep_and_both_processes_stay(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("fault", ["keeps_memory", "refuses_sleep"])
-async def test_what_gives_no_memory_up_is_unloaded(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_api_server.devices.inventory._RELEASE_TIMEOUT", 0.5)
-    async with World(tmp_path, a=fault, b="none").running(sleep_timeout=0) as world:
+async def test_what_gives_no_memory_up_is_unloaded(tmp_path: Path, fault: str) -> None:
+    world = World(tmp_path, a=fault, b="none")
+    world.release_timeout = 0.5
+    async with world.running(sleep_timeout=0):
         await world.use("a")
         await world.use("b")
         assert world.status("a").state is ModelState.STOPPED
@@ -207,4 +211,4 @@ async def test_sleepers_of_a_killed_manager_are_not_adopted(tmp_path: Path) -> N
 
 def test_on_a_cpu_vllm_models_do_not_sleep() -> None:
     engine = VllmEngine(Config(), Host(8 * GIB, 2, has_nvidia=False))
-    assert engine.inspect(ModelConfig(path="org/model", sleep=True)).asleep is None
+    assert engine.inspect(ModelConfig(path="org/model", sleep=True)).sleep_footprint is None

@@ -47,7 +47,7 @@ class EitherEngine(ScriptEngine):
             return ModelFacts(tasks=("rank", "score"))
         if model.task == "embed":
             return ModelFacts(tasks=("embed",))
-        return ModelFacts(tasks=("generate",), twin_tasks=("embed",))
+        return ModelFacts(tasks=("generate",), embedding_tasks=("embed",))
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         plan = super().plan(name, model, socket)

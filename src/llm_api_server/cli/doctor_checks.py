@@ -20,6 +20,7 @@ import pynvml
 from llm_api_server import __version__
 from llm_api_server.config.checks import config_warnings
 from llm_api_server.config.models import Config, load_config
+from llm_api_server.devices.device import RAM
 from llm_api_server.devices.host import Host, this_host
 from llm_api_server.devices.inventory import HostInventory
 from llm_api_server.engines.config_problems import engine_checks
@@ -28,7 +29,6 @@ from llm_api_server.errors import ConfigError, StoreError
 from llm_api_server.formats import memory_size
 from llm_api_server.lifecycle.config_handover import running_config
 from llm_api_server.lifecycle.server_lock import CannotServe, ServerLock, listen, local_host, local_url
-from llm_api_server.manager.scheduling.memory import RAM
 from llm_api_server.store.database import Database
 from llm_api_server.store.schema import HEAD
 from llm_api_server.types import EngineName

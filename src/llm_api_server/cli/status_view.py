@@ -11,6 +11,7 @@ import msgspec
 from llm_api_server import __version__, formats
 from llm_api_server.cli import models as models_view
 from llm_api_server.config.models import Config
+from llm_api_server.devices.device import RAM
 from llm_api_server.formats import memory_size
 from llm_api_server.ipc import client
 from llm_api_server.ipc.messages import GetStatus, Status
@@ -18,7 +19,6 @@ from llm_api_server.ipc.model_status import DeviceStatus, ModelStatus
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.lifecycle.config_handover import running_config
 from llm_api_server.lifecycle.server_lock import ServerLock, local_url
-from llm_api_server.manager.scheduling.memory import RAM
 from llm_api_server.redaction import one_line
 from llm_api_server.times import as_duration
 from llm_api_server.types import ModelState

@@ -1,1 +1,1 @@
-"""The devices of this host, and how much memory each has and holds."""
+"""Devices of this host: GPUs and RAM, their sizes and the memory in use."""

@@ -1,6 +1,6 @@
-"""What the adapters must know of the machine they plan for: memory, cores, whether there is an NVIDIA device.
+"""Facts about this host that the engine adapters plan with: memory, cores, NVIDIA driver.
 
-Read once by `select`; plain data, so that a plan for any machine can be made (and tested) on any other.
+`Host` is plain data, so that a plan for any machine can be made (and tested) on any other.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Host:
-    """`cores` are physical ones that this process may use; `memory_bytes` is RAM or the container's share of it."""
+    """`memory_bytes` is RAM, or the container's limit; `cores` are the physical cores that this process may use."""
 
     memory_bytes: int
     cores: int
@@ -23,29 +23,29 @@ class Host:
 
 
 def this_host() -> Host:
+    """Read the facts of this host."""
     return Host(memory_bytes=_memory_bytes(), cores=_cores(), has_nvidia=Path("/dev/nvidiactl").exists())
 
 
 def _memory_bytes() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # "max", or no cgroup v2
-        total = min(total, int((_CGROUP / "memory.max").read_text()))
+        total = min(total, int((CGROUP / "memory.max").read_text()))
     return total
 
 
 def _cores() -> int:
-    """Physical cores: a second hyperthread of a core adds nothing to matrix multiplication."""
+    """Count physical cores: a second hyperthread of a core adds nothing to matrix multiplication."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = {_siblings(cpu) for cpu in usable}
-    count = len(siblings)
+    count = len({_siblings(cpu) for cpu in usable})
     with suppress(OSError, ValueError):
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        quota, period = (CGROUP / "cpu.max").read_text().split()
         count = min(count, -(-int(quota) // int(period)))
     return max(1, count)
 
 
 def _siblings(cpu: int) -> str:
-    """A name for the core that `cpu` is a thread of."""
+    """Return a name for the core that `cpu` is a thread of."""
     try:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""NVIDIA devices and their memory, by the driver's own library. Imported only where there is a driver."""
+"""NVIDIA devices and their memory, read with the driver's own library. Imported only if a driver is installed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import suppress
 import pynvml
 from loguru import logger
 
-from llm_api_server.manager.scheduling.memory import Device
+from llm_api_server.devices.device import Device
 
 
 class NvidiaInventory:
-    """Satisfies `devices.Inventory`. NVML stays open as long as the manager lives."""
+    """`Inventory` of NVIDIA GPUs. NVML stays open until the process ends."""
 
     def __init__(self, wanted: Sequence[int] | None) -> None:
-        """`wanted`: numbers as in nvidia-smi; None: those of `CUDA_VISIBLE_DEVICES`, else all."""
+        """`wanted`: indexes as in nvidia-smi; None: the GPUs of `CUDA_VISIBLE_DEVICES` if it is set, else all."""
         self._handles = _find(wanted)
         self.devices: Sequence[Device] = list(self._handles)
 
@@ -29,12 +29,12 @@ class NvidiaInventory:
 
 
 def _find(wanted: Sequence[int] | None) -> dict[Device, object]:
-    """Devices and NVML's handles."""
+    """Return the wanted devices, each with its NVML handle."""
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
-        logger.warning("the NVIDIA driver does not answer ({}); no GPU is used", error)
+        logger.warning("the NVIDIA driver does not respond ({}); no GPU is used", error)
         return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = {}

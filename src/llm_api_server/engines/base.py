@@ -1,7 +1,7 @@
-"""What the manager asks of an engine: which process to start for a model, when it is ready, why it failed.
+"""The contract between the manager and the engine adapters: what to start for a model, when it is ready, why it failed.
 
-An adapter is pure where it can be (model entry -> arguments, environment, addresses). The code that runs inside an
-engine process imports the standard library and the engine, nothing of ours.
+An adapter is pure where it can be: a model entry goes in, arguments, environment and addresses come out. The code that
+runs inside an engine process imports only the standard library and the engine.
 """
 
 from __future__ import annotations
@@ -9,97 +9,98 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from llm_api_server.config.models import Config, ModelConfig
-from llm_api_server.types import EngineName, Task
+import msgspec
+
+from llm_api_server.config.models import ModelConfig
+from llm_api_server.types import DeviceKind, EngineName, Task
 
 
 class ModelProblem(Exception):
-    """The model cannot be loaded; the message is for the client and says why, without paths of this machine."""
-
-
-DeviceKind = Literal["gpu", "ram"]
+    """The model cannot be loaded. The message goes to the client: it gives the reason, without paths of this host."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Device memory that an instance takes, the same of each of its `count` devices.
+    """Device memory that an instance needs, the same on each of its `count` devices.
 
-    Without `share` it takes `least` bytes; with it, that share of the device, and cannot start where that is less
-    than `least`. A soft share shrinks to what other programs leave. An instance that `measures` derives its cache
-    from the free memory it finds, so no other may start on its devices meanwhile.
+    Without `share` it needs `min_bytes`. With `share` it takes that fraction of the device, and cannot start where the
+    fraction is less than `min_bytes`. A soft share shrinks to what other programs leave.
     """
 
     kind: DeviceKind
-    least: int
+    min_bytes: int
     count: int = 1
     share: float | None = None
     is_share_soft: bool = False
-    measures: bool = False
-    #: The driver's numbers of the GPUs it may use; None: all.
-    only: tuple[int, ...] | None = None
-    #: What `least` is made of, for messages.
+    #: The engine sizes its cache by the free memory it finds, so no other instance may start on its devices meanwhile.
+    measures_memory: bool = False
+    #: Indexes of the GPUs that it may use, as the driver counts them; None: all.
+    gpus: tuple[int, ...] | None = None
+    #: How `min_bytes` is made up, for messages.
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Asleep:
-    """What a sleeping instance still takes: bytes of each device, and of RAM where it keeps its weights (level 1)."""
+class SleepFootprint:
+    """Memory that a sleeping instance keeps, in bytes: on each device, and in RAM for its weights (level 1)."""
 
     device_bytes: int
     weight_bytes: int
 
 
-@dataclass(frozen=True)
-class Seat:
+class DeviceAllocation(msgspec.Struct, frozen=True, rename={"size": "taken"}):
     """Part of a device given to an instance, in bytes. `index` is the driver's number of a GPU."""
 
     device: str
-    taken: int
+    size: int
     total: int
     index: int | None = None
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where an instance goes. `is_shared`: another of our instances has memory on one of the devices."""
+class Placement(msgspec.Struct, frozen=True, rename={"devices": "seats"}):
+    """The devices of an instance. `is_shared`: another instance of this server has memory on one of them.
 
-    seats: tuple[Seat, ...]
+    Adoption records hold placements: the names in JSON (`seats`, `taken`) must not change.
+    """
+
+    devices: tuple[DeviceAllocation, ...]
     is_shared: bool = False
 
     @property
     def share(self) -> float:
-        """The share of memory that holds on every device."""
-        return min(seat.taken / seat.total for seat in self.seats)
+        """The largest fraction of memory that is available on every device."""
+        return min(device.size / device.total for device in self.devices)
 
 
-#: Of what takes no memory here.
-NOWHERE = Placement(())
+#: The placement of an instance that takes no memory on this host.
+NO_PLACEMENT = Placement(())
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the model's own files tell, read without loading it. None: not known; no `need`: it takes no memory here.
+    """Facts from the model's own files, read without loading it. None: unknown; no `need`: it takes no memory here.
 
-    `tasks` is what one process does, `twin_tasks` what a second one of the same weights does if started to embed.
+    `tasks` are those of one process. `embedding_tasks` are those of a second process of the same weights, started to
+    embed.
     """
 
     context_length: int | None = None
     vision: bool | None = None
     tasks: tuple[Task, ...] | None = None
-    twin_tasks: tuple[Task, ...] = ()
+    embedding_tasks: tuple[Task, ...] = ()
     need: Need | None = None
-    #: Set when an instance can sleep.
-    asleep: Asleep | None = None
+    #: Set if an instance can sleep.
+    sleep_footprint: SleepFootprint | None = None
     chat_template: bool | None = None
-    #: Requests that an instance works on at a time; None: any number.
-    places: int | None = None
+    #: Requests that an instance runs at the same time; None: no limit.
+    slots: int | None = None
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """The request that an instance must answer before it counts as ready, so that no client pays for the first one."""
+    """First request to a new instance, sent before it counts as ready, so that no client pays for it."""
 
     path: str
     body: dict[str, Any]
@@ -109,7 +110,7 @@ class Warmup:
 class LaunchPlan:
     """A process to start, or none (`argv` empty) for an engine that already runs elsewhere.
 
-    `env` is added to a cleaned environment of the manager; `argv` holds no secret, because everybody can read it.
+    `env` is added to the manager's cleaned environment. `argv` holds no secret, because every user can read it.
     """
 
     argv: list[str]
@@ -123,24 +124,20 @@ class LaunchPlan:
 
 
 class Engine(Protocol):
-    """One adapter; stateless, built once by the manager with the whole configuration."""
+    """An engine adapter: stateless, built once from the configuration."""
 
     name: EngineName
     #: Phases of a start, in order, each with a pattern of the log line that ends it.
     phase_marks: Sequence[tuple[str, str]]
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
-        """Read the model's files. Raises `ModelProblem` when they are missing, broken or unsupported."""
+        """Read the model's files. Raises `ModelProblem` if they are missing, broken or unsupported."""
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
-        """What to start so that `name` is served on the unix socket `socket`. Without `placement`, where it likes."""
+        """Return what to start to serve `name` on the unix socket `socket`; without `placement`, on any device."""
 
     async def wait_ready(self, plan: LaunchPlan) -> None:
-        """Wait until the instance answers, then warm it up. Raises nothing but `CancelledError` and `ModelProblem`."""
+        """Wait until the instance responds, then warm it up. Raises only `CancelledError` and `ModelProblem`."""
 
     def explain_failure(self, log_tail: str, exit_code: int | None) -> str:
-        """The engine's real reason from the end of its output, in one or two sentences without paths."""
-
-
-class EngineFactory(Protocol):
-    def __call__(self, config: Config) -> Engine: ...
+        """Return the engine's real reason from the end of its output: one or two sentences, without paths."""

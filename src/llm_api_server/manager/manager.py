@@ -17,12 +17,13 @@ from uuid import uuid4
 from loguru import logger
 
 from llm_api_server.config.models import Config, ModelConfig
-from llm_api_server.devices.inventory import DeviceWatch, Inventory
+from llm_api_server.devices.inventory import Inventory
 from llm_api_server.engines.base import Engine, ModelProblem, Placement
 from llm_api_server.ipc.lease_messages import NO_CLAIM, Claim, EndedRequest, Granted, RevokeSlots
 from llm_api_server.ipc.messages import Explained, Models, Refused
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.adoption_records import AdoptionRecord, AdoptionRecords, fingerprint
+from llm_api_server.manager.instances.device_watch import RELEASE_TIMEOUT, DeviceWatch
 from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances, refusal
 from llm_api_server.manager.instances.instance import Instance, InstanceContext, Spec, end
 from llm_api_server.manager.instances.load_report import LoadReport
@@ -57,6 +58,8 @@ class Manager:
         run_dir: RunDir,
         log_dir: Path,
         inventory: Inventory,
+        *,
+        release_timeout: float = RELEASE_TIMEOUT,
     ) -> None:
         """`engines` maps each configured model to its adapter and its entry with the path resolved."""
         self._config = config
@@ -78,7 +81,7 @@ class Manager:
         self._waiting = PendingRequests(lambda: self._scheduler.positions(_now()))
         self._files = ModelInspection(self._engines, self._scheduler)
         self.board = StatusPublisher(config, self._engines, self._twins, self._scheduler, self._files, self._running)
-        self._devices = DeviceWatch(inventory, self._scheduler, self._memory_of)
+        self._devices = DeviceWatch(inventory, self._scheduler, self._memory_of, release_timeout=release_timeout)
         self._stalls = StallDetector(config.limits.stall_timeout, self._running, self.board.is_at_work)
         self._background: list[asyncio.Task[None]] = []
 
@@ -135,7 +138,7 @@ class Manager:
         if model not in self._engines or record.load_seconds is None or record.may_sleep:
             return False
         is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
-        has_devices = {seat.device for seat in record.placement.seats} <= self._scheduler.device_ids
+        has_devices = {seat.device for seat in record.placement.devices} <= self._scheduler.device_ids
         return is_unchanged and has_devices and self._scheduler.models[model].booking is None
 
     async def _inspect_all(self) -> None:
@@ -475,7 +478,7 @@ class Manager:
             reason = "internal error in the manager; see its log"
         self._scheduler.on_dying(instance.id)
         await instance.clean_up()
-        await self._devices.see_free(instance.id)
+        await self._devices.wait_freed(instance.id)
         del self._running[instance.id]
         self._loads.on_end(instance, self._scheduler.bookings.get(instance.id))
         for client in self.board.clients:

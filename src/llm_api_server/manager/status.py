@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.devices.device import Device
 from llm_api_server.engines.base import Engine, ModelFacts
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.manager.instances.instance import Instance
-from llm_api_server.manager.scheduling.memory import Device
 from llm_api_server.manager.scheduling.refusals import ready_in
 from llm_api_server.manager.scheduling.state import Model, Policy
 from llm_api_server.types import EngineName, ModelState

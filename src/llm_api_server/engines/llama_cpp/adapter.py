@@ -106,7 +106,7 @@ class LlamaCppEngine:
             _TASKS[sizing.task],
             need=self._need(model, facts, sizing),
             chat_template=chats if sizing.task in {"generate", "both"} else None,
-            places=sizing.slots,
+            slots=sizing.slots,
         )
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
@@ -174,14 +174,14 @@ class LlamaCppEngine:
         )
         if self._host.has_nvidia and _uses_gpu(model):
             only = None if model.gpus is None else tuple(model.gpus)
-            return Need("gpu", size, model.tensor_parallel_size, only=only, note=note)
+            return Need("gpu", size, model.tensor_parallel_size, gpus=only, note=note)
         return Need("ram", size, note=note)
 
     def _visible_devices(self, placement: Placement | None) -> dict[str, str]:
         """None on a machine with GPUs where no memory of theirs was asked for, so that none is taken."""
         if not self._host.has_nvidia:
             return {}
-        indexes = [str(seat.index) for seat in placement.seats if seat.index is not None] if placement else []
+        indexes = [str(seat.index) for seat in placement.devices if seat.index is not None] if placement else []
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(indexes)}
 
     def _memory_limit(self, model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> int | None:

@@ -17,7 +17,7 @@ from llm_api_server.config.document import suggest
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.devices.host import Host
 from llm_api_server.engines import explain, readiness
-from llm_api_server.engines.base import Asleep, LaunchPlan, ModelFacts, ModelProblem, Need, Placement, Warmup
+from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Need, Placement, SleepFootprint, Warmup
 from llm_api_server.engines.families import Clues, Parsers, family_of, parsers_for
 from llm_api_server.engines.model_formats.chat_template import given_template, template_text
 from llm_api_server.engines.model_formats.hf_folder import FolderFacts, read_folder
@@ -133,10 +133,10 @@ class VllmEngine:
             context_length=sizing.context,
             vision=facts.has_vision and task != "embed" if facts else None,
             tasks=_tasks(task, facts),
-            twin_tasks=_EMBEDDING_TASKS if task == "generate" else (),
+            embedding_tasks=_EMBEDDING_TASKS if task == "generate" else (),
             need=self._need(model, facts, sizing),
-            asleep=self._asleep(model, facts),
-            places=_integer(model, "max_num_seqs") or self._sequences(sizing, task),
+            sleep_footprint=self._sleep_footprint(model, facts),
+            slots=_integer(model, "max_num_seqs") or self._sequences(sizing, task),
         )
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
@@ -227,27 +227,27 @@ class VllmEngine:
             count,
             share or _DEFAULT_SHARE,
             is_share_soft=share is None,
-            measures=True,
-            only=None if model.gpus is None else tuple(model.gpus),
+            measures_memory=True,
+            gpus=None if model.gpus is None else tuple(model.gpus),
             note=f"{memory_size(weights_bytes)} of weights on each" if facts else f"without weights, {_UNKNOWN}",
         )
 
-    def _asleep(self, model: ModelConfig, facts: FolderFacts | None) -> Asleep | None:
+    def _sleep_footprint(self, model: ModelConfig, facts: FolderFacts | None) -> SleepFootprint | None:
         """vLLM refuses to sleep on CPUs; of a hub id it is not known how much RAM its sleep takes."""
         if not (model.sleep and self._host.has_nvidia and facts):
             return None
-        return Asleep(_ASLEEP_BYTES, facts.weight_bytes)
+        return SleepFootprint(_ASLEEP_BYTES, facts.weight_bytes)
 
     def _seating(self, facts: FolderFacts | None, placement: Placement | None) -> dict[str, Any]:
         """The share of the devices it was given. Beside another instance the cache is an absolute number, as vLLM would
         take what the other allocates or frees meanwhile for its own.
         """
-        if placement is None or not placement.seats or not self._host.has_nvidia:
+        if placement is None or not placement.devices or not self._host.has_nvidia:
             return {}
         seating: dict[str, Any] = {"gpu_memory_utilization": math.floor(placement.share * 1000) / 1000}
         if placement.is_shared and facts is not None:
-            weights = facts.weight_bytes * 21 // 20 // len(placement.seats)
-            cache = min(seat.taken for seat in placement.seats) - weights - _MOST_GPU_OVERHEAD
+            weights = facts.weight_bytes * 21 // 20 // len(placement.devices)
+            cache = min(seat.size for seat in placement.devices) - weights - _MOST_GPU_OVERHEAD
             if cache > 0:
                 seating["kv_cache_memory_bytes"] = cache
         return seating
@@ -270,7 +270,7 @@ class VllmEngine:
             options |= self._generation_options(name, model, facts)
         else:
             options |= {"runner": "pooling", "convert": _conversion(task, facts)}
-        if self._asleep(model, facts) is not None:
+        if self._sleep_footprint(model, facts) is not None:
             options["enable_sleep_mode"] = True
         if not self._host.has_nvidia:
             options |= self._cpu_options(sizing)
@@ -429,7 +429,7 @@ def _check_env(env: dict[str, str]) -> None:
 
 
 def _visible_devices(placement: Placement | None) -> dict[str, str]:
-    indexes = [str(seat.index) for seat in placement.seats if seat.index is not None] if placement else []
+    indexes = [str(seat.index) for seat in placement.devices if seat.index is not None] if placement else []
     if not indexes:
         return {}
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(indexes)}

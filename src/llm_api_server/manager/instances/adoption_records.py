@@ -12,7 +12,7 @@ from loguru import logger
 
 from llm_api_server.config.diff import ENGINES_INFERENCE, NOT_THE_ENGINES
 from llm_api_server.config.models import Config, ModelConfig
-from llm_api_server.engines.base import NOWHERE, Placement
+from llm_api_server.engines.base import NO_PLACEMENT, Placement
 from llm_api_server.ipc.lease_messages import InstanceInfo
 
 #: Raise it with every change in how an engine is started from the same configuration: a new version of the server takes
@@ -36,7 +36,7 @@ class AdoptionRecord(msgspec.Struct, frozen=True):
     started_at: float
     load_seconds: float | None = None
     phases: dict[str, float] = {}
-    placement: Placement = NOWHERE
+    placement: Placement = NO_PLACEMENT
     #: It was told to sleep; how deep it got is not known.
     may_sleep: bool = False
     model: str = ""

@@ -32,7 +32,7 @@ _ENDPOINTS: dict[Task, str] = {
 
 
 class EmbeddingInstances:
-    """The twins of the configured models. Whether one is of use, the model's files tell: `ModelFacts.twin_tasks`."""
+    """The twins of the configured models. `ModelFacts.embedding_tasks` lists what one is good for."""
 
     def __init__(self, configured: Entries) -> None:
         self.configure(configured)
@@ -58,13 +58,13 @@ class EmbeddingInstances:
         """The name under which the scheduler knows what does `task` for `model`, or None when nothing does."""
         if facts.tasks is None or task in facts.tasks:
             return model
-        return self._names.get(model) if task in facts.twin_tasks else None
+        return self._names.get(model) if task in facts.embedding_tasks else None
 
     def all_tasks(self, name: str, facts: ModelFacts) -> tuple[Task, ...] | None:
         """What the model can be asked for, be it by its twin."""
         if facts.tasks is None or name not in self._names:
             return facts.tasks
-        return facts.tasks + facts.twin_tasks
+        return facts.tasks + facts.embedding_tasks
 
 
 def refusal(model: str, task: Task, tasks: Sequence[Task]) -> str:

@@ -11,7 +11,7 @@ from loguru import logger
 
 from llm_api_server.config.models import ModelConfig
 from llm_api_server.engines import sleep
-from llm_api_server.engines.base import NOWHERE, Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
+from llm_api_server.engines.base import NO_PLACEMENT, Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
 from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.log_file import engine_log
 from llm_api_server.manager.instances.adoption_records import AdoptionRecord, AdoptionRecords, since, tail
@@ -51,7 +51,7 @@ class Instance:
     """`info` and `facts` are set by `load`, `process` too; an adopted instance has all but `facts` from the start."""
 
     def __init__(
-        self, instance_id: str, model: str, spec: Spec, around: InstanceContext, placement: Placement = NOWHERE
+        self, instance_id: str, model: str, spec: Spec, around: InstanceContext, placement: Placement = NO_PLACEMENT
     ) -> None:
         self.id = instance_id
         self.model = model

@@ -7,8 +7,8 @@ import time
 
 from loguru import logger
 
-from llm_api_server.devices.inventory import DeviceWatch
 from llm_api_server.engines.sleep import SleepFailed
+from llm_api_server.manager.instances.device_watch import DeviceWatch
 from llm_api_server.manager.instances.instance import Instance
 
 #: Seconds that either may take.
@@ -20,7 +20,7 @@ async def put_to_sleep(instance: Instance, level: int, from_level: int, devices:
     try:
         async with asyncio.timeout(_TIMEOUT):
             await instance.sleep(level, from_level=from_level)
-        problem = None if await devices.see_free(instance.id) else "its memory was not seen free"
+        problem = None if await devices.wait_freed(instance.id) else "its memory was not seen free"
     except (SleepFailed, TimeoutError) as error:
         problem = str(error) or "it took too long"
     if problem is None:

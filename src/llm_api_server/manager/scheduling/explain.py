@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from llm_api_server.devices.device import Device
 from llm_api_server.engines.base import Placement
 from llm_api_server.formats import memory_size
 from llm_api_server.ipc.model_status import DeviceStatus, Explanation, Verdict
-from llm_api_server.manager.scheduling.memory import Device, describe, why_never, why_not_now
+from llm_api_server.manager.scheduling.memory import describe, why_never, why_not_now
 from llm_api_server.manager.scheduling.placement import EvictionPlan
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.scheduling.state import Model
@@ -23,7 +24,7 @@ def explain(scheduler: Scheduler, name: str) -> Explanation:
         message=message,
         evict=evict,
         needs=describe(model.need) if model.need is not None else None,
-        takes={seat.device: seat.taken for seat in placement.seats} if placement is not None else {},
+        takes={seat.device: seat.size for seat in placement.devices} if placement is not None else {},
         places=scheduler.policy.max_loaded,
         places_free=max(0, scheduler.room().now.places),
         devices=device_statuses(scheduler),
@@ -76,7 +77,7 @@ def _after(eviction: EvictionPlan, *, may_be_busy: bool) -> tuple[Verdict, str, 
 
 def _where(placement: Placement) -> str:
     """` on gpu0 (12.0 GiB of 24.0 GiB)`"""
-    seats = [f"{seat.device} ({memory_size(seat.taken)} of {memory_size(seat.total)})" for seat in placement.seats]
+    seats = [f"{seat.device} ({memory_size(seat.size)} of {memory_size(seat.total)})" for seat in placement.devices]
     return f" on {', '.join(seats)}" if seats else ""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from llm_api_server.manager.scheduling.memory import RAM, Device, MemoryBudget
+from llm_api_server.devices.device import RAM, Device
+from llm_api_server.manager.scheduling.memory import MemoryBudget
 from llm_api_server.manager.scheduling.state import Allocation, Model, Policy
 from llm_api_server.types import ModelState
 

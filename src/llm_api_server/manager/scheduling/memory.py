@@ -10,30 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from llm_api_server.engines.base import NOWHERE, DeviceKind, Need, Placement, Seat
+from llm_api_server.devices.device import Device
+from llm_api_server.engines.base import NO_PLACEMENT, DeviceAllocation, Need, Placement
 from llm_api_server.engines.explain import OUT_OF_MEMORY
 from llm_api_server.formats import memory_size
 
 _GIB = 1024**3
 #: Left free on a GPU whose share is soft: measuring is not exact, and a driver takes some.
 _MARGIN = _GIB // 4
-RAM = "ram"
-
-
-@dataclass(frozen=True)
-class Device:
-    """`total` is the physical size, which shares are of; `limit` is what we may take of it at most."""
-
-    id: str
-    kind: DeviceKind
-    total: int
-    name: str = ""
-    index: int | None = None
-    limit: int | None = None
-
-    @property
-    def capacity(self) -> int:
-        return self.total if self.limit is None else min(self.limit, self.total)
 
 
 @dataclass
@@ -71,7 +55,7 @@ class MemoryBudget:
         if self.places <= 0:
             return None
         if need is None:
-            return NOWHERE
+            return NO_PLACEMENT
         fitting = [
             (device, amount)
             for device in self.devices
@@ -80,12 +64,12 @@ class MemoryBudget:
         chosen = _choose(fitting, need.count, self)
         if chosen is None:
             return None
-        seats = tuple(Seat(device.id, amount, device.total, device.index) for device, amount in chosen)
+        seats = tuple(DeviceAllocation(device.id, amount, device.total, device.index) for device, amount in chosen)
         return Placement(seats, is_shared=any(self.taken.get(seat.device, 0) > 0 for seat in seats))
 
 
 def taken_by(placement: Placement) -> dict[str, int]:
-    return {seat.device: seat.taken for seat in placement.seats}
+    return {seat.device: seat.size for seat in placement.devices}
 
 
 def tighter(one: MemoryBudget, other: MemoryBudget) -> MemoryBudget:
@@ -97,14 +81,14 @@ def tighter(one: MemoryBudget, other: MemoryBudget) -> MemoryBudget:
 
 def amount_on(device: Device, need: Need, foreign: Mapping[str, int]) -> int | None:
     """What `need` takes of this device when nothing else of ours is there; None when it cannot run on it."""
-    if device.kind != need.kind or (need.only is not None and device.index not in need.only):
+    if device.kind != need.kind or (need.gpus is not None and device.index not in need.gpus):
         return None
     if need.share is None:
-        return need.least if need.least <= device.capacity else None
+        return need.min_bytes if need.min_bytes <= device.capacity else None
     wanted = int(need.share * device.total)
     if need.is_share_soft:
         wanted = min(wanted, device.capacity, device.total - foreign.get(device.id, 0) - _MARGIN)
-    return wanted if need.least <= wanted <= device.capacity else None
+    return wanted if need.min_bytes <= wanted <= device.capacity else None
 
 
 def why_never(need: Need, devices: Sequence[Device]) -> str | None:
@@ -130,12 +114,12 @@ def describe(need: Need) -> str:
     """`2 GPUs with 40.0 GiB each (38.0 GiB of weights and cache)`"""
     note = f" ({need.note})" if need.note else ""
     if need.kind == "ram":
-        return f"{memory_size(need.least)} of RAM{note}"
+        return f"{memory_size(need.min_bytes)} of RAM{note}"
     who = f"{need.count} GPUs, each with" if need.count > 1 else "a GPU with"
     if need.share is None:
-        return f"{who} {memory_size(need.least)} free{note}"
+        return f"{who} {memory_size(need.min_bytes)} free{note}"
     share = f"{'up to ' if need.is_share_soft else ''}{need.share:.0%}"
-    return f"{who} {share} free, at least {memory_size(need.least)}{note}"
+    return f"{who} {share} free, at least {memory_size(need.min_bytes)}{note}"
 
 
 def _have(need: Need, devices: Sequence[Device]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from llm_api_server.engines.base import NOWHERE, Need, Placement
+from llm_api_server.engines.base import NO_PLACEMENT, Need, Placement
 from llm_api_server.manager.scheduling.memory import MemoryBudget, taken_by, tighter
 from llm_api_server.manager.scheduling.state import Allocation, Model
 from llm_api_server.types import ModelState
@@ -52,7 +52,7 @@ class PlacementPass:
 
     def is_blocked(self, model: Model, placement: Placement) -> bool:
         """Another start on these devices is under way, and one of the two measures free memory."""
-        devices = {seat.device for seat in placement.seats}
+        devices = {seat.device for seat in placement.devices}
         starting = [b for b in self._bookings if b.state is ModelState.STARTING]
         return any(
             not devices.isdisjoint(booking.awake_takes) and (_measures(model.need) or _measures(self._need(booking)))
@@ -92,7 +92,7 @@ class PlacementPass:
 
     def _place(self, model: Model, account: MemoryBudget) -> Placement | None:
         if not model.takes_place:
-            return NOWHERE
+            return NO_PLACEMENT
         booking = model.booking
         if booking is None or not booking.is_asleep:
             return account.place(model.need)
@@ -119,4 +119,4 @@ def _take_away(account: MemoryBudget, booking: Allocation, *, may_sleep: bool) -
 
 
 def _measures(need: Need | None) -> bool:
-    return need is not None and need.measures
+    return need is not None and need.measures_memory

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from llm_api_server.engines.base import NOWHERE, ModelFacts, Placement
+from llm_api_server.devices.device import Device
+from llm_api_server.engines.base import NO_PLACEMENT, ModelFacts, Placement
 from llm_api_server.ipc.lease_messages import NO_CLAIM, Claim, EndedRequest
 from llm_api_server.manager.scheduling import concurrency, eviction, idle, pins, refusals
 from llm_api_server.manager.scheduling.fair_queue import Waiter
-from llm_api_server.manager.scheduling.memory import Device, MemoryBudget
+from llm_api_server.manager.scheduling.memory import MemoryBudget
 from llm_api_server.manager.scheduling.placement import PlacementPass
 from llm_api_server.manager.scheduling.state import (
     Allocation,
@@ -65,7 +66,7 @@ class Scheduler:
         model = self.models[name]
         model.learn(facts, counts_memory=bool(self.devices))
         if model.booking is not None and model.booking.asleep is None:
-            model.booking.asleep = facts.asleep
+            model.booking.asleep = facts.sleep_footprint
 
     def observe(self, foreign: Mapping[str, int]) -> None:
         """Bytes of each device that other programs hold now."""
@@ -221,7 +222,7 @@ class Scheduler:
     # ── what happens to instances ────────────────────────────────────────────────────────────────────────────────
 
     def adopt(
-        self, instance_id: str, name: str, now: float, placement: Placement = NOWHERE, *, is_pinned: bool = False
+        self, instance_id: str, name: str, now: float, placement: Placement = NO_PLACEMENT, *, is_pinned: bool = False
     ) -> None:
         """An engine of an earlier manager serves on. Its grants come with `restore`."""
         model = self.models[name]

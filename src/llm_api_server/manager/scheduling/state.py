@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from llm_api_server.engines.base import NOWHERE, Asleep, ModelFacts, Need, Placement
+from llm_api_server.devices.device import RAM
+from llm_api_server.engines.base import NO_PLACEMENT, ModelFacts, Need, Placement, SleepFootprint
 from llm_api_server.manager.scheduling.fair_queue import FairQueue
-from llm_api_server.manager.scheduling.memory import RAM, taken_by
+from llm_api_server.manager.scheduling.memory import taken_by
 from llm_api_server.types import ModelState
 
 
@@ -35,7 +36,7 @@ class Policy:
 class Start:
     instance: str
     model: str
-    placement: Placement = NOWHERE
+    placement: Placement = NO_PLACEMENT
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ class Allocation:
     #: The workers give places back.
     is_reclaimed: bool = False
     why: Why | None = None
-    placement: Placement = NOWHERE
-    asleep: Asleep | None = None
+    placement: Placement = NO_PLACEMENT
+    asleep: SleepFootprint | None = None
     #: 0 awake, 1 with its weights in RAM, 2 without; of a sleeper, one falling asleep, and one that wakes.
     sleep_level: int = 0
     #: Of a sleeper: it has given its memory up, which was seen.
@@ -160,7 +161,7 @@ class Allocation:
         """Level 0, which it was never told, is as 2."""
         if self.asleep is None:
             return {}
-        taken = {seat.device: min(seat.taken, self.asleep.device_bytes) for seat in self.placement.seats}
+        taken = {seat.device: min(seat.size, self.asleep.device_bytes) for seat in self.placement.devices}
         if level == 1:
             taken[RAM] = taken.get(RAM, 0) + self.asleep.weight_bytes
         return taken
@@ -209,7 +210,7 @@ class Model:
     preload: bool = False
     takes_place: bool = True
     need: Need | None = None
-    asleep: Asleep | None = None
+    asleep: SleepFootprint | None = None
     #: It is not configured any more.
     is_gone: bool = False
     #: It stays loaded, and awake, until it is unpinned or unloaded by order.
@@ -233,7 +234,7 @@ class Model:
     def learn(self, facts: ModelFacts, *, counts_memory: bool) -> None:
         """What its files tell."""
         self.need = facts.need if counts_memory else None
-        self.asleep, self.places = facts.asleep, facts.places
+        self.asleep, self.places = facts.sleep_footprint, facts.slots
 
     @property
     def is_waited_for(self) -> bool:

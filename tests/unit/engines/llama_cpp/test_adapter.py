@@ -10,7 +10,7 @@ import pytest
 
 from llm_api_server.config.models import Config, EnginesConfig, InferenceConfig, LlamaCppConfig, ModelConfig
 from llm_api_server.devices.host import Host
-from llm_api_server.engines.base import LaunchPlan, ModelProblem, Placement, Seat
+from llm_api_server.engines.base import DeviceAllocation, LaunchPlan, ModelProblem, Placement
 from llm_api_server.engines.llama_cpp.adapter import LlamaCppEngine
 from tests.gguf_files import LLAMA, write_gguf
 
@@ -104,7 +104,7 @@ def test_the_memory_it_needs_is_told_with_the_sum(large: str) -> None:
     need = engine_with().inspect(ModelConfig(path=large, max_tokens=131072)).need
     assert need is not None
     assert (need.kind, need.count) == ("ram", 1)
-    assert need.least > 16 * GIB
+    assert need.min_bytes > 16 * GIB
     assert "16.0 GiB of cache for 131072 tokens" in need.note
 
 
@@ -113,8 +113,8 @@ def test_layers_for_a_gpu_need_its_memory_and_others_see_none(large: str) -> Non
     on_gpu = ModelConfig(path=large, max_tokens=1024, engine_args={"n_gpu_layers": 99}, gpus=[1])
     need = engine_with(host).inspect(on_gpu).need
     assert need is not None
-    assert (need.kind, need.only) == ("gpu", (1,))
-    placement = Placement((Seat("gpu1", need.least, 80 * GIB, 1),))
+    assert (need.kind, need.gpus) == ("gpu", (1,))
+    placement = Placement((DeviceAllocation("gpu1", need.min_bytes, 80 * GIB, 1),))
     assert engine_with(host).plan("x", on_gpu, Path("/s"), placement).env["CUDA_VISIBLE_DEVICES"] == "1"
     on_cpu = ModelConfig(path=large, max_tokens=1024)
     need = engine_with(host).inspect(on_cpu).need
@@ -272,7 +272,7 @@ def test_the_reason_is_found_in_the_log(log: str, exit_code: int | None, reason:
 )
 def test_what_a_model_can_be_asked_for(small: str, task: Any, tasks: Any) -> None:
     facts = engine_with().inspect(ModelConfig(path=small, task=task))
-    assert (facts.tasks, facts.twin_tasks) == (tasks, ())
+    assert (facts.tasks, facts.embedding_tasks) == (tasks, ())
 
 
 def test_task_rank_ranks(small: str) -> None:

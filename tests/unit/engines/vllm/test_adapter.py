@@ -72,10 +72,10 @@ def test_as_many_are_computed_together_as_are_let_in(tmp_path: Path) -> None:
         for machine, usual in ((GPU, 256), (CPU, 4)):
             model = ModelConfig(path=str(folder))
             assert value_of(argv_of(engine_on(machine), model), "--max-num-seqs") == str(usual)
-            assert engine_on(machine).inspect(model).places == usual
-            assert engine_on(machine, max_batch_size=9).inspect(model).places == 9
+            assert engine_on(machine).inspect(model).slots == usual
+            assert engine_on(machine, max_batch_size=9).inspect(model).slots == 9
             told = model.model_copy(update={"engine_args": {"max_num_seqs": 3}})
-            assert engine_on(machine, max_batch_size=9).inspect(told).places == 3
+            assert engine_on(machine, max_batch_size=9).inspect(told).slots == 3
 
 
 def test_a_cpu_plan_is_eager_with_an_absolute_cache(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ QWEN_RANKER = {"hf_overrides": {"architectures": ["Qwen3ForSequenceClassificatio
 
 
 @pytest.mark.parametrize(
-    ("config", "options", "tasks", "twin_tasks"),
+    ("config", "options", "tasks", "embedding_tasks"),
     [
         (LLAMA, {}, ("generate",), ("embed", "rank", "score", "pool")),
         (LLAMA, {"task": "embed"}, ("embed", "rank", "score", "pool"), ()),
@@ -168,10 +168,10 @@ QWEN_RANKER = {"hf_overrides": {"architectures": ["Qwen3ForSequenceClassificatio
     ],
 )
 def test_what_a_model_can_be_asked_for(
-    tmp_path: Path, config: dict[str, Any], options: dict[str, Any], tasks: Any, twin_tasks: Any
+    tmp_path: Path, config: dict[str, Any], options: dict[str, Any], tasks: Any, embedding_tasks: Any
 ) -> None:
     facts = engine_on(CPU).inspect(ModelConfig(path=str(write_folder(tmp_path, config)), **options))
-    assert (facts.tasks, facts.twin_tasks) == (tasks, twin_tasks)
+    assert (facts.tasks, facts.embedding_tasks) == (tasks, embedding_tasks)
 
 
 def test_a_chat_model_ranks_as_a_classifier(tmp_path: Path) -> None:

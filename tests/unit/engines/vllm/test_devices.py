@@ -9,7 +9,7 @@ import pytest
 
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.devices.host import Host
-from llm_api_server.engines.base import ModelProblem, Need, Placement, Seat
+from llm_api_server.engines.base import DeviceAllocation, ModelProblem, Need, Placement
 from llm_api_server.engines.vllm.adapter import VllmEngine
 from tests.unit.engines.model_formats.test_hf_folder import LLAMA, write_folder
 
@@ -38,13 +38,13 @@ def plan_of(placement: Placement, **entry: Any) -> tuple[dict[str, str], dict[st
     return {word: following for word, following in pairs if word.startswith("--")}, plan.env
 
 
-def seat(index: int, taken: float, total: float) -> Seat:
-    return Seat(f"gpu{index}", int(taken * GIB), int(total * GIB), index)
+def seat(index: int, taken: float, total: float) -> DeviceAllocation:
+    return DeviceAllocation(f"gpu{index}", int(taken * GIB), int(total * GIB), index)
 
 
 def test_without_a_share_it_takes_nine_tenths_or_what_is_left() -> None:
     need = need_of(GPU)
-    assert (need.kind, need.count, need.share, need.is_share_soft, need.measures) == ("gpu", 1, 0.9, True, True)
+    assert (need.kind, need.count, need.share, need.is_share_soft, need.measures_memory) == ("gpu", 1, 0.9, True, True)
 
 
 @pytest.mark.parametrize("host", [CPU, GPU])
@@ -65,14 +65,14 @@ def test_devices_are_counted_over_tensors_and_stages_and_share_the_weights(tmp_p
     need = need_of(
         GPU, path=str(folder), tensor_parallel_size=2, engine_args={"pipeline_parallel_size": 2}, gpus=[0, 3]
     )
-    assert (need.count, need.only) == (4, (0, 3))
-    assert need.least == weights // 4 + GIB
+    assert (need.count, need.gpus) == (4, (0, 3))
+    assert need.min_bytes == weights // 4 + GIB
 
 
 def test_on_a_cpu_it_needs_weights_cache_and_vllm_itself(tmp_path: Path) -> None:
     need = need_of(CPU, path=str(write_folder(tmp_path, LLAMA)), max_tokens=1024)
     assert need.kind == "ram"
-    assert need.least > 1.5 * GIB
+    assert need.min_bytes > 1.5 * GIB
     assert "of cache" in need.note
 
 
@@ -99,9 +99,9 @@ def test_sleep_is_switched_on_where_it_is_wanted(tmp_path: Path) -> None:
     folder = str(write_folder(tmp_path, LLAMA))
     wanted, other = ModelConfig(path=folder, sleep=True), ModelConfig(path=folder)
     engine = engine_on(GPU, wanted, other)
-    assert engine.inspect(wanted).asleep is not None
+    assert engine.inspect(wanted).sleep_footprint is not None
     assert "--enable-sleep-mode" in engine.plan("m0", wanted, SOCKET).argv
-    assert engine.inspect(other).asleep is None
+    assert engine.inspect(other).sleep_footprint is None
     assert "--enable-sleep-mode" not in engine.plan("m1", other, SOCKET).argv
     assert engine.plan("m0", wanted, SOCKET).env["VLLM_SERVER_DEV_MODE"] == "1", "it has the endpoints"
 
@@ -109,7 +109,7 @@ def test_sleep_is_switched_on_where_it_is_wanted(tmp_path: Path) -> None:
 def test_vllm_does_not_sleep_on_a_cpu(tmp_path: Path) -> None:
     model = ModelConfig(path=str(write_folder(tmp_path, LLAMA)), sleep=True)
     engine = engine_on(CPU, model)
-    assert engine.inspect(model).asleep is None
+    assert engine.inspect(model).sleep_footprint is None
     assert "--enable-sleep-mode" not in engine.plan("m0", model, SOCKET).argv
 
 

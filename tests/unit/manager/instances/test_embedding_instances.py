@@ -15,7 +15,7 @@ from llm_api_server.engines.vllm.adapter import VllmEngine
 from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances, refusal
 from llm_api_server.types import Task
 
-CHAT = ModelFacts(tasks=("generate",), twin_tasks=("embed", "rank"))
+CHAT = ModelFacts(tasks=("generate",), embedding_tasks=("embed", "rank"))
 EMBEDDING = ModelFacts(tasks=("embed", "rank"))
 
 

@@ -22,7 +22,7 @@ def make(places: int | None, *, models: str = "abc", **policy: object) -> Schedu
     options = {"max_loaded": 1, "min_loaded_time": MIN_LOADED, "max_wait_time": MAX_WAIT, **policy}
     scheduler = Scheduler(Policy(**options), [Model(name, 0) for name in models], lambda: f"i{next(numbers)}")  # type: ignore[arg-type]
     for name in models:
-        scheduler.know(name, ModelFacts(places=places))
+        scheduler.know(name, ModelFacts(slots=places))
     return scheduler
 
 

@@ -52,7 +52,7 @@ def test_after_unpinning_what_was_refused_is_loaded() -> None:
 def test_memory_that_pinned_models_hold_is_named() -> None:
     scheduler = make(2, devices=[ram(16)])
     for name in ("a", "b"):
-        scheduler.know(name, ModelFacts(need=Need("ram", 10 * GIB), places=16))
+        scheduler.know(name, ModelFacts(need=Need("ram", 10 * GIB), slots=16))
     instance = loaded(scheduler, "a", 1, 0)
     scheduler.release(instance, 1, 1)
     scheduler.pin("a", 2)

@@ -7,11 +7,11 @@ from itertools import count
 
 import pytest
 
-from llm_api_server.engines.base import Asleep, ModelFacts, Need, Placement, Seat
+from llm_api_server.devices.device import Device
+from llm_api_server.engines.base import DeviceAllocation, ModelFacts, Need, Placement, SleepFootprint
 from llm_api_server.ipc.model_status import Explanation
 from llm_api_server.manager.scheduling.concurrency import FEW
 from llm_api_server.manager.scheduling.explain import explain
-from llm_api_server.manager.scheduling.memory import Device
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.scheduling.state import (
     Decision,
@@ -31,12 +31,12 @@ from tests.machine import GIB, gpus, ram
 
 def whole(weights: float = 10, count: int = 1) -> ModelFacts:
     """What vLLM takes of GPUs unless told otherwise: 90 %, or what others leave."""
-    return ModelFacts(need=Need("gpu", int(weights * GIB), count, 0.9, is_share_soft=True, measures=True))
+    return ModelFacts(need=Need("gpu", int(weights * GIB), count, 0.9, is_share_soft=True, measures_memory=True))
 
 
 def part(share: float, weights: float = 5, *, sleeps: bool = False) -> ModelFacts:
-    asleep = Asleep(GIB, int(weights * GIB)) if sleeps else None
-    return ModelFacts(need=Need("gpu", int(weights * GIB), 1, share, measures=True), asleep=asleep)
+    asleep = SleepFootprint(GIB, int(weights * GIB)) if sleeps else None
+    return ModelFacts(need=Need("gpu", int(weights * GIB), 1, share, measures_memory=True), sleep_footprint=asleep)
 
 
 def in_ram(size: float) -> ModelFacts:
@@ -52,7 +52,7 @@ class World:
         entries = [Model(name, unload_timeout=1000) for name in models]
         self.scheduler = Scheduler(Policy(**options), entries, lambda: f"i{next(numbers)}", devices)  # type: ignore[arg-type]
         for name, facts in models.items():
-            self.scheduler.know(name, replace(facts, places=FEW))
+            self.scheduler.know(name, replace(facts, slots=FEW))
         self.now = 0.0
         self.waiters = count(1)
 
@@ -98,7 +98,7 @@ class World:
 
 
 def seats(placement: Placement) -> list[str]:
-    return [seat.device for seat in placement.seats]
+    return [seat.device for seat in placement.devices]
 
 
 def test_one_gpu_holds_what_fits_and_then_the_oldest_makes_room() -> None:
@@ -108,7 +108,7 @@ def test_one_gpu_holds_what_fits_and_then_the_oldest_makes_room() -> None:
     assert world.ask("c") == [Stop("i1")]
     (start,) = world.stopped("a")
     assert isinstance(start, Start)
-    assert start.placement == Placement((Seat("gpu0", int(0.4 * 24 * GIB), 24 * GIB, 0),), is_shared=True)
+    assert start.placement == Placement((DeviceAllocation("gpu0", int(0.4 * 24 * GIB), 24 * GIB, 0),), is_shared=True)
 
 
 def test_a_model_goes_where_it_leaves_the_least() -> None:
@@ -135,15 +135,17 @@ def test_tensor_parallel_prefers_devices_of_one_size() -> None:
 
 
 def test_the_share_of_a_mixed_group_is_the_smallest() -> None:
-    placement = Placement((Seat("gpu0", 6 * GIB, 24 * GIB, 0), Seat("gpu1", 40 * GIB, 80 * GIB, 1)))
+    placement = Placement(
+        (DeviceAllocation("gpu0", 6 * GIB, 24 * GIB, 0), DeviceAllocation("gpu1", 40 * GIB, 80 * GIB, 1))
+    )
     assert placement.share == 0.25
 
 
 def test_a_soft_share_shrinks_to_what_others_leave_a_hard_one_does_not() -> None:
     world = World(gpus(24), {"soft": whole(8), "hard": part(0.9)})
     world.scheduler.observe({"gpu0": 10 * GIB})
-    (seat,) = world.load("soft").seats
-    assert 13 * GIB < seat.taken < 14 * GIB
+    (device,) = world.load("soft").devices
+    assert 13 * GIB < device.size < 14 * GIB
     (refusal,) = world.ask("hard")
     assert isinstance(refusal, Refuse)
     assert "other programs hold 10.0 GiB of gpu0" in refusal.message
@@ -154,8 +156,8 @@ def test_a_soft_share_shrinks_to_what_others_leave_a_hard_one_does_not() -> None
 
 
 def test_gpus_that_a_model_may_use_are_the_only_ones() -> None:
-    facts = ModelFacts(need=Need("gpu", 5 * GIB, 1, 0.9, only=(1,)))
-    world = World(gpus(24, 24), {"a": facts, "b": facts, "lost": ModelFacts(need=Need("gpu", GIB, only=(7,)))})
+    facts = ModelFacts(need=Need("gpu", 5 * GIB, 1, 0.9, gpus=(1,)))
+    world = World(gpus(24, 24), {"a": facts, "b": facts, "lost": ModelFacts(need=Need("gpu", GIB, gpus=(7,)))})
     assert seats(world.load("a")) == ["gpu1"]
     assert world.ask("b") == [Stop("i1")]
     (refusal,) = world.ask("lost")
@@ -290,7 +292,9 @@ def test_sleep_makes_room_for_another_and_both_swap() -> None:
 
 
 def test_where_a_sleeper_keeps_too_much_it_is_stopped() -> None:
-    facts = ModelFacts(need=Need("gpu", GIB, share=0.9, measures=True), asleep=Asleep(4 * GIB, GIB))
+    facts = ModelFacts(
+        need=Need("gpu", GIB, share=0.9, measures_memory=True), sleep_footprint=SleepFootprint(4 * GIB, GIB)
+    )
     world = World([*gpus(24), ram(64)], {"a": facts, "b": facts})
     world.load("a")
     assert world.ask("b") == [Stop("i1")]
@@ -367,7 +371,7 @@ def test_what_does_not_wake_is_loaded_anew_and_its_requests_wait() -> None:
 
 def test_a_model_that_cannot_sleep_goes_straight_to_its_end() -> None:
     world = sleepers()
-    world.scheduler.know("a", replace(part(0.9, 10), places=FEW))
+    world.scheduler.know("a", replace(part(0.9, 10), slots=FEW))
     world.load("a")
     assert world.tick() == [Stop("i1")]
     assert world.now == 1000 + 2
@@ -375,7 +379,7 @@ def test_a_model_that_cannot_sleep_goes_straight_to_its_end() -> None:
 
 def test_an_adopted_instance_keeps_its_place_and_can_sleep() -> None:
     world = World([*gpus(24), ram(64)], {"a": part(0.9, 10)}, sleep_timeout=10, sleep_bytes=16 * GIB)
-    placement = Placement((Seat("gpu0", 20 * GIB, 24 * GIB, 0),))
+    placement = Placement((DeviceAllocation("gpu0", 20 * GIB, 24 * GIB, 0),))
     world.scheduler.adopt("old", "a", 0, placement)
     world.scheduler.know("a", part(0.9, 10, sleeps=True))
     assert world.scheduler.bookings["old"].takes == {"gpu0": 20 * GIB}

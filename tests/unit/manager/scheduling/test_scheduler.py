@@ -11,10 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from llm_api_server.engines.base import Asleep, ModelFacts, Need
+from llm_api_server.devices.device import Device
+from llm_api_server.engines.base import ModelFacts, Need, SleepFootprint
 from llm_api_server.ipc.lease_messages import Claim, EndedRequest
 from llm_api_server.manager.scheduling.concurrency import FEW
-from llm_api_server.manager.scheduling.memory import Device, taken_by
+from llm_api_server.manager.scheduling.memory import taken_by
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.scheduling.state import (
     Decision,
@@ -37,10 +38,12 @@ NAMES = ("a", "b", "c")
 #: What the models of the state machine need where there are devices: `b` of one GPU or of two.
 NEEDS = [
     {
-        "a": ModelFacts(need=Need("gpu", 10 * GIB, share=0.5, measures=True), asleep=Asleep(GIB, 10 * GIB)),
+        "a": ModelFacts(
+            need=Need("gpu", 10 * GIB, share=0.5, measures_memory=True), sleep_footprint=SleepFootprint(GIB, 10 * GIB)
+        ),
         "b": ModelFacts(
-            need=Need("gpu", 12 * GIB, count=count_of_b, share=0.9, is_share_soft=True, measures=True),
-            asleep=Asleep(GIB, 10 * GIB),
+            need=Need("gpu", 12 * GIB, count=count_of_b, share=0.9, is_share_soft=True, measures_memory=True),
+            sleep_footprint=SleepFootprint(GIB, 10 * GIB),
         ),
         "c": ModelFacts(need=Need("gpu", 9 * GIB)),
     }
@@ -313,7 +316,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             devices=self.devices,
         )
         for name, facts in needs.items():
-            self.scheduler.know(name, replace(facts, places=places))
+            self.scheduler.know(name, replace(facts, slots=places))
         self.places = places
         self.needs = needs
         self.obey(self.scheduler.preload(self.now))
@@ -373,7 +376,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         for one, other in combinations(starting, 2):
             if self.taken.get(one, {}).keys() & self.taken.get(other, {}).keys():
                 needs = [self.scheduler.models[self.processes[i]].need for i in (one, other)]
-                assert not any(need.measures for need in needs if need), "two starts on a device, one measures"
+                assert not any(need.measures_memory for need in needs if need), "two starts on a device, one measures"
 
     def may_drain(self, name: str) -> bool:
         """Its unload was ordered, or somebody has waited for another model for the longest allowed time."""
@@ -450,7 +453,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         policy = replace(self.scheduler.policy, max_loaded=max_loaded)
         models = [Model(name, 30, preload and name == "c", places=self.places) for name in sorted(names)]
         for model in models:
-            model.learn(replace(self.needs[model.name], places=self.places), counts_memory=bool(self.devices))
+            model.learn(replace(self.needs[model.name], slots=self.places), counts_memory=bool(self.devices))
         self.obey(self.scheduler.configure(policy, models, changed & names, self.now))
         self.configured = names
         assert {name for name, model in self.scheduler.models.items() if not model.is_gone} == names
