@@ -26,7 +26,6 @@ from llm_api_server.manager.instances.adoption_records import AdoptionRecord, Ad
 from llm_api_server.manager.instances.device_watch import RELEASE_TIMEOUT, DeviceWatch
 from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances, refusal
 from llm_api_server.manager.instances.instance import Instance, InstanceContext, Spec, end
-from llm_api_server.manager.instances.load_report import LoadReport
 from llm_api_server.manager.instances.model_inspection import ModelInspection
 from llm_api_server.manager.instances.process import Launcher
 from llm_api_server.manager.instances.sleeping import put_to_sleep, wake
@@ -39,6 +38,7 @@ from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.status import models_of, policy_of
 from llm_api_server.manager.status_publisher import StatusPublisher
 from llm_api_server.manager.telemetry.counters import Counters
+from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
 from llm_api_server.manager.telemetry.spans import Tracing
 from llm_api_server.manager.worker_session import Query, WorkerSession
 from llm_api_server.types import ModelState, Task
@@ -73,7 +73,7 @@ class Manager:
         self.tally = Counters()
         self.tracing = Tracing()
         self.tracing.configure(config.tracing)
-        self._loads = LoadReport(self.tally, self.tracing)
+        self._loads = LoadTelemetry(self.tally, self.tracing)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         policy, models = policy_of(config, inventory.devices), models_of(config, self._engines)
@@ -480,7 +480,7 @@ class Manager:
         await instance.clean_up()
         await self._devices.wait_freed(instance.id)
         del self._running[instance.id]
-        self._loads.on_end(instance, self._scheduler.bookings.get(instance.id))
+        self._loads.on_ended(instance, self._scheduler.bookings.get(instance.id))
         for client in self.board.clients:
             client.grants.pop(instance.id, None)
             client.running.pop(instance.id, None)

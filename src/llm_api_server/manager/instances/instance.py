@@ -15,9 +15,8 @@ from llm_api_server.engines.base import NO_PLACEMENT, Engine, LaunchPlan, ModelF
 from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.log_file import engine_log
 from llm_api_server.manager.instances.adoption_records import AdoptionRecord, AdoptionRecords, since, tail
-from llm_api_server.manager.instances.load_phases import LoadPhases, describe
+from llm_api_server.manager.instances.load_phases import LoadPhases, LoadTrace, describe
 from llm_api_server.manager.instances.process import STOP_TIMEOUT, Launcher, NoProcess, Process
-from llm_api_server.manager.telemetry.spans import LoadTrace
 
 #: Seconds between two looks at the log of an engine that loads.
 _PHASE_INTERVAL = 0.1
@@ -117,7 +116,7 @@ class Instance:
         self._may_sleep = False
         self._write_record()
 
-    def as_load(self, error: str | None = None) -> LoadTrace:
+    def load_trace(self, error: str | None = None) -> LoadTrace:
         """How its load went, once that is over."""
         ended_at = self.ready_at or time.time()
         return LoadTrace(self.id, self.model, self._started_at, ended_at, dict(self.phases.seconds), error)

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +20,7 @@ import msgspec
 from llm_api_server.config.models import TracingConfig
 from llm_api_server.ipc.trace_context import Traced
 from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Whole
+from llm_api_server.manager.instances.load_phases import LoadTrace
 
 if TYPE_CHECKING:
     from llm_api_server.manager.telemetry.otlp import Sender
@@ -36,17 +37,6 @@ _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completi
                "/v1/responses": "chat", "/v1/embeddings": "embeddings"}  # fmt: skip
 
 Attributes = dict[str, str | int | float | bool]
-
-
-class LoadTrace(msgspec.Struct, frozen=True):
-    """Of one instance, from its beginning to ready, or to its failure. Unix seconds; `phases` in order."""
-
-    instance: str
-    model: str
-    started_at: float
-    ended_at: float
-    phases: Mapping[str, float] = {}
-    error: str | None = None
 
 
 class Span(msgspec.Struct, frozen=True):

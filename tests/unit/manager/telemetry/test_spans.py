@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from llm_api_server.config.models import TracingConfig
 from llm_api_server.ipc.trace_context import TraceContext, Traced
 from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Usage, Whole
-from llm_api_server.manager.telemetry.spans import LoadTrace, Span, Tracing, spans_of
+from llm_api_server.manager.instances.load_phases import LoadTrace
+from llm_api_server.manager.telemetry.spans import Span, Tracing, spans_of
 from tests.collector import collecting
 from tests.running import free_port
 
