@@ -18,6 +18,8 @@ import httpx
 import psutil
 import yaml
 
+from tests.waiting import wait_until
+
 ROOT = Path(__file__).parent.parent
 KEY = "sk-test-0123456789abcdef"
 RESTRICTED_KEY = "sk-restricted-0123456789"
@@ -156,15 +158,6 @@ def running(folder: Path, config: dict[str, Any], *, command: str = "serve") -> 
         raise
     finally:
         server.kill_all()
-
-
-def wait_until(condition: Any, *, timeout: float = 60) -> None:
-    """Poll; the limit only keeps a broken test from hanging."""
-    end = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"did not happen within {timeout} s: {condition}")
-        time.sleep(0.05)
 
 
 def environment(**more: str) -> dict[str, str]:

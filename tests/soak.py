@@ -24,7 +24,8 @@ import httpx
 import psutil
 
 from tests.models import gemma3_gguf, smollm2_gguf
-from tests.running import KEY, Server, running, wait_until
+from tests.running import KEY, Server, running
+from tests.waiting import wait_until
 
 MODELS = ("small", "other")
 CLIENTS = 12

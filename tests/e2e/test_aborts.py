@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import KEY, Server, running, wait_until
+from tests.running import KEY, Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 TRIALS = 100

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.running import KEY, running, wait_until
+from tests.running import KEY, running
+from tests.waiting import wait_until
 
 MODEL = "org/SmolLM2"
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tests import needs
-from tests.running import KEY, ROOT, Server, running, wait_until
+from tests.running import KEY, ROOT, Server, running
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 

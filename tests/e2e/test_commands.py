@@ -15,7 +15,8 @@ from typing import Any, Self
 import psutil
 import pytest
 
-from tests.running import BIN, KEY, Server, environment, running, wait_until
+from tests.running import BIN, KEY, Server, environment, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 

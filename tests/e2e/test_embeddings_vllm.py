@@ -15,7 +15,8 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests.running import KEY, Server, running, wait_until
+from tests.running import KEY, Server, running
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

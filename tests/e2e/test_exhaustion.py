@@ -13,7 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.running import KEY, Server, running, wait_until
+from tests.running import KEY, Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 MIB = 2**20

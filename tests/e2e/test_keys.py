@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.running import BIN, RESTRICTED_KEY, Server, environment, running, wait_until
+from tests.running import BIN, RESTRICTED_KEY, Server, environment, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 KEYS = "/admin/api/keys"

@@ -14,7 +14,8 @@ import httpx
 import openai
 import pytest
 
-from tests.running import KEYS, Server, running, wait_until
+from tests.running import KEYS, Server, running
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 

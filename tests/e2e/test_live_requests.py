@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.running import RESTRICTED_KEY, Server, running, wait_until
+from tests.running import RESTRICTED_KEY, Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 LIVE = "/admin/api/requests/live"

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.running import KEY, KEYS, RESTRICTED_KEY, Server, running, wait_until
+from tests.running import KEY, KEYS, RESTRICTED_KEY, Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 LIMITED_KEY = "sk-limited-0123456789abcdef"

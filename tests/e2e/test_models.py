@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import Server, running, wait_until
+from tests.running import Server, running
+from tests.waiting import wait_until
 
 SMOL = "SmolLM2-135M-Instruct"
 GEMMA = "gemma-3-270m"

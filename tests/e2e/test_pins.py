@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 
-from tests.running import running, wait_until
+from tests.running import running
+from tests.waiting import wait_until
 
 PINNED, OTHER = "pinned", "other"
 

@@ -17,7 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.running import BIN, COMMANDS, KEY, Server, running, wait_until
+from tests.running import BIN, COMMANDS, KEY, Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 

@@ -23,7 +23,8 @@ from llm_api_server.config.models import ServerConfig
 from llm_api_server.lifecycle.server_lock import KEEP_ALIVE_TIMEOUT
 from tests.fake_engine import Engine
 from tests.needs import missing
-from tests.running import KEY, KEYS, ROOT, Server, free_port, running, wait_until
+from tests.running import KEY, KEYS, ROOT, Server, free_port, running
+from tests.waiting import wait_until
 
 NGINX_FILE = ROOT / "deploy/nginx/llm-api-server.conf"
 CADDY_FILE = ROOT / "deploy/caddy/Caddyfile"

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.hub import COMMIT, Hub, Repo, hub
-from tests.running import RESTRICTED_KEY, Server, running, wait_until
+from tests.running import RESTRICTED_KEY, Server, running
+from tests.waiting import wait_until
 
 REPO = "tests/tiny-GGUF"
 GGUF = "model-Q4_K_M.gguf"

@@ -14,7 +14,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.running import KEY, KEYS, RESTRICTED_KEY, Server, running, wait_until
+from tests.running import KEY, KEYS, RESTRICTED_KEY, Server, running
+from tests.waiting import wait_until
 
 MODEL, OTHER = "SmolLM2-135M-Instruct", "other"
 NEW_KEY = "sk-new-0123456789abcdef"

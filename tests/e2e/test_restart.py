@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from tests.e2e.test_reload import MODEL, Stream, body
-from tests.running import KEY, KEYS, Server, running, wait_until
+from tests.running import KEY, KEYS, Server, running
+from tests.waiting import wait_until
 
 LIMITED_KEY = "sk-limited-0123456789abcdef"
 LIMIT = 6

@@ -12,7 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.running import BIN, KEYS, Server, running, wait_until
+from tests.running import BIN, KEYS, Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 CONFIG_KEY = "sk-planted-config-7c1e5b9d2f"

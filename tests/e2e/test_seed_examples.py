@@ -16,7 +16,8 @@ import pytest
 from openai import OpenAI
 
 from tests.pictures import image_part, png
-from tests.running import KEY, RESTRICTED_KEY, Server, running, wait_until
+from tests.running import KEY, RESTRICTED_KEY, Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 

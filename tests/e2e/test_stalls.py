@@ -15,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.running import KEY, Server, running, wait_until
+from tests.running import KEY, Server, running
+from tests.waiting import wait_until
 
 MODEL, OTHER = "SmolLM2-135M-Instruct", "other"
 STALL = 3

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from tests.postgres import Cluster
-from tests.running import BIN, Server, running, wait_until
+from tests.running import BIN, Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 WORKERS = 4

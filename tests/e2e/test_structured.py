@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from llm_api_server.gateway.engine_calls.template_probe import TemplateProbe
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.lease_messages import InstanceInfo
-from tests.running import KEY, Server, running, wait_until
+from tests.running import KEY, Server, running
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.collector import Collector, Seen, collecting
-from tests.running import Server, running, wait_until
+from tests.running import Server, running
+from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 CHAT = "/v1/chat/completions"

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from tests import mixed_load
-from tests.running import Server, running, wait_until
+from tests.running import Server, running
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 

@@ -20,7 +20,8 @@ import pytest
 from openai import OpenAI
 
 from tests.pictures import SAMPLES, data_url, figure, image_part, png
-from tests.running import KEY, Server, running, wait_until
+from tests.running import KEY, Server, running
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

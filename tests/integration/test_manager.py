@@ -10,7 +10,7 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from llm_api_server.manager.instances.process import LocalLauncher, process_star
 from llm_api_server.manager.manager import Manager
 from llm_api_server.types import EngineName, ModelState
 from tests.machine import Machine
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -133,12 +134,6 @@ def pid_of(manager: Manager, name: str) -> int:
     pid = next(status for status in manager.board.statuses() if status.id == name).pid
     assert pid is not None
     return pid
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def granted(manager: Manager, client: Recorder, model: str, request: int = 1) -> Granted:

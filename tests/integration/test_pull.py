@@ -16,7 +16,8 @@ import yaml
 
 from tests.gguf_files import write_gguf
 from tests.hub import COMMIT, Hub, Repo, hub
-from tests.running import BIN, Server, running, wait_until
+from tests.running import BIN, Server, running
+from tests.waiting import wait_until
 
 GGUF = "model-Q4_K_M.gguf"
 REPO = "tests/tiny-GGUF"

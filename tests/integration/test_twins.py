@@ -28,8 +28,8 @@ from tests.integration.test_manager import (
     connect,
     pid_of,
     state,
-    until,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,9 @@ from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.ipc.usage_events import Usage
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +23,11 @@ from llm_api_server.ipc.quota_messages import RateLimit, RateLimits
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.ipc.usage_events import Usage
 from tests.fake_manager import FakeManager
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
 LIMITS = Limits(requests_per_minute=10)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def a_record(limits: Limits = LIMITS) -> RequestRecord:

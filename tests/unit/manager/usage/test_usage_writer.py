@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from llm_api_server.manager.usage.usage_writer import UsageWriter
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
 from llm_api_server.store.usage import UsageLedger, UsageQuery
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -65,11 +66,6 @@ class Store:
     def sums(self) -> list[Any]:
         now = time.time()
         return self.ledger.query(UsageQuery(since=now - 86400, until=now + 86400, group_by=("key",)))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture
