@@ -50,7 +50,7 @@ from llm_api_server.gateway.routes.metrics import metrics_routes
 from llm_api_server.gateway.routes.public import PUBLIC_PATHS, model_routes, system_routes, token_routes
 from llm_api_server.gateway.routes.store_access import StoreAccess
 from llm_api_server.gateway.routes.usage import admin_usage_routes, usage_routes
-from llm_api_server.gateway.wire.request import ENDPOINTS, Endpoint
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS, Endpoint
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.lifecycle.config_handover import joined_config

@@ -21,6 +21,8 @@ PURE = (
     "errors.py",
     "manager/scheduling/scheduler.py",
     "gateway/wire/request.py",
+    "gateway/wire/validation.py",
+    "gateway/wire/rewrite.py",
     "gateway/wire/stream_reader.py",
     "gateway/tools/forced_tool_choice.py",
 )

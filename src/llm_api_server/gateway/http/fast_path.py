@@ -16,7 +16,7 @@ from llm_api_server.gateway.http.request_head import HeadCache, RequestHead
 from llm_api_server.gateway.http.responder import FAREWELL_TIMEOUT, too_large
 from llm_api_server.gateway.middleware import answer_lines, finish
 from llm_api_server.gateway.proxy.services import FAST_PATH, FastPathHandler
-from llm_api_server.gateway.wire.request import Endpoint
+from llm_api_server.gateway.wire.endpoints import Endpoint
 
 #: Request line and headers together. Checked per read, so that some more may arrive.
 MAX_HEAD_BYTES = 256 * 1024

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llm_api_server.auth.access import Key
 from llm_api_server.auth.authenticator import Known
 from llm_api_server.errors import InvalidRequest, PermissionDenied
-from llm_api_server.gateway.wire.request import Endpoint
+from llm_api_server.gateway.wire.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from llm_api_server.gateway.proxy.engine_request import ResolvedModel

@@ -23,7 +23,7 @@ from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering.quota_grant import HeldQuota
 from llm_api_server.gateway.metering.ratelimit_headers import ratelimit_headers
 from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
-from llm_api_server.gateway.wire.request import ENDPOINTS
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 from llm_api_server.ipc import messages, quota_messages
 from llm_api_server.ipc.quota_messages import NO_GRANT
 from llm_api_server.ipc.trace_context import Traced

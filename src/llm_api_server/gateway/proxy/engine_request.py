@@ -19,10 +19,10 @@ from llm_api_server.gateway.media.content_parts import check_images
 from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
 from llm_api_server.gateway.tools import forced_tool_choice
 from llm_api_server.gateway.tools.forced_tool_choice import ForcedCallStream
-from llm_api_server.gateway.wire import request as openai
-from llm_api_server.gateway.wire import schemas, token_estimates
+from llm_api_server.gateway.wire import rewrite, schemas, token_estimates
 from llm_api_server.gateway.wire.engine_errors import NO_CHAT_TEMPLATE
 from llm_api_server.gateway.wire.multipart import Form
+from llm_api_server.gateway.wire.request import read_request
 from llm_api_server.gateway.wire.responses import (
     EVENT_STREAM,
     FIRST_ERROR_STATUS,
@@ -35,6 +35,7 @@ from llm_api_server.gateway.wire.responses import (
     StreamResponse,
 )
 from llm_api_server.gateway.wire.stream_reader import StreamReader, message_start
+from llm_api_server.gateway.wire.validation import check_supported
 from llm_api_server.http_client.address import encode_head
 from llm_api_server.ipc.lease_messages import Claim, InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
@@ -86,7 +87,7 @@ class EngineRequest:
             self.facts = self._form.read()
         else:
             by_default = streaming_default and EVENT_STREAM in head.get(b"accept")
-            self.facts = openai.read_request(endpoint, body, stream_by_default=by_default, may_fetch=may_fetch)
+            self.facts = read_request(endpoint, body, stream_by_default=by_default, may_fetch=may_fetch)
         request = self.facts.request
         self._is_chat = isinstance(request, schemas.ChatRequest)
         self._is_forced_choice = (
@@ -149,11 +150,11 @@ class EngineRequest:
 
     async def encode(self, instance: InstanceInfo, row: str, proxy: ProxyServices) -> bytes:
         """The request as this instance gets it, under the name `row`. Raises `ApiError` where it cannot do that."""
-        openai.check_supported(self.facts, instance.engine)
+        check_supported(self.facts.request, instance.engine)
         body = self._body_for(instance, row)
         if self._is_forced(instance):
             knows_tools = await proxy.templates.knows_tools(instance)
-            body = openai.rewrite(body, forced_tool_choice.changes(self.facts, body, knows_tools=knows_tools))
+            body = rewrite.rewrite(body, forced_tool_choice.changes(self.facts, body, knows_tools=knows_tools))
         if self.is_translated(instance):
             body = await tokenize_adapter.question(proxy.upstream, self.facts, instance, body)
         if proxy.limits.may_exceed(self.facts, instance, body):
@@ -165,7 +166,7 @@ class EngineRequest:
         if self._is_forced_choice or self._endpoint.task is None:
             return None
         if not self._is_chat:
-            openai.check_supported(self.facts, instance.engine)
+            check_supported(self.facts.request, instance.engine)
         body = self._body_for(instance, row)
         return None if proxy.limits.may_exceed(self.facts, instance, body) else self._framed(instance, row, body)
 
@@ -219,7 +220,7 @@ class EngineRequest:
         headers |= instance.headers
         if instance.engine == "remote":
             headers |= self._api_headers()
-        return encode_head(instance.address, openai.upstream_path(self._endpoint, instance.engine), headers)
+        return encode_head(instance.address, self._endpoint.path_on(instance.engine), headers)
 
     def _api_headers(self) -> dict[str, str]:
         """Anthropic's version headers choose the form of an answer, so a remote gets the client's."""
@@ -236,19 +237,19 @@ class EngineRequest:
             return self._form.with_fields({"model": name}) if facts.model != name else self.body
         changes: dict[str, Any] = {}
         if endpoint.task is None:
-            changes = openai.tokenize_changes(facts, instance.engine)
+            changes = rewrite.tokenize_changes(facts, instance.engine)
         if facts.model != name:
             changes["model"] = name
         streams = self.streams_from(instance)
-        if not facts.says_stream or streams != facts.stream:
+        if not facts.is_stream_set or streams != facts.stream:
             changes["stream"] = streams
         if streams and endpoint.dialect == "openai" and not facts.wants_usage:
-            changes["stream_options"] = openai.ask_for_usage(facts, self.body)
+            changes["stream_options"] = rewrite.with_usage_included(facts, self.body)
         if endpoint.dialect == "responses" and instance.engine == "vllm":
             changes["request_id"] = f"resp_{row}"
-        if facts.has_developer and instance.engine != "remote" and not self.route.knows_developer:
-            changes.update(openai.developer_changes(facts, self.body))
-        return openai.rewrite(self.body, changes) if changes else self.body
+        if facts.has_developer_role and instance.engine != "remote" and not self.route.knows_developer:
+            changes.update(rewrite.developer_changes(facts, self.body))
+        return rewrite.rewrite(self.body, changes) if changes else self.body
 
     def streams_from(self, instance: InstanceInfo) -> bool:
         """Whether the instance is asked for a stream.

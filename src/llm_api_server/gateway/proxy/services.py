@@ -33,7 +33,7 @@ from llm_api_server.gateway.middleware import secret
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
-from llm_api_server.gateway.wire.request import ENDPOINTS, Endpoint
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS, Endpoint
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.trace_context import Sampler
 

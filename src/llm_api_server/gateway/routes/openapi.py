@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from llm_api_server import __version__
 from llm_api_server.gateway.routes.public import PUBLIC_PATHS
 from llm_api_server.gateway.wire import schemas
-from llm_api_server.gateway.wire.request import ENDPOINTS, Endpoint
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS, Endpoint
 
 DESCRIPTION = (
     "One OpenAI-compatible endpoint for all models. Bodies may hold further fields: they pass to the model's engine."

@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Protocol
 
 from llm_api_server.errors import ApiError, EngineError
+from llm_api_server.gateway.wire.endpoints import Dialect
 from llm_api_server.gateway.wire.engine_errors import translate_error
-from llm_api_server.gateway.wire.request import Dialect
 from llm_api_server.gateway.wire.stream_assembler import StreamAssembler
 from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader, error_event
 from llm_api_server.ipc.usage_events import Usage

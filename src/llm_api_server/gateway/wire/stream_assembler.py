@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from llm_api_server.errors import EngineError
-from llm_api_server.gateway.wire.request import Dialect
+from llm_api_server.gateway.wire.endpoints import Dialect
 from llm_api_server.gateway.wire.stream_reader import events
 
 _OBJECTS = {"chat.completion.chunk": "chat.completion", "text_completion": "text_completion"}

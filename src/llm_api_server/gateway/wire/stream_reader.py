@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from llm_api_server.errors import ApiError, anthropic_error_body, render
+from llm_api_server.gateway.wire.endpoints import Dialect
 from llm_api_server.gateway.wire.engine_errors import translate_error
-from llm_api_server.gateway.wire.request import Dialect
 from llm_api_server.ipc.usage_events import NO_USAGE, Usage
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024

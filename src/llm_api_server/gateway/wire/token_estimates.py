@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from llm_api_server.gateway.wire import schemas
-from llm_api_server.gateway.wire.request import Endpoint, RequestFacts
+from llm_api_server.gateway.wire.endpoints import Endpoint
+from llm_api_server.gateway.wire.request import RequestFacts
 from llm_api_server.ipc.usage_events import work
 
 #: Of text in JSON; other languages and code have fewer.

@@ -21,7 +21,7 @@ from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.middleware import Dispatcher
 from llm_api_server.gateway.routes.console import ConsoleFiles
-from llm_api_server.gateway.wire.request import ENDPOINTS
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.run_dir import RunDir
 

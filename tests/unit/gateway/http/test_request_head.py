@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_api_server.gateway.http.request_head import HeadCache, RequestHead
-from llm_api_server.gateway.wire.request import ENDPOINTS
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
 LINES = [b"host: x", b"authorization: Bearer sk-1", b"content-type: application/json"]

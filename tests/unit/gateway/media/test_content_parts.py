@@ -10,7 +10,8 @@ import pytest
 
 from llm_api_server.errors import InvalidRequest
 from llm_api_server.gateway.media.content_parts import Media, check_images, find_media, inline
-from llm_api_server.gateway.wire.request import ENDPOINTS, read_request
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS
+from llm_api_server.gateway.wire.request import read_request
 from tests.pictures import SAMPLES, data_url, png
 
 

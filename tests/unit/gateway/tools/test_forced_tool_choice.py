@@ -19,7 +19,9 @@ from llm_api_server.gateway.tools.forced_tool_choice import (
     changes,
     is_forced,
 )
-from llm_api_server.gateway.wire.request import ENDPOINTS, RequestFacts, read_request, rewrite
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS
+from llm_api_server.gateway.wire.request import RequestFacts, read_request
+from llm_api_server.gateway.wire.rewrite import rewrite
 from llm_api_server.gateway.wire.stream_assembler import StreamAssembler
 from llm_api_server.ipc.usage_events import Usage
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_api_server.errors import EngineError
-from llm_api_server.gateway.wire.request import Dialect
+from llm_api_server.gateway.wire.endpoints import Dialect
 from llm_api_server.gateway.wire.stream_reader import (
     BodyReader,
     StreamReader,
