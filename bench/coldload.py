@@ -24,7 +24,8 @@ from typing import Any
 
 import httpx
 
-from llm_api_server.config.models import Config, load_config
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import Config
 from llm_api_server.engines.select import engines_by_model
 
 KEY = "sk-only-for-this-measurement"

@@ -6,7 +6,8 @@ from collections.abc import ItemsView
 
 from llm_api_server.auth import access
 from llm_api_server.auth.access import Key, Limits
-from llm_api_server.config.models import SHA256_PREFIX, ApiKeyConfig, AuthConfig, LimitedConfig
+from llm_api_server.config.models import ApiKeyConfig, AuthConfig, LimitedConfig
+from llm_api_server.config.secrets import SHA256_PREFIX
 
 _KEY_ID_LENGTH = 12
 

@@ -54,7 +54,7 @@ JsonOption = Annotated[bool, typer.Option("--json", callback=note_json, help="Pr
 
 
 def load(path: Path | None, checks: Checks | None = None) -> Config:
-    from llm_api_server.config.models import find_config, load_config
+    from llm_api_server.config.load import find_config, load_config
     from llm_api_server.errors import ConfigError
 
     try:
@@ -65,7 +65,7 @@ def load(path: Path | None, checks: Checks | None = None) -> Config:
 
 def load_running(path: Path | None) -> Config:
     """For commands to a running server: where the file cannot be used any more, what the server follows."""
-    from llm_api_server.config.models import find_config, load_config
+    from llm_api_server.config.load import find_config, load_config
     from llm_api_server.errors import ConfigError
     from llm_api_server.lifecycle.config_handover import likely_run_dir, running_config
 

@@ -11,7 +11,7 @@ from llm_api_server.types import ExitCode
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check what the server needs: programs, devices, configuration, port, folders, database. Changes nothing."""
     from llm_api_server.cli import doctor_checks, doctor_view
-    from llm_api_server.config.models import find_config
+    from llm_api_server.config.load import find_config
 
     findings = doctor_checks.examine(find_config(config).absolute())
     typer.echo(doctor_view.as_json(findings) if as_json else doctor_view.as_text(findings))

@@ -19,7 +19,8 @@ import pynvml
 
 from llm_api_server import __version__
 from llm_api_server.config.checks import config_warnings
-from llm_api_server.config.models import Config, load_config
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import Config
 from llm_api_server.devices.device import RAM
 from llm_api_server.devices.host import Host, this_host
 from llm_api_server.devices.inventory import HostInventory

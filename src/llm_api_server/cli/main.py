@@ -53,7 +53,7 @@ def serve(
     """Start the server and keep it running."""
     import os
 
-    from llm_api_server.config.models import CONFIG_VARIABLE, find_config
+    from llm_api_server.config.load import CONFIG_VARIABLE, find_config
 
     # The environment carries the command line to the workers and the manager.
     os.environ[CONFIG_VARIABLE] = str(find_config(config).absolute())
@@ -129,7 +129,7 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write a first configuration file with a random key, and fetch a small model. Leaves existing files alone."""
-    from llm_api_server.config.models import find_config
+    from llm_api_server.config.load import find_config
     from llm_api_server.serving.first_run import write_first_config
 
     path = find_config(config).absolute()

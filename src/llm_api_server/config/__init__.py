@@ -1,1 +1,1 @@
-"""The configuration: its one declaration, how a file becomes it, what is checked, how it is shown and compared."""
+"""The configuration: its declaration, how a file is loaded and checked, how it is shown and compared."""

@@ -1,6 +1,6 @@
-"""Reads a YAML file into plain data, knows the line of every value, and tells problems in sentences.
+"""Reading of a YAML file into plain data with the line of every value, and its problems as sentences.
 
-Knows no option: `config.py` brings the declaration. Values that came from the environment, and keys, are never shown.
+The declaration comes from the caller. Values from the environment, keys and other secrets are never shown.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 _COLLECTION_TAGS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 _TEXT_TAG = "tag:yaml.org,2002:str"
 _MAX_PASSES = 10
-#: Stands for a required text; long enough for every one of them.
+#: Replacement of a missing required text; satisfies the `min_length` of every option.
 _PLACEHOLDER = "unusable"
 _MAX_SHOWN = 80
 #: Last parts of key paths whose values are secrets.
 _SECRET_NAMES = frozenset({"key", "secret_key", "api_key"})
 
-#: What stands between a collection and the keys of its entries.
+#: Text between a collection and the keys of its entries.
 _JOINTS: Mapping[str, str] = {str(dict): ".NAME.", str(list): "[]."}
 
 _MESSAGES: Mapping[str, str] = {
@@ -62,7 +62,7 @@ _MESSAGES: Mapping[str, str] = {
 
 
 class ConfigDocument:
-    """The data of one file and the problems found so far. `dropped` are the paths of values that were unusable."""
+    """Data of one file and the problems found so far. `dropped` holds the paths of unusable values."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,46 +76,46 @@ class ConfigDocument:
 
     @property
     def problems(self) -> list[str]:
-        """In the order of the file."""
+        """Problems in the order of the file."""
         return [text for _, text in sorted(self._problems, key=lambda problem: problem[0])]
 
-    def note(self, path: KeyPath, sentence: str, *, line: int | None = None) -> None:
-        """Add a problem. Its place is `line`, or where `path` or what encloses it was given."""
-        place, line = self._place(path, line)
-        text = f"{place}: {dotted(path)}: {sentence}" if path else f"{place}: {sentence}"
+    def add_problem(self, path: KeyPath, sentence: str, *, line: int | None = None) -> None:
+        """Add a problem at `line`, or at the line of `path` or of its nearest enclosing entry."""
+        location, line = self._locate(path, line)
+        text = f"{location}: {dotted(path)}: {sentence}" if path else f"{location}: {sentence}"
         problem = (line, self._redact(one_line(text)))
         if problem not in self._problems:
             self._problems.append(problem)
 
     def reject(self, path: KeyPath, sentence: str, line: int) -> None:
-        """Add a problem and go on as if there were nothing at `path`."""
-        self.note(path, sentence, line=line)
+        """Add a problem and drop the value at `path`."""
+        self.add_problem(path, sentence, line=line)
         self.dropped.append(path)
 
-    def locate(self, path: KeyPath, line: int) -> None:
+    def set_line(self, path: KeyPath, line: int) -> None:
         self._lines[path] = line
 
     def override(self, path: KeyPath, value: str, source: str) -> None:
-        """Put `value` in place of the file's; problems with it name `source`."""
+        """Replace the value at `path` with `value`; its problems name `source` instead of a line."""
         if _put(self.data, path, value):
             self._sources[path] = source
 
     def validate(self, model: type[ModelT]) -> ModelT:
-        """Build `model` from the usable part of the data; everything else is noted as a problem.
+        """Build `model` from the usable part of the data, and add a problem for each unusable value.
 
-        A required value that is missing or unusable becomes a placeholder, so that what encloses it stays.
+        A required value that is missing or unusable becomes a placeholder, so that its section stays usable.
         """
         for name, field in model.model_fields.items():
             if field.exclude and isinstance(self.data, dict) and name in self.data:
-                self.note((name,), _unknown_key(model, (name,)))
+                self.add_problem((name,), _unknown_key(model, (name,)))
                 self.dropped.append((name,))
         data = _without(self.data, self.dropped)
-        for turn in range(_MAX_PASSES):
+        for attempt in range(_MAX_PASSES):
             try:
                 return model.model_validate(data)
             except ValidationError as error:
                 details = error.errors(include_url=False)
-                if turn == 0:
+                if attempt == 0:
                     self._explain_all(model, data, details)
                 missing = [item["loc"] for item in details if item["type"] == "missing"]
                 unusable = [_existing(data, item["loc"]) for item in details if item["type"] != "missing"]
@@ -126,12 +126,12 @@ class ConfigDocument:
         return model.model_validate({})
 
     def depends_on_dropped(self, path: KeyPath) -> bool:
-        """Whether what is at `path` is not what the file says, because something of it was unusable."""
+        """Return whether the value at `path`, a part of it or its section was dropped as unusable."""
         return any(
             dropped[: len(path)] == path[: len(dropped)] and len(dropped) <= len(path) + 1 for dropped in self.dropped
         )
 
-    def _place(self, path: KeyPath, line: int | None) -> tuple[str, int]:
+    def _locate(self, path: KeyPath, line: int | None) -> tuple[str, int]:
         if path in self._sources:
             return self._sources[path], 0
         while line is None and path:
@@ -140,7 +140,7 @@ class ConfigDocument:
         return (f"{self.path}:{line}", line) if line else (str(self.path), 0)
 
     def _explain_all(self, model: type[BaseModel], data: Any, details: list[ErrorDetails]) -> None:
-        # The members of a union complain one by one about the same value; the first is the one to show.
+        # Each member of a union reports its own error about the same value; only the first is shown.
         first = {
             (_existing(data, item["loc"]), item["type"] == "missing" and item["loc"]): item for item in details[::-1]
         }
@@ -150,20 +150,22 @@ class ConfigDocument:
     def _explain(self, model: type[BaseModel], item: ErrorDetails, path: KeyPath) -> None:
         kind, context = item["type"], item.get("ctx", {})
         if kind == "extra_forbidden":
-            self.note(path, _unknown_key(model, path))
+            self.add_problem(path, _unknown_key(model, path))
         elif kind == "missing":
             if item["loc"] not in self.dropped:
-                self.note(path, f"'{item['loc'][-1]}' is missing")
+                self.add_problem(path, f"'{item['loc'][-1]}' is missing")
         elif kind == "literal_error":
             allowed = re.findall(r"'([^']*)'", str(context.get("expected", "")))
-            self.note(path, f"{self._shown(path, item['input'])} is not allowed{suggest(item['input'], allowed)}")
+            self.add_problem(
+                path, f"{self._shown(path, item['input'])} is not allowed{suggest(item['input'], allowed)}"
+            )
         elif kind == "value_error":
-            self.note(path, str(context.get("error", item["msg"])))
+            self.add_problem(path, str(context.get("error", item["msg"])))
         else:
             wanted = _MESSAGES[kind].format_map(context) if kind in _MESSAGES else item["msg"]
-            self.note(path, f"{wanted}{self._not_what_it_is(path, item['input'])}")
+            self.add_problem(path, f"{wanted}{self._but_it_is(path, item['input'])}")
 
-    def _not_what_it_is(self, path: KeyPath, value: Any) -> str:
+    def _but_it_is(self, path: KeyPath, value: Any) -> str:
         return "" if isinstance(value, dict | list) else f"; it is {self._shown(path, value)}"
 
     def _shown(self, path: KeyPath, value: Any) -> str:
@@ -175,21 +177,21 @@ class ConfigDocument:
 
 
 def read_document(path: Path) -> ConfigDocument:
-    """Read `path`. Raises `ConfigError` when it is not readable YAML; other problems are in the document."""
+    """Read the file at `path`. Raises `ConfigError` if it is not readable YAML; the document keeps other problems."""
     document = ConfigDocument(path)
     sentence, line = _unreadable(document)
     if sentence is not None:
-        document.note((), sentence, line=line)
+        document.add_problem((), sentence, line=line)
         raise ConfigError(document.problems)
     return document
 
 
 def _unreadable(document: ConfigDocument) -> tuple[str | None, int | None]:
-    """Fill `document` from its file; what is in the way and in which line, or None."""
+    """Fill `document` from its file. Return the reason and line if the file is unreadable."""
     try:
         _parse(document.path.read_bytes().decode("utf-8-sig"), document)
     except FileNotFoundError:
-        return "there is no such file. Write a first one with `llm-api-server init`, or name yours with --config", None
+        return "there is no such file. Create one with `llm-api-server init`, or give its path with --config", None
     except OSError as error:
         return f"the file cannot be read: {error.strerror}", None
     except UnicodeDecodeError as error:
@@ -216,7 +218,7 @@ def _parse(text: str, document: ConfigDocument) -> None:
 
 
 class _Reader:
-    """Turns YAML nodes into data and writes down where each value is."""
+    """Converter of YAML nodes into data; records the line of each value."""
 
     def __init__(self, document: ConfigDocument, loader: Any) -> None:
         self._document = document
@@ -228,7 +230,7 @@ class _Reader:
             self._document.reject(path, "refers to itself", _line(node))
             return None
         if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTION_TAGS:
-            self._document.reject(path, f"not a value of the kind '{node.tag}'", _line(node))
+            self._document.reject(path, f"not a value of type '{node.tag}'", _line(node))
             return None
         self._open.add(id(node))
         try:
@@ -241,7 +243,7 @@ class _Reader:
             self._open.discard(id(node))
 
     def _item(self, node: yaml.Node, path: KeyPath) -> Any:
-        self._document.locate(path, _line(node))
+        self._document.set_line(path, _line(node))
         return self.value(node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[Any, Any]:
@@ -251,7 +253,7 @@ class _Reader:
         for key_node, value_node in node.value:
             key = self._key(key_node, path)
             if key is not None:
-                self._document.locate((*path, key), _line(key_node))
+                self._document.set_line((*path, key), _line(key_node))
                 data[key] = self.value(value_node, (*path, key))
         return data
 
@@ -262,14 +264,14 @@ class _Reader:
                 continue
             if key.value in lines:
                 sentence = f"given twice, first in line {lines[key.value]}; keep one of them"
-                self._document.note((*path, key.value), sentence, line=_line(key))
+                self._document.add_problem((*path, key.value), sentence, line=_line(key))
             lines.setdefault(key.value, _line(key))
 
     def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
-        """Every key is text, also one that YAML takes for a number or a truth value."""
+        """Return the key as text, even if YAML reads it as a number or a boolean."""
         if isinstance(node, yaml.ScalarNode):
             return str(node.value)
-        self._document.note(path, "a key must be text", line=_line(node))
+        self._document.add_problem(path, "a key must be text", line=_line(node))
         return None
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
@@ -278,11 +280,11 @@ class _Reader:
         try:
             return self._loader.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError):
-            self._document.reject(path, f"not a value of the kind '{node.tag}'", _line(node))
+            self._document.reject(path, f"not a value of type '{node.tag}'", _line(node))
             return None
 
     def _expand(self, text: str, node: yaml.Node, path: KeyPath) -> str:
-        """`${NAME}` and `${NAME:-default}` from the environment; `$${` stands for `${`."""
+        """Replace `${NAME}` and `${NAME:-default}` from the environment, and `$${` with `${`."""
 
         def replace(match: re.Match[str]) -> str:
             if match["escaped"]:
@@ -305,7 +307,7 @@ class _Reader:
 
 
 def dotted(path: KeyPath) -> str:
-    """`("auth", "api_keys", 0)` as `auth.api_keys[0]`."""
+    """Return `auth.api_keys[0]` for `("auth", "api_keys", 0)`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -313,7 +315,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def suggest(word: Any, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'? Allowed: …`, as the end of a sentence."""
+    """Return `; did you mean 'x'? Allowed: …`, the end of a sentence."""
     names = list(allowed)
     lower = {name.lower(): name for name in reversed(names)}
     close = difflib.get_close_matches(str(word).lower(), lower, n=1)
@@ -332,7 +334,7 @@ def _unknown_key(model: type[BaseModel], path: KeyPath) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """The keys that the declaration has at `path`."""
+    """Return the keys that the declaration allows at `path`."""
     annotation: Any = model
     for part in path:
         field = annotation.model_fields.get(part) if _is_model(annotation) else None
@@ -361,7 +363,7 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _existing(data: Any, location: KeyPath) -> KeyPath:
-    """The part of pydantic's location that the file has: without its union members and missing keys."""
+    """Return the part of pydantic's location that exists in the file, without union members and missing keys."""
     for index, part in enumerate(location):
         try:
             data = data[part]
@@ -371,7 +373,7 @@ def _existing(data: Any, location: KeyPath) -> KeyPath:
 
 
 def _put(data: Any, path: KeyPath, value: str) -> bool:
-    """Set the value at `path`; False where that cannot be."""
+    """Set the value at `path`. Return False if an enclosing value is no section."""
     for part in path[:-1]:
         if isinstance(data, dict) and data.get(part) is None:
             data[part] = {}
@@ -386,7 +388,7 @@ def _put(data: Any, path: KeyPath, value: str) -> bool:
 
 
 def _without(data: Any, paths: Iterable[KeyPath]) -> Any:
-    """A copy of `data` without what is at `paths`; without all of it when `()` is among them."""
+    """Return a copy of `data` without the values at `paths`; `()` is all of it."""
     unwanted = set(paths)
 
     def copy(value: Any, path: KeyPath) -> Any:

@@ -1,4 +1,4 @@
-"""Texts made from the declaration: `config.example.yaml`, the JSON schema for editors, and a first `config.yaml`."""
+"""Texts generated from the declaration: `config.example.yaml`, the JSON schema, and a first `config.yaml`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _INDENT = "  "
 
 _HEADER = """\
 # Every option of LLM API Server with its default. Generated: `llm-api-server config example`.
-# Copy it to config.yaml and keep what differs. `llm-api-server check-config` tells what is wrong with a file.
-# Text may hold ${NAME} or ${NAME:-default}, filled in from the environment; $${ is a literal ${.
+# Copy it to config.yaml and keep what differs. `llm-api-server check-config` reports the problems of a file.
+# Text may contain ${NAME} or ${NAME:-default}, replaced from the environment; $${ is a literal ${.
 """
 
 _MORE_MODELS = """\
@@ -28,7 +28,7 @@ _MORE_MODELS = """\
     #   gpu_memory_utilization: 0.8
     #   adapters: {Qwen3-8B-legal: adapters/legal}
     #   engine_args: {max-num-batched-tokens: 8192}
-    # Any server that speaks OpenAI's API:
+    # Any server with an OpenAI-compatible API:
     # elsewhere:
     #   path: https://llm.example.com/v1
     #   api_key: ${ELSEWHERE_API_KEY}
@@ -67,7 +67,7 @@ models:
 
 
 def example() -> str:
-    """The text of `config.example.yaml`."""
+    """Return the text of `config.example.yaml`."""
     lines = [_HEADER.rstrip()]
     for name, field in Config.model_fields.items():
         section = _model_of(field)
@@ -80,7 +80,7 @@ def example() -> str:
 
 
 def schema() -> str:
-    """JSON schema of the configuration file."""
+    """Return the JSON schema of the configuration file."""
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Config.model_json_schema(),
@@ -90,13 +90,13 @@ def schema() -> str:
 
 
 def first_config(key: str, model: str | None, file: str) -> str:
-    """A short `config.yaml` with one key and, unless `model` is None, one model."""
+    """Return a short `config.yaml` with one key and, unless `model` is None, one model."""
     text = _FIRST.format(key=key, model=model, file=file)
     return text if model is not None else text.partition("models:\n")[0] + _FIRST_WITHOUT_MODEL
 
 
 def _options(model: type[BaseModel], values: dict[str, Any], depth: int) -> Iterator[str]:
-    """The options of one section. Of `values`, examples and defaults the first that there is."""
+    """Yield the options of one section; each value is that of `values`, else the example, else the default."""
     for name, field in model.model_fields.items():
         inner = _model_of(field)
         indent = _INDENT * depth
@@ -116,7 +116,7 @@ def _options(model: type[BaseModel], values: dict[str, Any], depth: int) -> Iter
 
 
 def _entries(model: type[BaseModel], value: Any, depth: int) -> Iterator[str]:
-    """Entries of a list or mapping of sections."""
+    """Yield the entries of a list or mapping of sections."""
     indent = _INDENT * depth
     if isinstance(value, dict):
         for name, entry in value.items():
@@ -130,7 +130,7 @@ def _entries(model: type[BaseModel], value: Any, depth: int) -> Iterator[str]:
 
 
 def _describe(field: FieldInfo) -> str:
-    """The description, and the words to choose from where there is a choice."""
+    """Return the description, followed by the allowed words of a choice."""
     section = _model_of(field)
     text = field.description or (section.__doc__ if section else "") or ""
     words = list(_words(field.annotation))
@@ -146,7 +146,7 @@ def _words(annotation: Any) -> Iterator[str]:
 
 
 def _inline(value: Any) -> str:
-    """A value as YAML on one line: JSON is YAML, and quotes every text."""
+    """Return a value as YAML on one line. JSON is YAML that quotes every text."""
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -1,18 +1,12 @@
-"""The only declaration of an option: one pydantic model per section of `config.yaml`, and `load_config`.
+"""The only declaration of every option: one pydantic model per section of `config.yaml`.
 
-The field descriptions feed `config.example.yaml`, the JSON schema and the documentation. Loading collects every
-problem of a file, with its line, before it raises: `config_file.py` reads, `config_checks.py` holds what is wrong
-between options. Nothing changes after loading.
+The field descriptions feed `config.example.yaml`, the JSON schema, the settings page and the documentation.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import stat
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,34 +15,24 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from llm_api_server.config import checks as config_checks
-from llm_api_server.config.document import KeyPath, read_document
+from llm_api_server.config.run_dir import default_run_dir, make_private
+from llm_api_server.config.secrets import SHA256_PREFIX, is_weak_secret
 from llm_api_server.config.value_types import Days, Name, Network, Seconds, Size
-from llm_api_server.errors import ConfigError
 from llm_api_server.types import EngineChoice, ModelType, Permission, PriorityClass
 
-#: Names the configuration file. The command line sets it, and the overrides, for the processes it starts.
-CONFIG_VARIABLE = "LLM_API_SERVER_CONFIG"
-OVERRIDES: dict[str, KeyPath] = {
-    "LLM_API_SERVER_HOST": ("server", "host"),
-    "LLM_API_SERVER_PORT": ("server", "port"),
-    "LLM_API_SERVER_WORKERS": ("server", "workers"),
-    # The names that OpenTelemetry gives them.
-    "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
-    "OTEL_SERVICE_NAME": ("tracing", "service_name"),
-}
-SHA256_PREFIX = "sha256:"
+#: Folder of the project when it runs from a checkout.
+_PROJECT = Path(__file__).parents[3]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values do not change after loading."""
+    """Base of all sections: unknown keys are errors, and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _blank_means_default(cls, data: Any) -> Any:
-        """`workers:` with nothing behind it is as good as absent, unless null is a value of that option."""
+        """Treat `workers:` without a value as absent, unless null is a value of that option."""
         if data is None:
             return {}
         if not isinstance(data, dict):
@@ -62,52 +46,60 @@ class Section(BaseModel):
 
 
 class ServerConfig(Section):
-    """Where the server listens and how long it waits."""
+    """Listen address, worker processes and timeouts of the server."""
 
-    host: str = Field("127.0.0.1", description="Listen address; 0.0.0.0 for all interfaces.")
+    host: str = Field("127.0.0.1", description="Listen address; 0.0.0.0: all interfaces.")
     port: int = Field(8050, ge=0, le=65535, description="Listen port; 0 picks a free one.")
-    workers: int = Field(1, ge=1, le=256, description="API worker processes. They share the loaded models.")
-    timeout: Seconds = Field(300, gt=0, description="Seconds a request may take, queue and load included.")
-    drain_timeout: Seconds = Field(30, description="Seconds that running requests may take to finish on SIGTERM.")
-    max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest request body; beyond it 413.")
-    cors_origins: list[str] = Field([], description="Origins that browsers may call from; empty: CORS is off.")
+    workers: int = Field(1, ge=1, le=256, description="Number of API worker processes; they share the loaded models.")
+    timeout: Seconds = Field(
+        300, gt=0, description="Longest duration of a request in seconds, queueing and model load included."
+    )
+    drain_timeout: Seconds = Field(30, description="Seconds that running requests get to finish after SIGTERM.")
+    max_body_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Largest request body in bytes; larger ones get 413."
+    )
+    cors_origins: list[str] = Field([], description="Origins that browsers may call from (CORS); empty: none.")
     trusted_proxies: list[Network] = Field(
-        [], description="Networks of proxies whose X-Forwarded-For is believed; empty: nobody's."
+        [], description="Networks of proxies whose X-Forwarded-For header is trusted; empty: none."
     )
     allow_unauthenticated: bool = Field(
-        False, description="Permit auth.enabled: false on an address that is not loopback."
+        False, description="Allow auth.enabled: false on an address other than loopback."
     )
     run_dir: str | None = Field(
-        None, description="Directory for sockets and process records; default: per user and configuration file."
+        None, description="Directory of sockets and process records; default: one per user and configuration file."
     )
 
 
 class LimitedConfig(Section):
-    """How much a caller may use."""
+    """Limits and priority of a caller."""
 
-    requests_per_minute: int | None = Field(None, ge=1, description="Most requests in any 60 seconds.")
+    requests_per_minute: int | None = Field(None, ge=1, description="Maximum number of requests in any 60 seconds.")
     tokens_per_minute: int | None = Field(
-        None, ge=1, description="Most tokens, prompts and answers, in any 60 seconds."
+        None, ge=1, description="Maximum number of tokens, prompt and completion, in any 60 seconds."
     )
-    max_concurrent: int | None = Field(None, ge=1, description="Most requests at the same time.")
-    tokens_per_day: int | None = Field(None, ge=1, description="Most tokens in a day (UTC).")
-    tokens_per_month: int | None = Field(None, ge=1, description="Most tokens in a month (UTC).")
-    priority: float = Field(1.0, gt=0, le=1000, description="Weight of its requests where several wait.")
-    priority_class: PriorityClass = Field("interactive", description="batch: served when no other request waits.")
+    max_concurrent: int | None = Field(None, ge=1, description="Maximum number of concurrent requests.")
+    tokens_per_day: int | None = Field(None, ge=1, description="Maximum number of tokens in a day (UTC).")
+    tokens_per_month: int | None = Field(None, ge=1, description="Maximum number of tokens in a month (UTC).")
+    priority: float = Field(1.0, gt=0, le=1000, description="Weight of its requests among waiting ones.")
+    priority_class: PriorityClass = Field(
+        "interactive", description="batch: served only when no interactive request waits."
+    )
 
 
 class ApiKeyConfig(LimitedConfig):
-    """One key."""
+    """An API key."""
 
-    key: str = Field(min_length=8, repr=False, description="The key, or `sha256:` and its hex digest, or ${ENV}.")
-    name: Name = Field(description="Shown in logs and accounts instead of the key.")
-    permissions: list[Permission] = Field(["all"], description="What it may call.")
-    models: list[str] = Field(["*"], description="Models it may use; shell patterns.")
+    key: str = Field(min_length=8, repr=False, description="The key, `sha256:` and its hex digest, or ${ENV}.")
+    name: Name = Field(description="Name of the key in logs and usage reports.")
+    permissions: list[Permission] = Field(["all"], description="Endpoints the key may call.")
+    models: list[str] = Field(["*"], description="Models the key may use, as shell patterns.")
     expires_at: datetime | None = Field(
-        None, description="When it ends, such as 2027-01-31T12:00:00Z; UTC unless said."
+        None, description="End of validity, such as 2027-01-31T12:00:00Z; UTC by default."
     )
-    networks: list[Network] = Field([], description="Networks it may be used from, such as 10.0.0.0/8; none: all.")
-    enabled: bool = Field(True, description="false refuses it.")
+    networks: list[Network] = Field(
+        [], description="Networks the key may be used from, such as 10.0.0.0/8; empty: any."
+    )
+    enabled: bool = Field(True, description="Accept the key.")
 
     @field_validator("key")
     @classmethod
@@ -130,114 +122,133 @@ Algorithm = Literal["RS256", "ES256"]
 
 
 class IssuerConfig(LimitedConfig):
-    """An identity provider (OpenID Connect) whose tokens are let in."""
+    """An identity provider (OpenID Connect) whose tokens are accepted."""
 
-    issuer: str = Field(min_length=1, description="`iss` of its tokens, exactly.")
-    audience: list[str] = Field(min_length=1, description="`aud` of tokens that are meant for this server.")
-    jwks: str = Field(min_length=1, description="Its keys: an https URL, or a file relative to the configuration file.")
-    algorithms: list[Algorithm] = Field(["RS256", "ES256"], min_length=1, description="How its tokens are signed.")
-    name_claim: str = Field("sub", min_length=1, description="Claim that names the caller, in logs and accounts.")
+    issuer: str = Field(min_length=1, description="Exact value of the tokens' `iss` claim.")
+    audience: list[str] = Field(min_length=1, description="Accepted values of the tokens' `aud` claim.")
+    jwks: str = Field(
+        min_length=1, description="Key set of the provider: an https URL, or a file relative to the configuration file."
+    )
+    algorithms: list[Algorithm] = Field(["RS256", "ES256"], min_length=1, description="Accepted signature algorithms.")
+    name_claim: str = Field("sub", min_length=1, description="Claim with the caller's name for logs and usage reports.")
     permissions: list[Permission] = Field(
         ["chat", "completions", "embeddings", "responses", "messages", "rerank", "tokenize"],
-        description="What its callers may call.",
+        description="Endpoints its callers may call.",
     )
-    models: list[str] = Field(["*"], description="Models they may use; shell patterns.")
+    models: list[str] = Field(["*"], description="Models its callers may use, as shell patterns.")
 
 
 class AuthConfig(Section):
-    """Who may use it."""
+    """Keys and tokens that clients authenticate with."""
 
-    enabled: bool = Field(True, description="Require a key.")
+    enabled: bool = Field(True, description="Require a key or token.")
     secret_key: str | None = Field(
-        None, repr=False, description="Signs short-lived tokens; at least 32 bytes, or ${ENV}."
+        None, repr=False, description="Secret that signs short-lived tokens; at least 32 bytes, or ${ENV}."
     )
-    algorithm: Literal["HS256"] = Field("HS256", description="How tokens are signed.")
+    algorithm: Literal["HS256"] = Field("HS256", description="Signature algorithm of tokens.")
     tokens: bool | None = Field(
         None,
-        description="POST /auth/token. Unset: on when secret_key is a real secret; true: refuse to start without one.",
+        description="Offer POST /auth/token. Unset: if secret_key is strong; true: refuse to start unless it is.",
     )
-    token_timeout: Seconds = Field(3600, gt=0, le=86400 * 30, description="Longest life of a token, in seconds.")
+    token_timeout: Seconds = Field(3600, gt=0, le=86400 * 30, description="Longest validity of a token in seconds.")
     api_keys: list[ApiKeyConfig] = Field(
         [],
-        description="Keys known from the start.",
+        description="Keys defined in this file.",
         examples=[[{"key": "${LLM_API_KEY}", "name": "default", "permissions": ["all"], "models": ["*"]}]],
     )
 
-    issuers: list[IssuerConfig] = Field([], description="Identity providers whose tokens are let in as well.")
+    issuers: list[IssuerConfig] = Field([], description="Identity providers whose tokens are accepted as well.")
 
     @property
     def are_tokens_on(self) -> bool:
-        return self.tokens is not False and not config_checks.is_weak_secret(self.secret_key)
+        return self.tokens is not False and not is_weak_secret(self.secret_key)
 
 
 Level = Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
 
 
 class LoggingConfig(Section):
-    """Logs of gateway and manager; each engine's output is in a file of its own beside them."""
+    """Logs of gateway and manager; each engine's output has a file of its own beside them."""
 
     level: Annotated[Level, BeforeValidator(lambda word: word.upper() if isinstance(word, str) else word)] = Field(
-        "INFO", description="Least severe level that is written."
+        "INFO", description="Least severe level that is logged."
     )
-    format: str = Field("{time:YYYY-MM-DD HH:mm:ss} | {level} | {message}", description="loguru format of a line.")
-    retention: str | int | None = Field("7 days", description="How long old files are kept.")
-    rotation: str | int | None = Field("1 day", description="When a new file is begun.")
+    format: str = Field(
+        "{time:YYYY-MM-DD HH:mm:ss} | {level} | {message}", description="Format of a line, in loguru's syntax."
+    )
+    retention: str | int | None = Field(
+        "7 days", description="Age after which old files are deleted, or number of files to keep; null: keep all."
+    )
+    rotation: str | int | None = Field("1 day", description="Age or size at which a new file begins; null: never.")
     path: str = Field("logs", description="Directory of the log files, relative to the configuration file.")
-    console: bool = Field(True, description="Also write to standard error.")
+    console: bool = Field(True, description="Log to standard error as well.")
 
 
 class ModelConfig(Section):
-    """One model."""
+    """A model."""
 
     path: str = Field(min_length=1, description="A .gguf file, a Hugging Face folder or hub id, or a URL.")
-    type: ModelType = Field("auto", description="Model family: sets parsers and template defaults.")
-    engine: EngineChoice = Field("auto", description="auto: by path: .gguf, folder or hub id, URL.")
+    type: ModelType = Field("auto", description="Model family; selects parsers and template defaults.")
+    engine: EngineChoice = Field(
+        "auto", description="Engine to use; auto: llama_cpp for .gguf, vllm for a folder or hub id, remote for a URL."
+    )
     task: Literal["auto", "generate", "embed", "rank"] = Field(
-        "auto", description="What the model is loaded for. auto: by its files; one that generates also embeds."
+        "auto", description="Task the model is loaded for; auto: by its files, and a generating model also embeds."
     )
-    aliases: list[Name] = Field([], description="Other names that clients may use.")
+    aliases: list[Name] = Field([], description="Other names of the model for clients.")
     adapters: dict[Name, Annotated[str, Field(min_length=1)]] = Field(
-        {}, description="vLLM: LoRA adapters, each a model name of its own; {NAME: FOLDER}."
+        {}, description="vLLM: LoRA adapters as {NAME: FOLDER}; each NAME is a model for clients."
     )
-    max_tokens: int | None = Field(None, ge=16, description="Context length; default: the model's own.")
-    quantization: str | None = Field(None, description="vLLM's quantization method, when the files do not say.")
-    tensor_parallel_size: int = Field(1, ge=1, description="Devices that share the model.")
+    max_tokens: int | None = Field(None, ge=16, description="Context length in tokens; default: the model's own.")
+    quantization: str | None = Field(
+        None, description="vLLM: quantization method, if the model's files do not name it."
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="Number of devices the model is split across.")
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="Share of each GPU's memory; default: the engine's; without a GPU not used."
+        None,
+        gt=0,
+        le=1,
+        description="Fraction of each GPU's memory to use; default: the engine's; ignored without a GPU.",
     )
-    gpus: list[int] | None = Field(None, description="NVIDIA devices it may use, by number; default: those of devices.")
-    sleep: bool = Field(False, description="vLLM on GPUs: give memory up by sleeping, without ending the process.")
-    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
-    unload_timeout: Seconds | None = Field(None, description="Overrides models.unload_timeout; 0: never unload.")
+    gpus: list[int] | None = Field(None, description="NVIDIA devices to use, by number; default: devices.gpus.")
+    sleep: bool = Field(False, description="vLLM on GPUs: free memory by sleeping instead of ending the process.")
+    trust_remote_code: bool = Field(False, description="Run Python code shipped with the model.")
+    unload_timeout: Seconds | None = Field(None, description="Override of models.unload_timeout; 0: never unload.")
     mmproj: str | None = Field(None, description="llama.cpp: file of the vision projector.")
-    api_key: str | None = Field(None, repr=False, description="Remote: its key, as ${ENV}.")
-    upstream_model: str | None = Field(None, description="Remote: the model's name there.")
-    engine_args: dict[str, Any] = Field({}, description="Further arguments, passed to the engine as they are.")
+    api_key: str | None = Field(None, repr=False, description="Remote: API key, as ${ENV}.")
+    upstream_model: str | None = Field(None, description="Remote: name of the model at the remote server.")
+    engine_args: dict[str, Any] = Field({}, description="Further arguments, passed to the engine unchanged.")
     env: dict[str, str] = Field({}, repr=False, description="Further environment variables of the engine.")
 
 
 class ModelsConfig(Section):
-    """What can be loaded, and how many at once."""
+    """Models to serve, and when they are loaded and unloaded."""
 
     default: str | None = Field(
         None, description="Model of requests that name none.", examples=["SmolLM2-135M-Instruct"]
     )
-    preload: list[str] = Field([], description="Loaded at start and kept.")
-    max_loaded: int = Field(1, ge=1, description="Most models loaded at once; the least recently used makes room.")
+    preload: list[str] = Field([], description="Models to load at start and keep loaded.")
+    max_loaded: int = Field(
+        1, ge=1, description="Maximum number of loaded models; the least recently used is unloaded for another."
+    )
     unload_timeout: Seconds = Field(3600, description="Seconds without a request until a model is unloaded; 0: never.")
     sleep_timeout: Seconds = Field(
         300,
-        description="Seconds without a request until a model with sleep: true sleeps; 0: never.",
+        description="Seconds without a request until a model with sleep: true is put to sleep; 0: never.",
     )
     deep_sleep_timeout: Seconds = Field(
-        1800, description="Seconds without a request until a sleeping model's weights leave RAM as well; 0: never."
+        1800, description="Seconds without a request until a sleeping model's weights are dropped from RAM; 0: never."
     )
-    load_timeout: Seconds = Field(600, gt=0, description="Seconds a load may take until it counts as failed.")
-    min_loaded_time: Seconds = Field(1, description="Seconds a model stays before it makes room for another.")
+    load_timeout: Seconds = Field(600, gt=0, description="Longest duration of a load in seconds; a longer one fails.")
+    min_loaded_time: Seconds = Field(
+        1, description="Seconds a model stays loaded before it may be unloaded for another."
+    )
     max_wait_time: Seconds = Field(
-        5, description="Seconds a request waits for a busy model to become idle before that one takes no new work."
+        5, description="Seconds a request waits for a busy model to become idle; then that model gets no new requests."
     )
-    models_dir: str = Field("models", description="Where relative paths start, relative to the configuration file.")
+    models_dir: str = Field(
+        "models", description="Base of relative model paths, itself relative to the configuration file."
+    )
     available: dict[Name, ModelConfig] = Field(
         {},
         description="The models, by name.",
@@ -246,13 +257,13 @@ class ModelsConfig(Section):
 
 
 class DevicesConfig(Section):
-    """Memory that models may take. What other programs hold is looked up before each load."""
+    """Memory that models may use; memory held by other programs is measured before each load."""
 
     memory: Size | None = Field(
-        None, ge=1, description="Most RAM of all models together, such as 16GiB; default: nearly all there is."
+        None, ge=1, description="RAM limit for all models together, such as 16GiB; default: nearly all RAM."
     )
     sleep_memory: Size | None = Field(
-        None, description="Most RAM that weights of sleeping models take of that; default: half."
+        None, description="RAM limit for weights of sleeping models, within devices.memory; default: half of it."
     )
     gpus: list[int] | None = Field(
         None, description="NVIDIA devices to use, by number as in nvidia-smi; default: all, or CUDA_VISIBLE_DEVICES."
@@ -260,51 +271,63 @@ class DevicesConfig(Section):
 
 
 class LimitsConfig(Section):
-    """What happens when there is more to do than can be done at once."""
+    """Queue lengths, and the timeout of stalled engines."""
 
-    queue_per_model: int = Field(1000, ge=1, description="Most requests that wait for one model; beyond them 503.")
-    queue_per_key: int = Field(500, ge=1, description="Most requests of one key that wait; beyond them 429.")
+    queue_per_model: int = Field(
+        1000, ge=1, description="Maximum number of requests waiting for one model; further ones get 503."
+    )
+    queue_per_key: int = Field(
+        500, ge=1, description="Maximum number of waiting requests of one key; further ones get 429."
+    )
     when_loading: Literal["wait", "reject"] = Field(
-        "wait", description="What a request does while its model loads; reject: 503 at once, the load goes on."
+        "wait", description="Handling of requests while their model loads; reject: 503 at once, and the load continues."
     )
     stall_timeout: Seconds = Field(
-        120, description="Seconds without any progress after which an engine at work is restarted; 0: never."
+        120, description="Seconds without progress after which a busy engine is restarted; 0: never."
     )
 
 
 class InferenceConfig(Section):
     """Limits and defaults of every model."""
 
-    max_total_tokens: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
-    max_input_tokens: int | None = Field(None, ge=1, description="Most tokens of a prompt.")
-    max_batch_size: int | None = Field(None, ge=1, description="Requests a model works on at a time; others wait.")
-    max_image_pixels: int = Field(
-        96_000_000, ge=1, description="Most pixels of all images of a request together, as they are when decoded."
+    max_total_tokens: int | None = Field(
+        None, ge=16, description="Maximum number of tokens of prompt and completion together."
     )
-    max_images: int = Field(100, ge=1, description="Most images of a request.")
+    max_input_tokens: int | None = Field(None, ge=1, description="Maximum number of tokens of a prompt.")
+    max_batch_size: int | None = Field(
+        None, ge=1, description="Maximum number of requests a model processes at once; others wait."
+    )
+    max_image_pixels: int = Field(
+        96_000_000, ge=1, description="Maximum number of decoded pixels of all images of a request together."
+    )
+    max_images: int = Field(100, ge=1, description="Maximum number of images of a request.")
     streaming_default: bool = Field(
-        False, description="Stream when a request omits `stream` and accepts text/event-stream."
+        False, description="Stream if a request omits `stream` and accepts text/event-stream."
     )
     optimize_first_token: bool = Field(
-        True, description="Prefix cache, prefill favoured, and a warm-up before a model counts as ready."
+        True, description="Use the prefix cache, favour prefill, and warm models up before they are ready."
     )
 
 
 class MediaConfig(Section):
-    """Images that requests name by URL. Engines never fetch: the gateway does, from these hosts."""
+    """Images that requests give by URL; the gateway fetches them, engines never do."""
 
     hosts: list[str] = Field(
         [],
-        description="Hosts that images are fetched from, by https; `*` as in file names, a port other than 443 is part"
-        " of it. None: images come as data: URLs only.",
+        description="Hosts that images may be fetched from by https, as shell patterns, with any port other than 443."
+        " Empty: only data: URLs.",
     )
-    timeout: float = Field(10, gt=0, description="Seconds that one image may take, redirects included.")
-    max_bytes: int = Field(20 * 1024 * 1024, ge=1, description="Most bytes of one image.")
-    max_redirects: int = Field(3, ge=0, le=10, description="Redirects that are followed; each is checked like a URL.")
+    timeout: float = Field(
+        10, gt=0, description="Longest duration of fetching one image in seconds, redirects included."
+    )
+    max_bytes: int = Field(20 * 1024 * 1024, ge=1, description="Maximum size of one image in bytes.")
+    max_redirects: int = Field(
+        3, ge=0, le=10, description="Maximum number of redirects to follow; each target is checked like a URL."
+    )
 
 
 class StorageConfig(Section):
-    """Keys made while it runs, who changed them, and what was used."""
+    """Database of keys made while the server runs, of their changes and of usage."""
 
     url: str = Field(
         "sqlite:///llm-api-server.db",
@@ -312,56 +335,58 @@ class StorageConfig(Section):
         description="Database: sqlite:///FILE, relative to the configuration file, or postgresql://USER:PASSWORD@HOST/NAME.",
     )
     key_grace: Seconds = Field(
-        3600, description="Seconds that keys already seen stay valid while the database cannot be reached."
+        3600, description="Seconds that keys already seen stay valid while the database is unreachable."
     )
-    keep_requests: Days = Field(30, description="Days that the row of each request is kept.")
-    keep_hours: Days = Field(90, description="Days that sums per hour are kept.")
-    keep_days: Annotated[Days, Field(ge=31)] = Field(1100, description="Days that sums per day are kept; at least 31.")
-    record_prompts: bool = Field(False, description="Keep the prompts too, for as long as keep_requests says.")
+    keep_requests: Days = Field(30, description="Days to keep the row of each request.")
+    keep_hours: Days = Field(90, description="Days to keep hourly totals.")
+    keep_days: Annotated[Days, Field(ge=31)] = Field(1100, description="Days to keep daily totals; at least 31.")
+    record_prompts: bool = Field(False, description="Store prompts as well, for keep_requests days.")
 
 
 class TracingConfig(Section):
-    """Traces of requests, sent to a collector by OTLP over HTTP."""
+    """Traces of requests, exported to a collector by OTLP over HTTP."""
 
     endpoint: str | None = Field(None, description="Address of the collector, such as http://127.0.0.1:4318.")
-    headers: dict[str, str] = Field({}, repr=False, description="Sent along, such as authorization: ${ENV}.")
-    sample_ratio: float = Field(
-        1.0, ge=0, le=1, description="Share of requests that are traced where their callers have not decided."
+    headers: dict[str, str] = Field(
+        {}, repr=False, description="Headers to send to the collector, such as authorization: ${ENV}."
     )
-    service_name: str = Field("llm-api-server", min_length=1, description="What the traces call this server.")
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Fraction of requests to trace, if the caller has not decided."
+    )
+    service_name: str = Field("llm-api-server", min_length=1, description="Name of this server in traces.")
 
     @field_validator("endpoint")
     @classmethod
     def _check_endpoint(cls, endpoint: str | None) -> str | None:
         url = urlsplit(endpoint or "http://none")
         if url.scheme not in {"http", "https"} or not url.hostname:
-            raise ValueError("give an address such as http://127.0.0.1:4318, where OTLP over HTTP is taken")
+            raise ValueError("give the address of an OTLP over HTTP receiver, such as http://127.0.0.1:4318")
         return endpoint
 
 
 class VllmConfig(Section):
     """vLLM."""
 
-    python: str | None = Field(None, description="Interpreter that has vLLM; default: .venv-vllm, else this one.")
-    zygote: bool = Field(True, description="Import vLLM once and fork engines from that: loads in seconds.")
+    python: str | None = Field(None, description="Python interpreter with vLLM; default: .venv-vllm, else this one.")
+    zygote: bool = Field(True, description="Import vLLM once and fork engines from that process: loads take seconds.")
 
 
 class LlamaCppConfig(Section):
     """llama.cpp."""
 
-    python: str | None = Field(None, description="Interpreter that has xllamacpp; default: this one.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: the physical cores.")
+    python: str | None = Field(None, description="Python interpreter with xllamacpp; default: this one.")
+    threads: int | None = Field(None, ge=1, description="Number of CPU threads; default: the physical cores.")
 
 
 class EnginesConfig(Section):
-    """The programs that run the models; each may live in an environment of its own."""
+    """Programs that run the models; each may live in a Python environment of its own."""
 
     vllm: VllmConfig = VllmConfig()
     llama_cpp: LlamaCppConfig = LlamaCppConfig()
 
 
 class Config(Section):
-    """The whole file. `source` is where it was read from; relative paths start at its folder."""
+    """The whole file. `source` is its path; relative paths start at its folder."""
 
     server: ServerConfig = ServerConfig()
     auth: AuthConfig = AuthConfig()
@@ -389,12 +414,12 @@ class Config(Section):
         return self.folder / Path(self.logging.path).expanduser()
 
     def resolve_model_path(self, path: str) -> Path:
-        """Where a file or folder of a model is; URLs and hub ids are the caller's to tell apart."""
+        """Return the location of a model's file or folder; `path` is neither a URL nor a hub id."""
         return self.models_dir / Path(path).expanduser()
 
     @property
     def storage_url(self) -> str:
-        """`storage.url` with the file of SQLite made absolute."""
+        """`storage.url` with an absolute path if it is a file of SQLite."""
         scheme, found, file = self.storage.url.partition("sqlite:///")
         if scheme or not found or file in {"", ":memory:"}:
             return self.storage.url
@@ -402,10 +427,10 @@ class Config(Section):
 
     @property
     def vllm_python(self) -> str:
-        """`engines.vllm.python`, else what `make vllm` made beside the file or the project, else this interpreter."""
+        """`engines.vllm.python`, else `.venv-vllm` beside the file or the project, else this interpreter."""
         if self.engines.vllm.python:
-            return _interpreter(self.folder, self.engines.vllm.python)
-        for folder in (self.folder, Path(sys.prefix).parent, Path(__file__).parents[3]):
+            return self._interpreter(self.engines.vllm.python)
+        for folder in (self.folder, Path(sys.prefix).parent, _PROJECT):
             python = folder / ".venv-vllm" / "bin" / "python"
             if python.exists():
                 return str(python)
@@ -414,71 +439,21 @@ class Config(Section):
     @property
     def llama_cpp_python(self) -> str:
         python = self.engines.llama_cpp.python
-        return _interpreter(self.folder, python) if python else sys.executable
+        return self._interpreter(python) if python else sys.executable
+
+    def _interpreter(self, python: str) -> str:
+        """Resolve a path; a bare name is left to the search in PATH."""
+        return str(self.folder / Path(python).expanduser()) if "/" in python else python
 
     @property
     def run_dir(self) -> Path:
-        """Where sockets and process records are; the same for every process with the same configuration file."""
+        """Directory of sockets and process records, the same for every process with this configuration file."""
         if self.server.run_dir:
             return self.folder / Path(self.server.run_dir).expanduser()
-        name = hashlib.sha256(os.fsencode(self.source.absolute())).hexdigest()[:8]
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-        if runtime and _is_ours(Path(runtime)):
-            return Path(runtime) / "llm-api-server" / name
-        return Path(tempfile.gettempdir()) / f"llm-api-server-{os.getuid()}" / name
+        return default_run_dir(self.source)
 
     def ensure_run_dir(self) -> Path:
-        """Make the run directory, for this user alone. Raises `ConfigError` where others could put files into it."""
+        """Create the run directory for this user alone. Raises `ConfigError` if that fails or others could write."""
         path = self.run_dir
-        own = [path] if self.server.run_dir else [path.parent, path]
-        try:
-            for folder in own:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"The run directory {path} cannot be made: {error.strerror}. Set server.run_dir."
-            raise ConfigError([reason]) from error
-        for folder in own:
-            if not _is_ours(folder):
-                reason = f"The run directory {folder} is another user's, or others may write to it. Set server.run_dir."
-                raise ConfigError([reason])
+        make_private([path] if self.server.run_dir else [path.parent, path])
         return path
-
-
-def find_config(given: Path | None = None) -> Path:
-    """The file to read: the one given, else the environment's, else `config.yaml` in the current directory."""
-    return given or Path(os.environ.get(CONFIG_VARIABLE) or "config.yaml")
-
-
-def load_config(path: Path, checks: config_checks.Checks | None = None) -> Config:
-    """Read and check the file. Raises `ConfigError` with every problem at once.
-
-    `checks` come on top of `config_checks`: those that know more than a configuration (`engines/config_problems.py`).
-    """
-    document = read_document(path)
-    for variable, key_path in OVERRIDES.items():
-        if value := os.environ.get(variable):
-            document.override(key_path, value, f"environment variable {variable}")
-    config = document.validate(Config).model_copy(update={"source": path.absolute()})
-    config_checks.check(config, document, checks or {})
-    if document.problems:
-        raise ConfigError(document.problems)
-    return config
-
-
-def config_from_environment() -> Config:
-    """What `CONFIG_VARIABLE` names, else `config.yaml` here: for processes that get no arguments of ours."""
-    return load_config(find_config())
-
-
-def _interpreter(folder: Path, python: str) -> str:
-    """A bare name is searched for in PATH by whoever starts it."""
-    return str(folder / Path(python).expanduser()) if "/" in python else python
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether `folder` is a real directory of this user that nobody else may write to."""
-    try:
-        status = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022

@@ -1,4 +1,4 @@
-"""A configuration as people may see it: every option with the value that counts, secrets hidden. Pure."""
+"""View of a configuration for people: every option with its effective value, secrets hidden."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from pydantic import BaseModel
 HIDDEN = "(hidden)"
 
 
-def shown(section: BaseModel) -> dict[str, Any]:
-    """By option, as plain values."""
+def redacted(section: BaseModel) -> dict[str, Any]:
+    """Return the options of `section` by name, as plain values."""
     fields = type(section).model_fields.items()
-    return {name: _value(getattr(section, name), field.repr) for name, field in fields if not field.exclude}
+    return {
+        name: _value(getattr(section, name), is_public=bool(field.repr)) for name, field in fields if not field.exclude
+    }
 
 
-def _value(value: Any, is_public: bool) -> Any:  # noqa: FBT001 - a column of a row
+def _value(value: Any, *, is_public: bool) -> Any:
     if isinstance(value, BaseModel):
-        return shown(value)
+        return redacted(value)
     if isinstance(value, dict):
-        return {key: _value(one, is_public) for key, one in value.items()}
+        return {key: _value(one, is_public=is_public) for key, one in value.items()}
     if not is_public and value is not None:
         return HIDDEN
     if isinstance(value, list):
-        return [_value(one, is_public) for one in value]
+        return [_value(one, is_public=is_public) for one in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,4 +1,4 @@
-"""Kinds of values that options have beside plain ones: durations, sizes, networks. Pure; errors say what to write."""
+"""Types of option values beside the plain ones: durations, sizes, networks. Each error says what to write."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 
 def _parse_size(value: Any) -> Any:
-    """`16GiB`, `500 MB` or a number of bytes."""
+    """Parse `16GiB`, `500 MB` or a number of bytes."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]i?)?b?", value.strip().lower())
@@ -28,7 +28,7 @@ Size = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
 
 
 def _parse_network(value: Any) -> Any:
-    """A network or one address, in its usual form."""
+    """Normalise a network or a single address."""
     if not isinstance(value, str):
         return value
     try:

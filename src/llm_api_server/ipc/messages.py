@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from llm_api_server.auth.access import Key
-from llm_api_server.config.diff import Change
+from llm_api_server.config.change import Change
 from llm_api_server.ipc.download_messages import Pull, Pulls, Removed
 from llm_api_server.ipc.framing import FrameDecoder
 from llm_api_server.ipc.lease_messages import (

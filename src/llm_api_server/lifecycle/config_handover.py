@@ -13,7 +13,8 @@ import msgspec
 from pydantic import ValidationError
 
 from llm_api_server.config.document import read_document
-from llm_api_server.config.models import Config, ServerConfig, config_from_environment
+from llm_api_server.config.load import config_from_environment
+from llm_api_server.config.models import Config, ServerConfig
 from llm_api_server.errors import ConfigError, ControlError
 from llm_api_server.ipc import client, messages
 from llm_api_server.ipc.run_dir import RunDir

@@ -22,7 +22,8 @@ from pathlib import Path
 import uvloop
 from loguru import logger
 
-from llm_api_server.config.models import Config, load_config
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import Config
 from llm_api_server.devices.host import this_host
 from llm_api_server.devices.inventory import HostInventory
 from llm_api_server.engines.select import engines_by_model

@@ -12,8 +12,10 @@ from typing import Protocol
 
 from loguru import logger
 
-from llm_api_server.config.diff import Change, diff, without_restart
-from llm_api_server.config.models import Config, load_config
+from llm_api_server.config.change import Change
+from llm_api_server.config.diff import diff, without_restart
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import Config
 from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError
 from llm_api_server.ipc.messages import Configure, CurrentConfig, Refused, Reloaded, ToClient

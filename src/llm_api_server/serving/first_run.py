@@ -7,7 +7,8 @@ from pathlib import Path
 
 from llm_api_server.auth.access import new_key
 from llm_api_server.config.example import first_config
-from llm_api_server.config.models import Config, load_config
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import Config
 from llm_api_server.downloads.starter import STARTER, Progress, ensure_starter
 from llm_api_server.errors import ConfigError
 

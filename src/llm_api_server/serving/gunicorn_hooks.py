@@ -6,7 +6,8 @@ import os
 import sys
 from typing import Any
 
-from llm_api_server.config.models import CONFIG_VARIABLE, Config, find_config, load_config
+from llm_api_server.config.load import CONFIG_VARIABLE, find_config, load_config
+from llm_api_server.config.models import Config
 from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError, ControlError
 from llm_api_server.lifecycle.running_server import begin_reload, join_run_dir, stop_manager

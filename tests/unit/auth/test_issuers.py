@@ -26,7 +26,8 @@ from llm_api_server.auth.access import Key, Limits
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.issuers import Issuers
 from llm_api_server.auth.keys import KeyRing
-from llm_api_server.config.models import Config, load_config
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import Config
 from llm_api_server.errors import ConfigError, InvalidKey, IssuerUnavailable
 
 ISSUER, AUDIENCE = "https://login.example.com/", "llm"

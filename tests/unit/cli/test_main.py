@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from llm_api_server import __version__
 from llm_api_server.cli.main import app
-from llm_api_server.config.models import load_config
+from llm_api_server.config.load import load_config
 from llm_api_server.downloads.starter import StarterError
 from llm_api_server.ipc import messages
 from llm_api_server.ipc.framing import encode

@@ -1,4 +1,4 @@
-"""What changes between two configurations, and how one travels between the processes of a server."""
+"""Differences between two configurations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm_api_server.config.diff import NEEDS_RESTART, Change, diff, without_restart
+from llm_api_server.config.change import Change
+from llm_api_server.config.diff import NEEDS_RESTART, diff, without_restart
 from llm_api_server.config.models import Config
 from llm_api_server.lifecycle.config_handover import digest, pack, unpack
 
@@ -64,7 +65,7 @@ def test_one_change(before: str, now: str, expected: list[Change]) -> None:
     assert after(before, now) == expected
 
 
-def test_what_comes_and_goes_is_told_without_secrets() -> None:
+def test_added_and_removed_entries_are_reported_without_secrets() -> None:
     changes = after("{key: sk-9876543210, name: two}", "{key: sk-5555555555, name: three}")
     assert [(change.path, change.before is None, change.after is None) for change in changes] == [
         ("auth.api_keys.two", False, True),
@@ -73,7 +74,7 @@ def test_what_comes_and_goes_is_told_without_secrets() -> None:
     assert "sk-" not in "".join(map(str, changes))
 
 
-def test_only_a_restart_changes_some() -> None:
+def test_options_that_need_a_restart_keep_their_value() -> None:
     changed = config(BASE.replace("8051", "1").replace("4GiB", "5GiB").replace("timeout: 60", "timeout: 61"))
     kept = without_restart(config(), changed)
     assert [change.path for change in diff(config(), kept)] == ["server.timeout"]

@@ -1,18 +1,18 @@
-"""What people see of a configuration has no secrets."""
+"""View of a configuration without secrets."""
 
 from __future__ import annotations
 
 from llm_api_server.config.models import Config
-from llm_api_server.config.redacted_view import HIDDEN, shown
+from llm_api_server.config.redacted_view import HIDDEN, redacted
 
 
-def test_secrets_are_hidden_and_all_else_is_told() -> None:
+def test_secrets_are_hidden_and_all_other_values_are_shown() -> None:
     config = Config.model_validate({
         "auth": {"secret_key": "s" * 40, "api_keys": [{"key": "sk-0123456789abcdef", "name": "team"}]},
         "models": {"available": {"m": {"path": "m.gguf", "env": {"TOKEN": "secret"}, "max_tokens": 512}}},
         "storage": {"url": "postgresql://u:password@h/db"},
     })  # fmt: skip
-    options = shown(config)
+    options = redacted(config)
     text = str(options)
     assert not any(word in text for word in ("s" * 40, "0123456789", "secret'", "password"))
     assert options["auth"]["secret_key"] == HIDDEN

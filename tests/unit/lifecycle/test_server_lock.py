@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_api_server.config.models import CONFIG_VARIABLE, Config
+from llm_api_server.config.load import CONFIG_VARIABLE
+from llm_api_server.config.models import Config
 from llm_api_server.lifecycle.running_server import stop_manager, stop_server
 from llm_api_server.lifecycle.server_lock import CannotServe, ServerLock, listen
 from llm_api_server.serving import gunicorn_hooks

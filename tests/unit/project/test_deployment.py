@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_api_server.config.models import ServerConfig, load_config
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import ServerConfig
 from llm_api_server.types import ExitCode
 from tests.needs import missing
 from tests.running import ROOT

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_api_server.config.models import Config, load_config
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import Config
 from llm_api_server.serving.serve import Banner, banner
 
 KEY = "sk-0123456789abcdef"

@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from llm_api_server.config.diff import Effect
+from llm_api_server.config.change import Effect
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.routes.admin_models import require_admin
 from llm_api_server.ipc import messages

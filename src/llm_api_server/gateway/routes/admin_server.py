@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from llm_api_server import __version__
 from llm_api_server.config.models import Config
-from llm_api_server.config.redacted_view import shown
+from llm_api_server.config.redacted_view import redacted
 from llm_api_server.errors import LogNotFound
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.routes.admin_models import AdminDevice, require_admin
@@ -72,7 +72,7 @@ def server_routes(link: ManagerLink) -> APIRouter:
     @router.get("/config", summary="The configuration that is followed, without secrets")
     async def config() -> ShownConfig:
         current = await followed()
-        return ShownConfig(file=str(current.source), options=shown(current))
+        return ShownConfig(file=str(current.source), options=redacted(current))
 
     @router.get("/logs", summary="The logs that there are")
     async def list_logs() -> LogList:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from llm_api_server.config.models import Config, load_config
+from llm_api_server.config.load import load_config
+from llm_api_server.config.models import Config
 from llm_api_server.downloads.config_edit import edit, without_model
 from llm_api_server.downloads.files import delete, files_of, why_needed
 from llm_api_server.errors import ConfigError, DownloadError
