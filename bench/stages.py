@@ -43,7 +43,8 @@ from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
 from llm_api_server.gateway.proxy.services import FAST_PATH, FastPathHandler, ProxyServices
 from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader
-from llm_api_server.http_client.client import Connection, HttpClient
+from llm_api_server.http_client.client import HttpClient
+from llm_api_server.http_client.connection import Connection
 from llm_api_server.ipc import messages, quota_messages
 from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.ipc.quota_messages import QuotaGrant, RateLimit, RateLimits
@@ -101,7 +102,7 @@ class Worker:
         held = leases._held["i"] = _Held(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
         held.places, held.keeps = 1000, True
         upstream = HttpClient()
-        self.end_turn = upstream.turns._flush  # noqa: SLF001
+        self.end_turn = upstream.write_buffer._flush  # noqa: SLF001
         self.proxy = build_proxy(config, leases, upstream)
         door = FastPathHandler(config, self.proxy)
         settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
@@ -114,7 +115,7 @@ class Worker:
         self.engine = Connection(pool)
         self.engine.connection_made(cast("Any", Transport(self.asked.append)))
         self.engine.idle_since = float("inf")
-        pool.give_back(self.engine)
+        pool.release(self.engine)
         pool._all.add(self.engine)  # noqa: SLF001
 
     def tell(self, data: bytes) -> None:
@@ -196,7 +197,7 @@ STAGES: dict[str, list[tuple[type, str]]] = {
     "lease": [(Leases, "acquire_at_once"), (Lease, "release")],
     "write the engine's request": [(EngineRequest, "encode_at_once"), (HttpClient, "send_at_once")],
     "parse the answer": [(Connection, "data_received")],
-    "relay": [(Exchange, "on_head"), (Exchange, "on_data"), (Exchange, "on_frames")],
+    "relay": [(Exchange, "on_head"), (Exchange, "on_data"), (Exchange, "on_chunks")],
     "usage and errors": [
         (BodyReader, "feed"),
         (StreamReader, "feed"),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.client
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import jwt
 import msgspec
@@ -22,6 +19,7 @@ from llm_api_server.auth.access import Key
 from llm_api_server.auth.keys import limits_of
 from llm_api_server.config.models import Config, IssuerConfig
 from llm_api_server.errors import InvalidKey, IssuerUnavailable
+from llm_api_server.http_client import blocking
 
 MAX_TOKEN_CHARS = 16 * 1024
 MAX_KEYS_BYTES = 1024 * 1024
@@ -36,7 +34,6 @@ STALE_FOR = 86400.0
 LEEWAY = 30.0
 _MAX_NAME_CHARS = 128
 _MIN_RSA_BITS = 2048
-_OK = 200
 _REFUSED = "Incorrect token provided."
 
 
@@ -174,36 +171,14 @@ class _KeyUrl:
 
     async def _refresh(self) -> None:
         try:
-            self._keys = _read(await asyncio.to_thread(_fetch, self._url))
+            self._keys = _read(
+                await asyncio.to_thread(blocking.get, self._url, timeout=FETCH_TIMEOUT, max_bytes=MAX_KEYS_BYTES)
+            )
             self._got_at = time.monotonic()
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (*blocking.FAILURES, ValueError) as error:
             logger.error("the keys of an identity provider cannot be had from {}: {}", self._url, error)
         finally:
             self._fetch = None
-
-
-def _fetch(url: str) -> bytes:
-    """The body of a 200; redirects are not followed. Raises `OSError`, `ValueError` or `HTTPException`."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port
-    if parts.scheme == "https":
-        context = ssl.create_default_context()
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, port, timeout=FETCH_TIMEOUT, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=FETCH_TIMEOUT)
-    try:
-        connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else "") or "/")
-        answer = connection.getresponse()
-        if answer.status != _OK:
-            raise ValueError(f"it answered {answer.status}")
-        body = answer.read(MAX_KEYS_BYTES + 1)
-    finally:
-        connection.close()
-    if len(body) > MAX_KEYS_BYTES:
-        raise ValueError(f"it is larger than {MAX_KEYS_BYTES} bytes")
-    return body
 
 
 def _read(document: bytes) -> list[jwt.PyJWK]:

@@ -1,4 +1,4 @@
-"""How far an engine has come, by its own counters: what they said last and say again is an engine that does nothing.
+"""Progress of an engine by its own counters: the same values twice mean an engine that does nothing.
 
 Both engines count steps and tokens on `/metrics` (vLLM documentation, "Metrics"; llama.cpp, tools/server/README.md).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 
-from llm_api_server.engines.readiness import HTTPFailed, request
+from llm_api_server.engines.readiness import ProbeFailed, request
 
 _COUNTERS = re.compile(
     rb"^(?:vllm:(?:prompt_tokens|generation_tokens|request_success|iteration_tokens_total_count)"
@@ -17,11 +17,11 @@ _COUNTERS = re.compile(
 )
 
 
-async def progress(address: str, seconds: float) -> tuple[bytes, ...] | None:
-    """The counters as they stand now; None when the engine does not tell within `seconds`."""
+async def progress(address: str, timeout: float) -> tuple[bytes, ...] | None:  # noqa: ASYNC109 - seconds, for callers
+    """Return the counters as they are now; None if the engine does not respond within `timeout` seconds."""
     try:
-        async with asyncio.timeout(seconds):
-            answer = await request(address, "GET", "/metrics")
-    except (HTTPFailed, TimeoutError):
+        async with asyncio.timeout(timeout):
+            response = await request(address, "GET", "/metrics")
+    except (ProbeFailed, TimeoutError):
         return None
-    return tuple(_COUNTERS.findall(answer.body)) or None
+    return tuple(_COUNTERS.findall(response.body)) or None

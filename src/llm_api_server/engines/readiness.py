@@ -1,6 +1,6 @@
-"""The few HTTP requests the manager makes to an engine: is it ready, and the warm-up. Standard library only.
+"""The few HTTP requests of the manager to an engine: health checks, probes and the warm-up.
 
-One connection per request, whole answers; the data path has its own client (`gateway/upstream.py`).
+One connection per request and whole responses. On the manager's event loop.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from llm_api_server.engines.base import LaunchPlan, ModelProblem
 from llm_api_server.engines.explain import without_paths
+from llm_api_server.http_client.client import HttpClient
+from llm_api_server.http_client.response import UpstreamError
 
 _OK = 200
-_LIMIT = 4 * 1024 * 1024
+_MAX_BYTES = 4 * 1024 * 1024
 
 
-class HTTPFailed(Exception):
-    """No answer, or none that can be read."""
+class ProbeFailed(Exception):
+    """The engine sent no response, or none that can be read."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ProbeResponse:
     body: bytes
 
     def error_message(self) -> str | None:
-        """The message of an OpenAI error body, or of one of its flat variants."""
+        """Return the message of an OpenAI error body, or of one of its flat variants."""
         try:
             body = json.loads(self.body)
         except ValueError:
@@ -39,74 +40,41 @@ class ProbeResponse:
 
 
 async def request(address: str, method: str, path: str, body: Any = None) -> ProbeResponse:
-    """Send one request to `unix:/path` or `http://host:port` and read the whole answer. Raises `HTTPFailed`."""
+    """Send one request to `unix:/path` or `http://host:port` and read the whole response. Raises `ProbeFailed`."""
     payload = b"" if body is None else json.dumps(body).encode()
-    head = [f"{method} {path} HTTP/1.1", "Host: engine", "Connection: close", f"Content-Length: {len(payload)}"]
-    if payload:
-        head.append("Content-Type: application/json")
+    headers = {"connection": "close", **({"content-type": "application/json"} if payload else {})}
+    client = HttpClient()
     try:
-        reader, writer = await _connect(address)
-        try:
-            writer.write("\r\n".join([*head, "", ""]).encode() + payload)
-            await writer.drain()
-            return await _read_answer(reader)
-        finally:
-            writer.close()
-    except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-        raise HTTPFailed(str(error) or type(error).__name__) from error
+        response = await client.request(method, address, path, payload, headers=headers)
+        content = await response.read_all(_MAX_BYTES)
+    except (UpstreamError, ValueError) as error:
+        raise ProbeFailed(str(error) or type(error).__name__) from error
+    finally:
+        client.close()
+    if len(content) == _MAX_BYTES:
+        raise ProbeFailed("the response is too long")
+    return ProbeResponse(response.status, content)
 
 
 async def wait_healthy(address: str, interval: float = 0.05) -> None:
-    """Ask `/health` until it answers 200. Whoever calls watches the process and the clock."""
+    """Request `/health` until the engine responds with 200. Never gives up by itself."""
     while True:
         try:
             if (await request(address, "GET", "/health")).status == _OK:
                 return
-        except HTTPFailed:
+        except ProbeFailed:
             pass
         await asyncio.sleep(interval)
 
 
-async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    if address.startswith("unix:"):
-        return await asyncio.open_unix_connection(address.removeprefix("unix:"), limit=_LIMIT)
-    url = urlsplit(address)
-    is_tls = url.scheme == "https"
-    return await asyncio.open_connection(
-        url.hostname, url.port or (443 if is_tls else 80), ssl=is_tls or None, limit=_LIMIT
-    )
-
-
-async def _read_answer(reader: asyncio.StreamReader) -> ProbeResponse:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    status_line, *lines = head.split("\r\n")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    status = int(status_line.partition(" ")[2][:3])
-    if "chunked" in headers.get("transfer-encoding", ""):
-        return ProbeResponse(status, await _read_chunks(reader))
-    if "content-length" in headers:
-        return ProbeResponse(status, await reader.readexactly(min(int(headers["content-length"]), _LIMIT)))
-    return ProbeResponse(status, await reader.read(_LIMIT))
-
-
-async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
-    body = bytearray()
-    while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-        if len(body) + size > _LIMIT:
-            raise ValueError("the answer is too long")
-        body += await reader.readexactly(size)
-        await reader.readexactly(2)
-    return bytes(body)
-
-
 async def warm_up(plan: LaunchPlan) -> None:
-    """Make the plan's warm-up request. Raises `ModelProblem` when the engine cannot answer even that."""
+    """Make the plan's warm-up request. Raises `ModelProblem` if it fails."""
     if plan.warmup is None:
         return
     try:
-        answer = await request(plan.address, "POST", plan.warmup.path, plan.warmup.body)
-    except HTTPFailed:
+        response = await request(plan.address, "POST", plan.warmup.path, plan.warmup.body)
+    except ProbeFailed:
         raise ModelProblem("the engine broke the connection on its first request; see the model's log") from None
-    if answer.status != _OK:
-        reason = without_paths(answer.error_message() or f"status {answer.status}")
-        raise ModelProblem(f"the model is loaded, but its first answer failed: {reason}")
+    if response.status != _OK:
+        reason = without_paths(response.error_message() or f"status {response.status}")
+        raise ModelProblem(f"the model is loaded, but its first request failed: {reason}")

@@ -1,33 +1,33 @@
-"""Puts a vLLM engine to sleep and wakes it, by the endpoints of its development mode on its own socket.
+"""Sleep mode of a vLLM engine, by the endpoints of its development mode on its own socket.
 
-Level 1 keeps the weights in RAM, level 2 forgets them: they are read again from disk on waking (vLLM documentation,
-"Sleep Mode"). Raises `SleepFailed`; what the engine is then is not known.
+Level 1 keeps the weights in RAM; level 2 drops them and reads them from disk on waking (vLLM documentation,
+"Sleep Mode"). After `SleepFailed` the state of the engine is unknown.
 """
 
 from __future__ import annotations
 
 import json
 
-from llm_api_server.engines.readiness import HTTPFailed, request
+from llm_api_server.engines.readiness import ProbeFailed, request
 
 _OK = 200
 
 
 class SleepFailed(Exception):
-    """The engine did not do as told; the message says what it answered."""
+    """The engine did not fall asleep or wake up; the message has its response."""
 
 
 async def fall_asleep(address: str, level: int, *, from_level: int = 0) -> None:
-    """Returns when the engine says that it sleeps. It cannot go from one level to another without waking."""
+    """Return when the engine reports that it sleeps. It must wake up to change from one level to another."""
     if from_level:
         await wake_up(address, from_level)
     await _call(address, "POST", f"/sleep?level={level}")
     if not await is_sleeping(address):
-        raise SleepFailed("it says that it is awake")
+        raise SleepFailed("the engine reports that it is awake")
 
 
 async def wake_up(address: str, level: int) -> None:
-    """Returns when the engine is awake, with its weights."""
+    """Return when the engine is awake, with its weights."""
     if level == 1:
         await _call(address, "POST", "/wake_up")
     else:
@@ -35,22 +35,22 @@ async def wake_up(address: str, level: int) -> None:
         await _call(address, "POST", "/collective_rpc", {"method": "reload_weights"})
         await _call(address, "POST", "/wake_up?tags=kv_cache")
     if await is_sleeping(address):
-        raise SleepFailed("it says that it still sleeps")
+        raise SleepFailed("the engine reports that it still sleeps")
 
 
 async def is_sleeping(address: str) -> bool:
-    answer = await _call(address, "GET", "/is_sleeping")
+    body = await _call(address, "GET", "/is_sleeping")
     try:
-        return bool(json.loads(answer)["is_sleeping"])
+        return bool(json.loads(body)["is_sleeping"])
     except (ValueError, TypeError, KeyError):
-        raise SleepFailed("its answer to /is_sleeping cannot be read") from None
+        raise SleepFailed("the response to /is_sleeping cannot be read") from None
 
 
 async def _call(address: str, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
     try:
-        answer = await request(address, method, path, body)
-    except HTTPFailed as error:
+        response = await request(address, method, path, body)
+    except ProbeFailed as error:
         raise SleepFailed(f"{path}: {error}") from error
-    if answer.status != _OK:
-        raise SleepFailed(f"{path}: status {answer.status} {answer.error_message() or ''}".rstrip())
-    return answer.body
+    if response.status != _OK:
+        raise SleepFailed(f"{path}: status {response.status} {response.error_message() or ''}".rstrip())
+    return response.body

@@ -1,1 +1,1 @@
-"""HTTP/1.1 to engines: unix sockets, TCP and TLS, pooled connections."""
+"""HTTP/1.1 clients: pooled and asynchronous for engines and pictures, blocking for rare requests."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
@@ -27,13 +26,13 @@ from llm_api_server.engines.config_problems import engine_warnings
 from llm_api_server.errors import ControlError
 from llm_api_server.event_loop.accept_loop import WORKERS
 from llm_api_server.gateway.http.fast_path import HttpProtocol
+from llm_api_server.http_client import blocking
 from llm_api_server.lifecycle.running_server import begin_reload, join_run_dir, stop_manager
 from llm_api_server.lifecycle.server_lock import (
     BACKLOG,
     KEEP_ALIVE_TIMEOUT,
     ServerLock,
     listen,
-    local_host,
     local_url,
     raise_descriptor_limit,
 )
@@ -74,15 +73,12 @@ class Banner(threading.Thread):
         self._show = show
 
     def run(self) -> None:
-        host = local_host(self._config.server.host)
-        connection = http.client.HTTPConnection(host, self._port, timeout=_START_TIMEOUT)
         try:
-            connection.request("GET", "/livez")
-            connection.getresponse().read()
-        except (OSError, http.client.HTTPException):
+            url = f"{local_url(self._config.server.host, self._port)}/livez"
+            with blocking.request("GET", url, timeout=_START_TIMEOUT) as response:
+                response.read()
+        except blocking.FAILURES:
             return  # it ended before it served; its log says why
-        finally:
-            connection.close()
         self._show(banner(self._config, self._port))
 
 

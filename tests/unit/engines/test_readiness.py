@@ -60,12 +60,12 @@ async def test_answers_of_every_framing(tmp_path: Path, raw: bytes) -> None:
 )
 async def test_broken_answers_are_one_kind_of_failure(tmp_path: Path, raw: bytes) -> None:
     async with serving(tmp_path / "s", [raw]):
-        with pytest.raises(readiness.HTTPFailed):
+        with pytest.raises(readiness.ProbeFailed):
             await readiness.request(f"unix:{tmp_path / 's'}", "GET", "/")
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
-    with pytest.raises(readiness.HTTPFailed):
+    with pytest.raises(readiness.ProbeFailed):
         await readiness.request(f"unix:{tmp_path / 'none'}", "GET", "/")
 
 
@@ -98,7 +98,7 @@ async def test_warm_up_sends_the_plans_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (answer('{"error": {"message": "no room in /srv/x"}}', 500), "first answer failed: no room in x"),
+        (answer('{"error": {"message": "no room in /srv/x"}}', 500), "first request failed: no room in x"),
         (answer('{"error": "flat"}', 400), "failed: flat"),
         (answer("<html>", 502), "failed: status 502"),
         (b"", "broke the connection"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -13,16 +14,9 @@ from hypothesis import strategies as st
 
 from llm_api_server.event_loop.write_buffer import WriteBuffer
 from llm_api_server.http_client.address import Address
-from llm_api_server.http_client.client import (
-    MAX_HEAD_BYTES,
-    BrokenResponse,
-    Connection,
-    HttpClient,
-    NoResponse,
-    Response,
-    UpstreamError,
-    _Pool,
-)
+from llm_api_server.http_client.client import HttpClient
+from llm_api_server.http_client.connection import MAX_HEAD_BYTES, Connection, Pool
+from llm_api_server.http_client.response import BrokenResponse, NoResponse, Response, UpstreamError
 
 pytestmark = pytest.mark.anyio
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -256,7 +250,7 @@ class Recorder:
         self.body += data
         self.lasts.append(is_last)
 
-    def on_frames(self, frames: bytes) -> bool:
+    def on_chunks(self, frames: bytes) -> bool:
         if self.takes_frames:
             self.frames += frames
             payload = Recorder(takes_frames=False)
@@ -277,9 +271,9 @@ class NoTransport(asyncio.Transport):
         return False
 
 
-def received(answer: bytes, cuts: list[int], receiver: Recorder) -> _Pool:
+def received(answer: bytes, cuts: list[int], receiver: Recorder) -> Pool:
     """What `receiver` gets of `answer`, cut into reads. The pool has the connection again where it is still good."""
-    pool = _Pool(Address.parse("unix:/x"), None, WriteBuffer())
+    pool = Pool(Address.parse("unix:/x"), WriteBuffer(), idle_timeout=math.inf)
     connection = Connection(pool)
     connection.connection_made(NoTransport())
     connection.start(b"", receiver)

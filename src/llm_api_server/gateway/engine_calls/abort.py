@@ -13,7 +13,8 @@ import msgspec
 
 from llm_api_server.gateway.wire import schemas, token_estimates
 from llm_api_server.gateway.wire.request import RequestFacts
-from llm_api_server.http_client.client import HttpClient, UpstreamError
+from llm_api_server.http_client.client import HttpClient
+from llm_api_server.http_client.response import UpstreamError
 from llm_api_server.ipc.lease_messages import InstanceInfo
 
 #: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.

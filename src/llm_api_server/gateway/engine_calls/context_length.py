@@ -13,7 +13,8 @@ from llm_api_server.config.models import InferenceConfig
 from llm_api_server.errors import ContextLengthExceeded
 from llm_api_server.gateway.wire import schemas
 from llm_api_server.gateway.wire.request import RequestFacts
-from llm_api_server.http_client.client import HttpClient, UpstreamError
+from llm_api_server.http_client.client import HttpClient
+from llm_api_server.http_client.response import UpstreamError
 from llm_api_server.ipc.lease_messages import InstanceInfo
 
 _JSON = "application/json"

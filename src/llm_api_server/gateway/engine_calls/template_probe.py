@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from llm_api_server.http_client.client import HttpClient, UpstreamError
+from llm_api_server.http_client.client import HttpClient
+from llm_api_server.http_client.response import UpstreamError
 from llm_api_server.ipc.lease_messages import InstanceInfo
 
 _JSON = "application/json"

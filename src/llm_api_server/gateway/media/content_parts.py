@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from llm_api_server.errors import InvalidRequest
-from llm_api_server.gateway.media.image_size import BrokenPicture, read_size
+from llm_api_server.gateway.media.image_size import BrokenImage, read_size
 
 MediaKind = Literal["image", "audio", "video", "file"]
 
@@ -174,10 +174,10 @@ def _read_image(text: str, start: int, param: str) -> int:
     # What a size is read from stands at the beginning, nearly always.
     try:
         size = read_size(_decoded(text[start : start + _FIRST_CHARS], param))
-    except BrokenPicture:
+    except BrokenImage:
         try:
             size = read_size(_decoded(text[start:], param))
-        except BrokenPicture as error:
+        except BrokenImage as error:
             raise InvalidRequest("The image is damaged or cut off: its size cannot be read.", param=param) from error
     if size is None:
         raise InvalidRequest("The data is not a PNG, JPEG, GIF, WebP or BMP image.", param=param)

@@ -23,20 +23,20 @@ _OLD_BMP_HEADER = 12
 _MOST_STEPS = 5000
 
 
-class BrokenPicture(Exception):
+class BrokenImage(Exception):
     """The header cannot be read or has no size."""
 
 
 def read_size(content: bytes) -> Size | None:
-    """None: not a PNG, JPEG, GIF, WebP or BMP. Raises `BrokenPicture`."""
+    """None: not a PNG, JPEG, GIF, WebP or BMP. Raises `BrokenImage`."""
     for start, read in _FORMATS.items():
         if content.startswith(start):
             try:
                 width, height = read(content)
             except (struct.error, IndexError, ValueError) as error:
-                raise BrokenPicture from error
+                raise BrokenImage from error
             if width <= 0 or height <= 0:
-                raise BrokenPicture
+                raise BrokenImage
             return width, height
     return None
 
@@ -44,7 +44,7 @@ def read_size(content: bytes) -> Size | None:
 def _png(content: bytes) -> Size:
     kind, width, height = struct.unpack_from(">4sII", content, 12)
     if kind != b"IHDR":
-        raise BrokenPicture
+        raise BrokenImage
     return width, height
 
 
@@ -67,7 +67,7 @@ def _jpeg(content: bytes) -> Size:
                 frame_height, frame_width = struct.unpack_from(">HH", content, place + 5)
                 width, height = max(width, frame_width), max(height, frame_height)
             place += 2 + length
-    raise BrokenPicture
+    raise BrokenImage
 
 
 def _gif(content: bytes) -> Size:
@@ -88,13 +88,13 @@ def _gif(content: bytes) -> Size:
             is_extension = True
         else:
             break
-    raise BrokenPicture
+    raise BrokenImage
 
 
 def _webp(content: bytes) -> Size:
     kind = content[12:16]
     if content[8:12] != b"WEBP":
-        raise BrokenPicture
+        raise BrokenImage
     if kind == b"VP8X":
         width, height = (int.from_bytes(content[place : place + 3], "little") + 1 for place in (24, 27))
         return (width, height) if len(content) >= 30 else (0, 0)  # noqa: PLR2004 - where the header ends
@@ -104,7 +104,7 @@ def _webp(content: bytes) -> Size:
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", content, 26)
         return width & 0x3FFF, height & 0x3FFF
-    raise BrokenPicture
+    raise BrokenImage
 
 
 def _bmp(content: bytes) -> Size:

@@ -39,7 +39,8 @@ from llm_api_server.gateway.wire.responses import (
     StreamResponse,
 )
 from llm_api_server.gateway.wire.stream_reader import StreamReader, error_event, waiting_comment
-from llm_api_server.http_client.client import Connection, NoResponse, UpstreamError
+from llm_api_server.http_client.connection import Connection
+from llm_api_server.http_client.response import NoResponse, UpstreamError
 from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.ipc.trace_context import TRACEPARENT, engine_lines
 
@@ -373,7 +374,7 @@ class Exchange:
         except Exception:  # noqa: BLE001 - nothing of ours may fall into the event loop
             self._settle_or_fail(self._internal_error())
 
-    def on_frames(self, frames: bytes) -> bool:
+    def on_chunks(self, frames: bytes) -> bool:
         flow, client = self._flow, self._client
         if flow is None or not client.takes_frames or not flow.passes(frames):
             return False

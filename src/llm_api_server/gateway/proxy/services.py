@@ -169,7 +169,7 @@ class FastPathHandler:
     @property
     def turns(self) -> WriteBuffer:
         """In which connections to clients are to write."""
-        return self.proxy.upstream.turns
+        return self.proxy.upstream.write_buffer
 
     def takes(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether nothing but the proxy needs to see the request."""

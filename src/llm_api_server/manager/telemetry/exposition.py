@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from llm_api_server import __version__
-from llm_api_server.engines.readiness import HTTPFailed, request
+from llm_api_server.engines.readiness import ProbeFailed, request
 from llm_api_server.ipc import lease_messages, messages
 from llm_api_server.manager.instances.process import proportional_size
 from llm_api_server.manager.telemetry import metrics
@@ -156,7 +156,7 @@ async def _ask(info: lease_messages.InstanceInfo) -> tuple[str, str]:
     try:
         async with asyncio.timeout(ENGINE_TIMEOUT):
             answer = await request(info.address, "GET", "/metrics")
-    except (HTTPFailed, TimeoutError):
+    except (ProbeFailed, TimeoutError):
         return info.model, ""
     return info.model, answer.body.decode("utf-8", "replace") if answer.status == 200 else ""  # noqa: PLR2004
 

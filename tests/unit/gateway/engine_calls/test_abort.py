@@ -10,7 +10,8 @@ import pytest
 from llm_api_server.gateway.engine_calls import abort
 from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 from llm_api_server.gateway.wire.request import RequestFacts, read_request
-from llm_api_server.http_client.client import HttpClient, NoResponse
+from llm_api_server.http_client.client import HttpClient
+from llm_api_server.http_client.response import NoResponse
 from llm_api_server.ipc.lease_messages import InstanceInfo
 
 pytestmark = pytest.mark.anyio

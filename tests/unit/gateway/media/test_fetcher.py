@@ -154,7 +154,7 @@ async def test_only_hosts_of_the_configuration_are_asked(
     [
         ([ok(PICTURE + bytes(5000))], "larger than the 1000 bytes"),
         ([b"HTTP/1.1 200 OK\r\n\r\n", *[bytes(900)] * 20, None], "larger than the 1000 bytes"),
-        ([b"HTTP/1.1 200 OK\r\n", *[b"x: " + b"y" * 9000 + b"\r\n"] * 20, None], "head"),
+        ([b"HTTP/1.1 200 OK\r\n", *[b"x: " + b"y" * 9000 + b"\r\n"] * 20, None], "broken response"),
         ([answer(404)], "status 404"),
         ([answer(500, PICTURE)], "status 500"),
         ([answer(302)], "status 302"),

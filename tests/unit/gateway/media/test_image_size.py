@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_api_server.gateway.media.image_size import BrokenPicture, read_size
+from llm_api_server.gateway.media.image_size import BrokenImage, read_size
 from tests.pictures import SAMPLES, png
 
 STARTS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF0000WEBPVP8X", b"RIFF0000WEBPVP8L",
@@ -78,7 +78,7 @@ def test_headers(content: bytes, size: tuple[int, int]) -> None:
     ],
 )
 def test_headers_without_a_size_are_broken(content: bytes) -> None:
-    with pytest.raises(BrokenPicture):
+    with pytest.raises(BrokenImage):
         read_size(content)
 
 
@@ -91,7 +91,7 @@ def test_other_formats_are_none(content: bytes) -> None:
 def test_any_bytes_have_a_positive_size_or_are_broken(start: bytes, rest: bytes) -> None:
     try:
         size = read_size(start + rest)
-    except BrokenPicture:
+    except BrokenImage:
         return
     assert size is not None
     assert min(size) > 0
@@ -108,5 +108,5 @@ def test_any_bytes_have_a_positive_size_or_are_broken(start: bytes, rest: bytes)
 )
 def test_endless_headers_are_given_up(start: bytes, part: bytes, end: bytes) -> None:
     assert read_size(start + part * 100 + end) == (4, 4)
-    with pytest.raises(BrokenPicture):
+    with pytest.raises(BrokenImage):
         read_size(start + part * 10_000 + end)
