@@ -46,12 +46,12 @@ def free_port() -> int:
 class Server:
     """One start of the server. `config` is merged over a minimal one with two keys."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], *, command: str = "serve") -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], *, command: str | list[str] = "serve") -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.run_dir = folder / "run"
-        self._command = COMMANDS[command]
+        self._command = COMMANDS[command] if isinstance(command, str) else command
         self.configure(config)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -144,7 +144,7 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path, config: dict[str, Any], *, command: str = "serve") -> Iterator[Server]:
+def running(folder: Path, config: dict[str, Any], *, command: str | list[str] = "serve") -> Iterator[Server]:
     """A server that is up; afterwards it has ended in order and nothing of it is left."""
     server = Server(folder, config, command=command)
     try:
