@@ -1,45 +1,46 @@
-"""Every error a client can be answered with, as OpenAI's body, and the one function that renders it.
+"""The exception tree, and the JSON bodies of its errors. Pure.
 
     ServerError
-    ├── ConfigError                    the configuration cannot be used; all problems at once; exit code 2
-    ├── ControlError                   the manager cannot be reached or refused a command
+    ├── ConfigError                    the configuration is unusable; lists all problems; exit code 2
+    ├── ControlError                   the manager is unreachable or refused a command
     ├── Unreachable                    no server answers at an address; exit code 3
-    ├── StoreError                     the database cannot be used, or not now
-    ├── NoSuchKey                      the store has no key of that name or id
-    ├── NameTaken                      another key has that name
-    ├── KeyRevoked                     what is asked for cannot be done with a revoked key
-    ├── KeyInConfiguration             a key of the configuration is changed there
-    ├── InvalidKeyFields               a value of a key cannot be; has field
-    └── ApiError                       has status, type, code, param, message
-        ├── InvalidRequest         400 invalid_request_error
+    ├── StoreError                     the database is unusable, perhaps only for now
+    ├── DownloadError                  a model cannot be downloaded
+    └── ApiError                       has status, type, code, message, param
+        ├── InvalidRequest         400 type invalid_request_error
         │   ├── ContextLengthExceeded  code context_length_exceeded
-        │   ├── NotSupported           code not_supported (this model cannot do that)
-        │   └── InvalidConfiguration   code invalid_configuration (the file cannot be reloaded)
+        │   ├── NotSupported           code not_supported (the model or engine cannot do it)
+        │   ├── InvalidConfiguration   code invalid_configuration (the file cannot be reloaded)
+        │   ├── InvalidKeyField        a field of a key has a wrong value; has field, reason
+        │   ├── KeyInConfiguration     the configuration file is the place to change this key
+        │   └── KeyRevoked             a revoked key stays revoked
         ├── InvalidKey             401 code invalid_api_key
         ├── PermissionDenied       403 code permission_denied
         ├── UnknownEndpoint        404 code unknown_url
         ├── ModelNotFound          404 code model_not_found
+        ├── LogNotFound            404 code log_not_found
+        ├── DownloadNotFound       404 code pull_not_found
         ├── KeyNotFound            404 code key_not_found
         ├── MethodNotAllowed       405 code method_not_allowed
         ├── ModelNotLoaded         409 code model_not_loaded
-        ├── NotRemovable           409 code model_not_removable (as it is; the message says what to do)
-        ├── NameInUse              409 code name_taken
+        ├── NotRemovable           409 code model_not_removable (the message says what to do)
+        ├── NameTaken              409 code name_taken
         ├── RequestTooLarge        413 code request_too_large
         ├── RateLimited            429 code rate_limit_exceeded
-        ├── SlowDown               429 code slow_down (too many requests of this key wait)
-        ├── InsufficientQuota      429 code insufficient_quota (a budget is spent)
-        ├── InternalError          500 code internal_error (a fault of ours; details are in the log)
+        ├── SlowDown               429 code slow_down (too many requests of this key are queued)
+        ├── InsufficientQuota      429 code insufficient_quota (a token budget is spent)
+        ├── InternalError          500 code internal_error (a bug in this server; details are in the log)
         ├── EngineError            500 code engine_error
         ├── ModelLoadFailed        503 code model_load_failed
-        ├── ModelLoading           503 code model_loading (it was asked for, and is not ready in time)
-        ├── ServerOverloaded       503 code server_overloaded (too many requests wait)
+        ├── ModelLoading           503 code model_loading (the model will not be ready in time)
+        ├── ServerOverloaded       503 code server_overloaded (too many requests are queued)
         ├── EngineUnavailable      503 code engine_unavailable
-        ├── IssuerUnavailable      503 code issuer_unavailable (an identity provider's keys cannot be had)
-        ├── StoreUnavailable       503 code store_unavailable (the database cannot be reached)
+        ├── IssuerUnavailable      503 code issuer_unavailable (an identity provider's keys are unavailable)
+        ├── StoreUnavailable       503 code store_unavailable (the database is unreachable)
         ├── ShuttingDown           503 code server_shutting_down
         └── RequestTimeout         504 code timeout
 
-The `code` of an error is stable; its message may change.
+A `code` is stable; a message may change. `tests/unit/test_errors.py` compares the diagram with the classes.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class ConfigError(ServerError):
 
 
 class ControlError(ServerError):
-    """The manager did not answer, or answered that it cannot."""
+    """The manager did not respond, or refused a command."""
 
 
 class Unreachable(ServerError):
@@ -70,36 +71,11 @@ class Unreachable(ServerError):
 
 
 class StoreError(ServerError):
-    """The database cannot be used, or not now. The message has no password."""
+    """The database is unusable, perhaps only for now. The message holds no password."""
 
 
 class DownloadError(ServerError):
-    """A model could not be downloaded; the message says why and what to do."""
-
-
-class NoSuchKey(ServerError):
-    """The store has no key of that name or id."""
-
-
-class NameTaken(ServerError):
-    """Another key of the store has that name."""
-
-
-class KeyRevoked(ServerError):
-    """A revoked key stays revoked."""
-
-
-class KeyInConfiguration(ServerError):
-    """The key is in the configuration: it is changed there."""
-
-
-class InvalidKeyFields(ServerError):
-    """`field` of a key cannot be what was given; the message says what it may be."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
-        self.reason = reason
+    """A model cannot be downloaded; the message gives the reason and the remedy."""
 
 
 class ApiError(ServerError):
@@ -126,14 +102,14 @@ class ApiError(ServerError):
         self.param = param
         self.retry_after = retry_after
         self.should_retry = should_retry
-        #: How the key stands with its limits (`control.Standing`), where these are the reason.
+        #: `ipc.quota_messages.RateLimits` of the key, if they are the reason.
         self.rate_limits: Any = None
-        #: Where the request was, or would have been, in the queue of its model.
+        #: Position of the request in the queue of its model, or the one it would have had.
         self.position: int | None = None
 
     @property
     def kind(self) -> str:
-        """For logs and the ledger: the message may repeat what a client sent."""
+        """The name of the error in logs and the ledger; a message may repeat a client's text."""
         return self.code or self.type
 
 
@@ -145,8 +121,27 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class NotSupported(InvalidRequest):
+    code = "not_supported"
+
+
 class InvalidConfiguration(InvalidRequest):
     code = "invalid_configuration"
+
+
+class InvalidKeyField(InvalidRequest):
+    """`reason` is a sentence that gives the allowed values of `field`."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"Invalid '{field}': {reason}", param=field)
+        self.field = field
+        self.reason = reason
+
+
+class KeyInConfiguration(InvalidRequest): ...
+
+
+class KeyRevoked(InvalidRequest): ...
 
 
 class InvalidKey(ApiError):
@@ -177,6 +172,10 @@ class KeyNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "key_not_found"
 
 
+class MethodNotAllowed(ApiError):
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
 class ModelNotLoaded(ApiError):
     status, type, code = 409, "invalid_request_error", "model_not_loaded"
 
@@ -185,12 +184,8 @@ class NotRemovable(ApiError):
     status, type, code = 409, "invalid_request_error", "model_not_removable"
 
 
-class NameInUse(ApiError):
+class NameTaken(ApiError):
     status, type, code = 409, "invalid_request_error", "name_taken"
-
-
-class MethodNotAllowed(ApiError):
-    status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
 class RequestTooLarge(ApiError):
@@ -217,10 +212,6 @@ class EngineError(ApiError):
     status, code = 500, "engine_error"
 
 
-class NotSupported(InvalidRequest):
-    code = "not_supported"
-
-
 class ModelLoadFailed(ApiError):
     status, type, code = 503, "service_unavailable_error", "model_load_failed"
 
@@ -237,12 +228,12 @@ class EngineUnavailable(ApiError):
     status, type, code = 503, "service_unavailable_error", "engine_unavailable"
 
 
-class StoreUnavailable(ApiError):
-    status, type, code = 503, "service_unavailable_error", "store_unavailable"
-
-
 class IssuerUnavailable(ApiError):
     status, type, code = 503, "service_unavailable_error", "issuer_unavailable"
+
+
+class StoreUnavailable(ApiError):
+    status, type, code = 503, "service_unavailable_error", "store_unavailable"
 
 
 class ShuttingDown(ApiError):
@@ -254,7 +245,7 @@ class RequestTimeout(ApiError):
 
 
 def error_body(message: str, type_: str, code: str | None = None, param: str | None = None) -> bytes:
-    """OpenAI's error body (openai-openapi `Error`): all four fields, `code` and `param` a string or null."""
+    """Return OpenAI's error body (openai-openapi `Error`): all four fields, `code` and `param` a string or null."""
     error: dict[str, Any] = {"message": message, "type": type_, "param": param, "code": code}
     return msgspec.json.encode({"error": error})
 
@@ -274,28 +265,26 @@ _ANTHROPIC_TYPES = {
 
 
 def anthropic_error_body(status: int, message: str) -> bytes:
-    """The error body that `/v1/messages` clients parse."""
+    """Return the error body that `/v1/messages` clients parse."""
     kind = _ANTHROPIC_TYPES.get(status, "api_error")
     return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
 
 
 def render(error: ApiError, *, anthropic: bool = False) -> bytes:
-    """The JSON body of `error`."""
+    """Return the JSON body of `error`."""
     if anthropic:
         return anthropic_error_body(error.status, error.message)
     return error_body(error.message, error.type, error.code, error.param)
 
 
 def error_from_code(code: str, message: str, **options: Any) -> ApiError:
-    """The error whose class carries `code`: how an error crosses from the manager to a worker."""
+    """Return the error that the manager sent as `code`; `EngineUnavailable` for an unknown code."""
     return _BY_CODE.get(code, EngineUnavailable)(message, **options)
 
 
-_BY_CODE: dict[str | None, type[ApiError]] = {
+#: Without `InternalError`: a bug in the manager becomes `EngineUnavailable`, which clients retry.
+_BY_CODE = {
     error.code: error
-    for error in (
-        ContextLengthExceeded, InvalidConfiguration, ModelNotFound, RateLimited, InsufficientQuota, EngineError,
-        NotSupported, ModelLoadFailed, ModelLoading, ServerOverloaded, SlowDown, EngineUnavailable, StoreUnavailable,
-        ShuttingDown, RequestTimeout, DownloadNotFound, ModelNotLoaded, NotRemovable,
-    )
-}  # fmt: skip
+    for error in tuple(vars().values())
+    if isinstance(error, type) and issubclass(error, ApiError) and error.code and error is not InternalError
+}

@@ -15,7 +15,7 @@ import msgspec
 from llm_api_server.auth.access import Key
 from llm_api_server.auth.keys import configured_keys
 from llm_api_server.config.models import Config
-from llm_api_server.errors import KeyInConfiguration, NameTaken, NoSuchKey
+from llm_api_server.errors import KeyInConfiguration, KeyNotFound, NameTaken
 from llm_api_server.types import PriorityClass
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ class ManagedKeys:
 
     def get(self, name_or_id: str) -> ListedKey:
         if not name_or_id.isprintable():  # PostgreSQL takes no NUL, and no name of the store has what cannot be shown
-            raise NoSuchKey(f"There is no key {name_or_id!r}.")
+            raise KeyNotFound(f"There is no key {name_or_id!r}.")
         try:
             return _from_record(self._keys.get(name_or_id))
-        except NoSuchKey:
+        except KeyNotFound:
             found = self._find_configured(name_or_id)
             if found is None:
                 raise
@@ -126,7 +126,8 @@ class ManagedKeys:
 
     def _check_name(self, fields: KeyFields) -> None:
         if isinstance(fields.name, str) and self._find_configured(fields.name) is not None:
-            raise NameTaken(f"A key of the configuration has the name {fields.name!r}; choose another.")
+            message = f"A key of the configuration has the name {fields.name!r}; choose another."
+            raise NameTaken(message, param="name")
 
     def _find_configured(self, name_or_id: str) -> Key | None:
         return next((key for key in self._configured if name_or_id in {key.name, key.key_id}), None)

@@ -81,14 +81,14 @@ def load_running(path: Path | None) -> Config:
 @contextmanager
 def errors(config: Config | None = None) -> Iterator[None]:
     """Turn what can go wrong into a message and an exit code."""
-    from llm_api_server.errors import ConfigError, ControlError, InvalidKeyFields, ServerError, Unreachable
+    from llm_api_server.errors import ConfigError, ControlError, InvalidKeyField, ServerError, Unreachable
     from llm_api_server.lifecycle.running_server import is_absent
 
     try:
         yield
     except ConfigError as error:
         fail(str(error), ExitCode.WRONG)
-    except InvalidKeyFields as error:
+    except InvalidKeyField as error:
         fail(f"{error.field}: {error.reason}", ExitCode.WRONG)
     except ControlError as error:
         if config is not None and is_absent(error):

@@ -244,7 +244,7 @@ def _actor() -> Actor:
 
 
 def _fields(given: dict[str, Any]) -> KeyFields:
-    """What the options say. Raises `InvalidKeyFields`."""
+    """What the options say. Raises `InvalidKeyField`."""
     from llm_api_server.store.keys import KeyFields
 
     return KeyFields(**{field: _value(field, value) for field, value in given.items() if value not in (None, [])})
@@ -253,7 +253,7 @@ def _fields(given: dict[str, Any]) -> KeyFields:
 def _value(field: str, value: Any) -> Any:
     import time
 
-    from llm_api_server.errors import InvalidKeyFields
+    from llm_api_server.errors import InvalidKeyField
     from llm_api_server.times import parse_end
 
     match field:
@@ -265,7 +265,7 @@ def _value(field: str, value: Any) -> Any:
             try:
                 return None if value in {"never", "none"} else parse_end(value, time.time())
             except ValueError as error:
-                raise InvalidKeyFields("expires", str(error)) from error
+                raise InvalidKeyField("expires", str(error)) from error
         case "name" | "priority" | "priority_class" | "enabled":
             return value
     if value == "none":
@@ -273,7 +273,7 @@ def _value(field: str, value: Any) -> Any:
     try:
         return int(value)
     except ValueError as error:
-        raise InvalidKeyFields(field, f"{value!r} is neither a number nor 'none'.") from error
+        raise InvalidKeyField(field, f"{value!r} is neither a number nor 'none'.") from error
 
 
 def _words(values: Sequence[str]) -> list[str]:

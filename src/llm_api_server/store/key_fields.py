@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
 from llm_api_server.config.models import ApiKeyConfig
-from llm_api_server.errors import InvalidKeyFields
+from llm_api_server.errors import InvalidKeyField
 from llm_api_server.types import PriorityClass
 
 _UNUSED_KEY = "not-a-key"
@@ -44,7 +44,7 @@ class KeyFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def given(fields: KeyFields) -> dict[str, Any]:
-    """The values that are set, checked and in their usual form, by column. Raises `InvalidKeyFields`."""
+    """The values that are set, checked and in their usual form, by column. Raises `InvalidKeyField`."""
     values = {name: value for name in fields.__struct_fields__ if (value := getattr(fields, name)) is not UNSET}
     _check_ours(values)
     theirs = {name: value for name, value in values.items() if name not in {"note", "expires_at"}}
@@ -60,19 +60,19 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 def check_overlap(overlap: float) -> None:
     if not 0 <= overlap <= _YEAR_9999:
-        raise InvalidKeyFields("overlap", "give a number of seconds, 0 or more.")
+        raise InvalidKeyField("overlap", "give a number of seconds, 0 or more.")
 
 
 def _check_as_configured(values: dict[str, Any]) -> ApiKeyConfig:
     for field, value in values.items():
         if value is None and field in _NEVER_NONE:
-            raise InvalidKeyFields(field, "give a value.")
+            raise InvalidKeyField(field, "give a value.")
     try:
         return ApiKeyConfig.model_validate({"key": _UNUSED_KEY, "name": "any", **values})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = str(first.get("ctx", {}).get("error", first["msg"]))
-        raise InvalidKeyFields(str(first["loc"][0]), f"{reason}.") from error
+        raise InvalidKeyField(str(first["loc"][0]), f"{reason}.") from error
 
 
 _NEVER_NONE = frozenset({"name", "permissions", "models", "priority", "priority_class", "networks", "enabled"})
@@ -82,14 +82,14 @@ def _check_ours(values: dict[str, Any]) -> None:
     for field, value in values.items():
         words = value if isinstance(value, list) else [value]
         if field != "note" and not all(word.isprintable() for word in words if isinstance(word, str)):
-            raise InvalidKeyFields(field, "it holds characters that cannot be shown.")
+            raise InvalidKeyField(field, "it holds characters that cannot be shown.")
         if isinstance(value, int) and value > _LARGEST:
-            raise InvalidKeyFields(field, f"give at most {_LARGEST}.")
+            raise InvalidKeyField(field, f"give at most {_LARGEST}.")
     note = values.get("note")
     if note is not None and len(note) > _MAX_NOTE:
-        raise InvalidKeyFields("note", f"give at most {_MAX_NOTE} characters.")
+        raise InvalidKeyField("note", f"give at most {_MAX_NOTE} characters.")
     if _KEY_ID.fullmatch(values.get("name") or ""):
-        raise InvalidKeyFields("name", "it has the form of a key's id; choose another.")
+        raise InvalidKeyField("name", "it has the form of a key's id; choose another.")
     expires_at = values.get("expires_at")
     if expires_at is not None and not (math.isfinite(expires_at) and 0 < expires_at <= _YEAR_9999):
-        raise InvalidKeyFields("expires_at", "give a time in Unix seconds.")
+        raise InvalidKeyField("expires_at", "give a time in Unix seconds.")

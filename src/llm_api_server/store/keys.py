@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import Connection, Row, RowMapping, Select, delete, func, insert, or_, select, update
 
 from llm_api_server.auth.access import Key, Limits, digest, new_key
-from llm_api_server.errors import InvalidKeyFields, KeyRevoked, NameTaken, NoSuchKey
+from llm_api_server.errors import InvalidKeyField, KeyNotFound, KeyRevoked, NameTaken
 from llm_api_server.store.database import Database
 from llm_api_server.store.key_fields import KeyFields, check_overlap, given, with_defaults
 from llm_api_server.store.schema import AUDIT, DIGESTS, KEYS, REVISION
@@ -70,10 +70,10 @@ class Keys:
         self._clock = clock
 
     def create(self, fields: KeyFields, actor: Actor) -> tuple[KeyRecord, str]:
-        """A new key, and its secret, which is nowhere kept. Raises `InvalidKeyFields` or `NameTaken`."""
+        """A new key, and its secret, which is nowhere kept. Raises `InvalidKeyField` or `NameTaken`."""
         values = given(fields)
         if "name" not in values:
-            raise InvalidKeyFields("name", "give the key a name.")
+            raise InvalidKeyField("name", "give the key a name.")
         values = with_defaults(values)
         secret = new_key()
         key_id = f"key_{secrets.token_hex(8)}"
@@ -93,12 +93,12 @@ class Keys:
             return [_record(row) for row in connection.execute(self._records().order_by(KEYS.c.name))]
 
     def get(self, name_or_id: str) -> KeyRecord:
-        """Raises `NoSuchKey`."""
+        """Raises `KeyNotFound`."""
         with self._database.reading() as connection:
             return self._shown(connection, _row(connection, name_or_id)["id"])
 
     def update(self, name_or_id: str, fields: KeyFields, actor: Actor) -> KeyRecord:
-        """Change what `fields` gives. Raises `InvalidKeyFields`, `NameTaken`, `NoSuchKey` or `KeyRevoked`."""
+        """Change what `fields` gives. Raises `InvalidKeyField`, `NameTaken`, `KeyNotFound` or `KeyRevoked`."""
         values = given(fields)
         with self._database.writing() as connection:
             revision = _lock(connection)
@@ -117,7 +117,7 @@ class Keys:
     def rotate(self, name_or_id: str, overlap: float, actor: Actor) -> tuple[KeyRecord, str]:
         """A new secret; the old one stays valid for `overlap` seconds, earlier ones to the end that they had.
 
-        Raises `InvalidKeyFields`, `NoSuchKey` or `KeyRevoked`.
+        Raises `InvalidKeyField`, `KeyNotFound` or `KeyRevoked`.
         """
         check_overlap(overlap)
         secret = new_key()
@@ -138,7 +138,7 @@ class Keys:
             return self._shown(connection, row["id"]), secret
 
     def revoke(self, name_or_id: str, actor: Actor) -> KeyRecord:
-        """End the key for good; its record stays. Raises `NoSuchKey`."""
+        """End the key for good; its record stays. Raises `KeyNotFound`."""
         with self._database.writing() as connection:
             revision = _lock(connection)
             row = _row(connection, name_or_id)
@@ -150,7 +150,7 @@ class Keys:
             return self._shown(connection, row["id"])
 
     def delete(self, name_or_id: str, actor: Actor) -> None:
-        """Remove the key; usage and audit keep its name. Raises `NoSuchKey`."""
+        """Remove the key; usage and audit keep its name. Raises `KeyNotFound`."""
         with self._database.writing() as connection:
             revision = _lock(connection)
             row = _row(connection, name_or_id)
@@ -257,14 +257,14 @@ def _row(connection: Connection, name_or_id: str) -> RowMapping:
     wanted = or_(KEYS.c.id == name_or_id, KEYS.c.name == name_or_id)
     row = connection.execute(select(KEYS).where(wanted)).mappings().first()
     if row is None:
-        raise NoSuchKey(f"There is no key {name_or_id!r} in the store; `llm-api-server keys list` shows them.")
+        raise KeyNotFound(f"There is no key {name_or_id!r} in the store; `llm-api-server keys list` shows them.")
     return row
 
 
 def _check_name(connection: Connection, name: str, key_id: str) -> None:
     taken = select(KEYS.c.id).where(KEYS.c.name == name, KEYS.c.id != key_id)
     if connection.execute(taken).first() is not None:
-        raise NameTaken(f"Another key has the name {name!r}; choose another.")
+        raise NameTaken(f"Another key has the name {name!r}; choose another.", param="name")
 
 
 def _record(row: Row[Any]) -> KeyRecord:

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from llm_api_server.auth.access import Limits, digest
-from llm_api_server.errors import InvalidKeyFields, KeyRevoked, NameTaken, NoSuchKey
+from llm_api_server.errors import InvalidKeyField, KeyNotFound, KeyRevoked, NameTaken
 from llm_api_server.store import schema
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Actor, KeyFields, Keys
@@ -96,7 +96,7 @@ def test_an_update_changes_what_it_is_given(keys: Keys) -> None:
     assert changed.key == msgspec.structs.replace(record.key, name="new", limits=limits, enabled=True)
     assert changed.note == record.note
     assert keys.find(digest=digest(secret)) == changed.key
-    with pytest.raises(NoSuchKey):
+    with pytest.raises(KeyNotFound):
         keys.get("team-新")
 
 
@@ -229,7 +229,7 @@ def test_a_deleted_key_is_gone_and_its_name_free(keys: Keys) -> None:
     ],
 )
 def test_a_key_that_is_not_there_is_named(keys: Keys, change: Callable[[Keys], object]) -> None:
-    with pytest.raises(NoSuchKey, match="nobody"):
+    with pytest.raises(KeyNotFound, match="nobody"):
         change(keys)
     assert keys.revision() == 0
 
@@ -273,24 +273,24 @@ def test_names_are_given_once(keys: Keys) -> None:
 )
 def test_values_that_cannot_be_are_refused_with_their_field(keys: Keys, field: str, value: Any) -> None:
     fields: Any = {"name": "app", field: value}
-    with pytest.raises(InvalidKeyFields, match=f"^{field}: .+[.]$") as caught:
+    with pytest.raises(InvalidKeyField, match=f"^Invalid '{field}': .+[.]$") as caught:
         keys.create(KeyFields(**fields), ALICE)
     assert caught.value.field == field
     keys.create(KeyFields(name="app"), ALICE)
-    with pytest.raises(InvalidKeyFields, match=f"^{field}: "):
+    with pytest.raises(InvalidKeyField, match=f"^Invalid '{field}': "):
         keys.update("app", KeyFields(**{field: value}), ALICE)
     assert keys.revision() == 1
 
 
 def test_a_key_needs_a_name(keys: Keys) -> None:
-    with pytest.raises(InvalidKeyFields, match="name: "):
+    with pytest.raises(InvalidKeyField, match="'name': "):
         keys.create(KeyFields(), ALICE)
 
 
 @pytest.mark.parametrize("overlap", [-1.0, float("nan"), float("inf")])
 def test_an_overlap_is_a_time(keys: Keys, overlap: float) -> None:
     keys.create(KeyFields(name="app"), ALICE)
-    with pytest.raises(InvalidKeyFields, match="overlap"):
+    with pytest.raises(InvalidKeyField, match="overlap"):
         keys.rotate("app", overlap, ALICE)
 
 

@@ -15,20 +15,7 @@ import anyio.to_thread
 from loguru import logger
 
 from llm_api_server.config.models import Config
-from llm_api_server.errors import (
-    ApiError,
-    InvalidKeyFields,
-    InvalidRequest,
-    KeyInConfiguration,
-    KeyNotFound,
-    KeyRevoked,
-    NameInUse,
-    NameTaken,
-    NoSuchKey,
-    ServerError,
-    StoreError,
-    StoreUnavailable,
-)
+from llm_api_server.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from llm_api_server.admin.keys import ManagedKeys
@@ -78,10 +65,6 @@ class StoreAccess:
         except StoreError as error:
             logger.warning("{}", error)
             raise StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_AFTER) from error
-        except ApiError:
-            raise
-        except ServerError as error:
-            raise _as_api_error(error) from error
 
     def close(self) -> None:
         if self._stored is not None:
@@ -109,16 +92,3 @@ def _managed(config: Config, keys: Keys) -> ManagedKeys:
     from llm_api_server.admin.keys import ManagedKeys  # noqa: PLC0415
 
     return ManagedKeys(config, keys)
-
-
-def _as_api_error(error: ServerError) -> ServerError:
-    match error:
-        case NoSuchKey():
-            return KeyNotFound(str(error))
-        case NameTaken():
-            return NameInUse(str(error), param="name")
-        case InvalidKeyFields():
-            return InvalidRequest(f"Invalid '{error.field}': {error.reason}", param=error.field)
-        case KeyRevoked() | KeyInConfiguration():
-            return InvalidRequest(str(error))
-    return error
