@@ -25,12 +25,12 @@ from llm_api_server.manager.instances.device_watch import RELEASE_TIMEOUT
 from llm_api_server.manager.instances.process import LocalLauncher, process_start_time
 from llm_api_server.manager.manager import Manager
 from llm_api_server.types import EngineName, ModelState
-from tests.integration.test_manager import Recorder, ScriptEngine
 from tests.machine import GIB, Machine, gpus, ram
+from tests.script_engine import Recorder, ScriptEngine
 
 pytestmark = pytest.mark.anyio
 
-_STAND_IN = Path(__file__).parents[1] / "sleepy_engine.py"
+_STAND_IN = Path(__file__).parents[3] / "sleepy_engine.py"
 
 
 class SleepyEngine(ScriptEngine):

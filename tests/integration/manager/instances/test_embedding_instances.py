@@ -18,7 +18,7 @@ from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.manager.instances.process import process_start_time
 from llm_api_server.manager.manager import Manager
 from llm_api_server.types import EngineName, ModelState, Task
-from tests.integration.test_manager import (
+from tests.script_engine import (
     FAILS,
     SERVES,
     Recorder,

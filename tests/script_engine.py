@@ -1,0 +1,132 @@
+"""A manager whose engines are small scripts, in real processes under real guards; for tests of loads and unloads."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
+from llm_api_server.ipc.messages import Models, ToClient
+from llm_api_server.ipc.run_dir import RunDir
+from llm_api_server.manager.instances.process import LocalLauncher
+from llm_api_server.manager.manager import Manager
+from llm_api_server.types import EngineName, ModelState
+from tests.machine import Machine
+
+SERVES = "import pathlib, signal, sys; pathlib.Path(sys.argv[1]).touch(); signal.pause()"
+FAILS = "import sys; print('OutOfMemory: 7 of 6 GiB'); sys.exit(3)"
+HANGS = "import signal; signal.pause()"
+
+
+class ScriptEngine:
+    """An adapter whose model path is the script to run; it is ready when it has made its socket file."""
+
+    name: EngineName = "llama_cpp"
+    phase_marks: Sequence[tuple[str, str]] = ()
+
+    def inspect(self, model: ModelConfig) -> ModelFacts:
+        if model.path == "missing":
+            raise ModelProblem("the file does not exist")
+        return ModelFacts(context_length=128)
+
+    def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
+        del placement
+        return LaunchPlan([sys.executable, "-c", model.path, str(socket)], f"unix:{socket}", {"MODEL": name})
+
+    async def wait_ready(self, plan: LaunchPlan) -> None:
+        while not Path(plan.address.removeprefix("unix:")).exists():
+            await asyncio.sleep(0.01)
+
+    def explain_failure(self, log_tail: str, exit_code: int | None) -> str:
+        return f"{log_tail.strip()} (exit code {exit_code})"
+
+
+class Recorder:
+    """A client that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.is_worker = False
+        self.pid = 0
+        self.grants: dict[str, int] = {}
+        self.running: dict[str, list[str]] = {}
+        self.reading: dict[int, tuple[str, int]] = {}
+        self.in_flight: dict[str, int] = {}
+        self.blocked: dict[str, int] = {}
+        self.messages: asyncio.Queue[ToClient] = asyncio.Queue()
+        self.told: list[list[ModelState]] = []
+
+    def send(self, message: ToClient) -> None:
+        if isinstance(message, Models) and not message.request:
+            self.told.append([status.state for status in message.models])
+        else:
+            self.messages.put_nowait(message)
+
+    async def next(self) -> Any:
+        async with asyncio.timeout(30):
+            return await self.messages.get()
+
+
+class World:
+    """A manager and what it needs, on a run directory that outlives it."""
+
+    engine: Engine = ScriptEngine()
+
+    def __init__(self, folder: Path, **models: Any) -> None:
+        self.run_dir = RunDir(folder)
+        self.run_dir.engines.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.options = models
+        self.inventory = Machine()
+
+    @asynccontextmanager
+    async def manager(self, **scripts: str) -> AsyncIterator[Manager]:
+        available = {name: {"path": script} for name, script in scripts.items()}
+        config = Config.model_validate({"models": {"available": available, "min_loaded_time": 0, **self.options}})
+        engine = self.engine
+        engines = {name: (engine, entry) for name, entry in config.models.available.items()}
+        with self.run_dir.lock.open("a+b") as lock:
+            fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            launcher = LocalLauncher(self.run_dir)
+            manager = Manager(config, engines, launcher, self.run_dir, self.folder / "logs", self.inventory)
+            await manager.start()
+            try:
+                yield manager
+            finally:
+                await manager.close()
+
+    def leftovers(self) -> list[str]:
+        return sorted(path.name for path in self.run_dir.engines.iterdir())
+
+
+def connect(manager: Manager) -> Recorder:
+    client = Recorder()
+    manager.connected(client)
+    return client
+
+
+def state(manager: Manager, name: str) -> ModelState:
+    return next(status for status in manager.board.statuses() if status.id == name).state
+
+
+def pid_of(manager: Manager, name: str) -> int:
+    pid = next(status for status in manager.board.statuses() if status.id == name).pid
+    assert pid is not None
+    return pid
+
+
+async def abandon(manager: Manager) -> None:
+    """As if it had been killed: its tasks end, its engines do not."""
+    for running in list(manager._running.values()):
+        assert running.task is not None
+        running.task.cancel()
+        await asyncio.wait({running.task})
+    manager._running.clear()
+    manager._scheduler._bookings.clear()
