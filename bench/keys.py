@@ -15,7 +15,7 @@ import tempfile
 import time
 
 from llm_api_server.auth.access import Key, digest
-from llm_api_server.auth.authenticator import MAX_REMEMBERED, Authenticator
+from llm_api_server.auth.authenticator import MAX_CACHED, Authenticator
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import TokenSigner
 from llm_api_server.config.models import ApiKeyConfig, AuthConfig
@@ -107,7 +107,7 @@ def main() -> None:
     for kind, times in figures.items():
         print(f"{kind:12}", *(f"{size:>7} keys {cost:6.2f} us" for size, cost in times.items()), sep="  ")
         times["ratio"] = round(times[str(SIZES[-1])] / times[str(SIZES[0])], 2)
-    print(json.dumps({"authenticate_us": figures, "remembered": MAX_REMEMBERED, "rounds": rounds}))
+    print(json.dumps({"authenticate_us": figures, "remembered": MAX_CACHED, "rounds": rounds}))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Keys and the tokens made from them. The gateway asks; nothing here does I/O."""
+"""Authentication: keys, tokens made from keys, and tokens of identity providers."""

@@ -1,13 +1,15 @@
-"""Which tokens a configuration accepts beside keys. What reads them is imported only where there are any.
+"""Tokens that a configuration accepts beside keys.
 
-It brings the library `cryptography` along: six megabytes that most workers need not hold.
+Their modules are imported only if the configuration has any: they import `cryptography`, 6 MB that most workers can
+do without.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_api_server.config.models import AuthConfig, Config
+from llm_api_server.config.models import AuthConfig
 
 if TYPE_CHECKING:
     from llm_api_server.auth.issuers import Issuers
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def token_signer(auth: AuthConfig) -> TokenSigner | None:
-    """For tokens of our own; None where they are off."""
+    """Return the signer of the server's own tokens, or None if they are off."""
     if not auth.are_tokens_on or auth.secret_key is None:
         return None
     from llm_api_server.auth.tokens import TokenSigner  # noqa: PLC0415 - see above
@@ -23,10 +25,10 @@ def token_signer(auth: AuthConfig) -> TokenSigner | None:
     return TokenSigner(auth.secret_key, auth.token_timeout)
 
 
-def token_issuers(config: Config) -> Issuers | None:
-    """For tokens of identity providers; None where none is configured."""
-    if not config.auth.issuers:
+def token_issuers(auth: AuthConfig, folder: Path) -> Issuers | None:
+    """Return the configured identity providers, or None. `folder` is the base of relative paths of key files."""
+    if not auth.issuers:
         return None
     from llm_api_server.auth.issuers import Issuers  # noqa: PLC0415 - see above
 
-    return Issuers(config)
+    return Issuers(auth.issuers, folder)

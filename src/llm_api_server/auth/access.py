@@ -1,4 +1,4 @@
-"""What a caller is and may do: shared by those who find keys, those who keep them and those who count."""
+"""Keys and limits: the permissions and quotas of a caller, and how keys are made and hashed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_api_server.types import Permission, PriorityClass
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How much one key may use; None: without limit. Days and months are those of UTC."""
+    """Limits of one key; None: unlimited. Days and months are those of UTC."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -26,11 +26,11 @@ NO_LIMITS = Limits()
 
 
 class Key(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a caller may do. `models` are shell patterns, `networks` CIDR blocks (none: from everywhere).
+    """Permissions and limits of a caller. `models` are shell patterns, `networks` CIDR blocks (empty: any).
 
-    `key_id` names the key in logs, tokens and accounts; it stays the same when the secret is rotated. `expires_at` is
-    in Unix seconds. `priority` is the weight of its requests where several wait, and those of the class
-    `batch` come after all others.
+    `key_id` identifies the key in logs, tokens and usage; rotating the secret keeps it. `expires_at` is in Unix
+    seconds. `priority` is the weight of its requests among waiting ones; requests of the class `batch` are served
+    after all others.
     """
 
     name: str
@@ -57,10 +57,10 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def new_key() -> str:
-    """A random key of 256 bits."""
+    """Return a random key of 256 bits."""
     return f"sk-{secrets.token_urlsafe(32)}"
 
 
 def digest(key: str) -> str:
-    """Hex SHA-256 of a key: all that is kept of it."""
+    """Return the hex SHA-256 digest of a key; only the digest is stored."""
     return hashlib.sha256(key.encode()).hexdigest()

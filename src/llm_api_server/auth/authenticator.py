@@ -1,7 +1,7 @@
-"""From what a client sends as its key to who it is. Called for every request; what was seen before costs no question.
+"""Authentication of every request: from a client's key or token to a `Key`. Runs on the worker's event loop.
 
-Keys of the configuration are known from the start. Keys of the store and tokens are remembered by their digest until
-they end, are pushed out by newer ones, or change; who changes them says so (`forget`).
+Keys of the configuration are always known. Keys of the store and tokens are cached by digest until they expire, are
+evicted by newer ones, or are invalidated.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from llm_api_server.errors import InvalidKey, PermissionDenied
 if TYPE_CHECKING:
     from llm_api_server.auth.tokens import TokenSigner
 
-MAX_REMEMBERED = 10_000
+MAX_CACHED = 10_000
 MAX_UNKNOWN = 1_000
-#: How often a key is asked for anew because keys changed while it was looked up.
+#: Maximum number of lookups of one key while keys keep changing during the lookup.
 _TRIES = 3
 _TOKEN_DOTS = 2
 Value = TypeVar("Value")
 
 
 class KeySource(Protocol):
-    """Where keys that are not in the configuration come from."""
+    """Source of keys that are not in the configuration."""
 
     async def find(self, *, digest: str | None = None, key_id: str | None = None) -> Key | None:
-        """By the hex SHA-256 of its secret or by its id. Raises `ApiError` when nobody can tell."""
+        """Find a key by the SHA-256 digest of its secret or by its id. Raises `ApiError` if that is impossible now."""
 
 
-class Place(Protocol):
-    """Where a request comes from; asked only where that matters."""
+class Client(Protocol):
+    """Sender of a request; its address is read only if the key is limited to networks."""
 
     @property
     def address(self) -> str | None: ...
 
 
 class TokenIssuers(Protocol):
-    """Tokens that others have issued (`issuers.py`)."""
+    """Verifier of tokens of identity providers (`issuers.py`)."""
 
-    def knows(self, token: str) -> bool: ...
+    def claims_token(self, token: str) -> bool: ...
 
     async def verify(self, token: str) -> Key: ...
 
 
 class Authenticator:
-    """`now` tells Unix seconds."""
+    """Cache and verifier of keys and tokens. `changes` counts invalidations; `now` returns Unix seconds."""
 
     def __init__(
         self,
@@ -63,75 +63,80 @@ class Authenticator:
         tokens: TokenSigner | None = None,
         issuers: TokenIssuers | None = None,
         now: Callable[[], float] = time.time,
+        max_cached: int = MAX_CACHED,
+        max_unknown: int = MAX_UNKNOWN,
     ) -> None:
         self._source = source
         self._now = now
-        self._remembered: _Recent[Known] = _Recent(MAX_REMEMBERED)
-        self._unknown: _Recent[bool] = _Recent(MAX_UNKNOWN)
+        self._cached: _LruCache[KnownCaller] = _LruCache(max_cached)
+        self._unknown: _LruCache[bool] = _LruCache(max_unknown)
         self.changes = 0
         self.configure(keys, tokens, issuers)
 
     def configure(self, keys: KeyRing, tokens: TokenSigner | None, issuers: TokenIssuers | None) -> None:
-        """Nobody who was let in before is let in without being looked at again."""
+        """Replace keys and tokens and invalidate every cached authentication."""
         self._keys = keys
-        self._configured = {known: Known.of(known, key) for known, key in keys.items()}
+        self._configured = {known: KnownCaller.of(known, key) for known, key in keys.items()}
         self.tokens = tokens
         self._issuers = issuers
-        self.forget(None)
+        self.invalidate(None)
 
     async def authenticate(self, secret: str, address: str | None) -> tuple[Key, bool]:
-        """The key, and whether it came as a token. `secret` may be a header's bytes read as Latin-1.
+        """Return the key, and whether a token stood for it. `secret` may be a header's bytes decoded as Latin-1.
 
         Raises `InvalidKey` or `PermissionDenied`, or the source's `ApiError`.
         """
         known = await self.find(secret)
-        self.check(known, _At(address))
+        self.check(known, _Address(address))
         return known.key, known.is_token
 
-    async def find(self, secret: str) -> Known:
-        """Who sends `secret`, for as long as `changes` stays what it is. Raises as `authenticate` does."""
-        return self._look(secret) or await self._find(secret)
+    async def find(self, secret: str) -> KnownCaller:
+        """Return the caller with this `secret`, valid until `changes` changes. Raises as `authenticate` does."""
+        return self._find_cached(secret) or await self._look_up(secret)
 
-    def forget(self, ids: Collection[str] | None) -> None:
-        """The keys with these ids have changed, and what was unknown may be known now; None: all may have."""
+    def invalidate(self, ids: Collection[str] | None) -> None:
+        """Drop the cached authentications of the keys with these ids (None: all), and all unknown secrets."""
         self.changes += 1
         self._unknown.clear()
         if ids is None:
-            self._remembered.clear()
+            self._cached.clear()
         else:
             changed = frozenset(ids)
-            self._remembered.drop(lambda known: known.key.key_id in changed)
+            self._cached.drop(lambda known: known.key.key_id in changed)
 
-    def _look(self, secret: str) -> Known | None:
+    def _find_cached(self, secret: str) -> KnownCaller | None:
         for wanted in _digests(secret):
-            known = self._configured.get(wanted) or self._remembered.get(wanted)
-            # A dictionary's timing can tell something of the digest only, never of the key.
+            known = self._configured.get(wanted) or self._cached.get(wanted)
+            # The timing of a dictionary lookup can reveal parts of the digest only, never of the key.
             if known is not None and hmac.compare_digest(known.digest, wanted):
                 return known
         return None
 
-    async def _find(self, secret: str) -> Known:
+    async def _look_up(self, secret: str) -> KnownCaller:
         wanted = next(_digests(secret))
         if self._unknown.get(wanted):
             raise InvalidKey("Incorrect API key provided.")
         for _ in range(_TRIES):
             changes = self.changes
-            known = await self._ask(secret, wanted)
+            known = await self._fetch(secret, wanted)
             if changes == self.changes:
-                self._remember(wanted, known)
+                if known is None:
+                    self._unknown.put(wanted, value=True)
+                else:
+                    self._cached.put(wanted, known)
                 break
         if known is None:
             raise InvalidKey("Incorrect API key provided.")
         return known
 
-    async def _ask(self, secret: str, wanted: str) -> Known | None:
+    async def _fetch(self, secret: str, wanted: str) -> KnownCaller | None:
         if secret.count(".") == _TOKEN_DOTS:
-            if self._issuers is not None and self._issuers.knows(secret):
-                return Known.of(wanted, await self._issuers.verify(secret), is_token=True)
+            if self._issuers is not None and self._issuers.claims_token(secret):
+                return KnownCaller.of(wanted, await self._issuers.verify(secret), is_token=True)
             if self.tokens is not None:
-                return Known.of(wanted, await self._by_token(self.tokens, secret), is_token=True)
+                return KnownCaller.of(wanted, await self._by_token(self.tokens, secret), is_token=True)
         key = await self._source.find(digest=wanted)
-        return None if key is None else Known.of(wanted, key)
+        return None if key is None else KnownCaller.of(wanted, key)
 
     async def _by_token(self, tokens: TokenSigner, token: str) -> Key:
         claims = tokens.read(token)
@@ -140,32 +145,27 @@ class Authenticator:
             raise InvalidKey("The key that this token was made from no longer exists.")
         return tokens.narrow(key, claims)
 
-    def _remember(self, wanted: str, known: Known | None) -> None:
-        if known is None:
-            self._unknown.put(wanted, value=True)
-        else:
-            self._remembered.put(wanted, known)
-
-    def check(self, known: Known, place: Place) -> None:
-        """Whether the key may be used now and from there. Raises `InvalidKey` or `PermissionDenied`."""
+    def check(self, known: KnownCaller, client: Client) -> None:
+        """Raise `InvalidKey` or `PermissionDenied` unless the key may be used now and by this client."""
         key = known.key
         if not key.enabled:
             raise InvalidKey("This API key is disabled.")
         if key.expires_at is not None and key.expires_at <= self._now():
-            what = "token has expired. Get a new one." if known.is_token else "API key has expired."
-            raise InvalidKey(f"This {what}")
-        if known.networks and not _is_within(place.address, known.networks):
+            raise InvalidKey(
+                "This token has expired. Get a new one." if known.is_token else "This API key has expired."
+            )
+        if known.networks and not _is_within(client.address, known.networks):
             raise PermissionDenied("Your API key may not be used from this network.")
 
 
 @dataclass(frozen=True, slots=True)
-class _At:
+class _Address:
     address: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """Somebody who was seen, by the digest of what was sent."""
+class KnownCaller:
+    """Caller with a known key or token; `digest` is that of the secret it sent."""
 
     digest: str
     key: Key
@@ -173,38 +173,38 @@ class Known:
     networks: tuple[IPv4Network | IPv6Network, ...]
 
     @classmethod
-    def of(cls, known: str, key: Key, *, is_token: bool = False) -> Known:
-        return cls(known, key, is_token, tuple(ip_network(block) for block in key.networks))
+    def of(cls, digest: str, key: Key, *, is_token: bool = False) -> KnownCaller:
+        return cls(digest, key, is_token, tuple(ip_network(block) for block in key.networks))
 
 
-class _Recent(Generic[Value]):
-    """The last `size` that were used, by their names."""
+class _LruCache(Generic[Value]):
+    """The `size` most recently used values, by key."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._values: OrderedDict[str, Value] = OrderedDict()
 
-    def get(self, name: str) -> Value | None:
-        value = self._values.get(name)
+    def get(self, key: str) -> Value | None:
+        value = self._values.get(key)
         if value is not None:
-            self._values.move_to_end(name)
+            self._values.move_to_end(key)
         return value
 
-    def put(self, name: str, value: Value) -> None:
-        self._values[name] = value
+    def put(self, key: str, value: Value) -> None:
+        self._values[key] = value
         if len(self._values) > self._size:
             self._values.popitem(last=False)
 
     def drop(self, is_unwanted: Callable[[Value], bool]) -> None:
-        for name in [name for name, value in self._values.items() if is_unwanted(value)]:
-            del self._values[name]
+        for key in [key for key, value in self._values.items() if is_unwanted(value)]:
+            del self._values[key]
 
     def clear(self) -> None:
         self._values.clear()
 
 
 def _digests(secret: str) -> Iterator[str]:
-    """Of the text, and, where it is not ASCII, of the bytes that the header held."""
+    """Yield the digest of the text and, if it is not ASCII, that of the header's bytes."""
     yield hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
     if not secret.isascii():
         try:
@@ -214,7 +214,7 @@ def _digests(secret: str) -> Iterator[str]:
 
 
 def _is_within(address: str | None, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
-    """Whether a client's address is in one of `networks`; one without an address is nowhere."""
+    """Return whether a client's address is in one of `networks`; False without an address."""
     try:
         client = ip_address((address or "").partition("%")[0])
     except ValueError:

@@ -1,13 +1,17 @@
-"""Tokens that identity providers issue (OpenID Connect): verified by the keys that they publish (JWKS, RFC 7517)."""
+"""Tokens of identity providers (OpenID Connect), verified with the keys they publish (JWKS, RFC 7517).
+
+Key sets are fetched in a thread, at most once at a time, and replaced only by a valid newer one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jwt
 import msgspec
@@ -17,27 +21,33 @@ from loguru import logger
 
 from llm_api_server.auth.access import Key
 from llm_api_server.auth.keys import limits_of
-from llm_api_server.config.models import Config, IssuerConfig
+from llm_api_server.config.models import IssuerConfig
 from llm_api_server.errors import InvalidKey, IssuerUnavailable
 from llm_api_server.http_client import blocking
 
 MAX_TOKEN_CHARS = 16 * 1024
 MAX_KEYS_BYTES = 1024 * 1024
 FETCH_TIMEOUT = 5.0
-#: Seconds that fetched keys are used without a look for newer ones.
-FRESH_FOR = 300.0
-#: Seconds between two fetches because of a token with an unknown key, or after one that failed.
-RETRY_AFTER = 30.0
-#: Seconds that the last good keys serve on while newer ones cannot be had.
-STALE_FOR = 86400.0
-#: Clocks of issuers may be wrong by so many seconds.
+#: Tolerated clock difference between this server and an issuer, in seconds.
 LEEWAY = 30.0
 _MAX_NAME_CHARS = 128
 _MIN_RSA_BITS = 2048
 _REFUSED = "Incorrect token provided."
 
 
-class _Head(msgspec.Struct):
+@dataclass(frozen=True)
+class RefreshPolicy:
+    """Times of a fetched key set, in seconds."""
+
+    #: Age up to which keys are used without fetching newer ones.
+    fresh_for: float = 300.0
+    #: Minimum time between two fetches.
+    retry_after: float = 30.0
+    #: Age up to which keys are used while fetching newer ones fails.
+    stale_for: float = 86400.0
+
+
+class _Header(msgspec.Struct):
     alg: str
     kid: str | None = None
     crit: Any = None
@@ -48,45 +58,56 @@ class _Issued(msgspec.Struct):
 
 
 class Issuers:
-    """The configured identity providers. `now` tells Unix seconds."""
+    """The configured identity providers. `folder` is the base of relative paths; `now` returns Unix seconds."""
 
-    def __init__(self, config: Config, *, now: Callable[[], float] = time.time) -> None:
-        self._issuers = {entry.issuer: _Issuer(entry, config.folder, now) for entry in config.auth.issuers}
+    def __init__(
+        self,
+        entries: Iterable[IssuerConfig],
+        folder: Path,
+        *,
+        now: Callable[[], float] = time.time,
+        refresh: RefreshPolicy = RefreshPolicy(),
+    ) -> None:
+        self._issuers = {entry.issuer: _Issuer(entry, _key_set(entry.jwks, folder, refresh), now) for entry in entries}
 
-    def knows(self, token: str) -> bool:
-        """Whether the token says that it comes from one of them; who says so is not yet believed."""
-        return bool(self._issuers) and _issuer_of(token) in self._issuers
+    def claims_token(self, token: str) -> bool:
+        """Return whether the token names one of these issuers; its signature is not checked."""
+        return _issuer_of(token) in self._issuers
 
     async def verify(self, token: str) -> Key:
-        """Who it is, until the token ends. Raises `InvalidKey`, or `IssuerUnavailable` without keys to verify it by."""
+        """Return the caller as a key that expires with the token.
+
+        Raises `InvalidKey`, or `IssuerUnavailable` if there are no keys to verify the token with.
+        """
         issuer = self._issuers.get(_issuer_of(token) or "")
         if issuer is None:
             raise InvalidKey(_REFUSED)
         return await issuer.verify(token)
 
 
+def _key_set(location: str, folder: Path, refresh: RefreshPolicy) -> _KeySet:
+    if location.startswith(("https://", "http://")):
+        return _FetchedKeySet(location, refresh)
+    return _KeySetFile(folder / Path(location).expanduser())
+
+
 class _Issuer:
-    def __init__(self, entry: IssuerConfig, folder: Path, now: Callable[[], float]) -> None:
+    def __init__(self, entry: IssuerConfig, keys: _KeySet, now: Callable[[], float]) -> None:
         self._entry = entry
+        self._keys = keys
         self._now = now
-        is_url = entry.jwks.startswith(("https://", "http://"))
-        self._keys: _KeyFile | _KeyUrl = (
-            _KeyUrl(entry.jwks) if is_url else _KeyFile(folder / Path(entry.jwks).expanduser())
-        )
 
     async def verify(self, token: str) -> Key:
-        head = _head(token)
-        if head.alg not in self._entry.algorithms or head.crit is not None:
+        header = _header(token)
+        if header.alg not in self._entry.algorithms or header.crit is not None:
             raise InvalidKey(_REFUSED)
-        key = _pick(await self._keys.get(), head)
-        if key is None:
-            key = _pick(await self._keys.get(newer=True), head)
+        key = _pick(await self._keys.get(), header) or _pick(await self._keys.get(newer=True), header)
         if key is None:
             raise InvalidKey(_REFUSED)
-        return self._as_key(self._claims(token, key, head.alg))
+        return self._as_key(self._claims(token, key, header.alg))
 
     def _claims(self, token: str, key: jwt.PyJWK, algorithm: str) -> dict[str, Any]:
-        # Times are checked below, against our own clock.
+        # Times are checked below, against `self._now`.
         options: jwt.types.Options = {
             "require": ["exp", "iss", "aud"], "verify_exp": False, "verify_iat": False, "verify_nbf": False
         }  # fmt: skip
@@ -95,7 +116,7 @@ class _Issuer:
             claims: dict[str, Any] = jwt.decode(
                 token, key.key, algorithms=[algorithm], audience=entry.audience, issuer=entry.issuer, options=options
             )
-        except Exception as error:  # the library has no one root for what wild claims can do to it
+        except Exception as error:  # malformed claims raise errors without a common base class
             raise InvalidKey(_REFUSED) from error
         now = self._now()
         exp, starts = claims["exp"], [claims.get(name, 0) for name in ("nbf", "iat")]
@@ -111,7 +132,7 @@ class _Issuer:
         entry = self._entry
         name = claims.get(entry.name_claim)
         if not isinstance(name, str) or not name:
-            raise InvalidKey(f"This token does not say who you are ('{entry.name_claim}').")
+            raise InvalidKey(f"This token has no claim '{entry.name_claim}' to name its caller.")
         identity = hashlib.sha256(f"{entry.issuer}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()
         return Key(
             name="".join(char if char.isprintable() else "?" for char in name[:_MAX_NAME_CHARS]),
@@ -125,92 +146,99 @@ class _Issuer:
         )
 
 
-class _KeyFile:
-    """Read again when it has changed."""
+class _KeySet(Protocol):
+    async def get(self, *, newer: bool = False) -> list[jwt.PyJWK]:
+        """Return the keys; `newer`: the known ones do not include the wanted key. Raises `IssuerUnavailable`."""
+
+
+class _KeySetFile:
+    """Key set in a file, read again when the file changes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int] | None = None
+        self._version: tuple[int, int] | None = None
         self._keys: list[jwt.PyJWK] = []
 
-    async def get(self, *, newer: bool = False) -> list[jwt.PyJWK]:  # noqa: ARG002 - it is always the newest
+    async def get(self, *, newer: bool = False) -> list[jwt.PyJWK]:  # noqa: ARG002 - a file is always current
         try:
             status = self._path.stat()
-            if self._seen != (status.st_mtime_ns, status.st_size):
-                self._keys = _read(self._path.read_bytes())
-                self._seen = (status.st_mtime_ns, status.st_size)
+            version = (status.st_mtime_ns, status.st_size)
+            if self._version != version:
+                self._keys = _parse(self._path.read_bytes())
+                self._version = version
         except (OSError, ValueError) as error:
-            logger.error("the keys of an identity provider cannot be read from {}: {}", self._path, error)
-            if self._seen is None:
-                raise IssuerUnavailable("The identity provider's keys cannot be read just now.") from error
+            logger.error("cannot read the keys of an identity provider from {}: {}", self._path, error)
+            if self._version is None:
+                raise IssuerUnavailable("The identity provider's keys cannot be read.") from error
         return self._keys
 
 
-class _KeyUrl:
-    """Fetched in a thread, once for all who wait."""
+class _FetchedKeySet:
+    """Key set behind a URL. All callers wait for the same fetch."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, policy: RefreshPolicy) -> None:
         self._url = url
+        self._policy = policy
         self._keys: list[jwt.PyJWK] | None = None
-        self._got_at = float("-inf")
+        self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
         self._fetch: asyncio.Task[None] | None = None
 
     async def get(self, *, newer: bool = False) -> list[jwt.PyJWK]:
-        """`newer`: those known so far do not suffice. Raises `IssuerUnavailable`."""
-        now = time.monotonic()
-        is_due = newer or now - self._got_at > FRESH_FOR
-        if self._fetch is None and is_due and now - self._tried_at > (RETRY_AFTER if self._tried_at > 0 else 0):
+        now, policy = time.monotonic(), self._policy
+        is_due = newer or now - self._fetched_at > policy.fresh_for
+        if self._fetch is None and is_due and now - self._tried_at > policy.retry_after:
             self._tried_at = now
             self._fetch = asyncio.create_task(self._refresh())
         if self._fetch is not None and is_due:
             await asyncio.shield(self._fetch)
-        if self._keys is None or time.monotonic() - self._got_at > STALE_FOR:
-            raise IssuerUnavailable("The identity provider's keys cannot be had just now.", retry_after=RETRY_AFTER)
+        if self._keys is None or time.monotonic() - self._fetched_at > policy.stale_for:
+            raise IssuerUnavailable("The identity provider's keys are unavailable.", retry_after=policy.retry_after)
         return self._keys
 
     async def _refresh(self) -> None:
         try:
-            self._keys = _read(
+            self._keys = _parse(
                 await asyncio.to_thread(blocking.get, self._url, timeout=FETCH_TIMEOUT, max_bytes=MAX_KEYS_BYTES)
             )
-            self._got_at = time.monotonic()
+            self._fetched_at = time.monotonic()
         except (*blocking.FAILURES, ValueError) as error:
-            logger.error("the keys of an identity provider cannot be had from {}: {}", self._url, error)
+            logger.error("cannot fetch the keys of an identity provider from {}: {}", self._url, error)
         finally:
             self._fetch = None
 
 
-def _read(document: bytes) -> list[jwt.PyJWK]:
-    """The public keys for signatures in a JWKS; others in it are passed over. Raises `ValueError`."""
+class _KeySetDocument(msgspec.Struct):
+    keys: list[dict[str, Any]]
+
+
+def _parse(document: bytes) -> list[jwt.PyJWK]:
+    """Return the signing keys of a JWKS document. Raises `ValueError` if it is none."""
     try:
-        entries = msgspec.json.decode(document, type=_KeySet).keys
+        entries = msgspec.json.decode(document, type=_KeySetDocument).keys
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"it is no JWKS: {error}") from error
+        raise ValueError(f"not a JWKS document: {error}") from error
     keys = []
     for entry in entries:
         if entry.get("use", "sig") != "sig":
             continue
+        # One by one, because `jwt.PyJWKSet` refuses a whole set for one malformed key, and an empty set.
         try:
             keys.append(jwt.PyJWK(entry))
-        except Exception:  # noqa: BLE001, S112 - of a kind that is not known here
+        except Exception:  # noqa: BLE001, S112 - an unknown kind of key
             continue
     return keys
 
 
-class _KeySet(msgspec.Struct):
-    keys: list[dict[str, Any]]
+def _pick(keys: list[jwt.PyJWK], header: _Header) -> jwt.PyJWK | None:
+    """Return the key with the token's `kid`, or the only suitable key if the token has no `kid`."""
+    suitable = [key for key in keys if _is_suitable(key, header.alg)]
+    if header.kid is not None:
+        return next((key for key in suitable if key.key_id == header.kid), None)
+    return suitable[0] if len(suitable) == 1 else None
 
 
-def _pick(keys: list[jwt.PyJWK], head: _Head) -> jwt.PyJWK | None:
-    """The key that the token names; without a name the only one that fits."""
-    fitting = [key for key in keys if _fits(key, head.alg)]
-    if head.kid is not None:
-        return next((key for key in fitting if key.key_id == head.kid), None)
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _fits(key: jwt.PyJWK, algorithm: str) -> bool:
+def _is_suitable(key: jwt.PyJWK, algorithm: str) -> bool:
     if key.algorithm_name != algorithm:
         return False
     public = key.key
@@ -219,15 +247,15 @@ def _fits(key: jwt.PyJWK, algorithm: str) -> bool:
     return isinstance(public, EllipticCurvePublicKey) and isinstance(public.curve, SECP256R1)
 
 
-def _head(token: str) -> _Head:
+def _header(token: str) -> _Header:
     try:
-        return msgspec.convert(jwt.get_unverified_header(token), _Head)
+        return msgspec.convert(jwt.get_unverified_header(token), _Header)
     except Exception as error:  # as in `_claims`
         raise InvalidKey(_REFUSED) from error
 
 
 def _issuer_of(token: str) -> str | None:
-    """`iss` as the token has it, unverified."""
+    """Return the `iss` claim of an unverified token."""
     if len(token) > MAX_TOKEN_CHARS:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The keys of the configuration, hashed when they are read: who asks, and what may it do. Called for every request."""
+"""Keys of the configuration, hashed as they are read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from llm_api_server.config.secrets import SHA256_PREFIX
 
 _KEY_ID_LENGTH = 12
 
-
-#: Who asks when keys are not required.
+#: Caller of every request if keys are not required.
 ANONYMOUS = Key("anonymous", "anonymous", frozenset({"all"}))
 
 
 class KeyRing:
-    """Keys by their SHA-256 digest and by their ids; the keys themselves are not kept."""
+    """Keys by SHA-256 digest and by id; their secrets are not kept."""
 
     def __init__(self, auth: AuthConfig) -> None:
         self._by_digest = {digest(entry.key): key_of(entry) for entry in auth.api_keys}
@@ -27,7 +26,7 @@ class KeyRing:
         return len(self._by_digest)
 
     def items(self) -> ItemsView[str, Key]:
-        """Digests and keys."""
+        """Return pairs of digest and key."""
         return self._by_digest.items()
 
     def find_by_id(self, key_id: str) -> Key | None:
@@ -35,12 +34,12 @@ class KeyRing:
 
 
 def configured_keys(auth: AuthConfig) -> list[Key]:
-    """In the order of the configuration."""
+    """Return the keys in the order of the configuration."""
     return [key_of(entry) for entry in auth.api_keys]
 
 
 def digest(key: str) -> str:
-    """Hex SHA-256 of a key of the configuration, which may be given as `sha256:` and its digest."""
+    """Return the hex SHA-256 digest of a configured key, which may already be `sha256:` and the digest."""
     if key.startswith(SHA256_PREFIX):
         return key.removeprefix(SHA256_PREFIX).lower()
     return access.digest(key)

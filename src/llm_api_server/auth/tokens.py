@@ -1,4 +1,4 @@
-"""Short-lived tokens (JWT, RFC 7519) that stand for a key with the same or fewer rights. `/auth/token` issues them."""
+"""Short-lived tokens (JWT, RFC 7519) that stand for a key with the same or fewer permissions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WILDCARDS = frozenset("*?[")
 
 
 class Claims(msgspec.Struct):
-    """What a token of ours says. `exp` in Unix seconds."""
+    """Claims of a token. `exp` is in Unix seconds."""
 
     sub: str
     exp: int
@@ -27,7 +27,7 @@ class Claims(msgspec.Struct):
 
 
 class TokenSigner:
-    """Issues tokens and reads them. `now` tells Unix seconds."""
+    """Issuer and verifier of tokens. `now` returns Unix seconds."""
 
     def __init__(self, secret: str, max_lifetime: float, *, now: Callable[[], float] = time.time) -> None:
         self._secret = secret
@@ -41,9 +41,9 @@ class TokenSigner:
         models: Iterable[str] | None = None,
         expires_in: float | None = None,
     ) -> tuple[str, int]:
-        """A token and the Unix time of its end. Without `permissions`, `models` or `expires_in`: as much as allowed.
+        """Return a token and the Unix time of its expiry. An argument left out means all that the key allows.
 
-        Raises `InvalidRequest`, with `param`, when more is asked for than the key has.
+        Raises `InvalidRequest`, with `param`, if the arguments exceed the rights of the key.
         """
         claims = Claims(
             sub=key.key_id,
@@ -55,7 +55,7 @@ class TokenSigner:
         return jwt.encode(payload, self._secret, algorithm=_ALGORITHM), claims.exp
 
     def narrow(self, key: Key, claims: Claims) -> Key:
-        """What both `key` and the token may do, for as long as both last."""
+        """Return `key` reduced to the rights and the validity of its token."""
         return msgspec.structs.replace(
             key,
             permissions=_common(key, claims.permissions),
@@ -73,14 +73,8 @@ class TokenSigner:
         return expires_in
 
     def read(self, token: str) -> Claims:
-        """What a token says, if it is one of ours. Raises `InvalidKey`."""
-        claims = self._decode(token)
-        if claims.exp <= self._now():
-            raise InvalidKey("This token has expired. Get a new one from /auth/token.")
-        return claims
-
-    def _decode(self, token: str) -> Claims:
-        # The time is checked by `read`, against its own clock.
+        """Verify a token and return its claims. Raises `InvalidKey`."""
+        # The expiry is checked below, against `self._now`.
         options: jwt.types.Options = {
             "require": ["exp", "iat", "sub", "iss", "aud"],
             "verify_exp": False,
@@ -90,15 +84,18 @@ class TokenSigner:
             payload = jwt.decode(
                 token, self._secret, algorithms=[_ALGORITHM], audience=AUDIENCE, issuer=ISSUER, options=options
             )
-            return msgspec.convert(payload, Claims)
+            claims = msgspec.convert(payload, Claims)
         except (jwt.InvalidTokenError, msgspec.ValidationError, ValueError) as error:
             raise InvalidKey("Incorrect token provided. Get a new one from /auth/token.") from error
+        if claims.exp <= self._now():
+            raise InvalidKey("This token has expired. Get a new one from /auth/token.")
+        return claims
 
 
-def _narrow_permissions(key: Key, asked: Iterable[str] | None) -> list[Permission]:
-    if asked is None:
+def _narrow_permissions(key: Key, requested: Iterable[str] | None) -> list[Permission]:
+    if requested is None:
         return sorted(key.permissions)
-    wanted = sorted(set(asked))
+    wanted = sorted(set(requested))
     if unknown := [name for name in wanted if name not in PERMISSIONS]:
         raise InvalidRequest(
             f"Unknown permission '{unknown[0][:64]}'; known are {', '.join(sorted(PERMISSIONS))}.", param="permissions"
@@ -113,17 +110,20 @@ def _common(key: Key, permissions: Iterable[Permission]) -> frozenset[Permission
     return frozenset(permission for permission in permissions if key.may(permission))
 
 
-def _narrow_models(key: Key, asked: Iterable[str] | None) -> list[str]:
-    if asked is None:
+def _narrow_models(key: Key, requested: Iterable[str] | None) -> list[str]:
+    if requested is None:
         return list(key.models)
-    wanted = list(dict.fromkeys(asked))
+    wanted = list(dict.fromkeys(requested))
     if missing := [pattern for pattern in wanted if not _covers(key, pattern)]:
         raise InvalidRequest(f"Your key may not use the model '{missing[0][:256]}'.", param="models")
     return wanted
 
 
 def _covers(key: Key, pattern: str) -> bool:
-    """Whether `key` may use every model that `pattern` matches: certain for its own patterns and for plain names."""
+    """Return whether `key` may use every model that `pattern` matches.
+
+    Only the key's own patterns and plain names are known to be covered.
+    """
     if pattern in key.models or "*" in key.models:
         return True
     return not _WILDCARDS & set(pattern) and key.may_use(pattern)

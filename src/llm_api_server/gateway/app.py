@@ -101,7 +101,9 @@ def build_app(
         also_follow(config)
         proxy.catalog.configure(config, _changed_at(config))
         if proxy.authenticator is not None:
-            proxy.authenticator.configure(KeyRing(config.auth), token_signer(config.auth), token_issuers(config))
+            proxy.authenticator.configure(
+                KeyRing(config.auth), token_signer(config.auth), token_issuers(config.auth, config.folder)
+            )
         proxy.configure(config)
         store.configure(config)
 
@@ -128,8 +130,8 @@ def build_proxy(config: Config, leases: Leases, upstream: HttpClient) -> ProxySe
 def _authenticator(config: Config, link: ManagerLink) -> Authenticator:
     source = KeySource(link)
     ring, tokens = KeyRing(config.auth), token_signer(config.auth)
-    authenticator = Authenticator(ring, source, tokens=tokens, issuers=token_issuers(config))
-    source.when_changed(authenticator.forget)
+    authenticator = Authenticator(ring, source, tokens=tokens, issuers=token_issuers(config.auth, config.folder))
+    source.when_changed(authenticator.invalidate)
     return authenticator
 
 

@@ -1,4 +1,4 @@
-"""Who is let in: by what was seen before, by asking, by token; and who is not, whatever they send."""
+"""Authentication by configured key, stored key and token; the cache, and refusal of everything else."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ NOW = 1_800_000_000.0
 
 
 class Store:
-    """Keys by their secrets; counts the questions."""
+    """Keys by secret; counts the lookups."""
 
     def __init__(self) -> None:
         self.keys: dict[str, Key] = {}
-        self.asked = 0
+        self.lookups = 0
         self.error: Exception | None = None
-        self.while_asked: Callable[[], None] = lambda: None
+        self.during_lookup: Callable[[], None] = lambda: None
 
     def add(self, secret: str, **fields: Any) -> Key:
         key = Key(**{"name": secret, "key_id": f"id-{secret}", "permissions": frozenset({"all"}), **fields})
@@ -40,12 +40,12 @@ class Store:
         return key
 
     async def find(self, *, digest: str | None = None, key_id: str | None = None) -> Key | None:
-        self.asked += 1
+        self.lookups += 1
         if self.error is not None:
             raise self.error
         found = {**self.keys, **{key.key_id: key for key in self.keys.values()}}.get(digest or key_id or "")
         await asyncio.sleep(0)
-        self.while_asked()
+        self.during_lookup()
         return found
 
 
@@ -72,100 +72,97 @@ def tokens(clock: Clock) -> TokenSigner:
 
 
 @pytest.fixture
-def door(store: Store, tokens: TokenSigner, clock: Clock) -> Authenticator:
+def authenticator(store: Store, tokens: TokenSigner, clock: Clock) -> Authenticator:
     ring = KeyRing(AuthConfig.model_validate({"api_keys": [CONFIGURED]}))
     return Authenticator(ring, store, tokens=tokens, now=clock)
 
 
-async def enter(door: Authenticator, secret: str, address: str | None = "10.1.2.3") -> Key:
-    return (await door.authenticate(secret, address))[0]
+async def authenticate(authenticator: Authenticator, secret: str, address: str | None = "10.1.2.3") -> Key:
+    return (await authenticator.authenticate(secret, address))[0]
 
 
-async def test_a_key_is_asked_for_once_and_again_when_it_changed(door: Authenticator, store: Store) -> None:
+async def test_a_key_is_looked_up_once_and_again_when_it_changed(authenticator: Authenticator, store: Store) -> None:
     key = store.add("one")
     store.add("two")
     for _ in range(3):
-        assert await enter(door, "one") == key
-        await enter(door, "two")
-    assert store.asked == 2
+        assert await authenticate(authenticator, "one") == key
+        await authenticate(authenticator, "two")
+    assert store.lookups == 2
     disabled = store.add("one", enabled=False)
-    assert await enter(door, "one") == key
-    door.forget([disabled.key_id])
+    assert await authenticate(authenticator, "one") == key
+    authenticator.invalidate([disabled.key_id])
     with pytest.raises(InvalidKey, match="disabled"):
-        await enter(door, "one")
-    await enter(door, "two")
-    assert store.asked == 3
-    door.forget(None)
-    await enter(door, "two")
-    assert store.asked == 4
+        await authenticate(authenticator, "one")
+    await authenticate(authenticator, "two")
+    assert store.lookups == 3
+    authenticator.invalidate(None)
+    await authenticate(authenticator, "two")
+    assert store.lookups == 4
 
 
-async def test_unknown_keys_are_asked_for_once_until_keys_change(door: Authenticator, store: Store) -> None:
+async def test_unknown_keys_are_looked_up_once_until_keys_change(authenticator: Authenticator, store: Store) -> None:
     for _ in range(3):
         with pytest.raises(InvalidKey):
-            await enter(door, "new")
-    assert store.asked == 1
+            await authenticate(authenticator, "new")
+    assert store.lookups == 1
     store.add("new")
-    door.forget(["id-of-another"])
-    await enter(door, "new")
+    authenticator.invalidate(["id-of-another"])
+    await authenticate(authenticator, "new")
 
 
-async def test_a_change_while_a_key_is_looked_up_is_not_missed(door: Authenticator, store: Store) -> None:
+async def test_a_change_during_a_lookup_is_not_missed(authenticator: Authenticator, store: Store) -> None:
     store.add("one")
 
     def revoke() -> None:
-        store.while_asked = lambda: None
+        store.during_lookup = lambda: None
         store.add("one", enabled=False)
-        door.forget(["id-one"])
+        authenticator.invalidate(["id-one"])
 
-    store.while_asked = revoke
+    store.during_lookup = revoke
     with pytest.raises(InvalidKey, match="disabled"):
-        await enter(door, "one")
+        await authenticate(authenticator, "one")
 
 
-async def test_keys_that_always_change_are_answered_and_not_remembered(door: Authenticator, store: Store) -> None:
+async def test_keys_that_always_change_are_found_and_not_cached(authenticator: Authenticator, store: Store) -> None:
     store.add("one")
-    store.while_asked = lambda: door.forget(["id-one"])
-    await enter(door, "one")
-    asked = store.asked
-    await enter(door, "one")
-    assert store.asked > asked
+    store.during_lookup = lambda: authenticator.invalidate(["id-one"])
+    await authenticate(authenticator, "one")
+    lookups = store.lookups
+    await authenticate(authenticator, "one")
+    assert store.lookups > lookups
 
 
-async def test_floods_of_wrong_keys_push_no_good_one_out(
-    door: Authenticator, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_floods_of_wrong_keys_evict_no_good_one(authenticator: Authenticator, store: Store) -> None:
     store.add("good")
-    await enter(door, "good")
+    await authenticate(authenticator, "good")
     for number in range(3 * module.MAX_UNKNOWN):
         with pytest.raises(InvalidKey):
-            await enter(door, f"wrong {number}")
-    asked = store.asked
-    await enter(door, "good")
-    assert store.asked == asked
-    assert len(door._unknown._values) == module.MAX_UNKNOWN
+            await authenticate(authenticator, f"wrong {number}")
+    lookups = store.lookups
+    await authenticate(authenticator, "good")
+    assert store.lookups == lookups
+    assert len(authenticator._unknown._values) == module.MAX_UNKNOWN
 
 
-async def test_only_so_many_keys_are_remembered_the_last_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_REMEMBERED", 3)
-    door = Authenticator(KeyRing(AuthConfig()), store)
+async def test_the_cache_keeps_the_most_recently_used_keys(store: Store) -> None:
+    authenticator = Authenticator(KeyRing(AuthConfig()), store, max_cached=3)
     for name in ("a", "b", "c", "a", "d"):
         if name not in store.keys:
             store.add(name)
-        await enter(door, name)
-    assert store.asked == 4
-    await enter(door, "a")
-    assert store.asked == 4
-    await enter(door, "b")
-    assert store.asked == 5
+        await authenticate(authenticator, name)
+    assert store.lookups == 4
+    await authenticate(authenticator, "a")
+    assert store.lookups == 4
+    await authenticate(authenticator, "b")
+    assert store.lookups == 5
 
 
-async def test_keys_end(door: Authenticator, store: Store, clock: Clock) -> None:
+async def test_keys_expire(authenticator: Authenticator, store: Store, clock: Clock) -> None:
     store.add("one", expires_at=NOW + 10)
-    await enter(door, "one")
+    await authenticate(authenticator, "one")
     clock.now = NOW + 10
     with pytest.raises(InvalidKey, match="expired"):
-        await enter(door, "one")
+        await authenticate(authenticator, "one")
 
 
 @pytest.mark.parametrize(
@@ -183,87 +180,86 @@ async def test_keys_end(door: Authenticator, store: Store, clock: Clock) -> None
         (None, False),
     ],
 )
-async def test_keys_are_held_to_their_networks(door: Authenticator, address: str | None, may: bool) -> None:
+async def test_keys_are_limited_to_their_networks(authenticator: Authenticator, address: str | None, may: bool) -> None:
     if may:
-        assert (await enter(door, "sk-configured-0123", address)).name == "configured"
+        assert (await authenticate(authenticator, "sk-configured-0123", address)).name == "configured"
     else:
         with pytest.raises(PermissionDenied, match="network"):
-            await enter(door, "sk-configured-0123", address)
+            await authenticate(authenticator, "sk-configured-0123", address)
 
 
-async def test_tokens_of_store_keys_live_and_die_with_them(
-    door: Authenticator, store: Store, tokens: TokenSigner, clock: Clock
+async def test_tokens_of_store_keys_are_valid_only_while_their_key_is(
+    authenticator: Authenticator, store: Store, tokens: TokenSigner, clock: Clock
 ) -> None:
     key = store.add("one", models=("a", "b"), networks=("10.0.0.0/8",), expires_at=NOW + 1000)
     token, end = tokens.issue(key, ["chat"], ["a"], 600)
-    seen = await enter(door, token)
+    seen = await authenticate(authenticator, token)
     assert (seen.key_id, seen.permissions, seen.models, seen.expires_at) == (
         key.key_id,
         frozenset({"chat"}),
         ("a",),
         float(end),
     )
-    asked = store.asked
-    await enter(door, token)
-    assert store.asked == asked
+    lookups = store.lookups
+    await authenticate(authenticator, token)
+    assert store.lookups == lookups
     with pytest.raises(PermissionDenied):
-        await enter(door, token, "11.0.0.1")
+        await authenticate(authenticator, token, "11.0.0.1")
     store.add("one", models=("a", "b"), enabled=False)
-    door.forget([key.key_id])
+    authenticator.invalidate([key.key_id])
     with pytest.raises(InvalidKey, match="disabled"):
-        await enter(door, token)
+        await authenticate(authenticator, token)
     store.keys.clear()
-    door.forget([key.key_id])
+    authenticator.invalidate([key.key_id])
     with pytest.raises(InvalidKey, match="no longer exists"):
-        await enter(door, token)
+        await authenticate(authenticator, token)
     store.add("one")
-    door.forget(None)
-    await enter(door, token)
+    authenticator.invalidate(None)
+    await authenticate(authenticator, token)
     clock.now = end
     with pytest.raises(InvalidKey, match="token has expired"):
-        await enter(door, token)
+        await authenticate(authenticator, token)
 
 
-async def test_a_token_ends_no_later_than_its_key(
-    door: Authenticator, store: Store, tokens: TokenSigner, clock: Clock
+async def test_a_token_expires_no_later_than_its_key(
+    authenticator: Authenticator, store: Store, tokens: TokenSigner, clock: Clock
 ) -> None:
     token, _ = tokens.issue(store.add("one", expires_at=NOW + 5), expires_in=600)
-    await enter(door, token)
+    await authenticate(authenticator, token)
     clock.now = NOW + 5
     with pytest.raises(InvalidKey, match="expired"):
-        await enter(door, token)
+        await authenticate(authenticator, token)
 
 
-async def test_who_cannot_be_looked_up_is_not_refused_as_unknown(door: Authenticator, store: Store) -> None:
+async def test_an_unreachable_store_is_no_refusal(authenticator: Authenticator, store: Store) -> None:
     store.add("one")
-    store.error = StoreUnavailable("The keys cannot be looked up just now.")
+    store.error = StoreUnavailable("The keys cannot be looked up.")
     with pytest.raises(StoreUnavailable):
-        await enter(door, "one")
-    assert (await enter(door, "sk-configured-0123")).name == "configured"
+        await authenticate(authenticator, "one")
+    assert (await authenticate(authenticator, "sk-configured-0123")).name == "configured"
     store.error = None
-    await enter(door, "one")
+    await authenticate(authenticator, "one")
 
 
 @given(st.text(max_size=80) | st.from_regex(r"[\w-]*\.[\w-]*\.[\w-]*", fullmatch=True) | st.binary().map(bytes.hex))
-def test_nothing_else_comes_in(secret: str) -> None:
+def test_any_other_secret_is_refused(secret: str) -> None:
     store = Store()
     store.add("good")
     ring = KeyRing(AuthConfig.model_validate({"api_keys": [CONFIGURED]}))
-    door = Authenticator(ring, store, tokens=TokenSigner(SECRET, 3600))
+    authenticator = Authenticator(ring, store, tokens=TokenSigner(SECRET, 3600))
     with pytest.raises(InvalidKey):
-        asyncio.run(enter(door, secret + "~"))
+        asyncio.run(authenticate(authenticator, secret + "~"))
 
 
 @given(st.data())
 def test_a_token_with_one_other_character_is_no_token(data: st.DataObject) -> None:
     store, tokens = Store(), TokenSigner(SECRET, 3600)
     token, _ = tokens.issue(store.add("one"))
-    door = Authenticator(KeyRing(AuthConfig()), store, tokens=tokens)
-    place = data.draw(st.integers(0, len(token) - 1))
-    other = data.draw(st.characters(codec="latin-1").filter(lambda char: char != token[place]))
-    changed = token[:place] + other + token[place + 1 :]
-    # The last character of base64 has bits that say nothing.
-    if place in (len(token) - 1, *(index - 1 for index, char in enumerate(token) if char == ".")):
-        return
+    authenticator = Authenticator(KeyRing(AuthConfig()), store, tokens=tokens)
+    # The last character of a base64 part has unused bits.
+    ends = {len(token) - 1, *(index - 1 for index, char in enumerate(token) if char == ".")}
+    index = data.draw(st.integers(0, len(token) - 1).filter(lambda index: index not in ends))
+    other = data.draw(st.characters(codec="latin-1").filter(lambda char: char != token[index]))
+    changed = token[:index] + other + token[index + 1 :]
     with pytest.raises(InvalidKey):
-        asyncio.run(enter(door, changed))
+        asyncio.run(authenticate(authenticator, changed))

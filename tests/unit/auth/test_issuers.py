@@ -1,4 +1,4 @@
-"""Tokens of identity providers: let in as configured, and no other, whatever is forged; keys from files and URLs."""
+"""Tokens of identity providers: accepted as configured, refused when forged; key sets from files and URLs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from hypothesis import strategies as st
 from llm_api_server.auth import issuers as module
 from llm_api_server.auth.access import Key, Limits
 from llm_api_server.auth.authenticator import Authenticator
-from llm_api_server.auth.issuers import Issuers
+from llm_api_server.auth.issuers import Issuers, RefreshPolicy
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.config.load import load_config
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import AuthConfig, IssuerConfig
 from llm_api_server.errors import ConfigError, InvalidKey, IssuerUnavailable
 
 ISSUER, AUDIENCE = "https://login.example.com/", "llm"
 NOW = 1_800_000_000.0
+DEFAULT_POLICY = RefreshPolicy()
 RSA = rsa.generate_private_key(65537, 2048)
 SMALL = rsa.generate_private_key(65537, 1024)  # noqa: S505 - to be refused
 EC = ec.generate_private_key(ec.SECP256R1())
@@ -52,20 +53,19 @@ KEYS = key_set(public(RSA, "r"), public(EC, "e"), {"kty": "oct", "k": "c2VjcmV0"
 
 
 def token(*, key: Any = RSA, algorithm: str = "RS256", kid: str | None = "r", head: Any = None, **claims: Any) -> str:
-    """A claim of None is left out."""
+    """Sign a token; claims of None are left out."""
     payload = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ann", "exp": NOW + 60, "iat": NOW, **claims}
     headers = {**({"kid": kid} if kid else {}), **(head or {})}
     return jwt.encode({k: v for k, v in payload.items() if v is not None}, key, algorithm=algorithm, headers=headers)
 
 
-def make(jwks: Path | str, **fields: Any) -> Issuers:
+def make(jwks: Path | str, policy: RefreshPolicy = DEFAULT_POLICY, **fields: Any) -> Issuers:
     entry = {"issuer": ISSUER, "audience": [AUDIENCE], "jwks": str(jwks), **fields}
-    config = Config.model_validate({"auth": {"issuers": [entry]}})
-    return Issuers(config, now=lambda: NOW)
+    return Issuers([IssuerConfig.model_validate(entry)], Path(), now=lambda: NOW, refresh=policy)
 
 
 def verify(issuers: Issuers, text: str) -> Key:
-    assert issuers.knows(text)
+    assert issuers.claims_token(text)
     return asyncio.run(issuers.verify(text))
 
 
@@ -81,7 +81,7 @@ def issuers(file: Path) -> Issuers:
     return make(file)
 
 
-def test_who_comes_is_what_the_configuration_says(file: Path) -> None:
+def test_a_caller_gets_the_rights_of_the_configuration(file: Path) -> None:
     issuers = make(file, permissions=["chat"], models=["a*"], requests_per_minute=5, priority=2, name_claim="email")
     for text in (token(email="ann@example.com"), token(key=EC, algorithm="ES256", kid="e", email="ann@example.com")):
         key = verify(issuers, text)
@@ -92,7 +92,7 @@ def test_who_comes_is_what_the_configuration_says(file: Path) -> None:
     assert other.key_id != key.key_id
 
 
-def test_by_default_it_may_neither_all_nor_admin(issuers: Issuers) -> None:
+def test_callers_have_no_admin_permission_by_default(issuers: Issuers) -> None:
     key = verify(issuers, token(aud=["x", AUDIENCE]))
     assert key.may("chat")
     assert not key.may("admin")
@@ -132,14 +132,14 @@ def test_any_other_token_is_refused(issuers: Issuers, forged: dict[str, Any]) ->
         verify(issuers, token(**forged))
 
 
-def test_headers_that_bring_keys_are_not_heard(issuers: Issuers) -> None:
+def test_keys_in_token_headers_are_ignored(issuers: Issuers) -> None:
     own = {"jwk": public(OTHER, "x"), "jku": "https://evil.example.com/keys", "x5u": "https://evil.example.com/x5"}
     with pytest.raises(InvalidKey):
         verify(issuers, token(key=OTHER, kid=None, head=own))
     assert verify(issuers, token(head=own)).name == "ann"
 
 
-def test_the_public_key_is_no_secret_and_none_is_no_signature(issuers: Issuers) -> None:
+def test_hmac_with_the_public_key_and_missing_signatures_are_refused(issuers: Issuers) -> None:
     pem = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     body = token().split(".")[1]
     for algorithm in ("HS256", "none", "None", "RS256"):
@@ -170,7 +170,7 @@ def test_a_token_without_a_key_id_needs_the_only_key_that_fits(issuers: Issuers,
         verify(make(tmp_path / "two.json"), token(kid=None))
 
 
-def test_other_issuers_are_not_known(issuers: Issuers) -> None:
+def test_tokens_of_other_issuers_are_not_claimed(issuers: Issuers) -> None:
     for text in (
         token(iss="https://login.example.com"),
         token(iss=None),
@@ -180,8 +180,8 @@ def test_other_issuers_are_not_known(issuers: Issuers) -> None:
         "",
         "é.é.é",
     ):
-        assert not issuers.knows(text)
-    assert not issuers.knows(token(pad="x" * module.MAX_TOKEN_CHARS))
+        assert not issuers.claims_token(text)
+    assert not issuers.claims_token(token(pad="x" * module.MAX_TOKEN_CHARS))
 
 
 @settings(deadline=None)
@@ -189,7 +189,7 @@ def test_other_issuers_are_not_known(issuers: Issuers) -> None:
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6,
 ))  # fmt: skip
-def test_nonsense_is_refused_and_nothing_else(head: bytes, signature: bytes, wild: Any) -> None:
+def test_malformed_tokens_are_refused_without_another_error(head: bytes, signature: bytes, wild: Any) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(pytest.raises(InvalidKey))
         issuers = _of_memory()
@@ -203,7 +203,7 @@ def test_nonsense_is_refused_and_nothing_else(head: bytes, signature: bytes, wil
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6,
 ), st.sampled_from(["aud", "exp", "nbf", "iat", "sub"]))  # fmt: skip
-def test_wild_claims_rightly_signed_are_refused_or_mean_what_they_say(wild: Any, claim: str) -> None:
+def test_signed_tokens_with_odd_claims_are_refused_or_valid(wild: Any, claim: str) -> None:
     try:
         key = asyncio.run(_of_memory().verify(token(**{claim: wild})))
     except InvalidKey:
@@ -221,25 +221,25 @@ def test_a_token_with_one_other_character_is_refused(data: st.DataObject) -> Non
     place = data.draw(st.integers(0, len(text) - 1).filter(lambda index: index not in ends))
     other = data.draw(st.sampled_from("abcXYZ019-_.~ é").filter(lambda char: char != text[place]))
     issuers, changed = _of_memory(), text[:place] + other + text[place + 1 :]
-    if issuers.knows(changed):
+    if issuers.claims_token(changed):
         with pytest.raises(InvalidKey):
             asyncio.run(issuers.verify(changed))
 
 
 def _of_memory() -> Issuers:
-    """Whose keys are there without I/O."""
+    """Return issuers with keys in memory."""
     issuers = make("/nowhere")
     (issuer,) = issuers._issuers.values()
 
-    class Known:
+    class KeySet:
         async def get(self, *, newer: bool = False) -> list[jwt.PyJWK]:
-            return module._read(KEYS)
+            return module._parse(KEYS)
 
-    issuer._keys = Known()  # type: ignore[assignment]
+    issuer._keys = KeySet()
     return issuers
 
 
-def test_a_file_is_read_again_when_it_changes_and_the_last_good_one_serves_on(tmp_path: Path) -> None:
+def test_a_key_file_is_read_again_when_it_changes_and_a_broken_one_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     issuers = make(path)
     with pytest.raises(IssuerUnavailable):
@@ -255,7 +255,7 @@ def test_a_file_is_read_again_when_it_changes_and_the_last_good_one_serves_on(tm
 
 
 class Provider:
-    """A web server that answers with `body` and counts."""
+    """A web server that responds with `body` and counts requests."""
 
     def __init__(self) -> None:
         self.status, self.body, self.fetches = 200, KEYS, 0
@@ -273,7 +273,7 @@ class Provider:
                     self.wfile.write(provider.body)
 
             def log_message(self, *_: object) -> None:
-                """Quiet."""
+                pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/keys?x=1"
@@ -291,19 +291,29 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.mark.anyio
-async def test_keys_are_fetched_once_for_all_and_again_for_an_unknown_one_now_and_then(
-    provider: Provider, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_concurrent_callers_share_one_fetch(provider: Provider) -> None:
     issuers = make(provider.url)
     found = await asyncio.gather(*(issuers.verify(token()) for _ in range(20)))
     assert {key.name for key in found} == {"ann"}
     assert provider.fetches == 1
+
+
+@pytest.mark.anyio
+async def test_an_unknown_key_causes_no_second_fetch_within_the_retry_time(provider: Provider) -> None:
+    issuers = make(provider.url)
+    await issuers.verify(token())
     provider.body = key_set(public(OTHER, "o"))
     for _ in range(5):
         with pytest.raises(InvalidKey):
             await issuers.verify(token(key=OTHER, kid="o"))
     assert provider.fetches == 1
-    monkeypatch.setattr(module, "RETRY_AFTER", 0.0)
+
+
+@pytest.mark.anyio
+async def test_an_unknown_key_causes_a_fetch_after_the_retry_time(provider: Provider) -> None:
+    issuers = make(provider.url, RefreshPolicy(retry_after=0))
+    await issuers.verify(token())
+    provider.body = key_set(public(OTHER, "o"))
     assert (await issuers.verify(token(key=OTHER, kid="o"))).name == "ann"
     with pytest.raises(InvalidKey):
         await issuers.verify(token())
@@ -313,31 +323,31 @@ async def test_keys_are_fetched_once_for_all_and_again_for_an_unknown_one_now_an
     ("status", "body"), [(500, b""), (302, b""), (200, b"{"), (200, b'{"keys": 7}'), (200, b" " * (1024 * 1024 + 1))]
 )
 @pytest.mark.anyio
-async def test_the_last_good_keys_serve_on_while_there_are_no_newer_ones(
-    provider: Provider, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes
-) -> None:
-    monkeypatch.setattr(module, "RETRY_AFTER", 0.0)
-    monkeypatch.setattr(module, "FRESH_FOR", 0.0)
-    issuers, broken = make(provider.url), make(provider.url)
+async def test_the_last_good_keys_are_used_while_fetches_fail(provider: Provider, status: int, body: bytes) -> None:
+    issuers, without_keys = (make(provider.url, RefreshPolicy(fresh_for=0, retry_after=0)) for _ in range(2))
     await issuers.verify(token())
     provider.status, provider.body = status, body
     assert (await issuers.verify(token())).name == "ann"
     assert provider.fetches == 2
     with pytest.raises(IssuerUnavailable):
-        await broken.verify(token())
-    monkeypatch.setattr(module, "STALE_FOR", 0.0)
-    with pytest.raises(IssuerUnavailable):
-        await issuers.verify(token())
+        await without_keys.verify(token())
 
 
 @pytest.mark.anyio
-async def test_the_authenticator_lets_them_in_until_the_token_ends(file: Path) -> None:
+async def test_keys_older_than_the_limit_are_not_used(provider: Provider) -> None:
+    with pytest.raises(IssuerUnavailable):
+        await make(provider.url, RefreshPolicy(stale_for=-1)).verify(token())
+    assert provider.fetches == 1
+
+
+@pytest.mark.anyio
+async def test_the_authenticator_accepts_an_issuers_token_until_it_expires(file: Path) -> None:
     class NoStore:
         async def find(self, *, digest: str | None = None, key_id: str | None = None) -> None:
-            """It has no keys."""
+            return None
 
     now = NOW
-    door = Authenticator(KeyRing(Config().auth), NoStore(), issuers=make(file), now=lambda: now)
+    door = Authenticator(KeyRing(AuthConfig()), NoStore(), issuers=make(file), now=lambda: now)
     key, is_token = await door.authenticate(token(), None)
     assert (key.name, is_token) == ("ann", True)
     now = NOW + 60
@@ -352,7 +362,7 @@ async def test_the_authenticator_lets_them_in_until_the_token_ends(file: Path) -
         {"jwks": "ftp://login.example.com/keys"},
     ],
 )
-def test_keys_come_by_https_or_from_a_file(tmp_path: Path, entry: dict[str, str]) -> None:
+def test_key_sets_need_https_or_a_file(tmp_path: Path, entry: dict[str, str]) -> None:
     issuer = {"issuer": ISSUER, "audience": [AUDIENCE], **entry}
     (tmp_path / "config.yaml").write_text(json.dumps({"auth": {"issuers": [issuer]}}))
     with pytest.raises(ConfigError, match="https"):

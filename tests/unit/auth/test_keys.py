@@ -1,4 +1,4 @@
-"""Keys: found by what the client sends, kept only as hashes, with the rights of the configuration."""
+"""Configured keys: found by their secret, stored as digests, with the rights of the configuration."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def ring() -> KeyRing:
 
 class NoStore:
     async def find(self, *, digest: str | None = None, key_id: str | None = None) -> None:
-        """It has no keys."""
+        return None
 
 
 def find(ring: KeyRing, secret: str) -> Key | None:
-    """As requests do."""
+    """Authenticate as a request would."""
     try:
         return asyncio.run(Authenticator(ring, NoStore()).authenticate(secret, None))[0]
     except InvalidKey:
@@ -57,7 +57,7 @@ def test_keys_are_found_plain_or_hashed(ring: KeyRing) -> None:
     assert len(ring) == 3
 
 
-def test_a_key_of_other_letters_is_found_as_headers_carry_it(ring: KeyRing) -> None:
+def test_a_key_with_other_letters_is_found_by_its_header_bytes(ring: KeyRing) -> None:
     assert named(find(ring, UMLAUT)) == "umlaut"
     assert named(find(ring, UMLAUT.encode().decode("latin-1"))) == "umlaut"
 
@@ -76,11 +76,11 @@ def test_a_key_of_other_letters_is_found_as_headers_carry_it(ring: KeyRing) -> N
         "新" * 9,
     ],
 )
-def test_nothing_else_is_found(ring: KeyRing, secret: str) -> None:
+def test_any_other_secret_is_not_found(ring: KeyRing, secret: str) -> None:
     assert find(ring, secret) is None
 
 
-def test_the_key_itself_is_not_kept() -> None:
+def test_the_secret_of_a_key_is_not_kept() -> None:
     secret = "sk-kept-nowhere-0123456789"
     ring = KeyRing(AuthConfig.model_validate({"api_keys": [{"key": secret, "name": "a"}]}))
     seen: set[int] = set()
@@ -113,7 +113,7 @@ def test_permissions(ring: KeyRing, permission: Permission, may: bool) -> None:
 
 
 @pytest.mark.parametrize(("model", "may"), [("qwen3-8b", True), ("exact", True), ("Qwen3", False), ("exactly", False)])
-def test_models_are_shell_patterns_that_tell_case(ring: KeyRing, model: str, may: bool) -> None:
+def test_models_are_case_sensitive_shell_patterns(ring: KeyRing, model: str, may: bool) -> None:
     key = find(ring, PLAIN)
     assert key is not None
     assert key.may_use(model) is may

@@ -1,4 +1,4 @@
-"""Tokens: never wider than their key, dead when it is gone or narrowed, and nothing but our own HS256 is accepted."""
+"""Tokens: never wider than their key, invalid without it, and accepted with the server's HS256 signature only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -18,7 +19,7 @@ from llm_api_server.auth.access import Key
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing, digest
 from llm_api_server.auth.tokens import AUDIENCE, ISSUER, TokenSigner
-from llm_api_server.config.models import AuthConfig, Config
+from llm_api_server.config.models import AuthConfig
 from llm_api_server.errors import InvalidKey, InvalidRequest
 
 SECRET = "dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"
@@ -44,11 +45,11 @@ def key_of(keys: KeyRing, entry: dict[str, Any]) -> Key:
 
 class NoStore:
     async def find(self, *, digest: str | None = None, key_id: str | None = None) -> None:
-        """It has no keys."""
+        return None
 
 
 class Tokens:
-    """Issues tokens, and verifies them as requests do."""
+    """Issuer of tokens that verifies them as a request would."""
 
     def __init__(self, keys: KeyRing, now: Clock) -> None:
         self._signer = TokenSigner(SECRET, 3600, now=now)
@@ -81,14 +82,14 @@ def signer(keys: KeyRing, clock: Clock) -> Tokens:
 
 
 def forged(clock: Clock, *, secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
-    """A token with claims of our choice; None leaves one out."""
+    """Sign a token with the given claims; None leaves one out."""
     keys = ring(WIDE)
     payload = {"sub": key_of(keys, WIDE).key_id, "iss": ISSUER, "aud": AUDIENCE, "iat": int(clock())}
     payload |= {"exp": int(clock()) + 60, "permissions": ["all"], "models": ["*"], **claims}
     return jwt.encode({k: v for k, v in payload.items() if v is not None}, secret, algorithm=algorithm)
 
 
-def test_a_token_has_all_its_key_has(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
+def test_a_token_has_all_rights_of_its_key_by_default(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
     for entry in (NARROW, WIDE):
         key = key_of(keys, entry)
         token, end = signer.issue(key)
@@ -96,7 +97,7 @@ def test_a_token_has_all_its_key_has(signer: Tokens, keys: KeyRing, clock: Clock
         assert end == clock.now + 3600
 
 
-def test_a_token_may_have_less(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
+def test_a_token_may_have_fewer_rights(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
     token, end = signer.issue(key_of(keys, NARROW), ["chat"], ["qwen3"], 60)
     key = signer.verify(token)
     assert key.name == "narrow"
@@ -121,7 +122,7 @@ def test_a_token_may_have_less(signer: Tokens, keys: KeyRing, clock: Clock) -> N
         ({"expires_in": float("nan")}, "expires_in"),
     ],
 )
-def test_more_than_the_key_has_is_refused_by_name(
+def test_rights_beyond_the_keys_are_refused_by_name(
     signer: Tokens, keys: KeyRing, asked: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -131,7 +132,7 @@ def test_more_than_the_key_has_is_refused_by_name(
     assert (wanted[-1] if isinstance(wanted, list) else param) in caught.value.message
 
 
-def test_a_token_ends(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
+def test_a_token_expires(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
     token, end = signer.issue(key_of(keys, WIDE), expires_in=60)
     clock.now = end - 1
     assert signer.verify(token).name == "wide"
@@ -140,7 +141,7 @@ def test_a_token_ends(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
         signer.verify(token)
 
 
-def test_a_token_ends_with_its_key(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
+def test_a_token_expires_with_its_key(signer: Tokens, keys: KeyRing, clock: Clock) -> None:
     token, _ = signer.issue(key_of(keys, NARROW))
     after = Tokens(ring(WIDE), clock)
     with pytest.raises(InvalidKey, match="no longer exists"):
@@ -182,7 +183,7 @@ def test_any_other_token_is_refused(signer: Tokens, clock: Clock, claims: dict[s
 
 
 @pytest.mark.parametrize("token", ["", "a.b.c", "..", "é.é.é", "e30.e30.e30"])
-def test_what_is_no_token_is_refused(signer: Tokens, token: str) -> None:
+def test_malformed_tokens_are_refused(signer: Tokens, token: str) -> None:
     with pytest.raises(InvalidKey):
         signer.verify(token)
 
@@ -202,8 +203,7 @@ def test_there_is_a_signer_only_with_a_real_secret() -> None:
     assert token_signer(AuthConfig()) is None
 
 
-def test_workers_without_tokens_do_without_what_reads_them() -> None:
-    """It is megabytes."""
-    assert token_issuers(Config()) is None
+def test_workers_without_tokens_do_not_import_their_libraries() -> None:
+    assert token_issuers(AuthConfig(), Path()) is None
     code = "import sys, llm_api_server.gateway.app; sys.exit('jwt' in sys.modules or 'cryptography' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llm_api_server.auth.access import Key
-from llm_api_server.auth.authenticator import Known
+from llm_api_server.auth.authenticator import KnownCaller
 from llm_api_server.errors import InvalidRequest, PermissionDenied
 from llm_api_server.gateway.wire.endpoints import Endpoint
 
@@ -48,7 +48,7 @@ class RequestHead:
         self.can_chunk = can_chunk
         self.expects_continue = expects_continue
         #: Who sent it, and of which number of the authenticator's changes that is true.
-        self.known: Known | None = None
+        self.known: KnownCaller | None = None
         self.changes = -1
         #: The key that may do what this head wants.
         self.allowed: Key | None = None
