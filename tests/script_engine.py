@@ -129,4 +129,4 @@ async def abandon(manager: Manager) -> None:
         running.task.cancel()
         await asyncio.wait({running.task})
     manager._running.clear()
-    manager._scheduler._bookings.clear()
+    manager._scheduler._allocations.clear()

@@ -31,9 +31,9 @@ from llm_api_server.manager.instances.process import Launcher
 from llm_api_server.manager.instances.sleeping import put_to_sleep, wake
 from llm_api_server.manager.instances.stall_detector import StallDetector
 from llm_api_server.manager.pending_requests import PendingRequest, PendingRequests
-from llm_api_server.manager.scheduling import state as decide
+from llm_api_server.manager.scheduling import decisions as decide
 from llm_api_server.manager.scheduling.explain import explain
-from llm_api_server.manager.scheduling.refusals import cannot_pin, gone
+from llm_api_server.manager.scheduling.refusals import model_removed
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.status import models_of, policy_of
 from llm_api_server.manager.status_publisher import StatusPublisher
@@ -139,7 +139,7 @@ class Manager:
             return False
         is_unchanged = record.fingerprint == fingerprint(self._config, self._engines[model][1])
         has_devices = {seat.device for seat in record.placement.devices} <= self._scheduler.device_ids
-        return is_unchanged and has_devices and self._scheduler.models[model].booking is None
+        return is_unchanged and has_devices and self._scheduler.models[model].allocation is None
 
     async def _inspect_all(self) -> None:
         """Read every model's files once, so that `/v1/models` tells what they say before any load; preloads first."""
@@ -173,7 +173,7 @@ class Manager:
         self._files.follow(changed, facts)
         models = models_of(config, wanted)
         for model in models:
-            model.learn(self._files.of(model.name), counts_memory=bool(self._scheduler.devices))
+            model.update_facts(self._files.of(model.name), counts_memory=bool(self._scheduler.devices))
         policy = policy_of(config, self._scheduler.devices)
         self._carry_out(self._scheduler.configure(policy, models, changed, _now()))
         await self._inspect(changed)
@@ -195,8 +195,8 @@ class Manager:
         for instance, places in in_flight.items():
             if instance in self._running:
                 client.grants[instance] = places
-                self._scheduler.restore(instance, places)
-                if self._scheduler.is_reclaimed(instance):
+                self._scheduler.restore_slots(instance, places)
+                if self._scheduler.is_revoked(instance):
                     client.send(RevokeSlots(instance))
         client.send(Models(self.board.statuses()))
 
@@ -209,7 +209,7 @@ class Manager:
             self.on_read(client, number)
         for instance, places in client.grants.items():
             ended = [EndedRequest(key_id) for key_id in client.running.get(instance, ())]
-            self._carry_out(self._scheduler.release(instance, places, _now(), ended))
+            self._carry_out(self._scheduler.return_slots(instance, places, _now(), ended))
 
     def acquire(
         self, client: WorkerSession, request: int, model: str, task: Task | None = None, claim: Claim = NO_CLAIM
@@ -226,7 +226,7 @@ class Manager:
     def on_read(self, client: WorkerSession, number: int) -> None:
         """Unknown ones are ignored: another manager granted them."""
         instance, waiter = client.reading.pop(number, ("", 0))
-        self._carry_out(self._scheduler.on_read(instance, waiter, _now()))
+        self._carry_out(self._scheduler.on_prefill_done(instance, waiter, _now()))
 
     def release(self, client: WorkerSession, instance: str, places: int, ended: Sequence[EndedRequest] = ()) -> None:
         held = client.grants.get(instance, 0)
@@ -242,7 +242,7 @@ class Manager:
             client.in_flight.pop(instance, None)
         if user := self._running.get(instance):
             self.board.note_use(user.model)
-        self._carry_out(self._scheduler.release(instance, places, _now(), ended))
+        self._carry_out(self._scheduler.return_slots(instance, places, _now(), ended))
 
     def report(self, client: WorkerSession, in_flight: dict[str, int], blocked: dict[str, int]) -> None:
         client.in_flight, client.blocked = in_flight, blocked
@@ -255,7 +255,7 @@ class Manager:
         """The model and its twin; the answer comes when both are gone."""
         if twin := self._twins.twin_of(model):
             waiter = self._waiting.new_id()
-            if wait and self._scheduler.models[twin].booking is not None:
+            if wait and self._scheduler.models[twin].allocation is not None:
                 self._waiting.put(waiter, PendingRequest(client, request, twin))
             self._carry_out(self._scheduler.unload(waiter, twin, _now()))
         self._ask(client, Query(request, model), self._scheduler.unload, wait=wait)
@@ -263,8 +263,8 @@ class Manager:
     def pin(self, client: WorkerSession, request: int, model: str, *, is_pinned: bool) -> None:
         """The model and its twin, of which one must be there to be pinned."""
         names = [name for name in (model, self._twins.twin_of(model)) if name in self._engines]
-        if is_pinned and all(self._scheduler.models[name].booking is None for name in names):
-            client.send(cannot_pin(request, model, is_known=bool(names)))
+        if is_pinned and all(self._scheduler.models[name].allocation is None for name in names):
+            client.send(_cannot_pin(request, model, is_known=bool(names)))
             return
         verb = self._scheduler.pin if is_pinned else self._scheduler.unpin
         self._carry_out([decision for name in names for decision in verb(name, _now())])
@@ -300,7 +300,7 @@ class Manager:
         self._waiting.put(waiter, PendingRequest(client, question.request, model))
         target = self._target(question)
         is_unload = verb == self._scheduler.unload
-        if target is not None and (is_unload or self._scheduler.models[target].booking is not None):
+        if target is not None and (is_unload or self._scheduler.models[target].allocation is not None):
             self._begin(waiter, target, verb, wait=wait)
         else:
             self._keep(self._check_and_begin(waiter, question, verb, wait=wait))
@@ -315,7 +315,7 @@ class Manager:
             return None if facts is None else self._twins.choose(model, question.task, facts)
         twin = self._twins.twin_of(model)
         is_twin_ready = twin is not None and self._scheduler.models[twin].state is ModelState.READY
-        return twin if is_twin_ready and self._scheduler.models[model].booking is None else model
+        return twin if is_twin_ready and self._scheduler.models[model].allocation is None else model
 
     async def _check_and_begin(self, waiter: int, question: Query, verb: _Verb, *, wait: bool) -> None:
         """What cannot be loaded, or would not help, is refused before another has to make room for it."""
@@ -328,9 +328,9 @@ class Manager:
         if waiter not in self._waiting:
             return  # it left meanwhile
         if model not in self._engines:
-            self._carry_out([gone(waiter, model)])
+            self._carry_out([model_removed(waiter, model)])
             return
-        if target is not None and (problem is None or self._scheduler.models[target].booking is not None):
+        if target is not None and (problem is None or self._scheduler.models[target].allocation is not None):
             self._begin(waiter, target, verb, wait=wait)
             return
         waiting = self._waiting.pop(waiter)
@@ -392,12 +392,12 @@ class Manager:
         asked, instance = self._waiting.pop(grant.waiter), self._running[grant.instance]
         assert asked is not None, "the scheduler knows who left"
         client = asked.client
-        client.grants[instance.id] = client.grants.get(instance.id, 0) + grant.places
-        if not grant.keeps:
+        client.grants[instance.id] = client.grants.get(instance.id, 0) + grant.slots
+        if not grant.until_revoked:
             client.running.setdefault(instance.id, []).append(grant.key_id)
             client.reading[asked.request] = (instance.id, grant.waiter)
         assert instance.info is not None, "an instance is ready only after its plan was made"
-        client.send(Granted(asked.request, instance.info, grant.places, grant.keeps, grant.key_id))
+        client.send(Granted(asked.request, instance.info, grant.slots, grant.until_revoked, grant.key_id))
 
     def _done(self, waiter: int) -> None:
         """A command for a model and its twin is answered with the later of the two."""
@@ -418,7 +418,7 @@ class Manager:
         self._keep(self._tick())
 
     async def _tick(self) -> None:
-        if self._scheduler.waiting():
+        if self._scheduler.waiting_models():
             await self._devices.observe()
         self._carry_out(self._scheduler.tick(_now()))
 
@@ -480,7 +480,7 @@ class Manager:
         await instance.clean_up()
         await self._devices.wait_freed(instance.id)
         del self._running[instance.id]
-        self._loads.on_ended(instance, self._scheduler.bookings.get(instance.id))
+        self._loads.on_ended(instance, self._scheduler.allocations.get(instance.id))
         for client in self.board.clients:
             client.grants.pop(instance.id, None)
             client.running.pop(instance.id, None)
@@ -494,6 +494,12 @@ class Manager:
 
 class _Verb(Protocol):
     def __call__(self, waiter: int, name: str, now: float, /) -> list[decide.Decision]: ...
+
+
+def _cannot_pin(request: int, model: str, *, is_known: bool) -> Refused:
+    if not is_known:
+        return Refused(request, "model_not_found", f"model {model!r} is not configured")
+    return Refused(request, "model_not_loaded", f"model {model!r} is not loaded: load it first, then pin it")
 
 
 def _now() -> float:

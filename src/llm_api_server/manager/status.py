@@ -40,7 +40,7 @@ def models_of(config: Config, engines: Mapping[str, tuple[Engine, ModelConfig]])
         timeout = 0.0 if is_preloaded else config.models.unload_timeout
         if entry.unload_timeout is not None:
             timeout = entry.unload_timeout
-        models.append(Model(name, timeout, is_preloaded, takes_place=engine.name != "remote"))
+        models.append(Model(name, timeout, is_preloaded, is_local=engine.name != "remote"))
     return models
 
 
@@ -66,7 +66,7 @@ def status_of(
         queued=len(model.queue),
         preloaded=model.preload,
         pinned=model.is_pinned,
-        devices=dict(model.booking.takes) if model.booking else {},
+        devices=dict(model.allocation.memory) if model.allocation else {},
     )
     if running is not None:
         status.instance = running.id

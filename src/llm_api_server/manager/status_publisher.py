@@ -99,7 +99,7 @@ class StatusPublisher:
     def _status(self, name: str) -> ModelStatus:
         """The path as configured, not as resolved."""
         model, facts = self._scheduler.models[name], self._files.of(name)
-        running = self._running.get(model.booking.id) if model.booking else None
+        running = self._running.get(model.allocation.id) if model.allocation else None
         engine, entry = self._engines[name]
         status = status_of(model, entry, engine.name, facts, running, asyncio.get_running_loop().time())
         status.twin_of = self._twins.model_of(name)

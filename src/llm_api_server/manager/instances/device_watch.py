@@ -37,7 +37,7 @@ class DeviceWatch:
 
     async def observe(self) -> None:
         """Report to the scheduler what other programs hold now."""
-        self._scheduler.observe(await self._foreign())
+        self._scheduler.update_foreign(await self._foreign())
 
     async def wait_freed(self, instance: str) -> bool:
         """Wait until the GPU memory that an instance gave up is no longer in use; return False after a timeout.
@@ -45,10 +45,10 @@ class DeviceWatch:
         Memory still in use after a process has ended counts as foreign from then on. RAM needs no wait: the kernel
         frees it before it reports the end of a process.
         """
-        booking = self._scheduler.bookings.get(instance)
-        if booking is None or not booking.placement.devices:
+        allocation = self._scheduler.allocations.get(instance)
+        if allocation is None or not allocation.placement.devices:
             return True
-        gpus = [device.device for device in booking.placement.devices if device.index is not None]
+        gpus = [device.device for device in allocation.placement.devices if device.index is not None]
         before = self._scheduler.foreign
         end = asyncio.get_running_loop().time() + self._release_timeout
         while True:
@@ -57,8 +57,8 @@ class DeviceWatch:
             if is_free or asyncio.get_running_loop().time() > end:
                 break
             await asyncio.sleep(_RELEASE_INTERVAL)
-        if is_free or booking.state is not ModelState.SLEEPING:
-            self._scheduler.observe(now)
+        if is_free or allocation.state is not ModelState.SLEEPING:
+            self._scheduler.update_foreign(now)
         return is_free
 
     async def _foreign(self, leaving: str | None = None) -> Mapping[str, int]:
@@ -75,15 +75,17 @@ class DeviceWatch:
 
     def _own(self, leaving: str | None) -> dict[str, int]:
         own: dict[str, int] = {}
-        for booking in self._scheduler.bookings.values():
-            for device, size in (booking.will_take if booking.id == leaving else booking.takes).items():
+        for allocation in self._scheduler.allocations.values():
+            for device, size in (
+                allocation.projected_memory if allocation.id == leaving else allocation.memory
+            ).items():
                 own[device] = own.get(device, 0) + size
         return own
 
     def _used(self) -> Mapping[str, int]:
         """Return the memory in use, with our instances' RAM counted as allocated: they grow into it."""
         used = dict(self._inventory.used())
-        for booking in list(self._scheduler.bookings.values()):
-            if RAM in booking.takes and (size := self._measure(booking.id)) is not None:
-                used[RAM] = max(0, used.get(RAM, 0) - size) + booking.takes[RAM]
+        for allocation in list(self._scheduler.allocations.values()):
+            if RAM in allocation.memory and (size := self._measure(allocation.id)) is not None:
+                used[RAM] = max(0, used.get(RAM, 0) - size) + allocation.memory[RAM]
         return used

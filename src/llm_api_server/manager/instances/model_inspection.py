@@ -48,7 +48,7 @@ class ModelInspection:
             facts = await asyncio.to_thread(engine.inspect, entry)
             if self._entries.get(model, (None, None))[1] is entry:  # else it is another by now
                 self.facts[model] = facts
-                self._scheduler.know(model, facts)
+                self._scheduler.update_facts(model, facts)
         except ModelProblem as problem:
             return str(problem)
         except Exception:  # noqa: BLE001 - a load will run into it again and report it

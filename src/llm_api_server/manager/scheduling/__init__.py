@@ -1,1 +1,1 @@
-"""Which model is loaded where, and which request runs next. Pure."""
+"""Decides which model is loaded where, and which request runs next. Pure."""

@@ -1,63 +1,86 @@
-"""Which instances may make room for another model, and which of them first. Pure."""
+"""Instances that may be evicted for another model, in order of preference, and pinned ones that may not. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from llm_api_server.engines.explain import OUT_OF_MEMORY
+from llm_api_server.manager.scheduling.memory import MemoryBudget, describe
+from llm_api_server.manager.scheduling.placement import PlacementPass
 from llm_api_server.manager.scheduling.state import Allocation, Model, Policy
 from llm_api_server.types import ModelState
 
 
 def candidates(
     model: Model,
-    bookings: Iterable[Allocation],
+    allocations: Iterable[Allocation],
     models: Mapping[str, Model],
     policy: Policy,
     now: float,
     *,
     may_be_busy: bool,
 ) -> list[Allocation]:
-    """What may make room for `model`, the best to go first."""
+    """Return the instances that may be evicted for `model`, best first."""
 
-    def is_candidate(booking: Allocation) -> bool:
-        other = models[booking.model]
-        if booking.model == model.name or not other.takes_place or other.is_pinned:
+    def is_candidate(one: Allocation) -> bool:
+        other = models[one.model]
+        if one.model == model.name or not other.is_local or other.is_pinned:
             return False
-        is_free = booking.state is ModelState.READY and booking.evictable_at <= now
-        is_idle = booking.grants == 0 and not other.queue
-        may_go = is_idle or (may_be_busy and has_had_its_turn(booking, models, policy, now))
-        return booking.is_asleep or booking.drains_for_room or (is_free and may_go)
+        is_evictable = one.state is ModelState.READY and one.evictable_at <= now
+        is_idle = one.held_slots == 0 and not other.queue
+        may_go = is_idle or (may_be_busy and has_served_its_queue(one, models, policy, now))
+        return one.is_asleep or one.is_draining_for_eviction or (is_evictable and may_go)
 
-    def cost(booking: Allocation) -> tuple[bool, bool, bool, bool, float, str]:
-        other = models[booking.model]
-        is_busy = booking.grants > 0 and not booking.drains_for_room
-        return is_busy, booking.is_idle, other.is_waited_for, other.preload, booking.last_used, booking.id
+    def preference(one: Allocation) -> tuple[bool, bool, bool, bool, float, str]:
+        other = models[one.model]
+        is_busy = one.held_slots > 0 and not one.is_draining_for_eviction
+        return is_busy, one.is_idle, other.has_waiters, other.preload, one.last_used, one.id
 
-    return sorted(filter(is_candidate, bookings), key=cost)
-
-
-def has_had_its_turn(booking: Allocation, models: Mapping[str, Model], policy: Policy, now: float) -> bool:
-    """Those who had waited for it to become ready are served first, as far as the time goes."""
-    is_over = now - booking.ready_at >= policy.max_wait_time
-    return is_over or not models[booking.model].queue.has_from_before(booking.ready_at)
+    return sorted(filter(is_candidate, allocations), key=preference)
 
 
-def surplus(bookings: Iterable[Allocation], models: Mapping[str, Model], count: int, now: float) -> list[Allocation]:
-    """So many idle ones, the best to go first, where there are more instances than places."""
+def has_served_its_queue(allocation: Allocation, models: Mapping[str, Model], policy: Policy, now: float) -> bool:
+    """Return whether it has served what waited for it to become ready, or `max_wait_time` has passed."""
+    is_over = now - allocation.ready_at >= policy.max_wait_time
+    return is_over or not models[allocation.model].queue.has_from_before(allocation.ready_at)
 
-    def may_go(booking: Allocation) -> bool:
-        model = models[booking.model]
-        return booking.is_idle and booking.evictable_at <= now and model.takes_place and not model.is_pinned
 
-    return sorted(filter(may_go, bookings), key=lambda b: (models[b.model].preload, b.last_used, b.id))[:count]
+def surplus(allocations: Iterable[Allocation], models: Mapping[str, Model], count: int, now: float) -> list[Allocation]:
+    """Return up to `count` idle instances to stop where more are loaded than `max_loaded` allows, best first."""
+
+    def may_go(one: Allocation) -> bool:
+        model = models[one.model]
+        return one.is_idle and one.evictable_at <= now and model.is_local and not model.is_pinned
+
+    return sorted(filter(may_go, allocations), key=lambda one: (models[one.model].preload, one.last_used, one.id))[
+        :count
+    ]
 
 
 def times(
-    bookings: Iterable[Allocation], waiting: Iterable[Model], models: Mapping[str, Model], policy: Policy, now: float
+    allocations: Iterable[Allocation], waiting: Iterable[Model], models: Mapping[str, Model], policy: Policy, now: float
 ) -> list[float]:
-    """When an instance may begin to make room that may not yet."""
-    ready = [booking for booking in bookings if booking.state is ModelState.READY]
-    unserved = [booking for booking in ready if not has_had_its_turn(booking, models, policy, now)]
-    waits = [since for model in waiting if (since := model.waited_for_since()) is not None]
-    starts = [*(booking.ready_at for booking in unserved), *waits]
-    return [*(booking.evictable_at for booking in ready), *(start + policy.max_wait_time for start in starts)]
+    """Return the times at which an instance becomes evictable that is not evictable yet."""
+    ready = [one for one in allocations if one.state is ModelState.READY]
+    unserved = [one for one in ready if not has_served_its_queue(one, models, policy, now)]
+    waits = [since for model in waiting if (since := model.waiting_since()) is not None]
+    starts = [*(one.ready_at for one in unserved), *waits]
+    return [*(one.evictable_at for one in ready), *(start + policy.max_wait_time for start in starts)]
+
+
+def pinned_obstacle(
+    model: Model, empty: MemoryBudget, allocations: Iterable[Allocation], models: Mapping[str, Model]
+) -> str | None:
+    """Return why `model` does not fit even if every unpinned instance is evicted. `empty` holds no instance of ours."""
+    remaining = [one for one in allocations if models[one.model].is_pinned or one is model.allocation]
+    if PlacementPass(empty, remaining, models).place_later(model) is not None:
+        return None
+    pinned = [one for one in remaining if one is not model.allocation and models[one.model].is_local]
+    if not pinned:
+        return None
+    names = ", ".join(sorted(one.model for one in pinned))
+    advice = "unpin or unload one of them" if len(pinned) > 1 else "unpin or unload it"
+    if sum(not one.is_asleep for one in pinned) >= empty.models_left:
+        return f"pinned models ({names}) use up models.max_loaded ({empty.models_left}): {advice}"
+    needs = f"it needs {describe(model.need)}, and " if model.need is not None else ""
+    return f"{OUT_OF_MEMORY}: {needs}pinned models ({names}) hold memory that it would need: {advice}"

@@ -1,7 +1,7 @@
-"""Who has how much of which device's memory, and what would fit where. Pure; bytes throughout.
+"""Arithmetic of device memory: what is allocated, and what else fits where. Pure; sizes in bytes.
 
-The scheduler keeps one account of what is taken now and one of what will be when those that leave have left
-(`MemoryBudget`). A model starts where it fits both.
+A `MemoryBudget` is a snapshot. Placement compares two of them: the current one, and the projected one for when every
+instance that leaves has left. A model starts where it fits both.
 """
 
 from __future__ import annotations
@@ -15,129 +15,132 @@ from llm_api_server.engines.base import NO_PLACEMENT, DeviceAllocation, Need, Pl
 from llm_api_server.engines.explain import OUT_OF_MEMORY
 from llm_api_server.formats import memory_size
 
-_GIB = 1024**3
-#: Left free on a GPU whose share is soft: measuring is not exact, and a driver takes some.
-_MARGIN = _GIB // 4
+#: Bytes left free on a GPU for a soft share: the measurement is not exact, and a driver takes some.
+_MARGIN = 256 * 1024**2
 
 
 @dataclass
 class MemoryBudget:
-    """Bytes taken of each device, by ours (`taken`) and by other programs (`foreign`), and the places left."""
+    """Bytes of each device that our instances have (`allocated`) and other programs hold (`foreign`).
+
+    `models_left` is the number of further models that `max_loaded` allows.
+    """
 
     devices: Sequence[Device]
     foreign: Mapping[str, int]
-    places: int
-    taken: dict[str, int] = field(default_factory=dict)
+    models_left: int
+    allocated: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> MemoryBudget:
-        return MemoryBudget(self.devices, self.foreign, self.places, dict(self.taken))
+        return MemoryBudget(self.devices, self.foreign, self.models_left, dict(self.allocated))
 
-    def add(self, taken: Mapping[str, int], *, places: int = 0) -> None:
-        for device, size in taken.items():
-            self.taken[device] = self.taken.get(device, 0) + size
-        self.places -= places
+    def add(self, memory: Mapping[str, int], *, models: int = 0) -> None:
+        for device, size in memory.items():
+            self.allocated[device] = self.allocated.get(device, 0) + size
+        self.models_left -= models
 
-    def remove(self, taken: Mapping[str, int], *, places: int = 0) -> None:
-        self.add({device: -size for device, size in taken.items()}, places=-places)
+    def remove(self, memory: Mapping[str, int], *, models: int = 0) -> None:
+        self.add({device: -size for device, size in memory.items()}, models=-models)
 
     def free(self, device: Device) -> int:
-        """Of what is not ours, the limit only keeps what is left after it."""
-        ours = self.taken.get(device.id, 0)
+        """Return the bytes that models can still get: within the limit, and within what other programs leave."""
+        ours = self.allocated.get(device.id, 0)
         return min(device.capacity - ours, device.total - self.foreign.get(device.id, 0) - ours)
 
-    def fits(self, taken: Mapping[str, int]) -> bool:
-        """Whether this much more fits on these very devices, and there is a place."""
-        sizes = {device.id: device for device in self.devices}
-        return self.places > 0 and all(size <= self.free(sizes[d]) for d, size in taken.items() if size > 0)
+    def fits(self, memory: Mapping[str, int]) -> bool:
+        """Return whether this much more fits on these very devices, as one more model."""
+        devices = {device.id: device for device in self.devices}
+        return self.models_left > 0 and all(size <= self.free(devices[d]) for d, size in memory.items() if size > 0)
 
     def place(self, need: Need | None) -> Placement | None:
-        """Where an instance fits now: the devices that it fills best, of one size where there are enough of one."""
-        if self.places <= 0:
+        """Return where an instance fits: the devices it fills best, preferably all of one size."""
+        if self.models_left <= 0:
             return None
         if need is None:
             return NO_PLACEMENT
         fitting = [
-            (device, amount)
+            (device, size)
             for device in self.devices
-            if (amount := amount_on(device, need, self.foreign)) is not None and amount <= self.free(device)
+            if (size := size_on(device, need, self.foreign)) is not None and size <= self.free(device)
         ]
-        chosen = _choose(fitting, need.count, self)
+        chosen = self._choose(fitting, need.count)
         if chosen is None:
             return None
-        seats = tuple(DeviceAllocation(device.id, amount, device.total, device.index) for device, amount in chosen)
-        return Placement(seats, is_shared=any(self.taken.get(seat.device, 0) > 0 for seat in seats))
+        is_shared = any(self.allocated.get(device.id, 0) > 0 for device, _ in chosen)
+        devices = (DeviceAllocation(device.id, size, device.total, device.index) for device, size in chosen)
+        return Placement(tuple(devices), is_shared)
+
+    def _choose(self, fitting: list[tuple[Device, int]], count: int) -> list[tuple[Device, int]] | None:
+        def rest(pair: tuple[Device, int]) -> int:
+            return self.free(pair[0]) - pair[1]
+
+        by_size = sorted(fitting, key=lambda pair: pair[0].total)
+        groups = [sorted(group, key=rest)[:count] for _, group in groupby(by_size, key=lambda pair: pair[0].total)]
+        complete = [group for group in groups if len(group) == count]
+        if complete:
+            return min(complete, key=lambda group: sum(rest(pair) for pair in group))
+        mixed = sorted(fitting, key=rest)[:count]
+        return mixed if len(mixed) == count else None
 
 
-def taken_by(placement: Placement) -> dict[str, int]:
-    return {seat.device: seat.size for seat in placement.devices}
+def memory_of(placement: Placement) -> dict[str, int]:
+    """Return the bytes of each device."""
+    return {device.device: device.size for device in placement.devices}
 
 
 def tighter(one: MemoryBudget, other: MemoryBudget) -> MemoryBudget:
-    """An account in which fits what fits both."""
-    devices = {*one.taken, *other.taken}
-    taken = {device: max(one.taken.get(device, 0), other.taken.get(device, 0)) for device in devices}
-    return MemoryBudget(one.devices, one.foreign, min(one.places, other.places), taken)
+    """Return a budget in which fits exactly what fits both."""
+    devices = {*one.allocated, *other.allocated}
+    allocated = {device: max(one.allocated.get(device, 0), other.allocated.get(device, 0)) for device in devices}
+    return MemoryBudget(one.devices, one.foreign, min(one.models_left, other.models_left), allocated)
 
 
-def amount_on(device: Device, need: Need, foreign: Mapping[str, int]) -> int | None:
-    """What `need` takes of this device when nothing else of ours is there; None when it cannot run on it."""
+def size_on(device: Device, need: Need, foreign: Mapping[str, int]) -> int | None:
+    """Return what `need` takes of this device if none of our instances is on it; None if it cannot run there."""
     if device.kind != need.kind or (need.gpus is not None and device.index not in need.gpus):
         return None
     if need.share is None:
         return need.min_bytes if need.min_bytes <= device.capacity else None
-    wanted = int(need.share * device.total)
+    size = int(need.share * device.total)
     if need.is_share_soft:
-        wanted = min(wanted, device.capacity, device.total - foreign.get(device.id, 0) - _MARGIN)
-    return wanted if need.min_bytes <= wanted <= device.capacity else None
+        size = min(size, device.capacity, device.total - foreign.get(device.id, 0) - _MARGIN)
+    return size if need.min_bytes <= size <= device.capacity else None
 
 
-def why_never(need: Need, devices: Sequence[Device]) -> str | None:
-    """The arithmetic when it could not be placed on empty devices, else None."""
+def permanent_obstacle(need: Need, devices: Sequence[Device]) -> str | None:
+    """Return the arithmetic if `need` does not fit even on empty devices, else None."""
     if MemoryBudget(devices, {}, 1).place(need) is not None:
         return None
-    return f"{OUT_OF_MEMORY}: it needs {describe(need)}, but there {_have(need, devices)}"
+    return f"{OUT_OF_MEMORY}: it needs {describe(need)}, but there {_sizes(need, devices)}"
 
 
-def why_not_now(need: Need, account: MemoryBudget) -> str | None:
-    """The arithmetic when it would not fit even with all of our instances gone, because of other programs."""
-    if MemoryBudget(account.devices, account.foreign, 1).place(need) is not None:
+def foreign_obstacle(need: Need, empty: MemoryBudget) -> str | None:
+    """Return the arithmetic if `need` does not fit because of other programs. `empty` holds no instance of ours."""
+    if empty.place(need) is not None:
         return None
     held = ", ".join(
         f"{memory_size(size)} of {device.id}"
-        for device in account.devices
-        if (size := account.foreign.get(device.id, 0)) > 0
+        for device in empty.devices
+        if (size := empty.foreign.get(device.id, 0)) > 0
     )
     return f"{OUT_OF_MEMORY}: it needs {describe(need)}, and other programs hold {held}"
 
 
 def describe(need: Need) -> str:
-    """`2 GPUs with 40.0 GiB each (38.0 GiB of weights and cache)`"""
+    """Return for example `2 GPUs, each with 40.0 GiB free (38.0 GiB of weights and cache)`."""
     note = f" ({need.note})" if need.note else ""
     if need.kind == "ram":
         return f"{memory_size(need.min_bytes)} of RAM{note}"
-    who = f"{need.count} GPUs, each with" if need.count > 1 else "a GPU with"
+    gpus = f"{need.count} GPUs, each with" if need.count > 1 else "a GPU with"
     if need.share is None:
-        return f"{who} {memory_size(need.min_bytes)} free{note}"
+        return f"{gpus} {memory_size(need.min_bytes)} free{note}"
     share = f"{'up to ' if need.is_share_soft else ''}{need.share:.0%}"
-    return f"{who} {share} free, at least {memory_size(need.min_bytes)}{note}"
+    return f"{gpus} {share} free, at least {memory_size(need.min_bytes)}{note}"
 
 
-def _have(need: Need, devices: Sequence[Device]) -> str:
+def _sizes(need: Need, devices: Sequence[Device]) -> str:
     sizes = [memory_size(device.capacity) for device in devices if device.kind == need.kind]
     if not sizes:
         return f"is no {'GPU' if need.kind == 'gpu' else 'RAM known'}"
     verb = "is" if len(sizes) == 1 else "are"
     return f"{verb} {', '.join(sizes)}{' of RAM for models' if need.kind == 'ram' else ''}"
-
-
-def _choose(fitting: list[tuple[Device, int]], count: int, account: MemoryBudget) -> list[tuple[Device, int]] | None:
-    def rest(pair: tuple[Device, int]) -> int:
-        return account.free(pair[0]) - pair[1]
-
-    by_size = sorted(fitting, key=lambda pair: pair[0].total)
-    groups = [sorted(group, key=rest)[:count] for _, group in groupby(by_size, key=lambda pair: pair[0].total)]
-    whole = [group for group in groups if len(group) == count]
-    if whole:
-        return min(whole, key=lambda group: sum(rest(pair) for pair in group))
-    mixed = sorted(fitting, key=rest)[:count]
-    return mixed if len(mixed) == count else None

@@ -1,28 +1,23 @@
-"""Finds room for a model: free devices and places, or the fewest instances that have to go. Pure.
-
-One `PlacementPass` is made for each pass of the scheduler and is charged with what the pass decides, so that what
-was found for
-one model is not given to the next.
-"""
+"""Places a model: on free devices, or on those that the fewest evictions free. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from llm_api_server.engines.base import NO_PLACEMENT, Need, Placement
-from llm_api_server.manager.scheduling.memory import MemoryBudget, taken_by, tighter
+from llm_api_server.engines.base import NO_PLACEMENT, Placement
+from llm_api_server.manager.scheduling.memory import MemoryBudget, memory_of, tighter
 from llm_api_server.manager.scheduling.state import Allocation, Model
 from llm_api_server.types import ModelState
 
-#: Among so many candidates the smallest set is looked for; among more, the first that are enough.
-_MOST_COMBINED = 12
+#: The smallest set of victims is searched among this many candidates; of more, the first that suffice are taken.
+_MAX_COMBINED = 12
 
 
 @dataclass(frozen=True)
 class EvictionPlan:
-    """`victims` leave, by sleep where `may_sleep`, and then the model goes to `placement`."""
+    """`victims` sleep if `may_sleep`, else they end; then the model starts at `placement`."""
 
     victims: tuple[Allocation, ...]
     placement: Placement
@@ -30,93 +25,94 @@ class EvictionPlan:
 
 
 class PlacementPass:
-    """`now` counts all that is there, `later` leaves out what is on its way out."""
+    """Placement within one pass of the scheduler. Each decision of the pass counts for the next.
 
-    def __init__(self, empty: MemoryBudget, bookings: Iterable[Allocation], models: dict[str, Model]) -> None:
+    `current` counts every instance, `projected` leaves out those that are about to leave.
+    """
+
+    def __init__(self, empty: MemoryBudget, allocations: Iterable[Allocation], models: Mapping[str, Model]) -> None:
         self._models = models
-        self._bookings = [booking for booking in bookings if models[booking.model].takes_place]
-        self.now, self.later = empty.copy(), empty.copy()
-        for booking in self._bookings:
-            self.now.add(booking.takes, places=0 if booking.is_asleep else 1)
-            keeps_place = not booking.is_leaving and booking.state is not ModelState.SLEEPING
-            self.later.add(booking.will_take, places=1 if keeps_place else 0)
+        self._allocations = [one for one in allocations if models[one.model].is_local]
+        self.current, self.projected = empty.copy(), empty.copy()
+        for one in self._allocations:
+            self.current.add(one.memory, models=0 if one.is_asleep else 1)
+            remains = not one.is_leaving and one.state is not ModelState.SLEEPING
+            self.projected.add(one.projected_memory, models=1 if remains else 0)
         self.victims: set[str] = set()
 
-    def seats_now(self, model: Model) -> Placement | None:
-        """Where it can start (or wake) at once without taking what others are to get."""
-        return self._place(model, tighter(self.now, self.later))
+    def place_now(self, model: Model) -> Placement | None:
+        """Return where it can start (or wake) at once, without memory that is reserved for others."""
+        return self._place(model, tighter(self.current, self.projected))
 
-    def seats_later(self, model: Model) -> Placement | None:
-        """Where it can start when those have left that leave anyway."""
-        return self._place(model, self.later)
+    def place_later(self, model: Model) -> Placement | None:
+        """Return where it can start once the instances that leave anyway are gone."""
+        return self._place(model, self.projected)
 
-    def is_blocked(self, model: Model, placement: Placement) -> bool:
-        """Another start on these devices is under way, and one of the two measures free memory."""
-        devices = {seat.device for seat in placement.devices}
-        starting = [b for b in self._bookings if b.state is ModelState.STARTING]
+    def must_wait(self, model: Model, placement: Placement) -> bool:
+        """Return whether another start on these devices is under way and one of the two measures free memory."""
+        devices = {device.device for device in placement.devices}
         return any(
-            not devices.isdisjoint(booking.awake_takes) and (_measures(model.need) or _measures(self._need(booking)))
-            for booking in starting
+            not devices.isdisjoint(one.memory_awake) and (_measures(model) or _measures(self._models[one.model]))
+            for one in self._allocations
+            if one.state is ModelState.STARTING
         )
 
-    def give(self, model: Model, placement: Placement, *, at_once: bool) -> None:
-        """`placement` is the model's from now on (or from when it is free)."""
-        if not model.takes_place:
+    def reserve(self, model: Model, placement: Placement, *, at_once: bool) -> None:
+        """Count `placement` as the model's, at once or only for the projection."""
+        if not model.is_local:
             return
-        before = model.booking.takes if model.booking is not None else {}
-        for account in (self.now, self.later) if at_once else (self.later,):
-            account.remove(before)
-            account.add(taken_by(placement), places=1)
+        before = model.allocation.memory if model.allocation is not None else {}
+        for budget in (self.current, self.projected) if at_once else (self.projected,):
+            budget.remove(before)
+            budget.add(memory_of(placement), models=1)
 
-    def begin(self, model: Model) -> None:
-        """Its start is under way from now on."""
-        if model.booking is not None and model.booking not in self._bookings:
-            self._bookings.append(model.booking)
+    def add_start(self, model: Model) -> None:
+        """Count the model's start as under way."""
+        if model.allocation is not None and model.allocation not in self._allocations:
+            self._allocations.append(model.allocation)
 
-    def evict(self, eviction: EvictionPlan) -> None:
-        self.victims |= {booking.id for booking in eviction.victims}
-        for booking in eviction.victims:
-            _take_away(self.later, booking, may_sleep=eviction.may_sleep)
+    def evict(self, plan: EvictionPlan) -> None:
+        self.victims |= {victim.id for victim in plan.victims}
+        for victim in plan.victims:
+            _remove(self.projected, victim, may_sleep=plan.may_sleep)
 
-    def make(self, model: Model, candidates: Sequence[Allocation]) -> EvictionPlan | None:
-        """The fewest of `candidates` (the best to go first) that make room; asleep if that is enough."""
-        candidates = [booking for booking in candidates if booking.id not in self.victims]
+    def plan_eviction(self, model: Model, candidates: Sequence[Allocation]) -> EvictionPlan | None:
+        """Return the smallest eviction among `candidates` (best first) that frees enough; by sleep if that suffices."""
+        candidates = [one for one in candidates if one.id not in self.victims]
         for may_sleep in (True, False):
             for chosen in _selections(candidates):
-                account = self.later.copy()
-                for booking in chosen:
-                    _take_away(account, booking, may_sleep=may_sleep)
-                if (placement := self._place(model, account)) is not None:
+                budget = self.projected.copy()
+                for victim in chosen:
+                    _remove(budget, victim, may_sleep=may_sleep)
+                if (placement := self._place(model, budget)) is not None:
                     return EvictionPlan(tuple(chosen), placement, may_sleep)
         return None
 
-    def _place(self, model: Model, account: MemoryBudget) -> Placement | None:
-        if not model.takes_place:
+    def _place(self, model: Model, budget: MemoryBudget) -> Placement | None:
+        if not model.is_local:
             return NO_PLACEMENT
-        booking = model.booking
-        if booking is None or not booking.is_asleep:
-            return account.place(model.need)
-        more = {device: size - booking.takes.get(device, 0) for device, size in booking.awake_takes.items()}
-        return booking.placement if account.fits(more) else None
-
-    def _need(self, booking: Allocation) -> Need | None:
-        return self._models[booking.model].need
+        allocation = model.allocation
+        if allocation is None or not allocation.is_asleep:
+            return budget.place(model.need)
+        kept = allocation.memory
+        more = {device: size - kept.get(device, 0) for device, size in allocation.memory_awake.items()}
+        return allocation.placement if budget.fits(more) else None
 
 
 def _selections(candidates: Sequence[Allocation]) -> Iterable[Sequence[Allocation]]:
-    cheapest = candidates[:_MOST_COMBINED]
-    for size in range(1, len(cheapest) + 1):
-        yield from combinations(cheapest, size)
-    for size in range(len(cheapest) + 1, len(candidates) + 1):
+    best = candidates[:_MAX_COMBINED]
+    for size in range(1, len(best) + 1):
+        yield from combinations(best, size)
+    for size in range(len(best) + 1, len(candidates) + 1):
         yield candidates[:size]
 
 
-def _take_away(account: MemoryBudget, booking: Allocation, *, may_sleep: bool) -> None:
-    is_asleep = booking.state is ModelState.SLEEPING
-    account.remove(booking.will_take, places=0 if is_asleep else 1)
-    if may_sleep and booking.asleep is not None and not is_asleep:
-        account.add(booking.asleep_takes(2))
+def _remove(budget: MemoryBudget, victim: Allocation, *, may_sleep: bool) -> None:
+    is_sleeping = victim.state is ModelState.SLEEPING
+    budget.remove(victim.projected_memory, models=0 if is_sleeping else 1)
+    if may_sleep and victim.sleep_footprint is not None and not is_sleeping:
+        budget.add(victim.memory_asleep(2))
 
 
-def _measures(need: Need | None) -> bool:
-    return need is not None and need.measures_memory
+def _measures(model: Model) -> bool:
+    return model.need is not None and model.need.measures_memory

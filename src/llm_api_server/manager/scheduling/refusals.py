@@ -1,27 +1,27 @@
-"""What the scheduler answers those whom it sends away, and when they should come again. Pure; times in seconds."""
+"""Refusals of requests and commands: code, message, and when to try again. Pure; times in seconds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from llm_api_server.ipc.lease_messages import Claim
-from llm_api_server.ipc.messages import Refused
-from llm_api_server.manager.scheduling.memory import MemoryBudget, why_never, why_not_now
-from llm_api_server.manager.scheduling.state import Allocation, Failure, Model, Policy, Refuse
+from llm_api_server.manager.scheduling.decisions import Refuse
+from llm_api_server.manager.scheduling.memory import MemoryBudget, foreign_obstacle, permanent_obstacle
+from llm_api_server.manager.scheduling.state import Allocation, Failure, Model, Policy
 
-#: Back-off after the n-th failed load or crash in a row, in seconds.
+#: Back-off after the first failed load or crash in a row; it doubles with each further one.
 _FIRST_BACKOFF = 2.0
-_LONGEST_BACKOFF = 60.0
-#: An instance that was ready this long did not crash "in a row".
+_MAX_BACKOFF = 60.0
+#: A crash of an instance that was ready for this long starts a new row.
 _STABLE_TIME = 60.0
-#: Of a load when none was measured, and when it takes longer than the last one.
-_USUAL_LOAD = 15.0
-_LEAST_WAIT = 1.0
-#: Who is told to wait longer than this may as well look again.
-_LONGEST_WAIT = 60.0
-#: Seconds after which memory that other programs hold is looked at again.
+#: Duration of a load if none was measured.
+_USUAL_LOAD_TIME = 15.0
+#: Bounds of `retry_after`, for loads (the lower one) and queues.
+_MIN_WAIT = 1.0
+_MAX_WAIT = 60.0
+#: Interval at which memory that other programs hold is measured again.
 _FOREIGN_RETRY = 10.0
-#: Between two turns when none was measured.
+#: Interval between two requests served from a queue if none was measured.
 _USUAL_INTERVAL = 1.0
 
 
@@ -29,80 +29,73 @@ def shutting_down(waiter: int) -> Refuse:
     return Refuse(waiter, "server_shutting_down", "the server is shutting down")
 
 
-def failed(waiter: int, model: Model, failure: Failure, now: float) -> Refuse:
+def load_failed(waiter: int, model: Model, failure: Failure, now: float) -> Refuse:
     message = f"model {model.name!r} failed to load: {failure.reason}"
     return Refuse(waiter, "model_load_failed", message, max(0.0, failure.retry_at - now))
 
 
-def failed_all(model: Model, failure: Failure, now: float) -> list[Refuse]:
-    """Whoever waits for `model`."""
-    refusals = [failed(waiter, model, failure, now) for waiter in (*model.queue.clear(), *model.load_waiters)]
+def load_failed_for_all(model: Model, failure: Failure, now: float) -> list[Refuse]:
+    """Refuse every request and command that waits for `model`."""
+    refusals = [load_failed(waiter, model, failure, now) for waiter in (*model.queue.clear(), *model.load_waiters)]
     model.load_waiters.clear()
     return refusals
 
 
-def gone(waiter: int, model: str) -> Refuse:
-    return Refuse(waiter, "model_not_found", f"model {model!r} is not configured any more")
+def model_removed(waiter: int, model: str) -> Refuse:
+    return Refuse(waiter, "model_not_found", f"model {model!r} is no longer configured")
 
 
-def cannot_pin(request: int, model: str, *, is_known: bool) -> Refused:
-    """To a command."""
-    if not is_known:
-        return Refused(request, "model_not_found", f"model {model!r} is not configured")
-    return Refused(request, "model_not_loaded", f"model {model!r} is not loaded: load it first, then pin it")
-
-
-def loading(waiter: int, model: Model, now: float) -> Refuse:
+def model_loading(waiter: int, model: Model, now: float) -> Refuse:
     wait = ready_in(model, now)
-    message = f"model {model.name!r} is being loaded, and limits.when_loading is 'reject'; try again in {wait:.0f} s"
+    message = f"model {model.name!r} is loading, and limits.when_loading is 'reject'; try again in {wait:.0f} s"
     return Refuse(waiter, "model_loading", message, wait)
 
 
-def full(waiter: int, model: Model, models: Iterable[Model], policy: Policy, claim: Claim) -> Refuse | None:
-    """Where there are as many as may wait: why this one may not."""
+def queue_full(waiter: int, model: Model, models: Iterable[Model], policy: Policy, claim: Claim) -> Refuse | None:
+    """Return the refusal if no further request may wait for the model or with the key, else None."""
     length = len(model.queue)
     if length >= policy.queue_per_model:
-        message = f"{length} requests wait for model {model.name!r}, and more may not (limits.queue_per_model)"
-        return Refuse(waiter, "server_overloaded", message, _turn_in(model, length), length + 1)
+        message = f"{length} requests already wait for model {model.name!r} (limits.queue_per_model)"
+        return Refuse(waiter, "server_overloaded", message, _queue_time(model, length), length + 1)
     own = sum(one.queue.count_of(claim.key_id) for one in models)
     if own >= policy.queue_per_key:
-        message = f"{own} requests of this key wait, and more may not (limits.queue_per_key); send fewer at a time"
-        return Refuse(waiter, "slow_down", message, _turn_in(model, length), length + 1)
+        message = f"{own} requests of this key already wait (limits.queue_per_key); send fewer at the same time"
+        return Refuse(waiter, "slow_down", message, _queue_time(model, length), length + 1)
     return None
 
 
-def impossible(model: Model, empty: MemoryBudget, now: float) -> Failure | None:
-    """Why it cannot be loaded even if all others went, and when to look again. `empty` has nothing of ours."""
+def memory_failure(model: Model, empty: MemoryBudget, now: float) -> Failure | None:
+    """Return the failure if the model does not fit even with every other one unloaded. `empty` is without instances."""
     if model.need is None:
         return None
-    if (reason := why_never(model.need, empty.devices)) is not None:
+    if (reason := permanent_obstacle(model.need, empty.devices)) is not None:
         return Failure(reason, now, 0)
-    if (reason := why_not_now(model.need, empty)) is not None:
+    if (reason := foreign_obstacle(model.need, empty)) is not None:
         return Failure(reason, now + _FOREIGN_RETRY, 0)
     return None
 
 
 def ready_in(model: Model, now: float) -> float:
-    """When a load will be over, as far as the last one tells."""
-    usual = _USUAL_LOAD if model.load_seconds is None else model.load_seconds
-    booking = model.booking
-    since = booking.started_at if booking is not None and booking.is_loading else now
-    return max(_LEAST_WAIT, since + usual - now)
+    """Return the seconds until a load completes, estimated from the last one."""
+    usual = _USUAL_LOAD_TIME if model.load_seconds is None else model.load_seconds
+    allocation = model.allocation
+    since = allocation.started_at if allocation is not None and allocation.is_loading else now
+    return max(_MIN_WAIT, since + usual - now)
 
 
-def next_failure(last: Failure | None, booking: Allocation, reason: str, now: float) -> Failure:
-    """A failed load backs off; the first crash of an instance that had been ready is restarted at once."""
-    was_ready = not booking.is_loading
-    is_stable = was_ready and now - booking.ready_at >= _STABLE_TIME
+def next_failure(last: Failure | None, allocation: Allocation, reason: str, now: float) -> Failure:
+    """Return the failure with its back-off. The first crash of an instance that was ready has none."""
+    was_ready = not allocation.is_loading
+    is_stable = was_ready and now - allocation.ready_at >= _STABLE_TIME
     count = 1 if last is None or is_stable else last.count + 1
     free_tries = 1 if was_ready else 0
     if count <= free_tries:
         return Failure(reason, now, count)
-    backoff = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** (count - free_tries - 1))
+    backoff = min(_MAX_BACKOFF, _FIRST_BACKOFF * 2 ** (count - free_tries - 1))
     return Failure(reason, now + backoff, count)
 
 
-def _turn_in(model: Model, position: int) -> float:
-    """Seconds until so many have had their turn, as fast as it goes now."""
+def _queue_time(model: Model, length: int) -> float:
+    """Return the seconds until `length` requests are served, at the current rate."""
     interval = _USUAL_INTERVAL if model.queue.interval is None else model.queue.interval
-    return min(_LONGEST_WAIT, max(_LEAST_WAIT, position * interval))
+    return min(_MAX_WAIT, max(_MIN_WAIT, length * interval))

@@ -1,14 +1,18 @@
-"""Decides which model is loaded and where, who waits, sleeps and must go. Pure: events and the time in, decisions out.
+"""Decides which model is loaded and where, which requests wait, and which instances sleep or end. Pure.
 
-The manager calls it on its one task and carries the decisions out, in order. Rules: one load however many wait; no
-instance that has grants outstanding is stopped, it drains first; an instance starts where its memory and a place are
-free; else the fewest others make room, sleepers and idle ones first, the least recently used, preloaded ones last; a
-busy model that others wait for takes no new work after `max_wait_time`, once it has served who had waited for it; what
-is pinned neither makes room nor goes when it is idle; what can never fit is refused with the arithmetic; every waiter
-is granted, done or refused in the end.
+Events and the time go in, decisions come out, to be carried out in order. The rules:
 
-An instance has places. Who finds none, or finds others waiting, is queued (`fair_queue.py`); `turns.py` tells whether
-a free place is for a request.
+- One load serves all requests that wait for the model.
+- An instance with slots in use is never stopped; it drains first.
+- A model starts where memory is free and `max_loaded` allows it. Otherwise the fewest others are evicted: sleeping and
+  idle ones first, the least recently used, preloaded ones last.
+- A busy model that others wait for drains after `max_wait_time`, once it has served the requests that waited for it.
+- A pinned model is neither evicted nor unloaded when idle.
+- A model that can never fit is refused with the arithmetic.
+- Every waiter is granted, done or refused in the end.
+
+A request that finds no free slot, or finds others waiting, is queued (`fair_queue.py`); `concurrency.py` decides
+whether a free slot is for it.
 """
 
 from __future__ import annotations
@@ -18,123 +22,112 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from llm_api_server.devices.device import Device
 from llm_api_server.engines.base import NO_PLACEMENT, ModelFacts, Placement
 from llm_api_server.ipc.lease_messages import NO_CLAIM, Claim, EndedRequest
-from llm_api_server.manager.scheduling import concurrency, eviction, idle, pins, refusals
+from llm_api_server.manager.scheduling import concurrency, eviction, idle, refusals
+from llm_api_server.manager.scheduling.decisions import Decision, Done, Grant, Revoke, Sleep, Start, Stop, Wake
 from llm_api_server.manager.scheduling.fair_queue import Waiter
 from llm_api_server.manager.scheduling.memory import MemoryBudget
 from llm_api_server.manager.scheduling.placement import PlacementPass
-from llm_api_server.manager.scheduling.state import (
-    Allocation,
-    Decision,
-    Done,
-    Failure,
-    Grant,
-    Model,
-    Policy,
-    Revoke,
-    Sleep,
-    Start,
-    Stop,
-    Wake,
-    Why,
-)
+from llm_api_server.manager.scheduling.state import Allocation, DrainReason, Failure, Model, Policy
 from llm_api_server.types import ModelState
 
-#: Workers have this long to report what is in flight on an adopted instance before it may be evicted.
+#: Seconds that workers have to report their requests on an adopted instance before it may be evicted.
 _ADOPTION_TIME = 5.0
 
 
 class Scheduler:
-    """Every method takes the current time in seconds and returns what to do, in order."""
+    """Takes the current time in seconds with every event, and returns the decisions in order."""
 
     def __init__(
         self, policy: Policy, models: list[Model], new_id: Callable[[], str], devices: Sequence[Device] = ()
     ) -> None:
-        """Without `devices`, only places count."""
+        """Without `devices`, memory is not counted."""
         self.policy = policy
         self.models = {model.name: model for model in models}
-        self._new_id = new_id
         self.devices = devices
         self.device_ids = {device.id for device in devices}
         self.foreign: Mapping[str, int] = {}
-        self._bookings: dict[str, Allocation] = {}
+        self._new_id = new_id
+        self._allocations: dict[str, Allocation] = {}
         self._is_shut_down = False
 
-    # ── what is known of models and devices ──────────────────────────────────────────────────────────────────────
-
-    def know(self, name: str, facts: ModelFacts) -> None:
-        """What the model's files tell now; counts from its next start. An adopted instance learns that it can sleep."""
-        model = self.models[name]
-        model.learn(facts, counts_memory=bool(self.devices))
-        if model.booking is not None and model.booking.asleep is None:
-            model.booking.asleep = facts.sleep_footprint
-
-    def observe(self, foreign: Mapping[str, int]) -> None:
-        """Bytes of each device that other programs hold now."""
-        self.foreign = foreign
+    # ── facts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def bookings(self) -> Mapping[str, Allocation]:
-        """By instance."""
-        return self._bookings
+    def allocations(self) -> Mapping[str, Allocation]:
+        """The allocations, by instance."""
+        return self._allocations
+
+    def update_facts(self, name: str, facts: ModelFacts) -> None:
+        """Apply what the model's files say, from its next start on; an adopted instance becomes able to sleep."""
+        model = self.models[name]
+        model.update_facts(facts, counts_memory=bool(self.devices))
+        if model.allocation is not None and model.allocation.sleep_footprint is None:
+            model.allocation.sleep_footprint = facts.sleep_footprint
+
+    def update_foreign(self, foreign: Mapping[str, int]) -> None:
+        """Set the bytes of each device that other programs hold."""
+        self.foreign = foreign
 
     # ── requests and commands ────────────────────────────────────────────────────────────────────────────────────
 
     def acquire(self, waiter: int, name: str, now: float, claim: Claim = NO_CLAIM) -> list[Decision]:
-        """A request wants `name`: granted at once, queued, or refused."""
+        """Grant a request a slot on `name`, queue it, or refuse it."""
         model = self.models[name]
         if self._is_shut_down:
             return [refusals.shutting_down(waiter)]
-        model.queue.note(claim, now)
-        booking = model.booking
-        if booking is not None and booking.state is ModelState.READY:
-            if claim.is_light or (not model.queue and concurrency.may_begin(booking, model, claim, now)):
-                return [self._grant(booking, waiter, claim, now)]
-        elif booking is None and (failure := model.failure) is not None and now < failure.retry_at:
-            return [refusals.failed(waiter, model, failure, now)]
+        model.queue.mark_active(claim.key_id, now)
+        allocation = model.allocation
+        if allocation is not None and allocation.state is ModelState.READY:
+            if claim.is_light or (not model.queue and concurrency.may_start(allocation, model, claim, now)):
+                return [self._grant(allocation, waiter, claim, now)]
+        elif allocation is None and (failure := model.failure) is not None and now < failure.retry_at:
+            return [refusals.load_failed(waiter, model, failure, now)]
         elif self.policy.rejects_loading:
-            return [refusals.loading(waiter, model, now), *self.load(waiter, name, now)]
-        if (refusal := refusals.full(waiter, model, self.models.values(), self.policy, claim)) is not None:
+            return [refusals.model_loading(waiter, model, now), *self.load(waiter, name, now)]
+        if (refusal := refusals.queue_full(waiter, model, self.models.values(), self.policy, claim)) is not None:
             return [refusal]
         model.queue.add(Waiter(waiter, now, claim))
-        if booking is None or booking.state is not ModelState.READY:
+        if allocation is None or allocation.state is not ModelState.READY:
             return list(self._schedule(now))
-        return [*self._reclaim(booking), *self._grant_waiting(booking, now), *self._schedule(now)]
+        return [*self._revoke(allocation), *self._grant_queued(allocation, now), *self._schedule(now)]
 
     def cancel(self, waiter: int, name: str, now: float) -> list[Decision]:
-        """The request left the queue. A load it began goes on: it belongs to the server."""
+        """Remove a request or command that waits. A load that it began goes on."""
         model = self.models[name]
         model.queue.remove(waiter)
         model.load_waiters.pop(waiter, None)
-        if waiter in model.stop_waiters:
-            model.stop_waiters.remove(waiter)
+        if waiter in model.unload_waiters:
+            model.unload_waiters.remove(waiter)
         return list(self._schedule(now))
 
-    def release(self, instance_id: str, places: int, now: float, ended: Sequence[EndedRequest] = ()) -> list[Decision]:
-        """A worker gives back `places`. Unknown instances are ignored: they died meanwhile."""
-        booking = self._bookings.get(instance_id)
-        if booking is None:
+    def return_slots(
+        self, instance_id: str, slots: int, now: float, ended: Sequence[EndedRequest] = ()
+    ) -> list[Decision]:
+        """Take back slots of a worker. Unknown instances are ignored: they ended meanwhile."""
+        allocation = self._allocations.get(instance_id)
+        if allocation is None:
             return []
-        booking.grants = max(0, booking.grants - places)
-        booking.last_used = now
-        concurrency.end(booking, self.models[booking.model], ended)
+        allocation.held_slots = max(0, allocation.held_slots - slots)
+        allocation.last_used = now
+        concurrency.end_requests(allocation, self.models[allocation.model], ended)
         decisions: list[Decision] = []
-        if booking.state is ModelState.READY:
-            decisions += self._grant_waiting(booking, now)
-        elif booking.state is ModelState.DRAINING and booking.why is not None and booking.grants == 0:
-            decisions.append(self._leave(booking))
+        if allocation.state is ModelState.READY:
+            decisions += self._grant_queued(allocation, now)
+        elif self._has_drained(allocation):
+            decisions.append(self._leave(allocation))
         return [*decisions, *self._schedule(now)]
 
-    def on_read(self, instance_id: str, waiter: int, now: float) -> list[Decision]:
-        """The request has its first token, or is over."""
-        booking = self._bookings.get(instance_id)
-        if booking is None or booking.reading.pop(waiter, None) is None or booking.state is not ModelState.READY:
+    def on_prefill_done(self, instance_id: str, waiter: int, now: float) -> list[Decision]:
+        """Admit another prompt: the request has its first token, or has ended."""
+        allocation = self._allocations.get(instance_id)
+        if allocation is None or allocation.prefilling.pop(waiter, None) is None:
             return []
-        return list(self._grant_waiting(booking, now))
+        return list(self._grant_queued(allocation, now)) if allocation.state is ModelState.READY else []
 
     def load(self, waiter: int, name: str, now: float) -> list[Decision]:
-        """Command: `Done` when ready, `Refuse` when the load fails. An earlier failure does not hold it back."""
+        """Command: `Done` once it is ready, `Refuse` if the load fails. Ignores the back-off of an earlier failure."""
         model = self.models[name]
-        if model.booking is None:
+        if model.allocation is None:
             model.failure = None
         if model.state is ModelState.READY:
             return [Done(waiter)]
@@ -144,18 +137,18 @@ class Scheduler:
         return list(self._schedule(now))
 
     def unload(self, waiter: int, name: str, now: float) -> list[Decision]:
-        """Command: drain and stop; `Done` when the instance is gone. A preload is not begun again by itself."""
+        """Command: drain, unpin and stop; `Done` once the instance is gone. A preload does not start again."""
         model = self.models[name]
-        model.wanted_since = None
+        model.preload_due_since = None
         self._unpin(model)
-        if model.booking is None:
+        if model.allocation is None:
             model.failure = None
             return [Done(waiter)]
-        model.stop_waiters.append(waiter)
-        return [*self._drain(model.booking, Why.ORDER), *self._schedule(now)]
+        model.unload_waiters.append(waiter)
+        return [*self._drain(model.allocation, DrainReason.COMMAND), *self._schedule(now)]
 
     def pin(self, name: str, now: float) -> list[Decision]:
-        """It stays until it is unpinned or unloaded. One that drains for another's sake goes on."""
+        """Command: keep the model until it is unpinned or unloaded. Calls off its eviction."""
         self.models[name].is_pinned = True
         return list(self._schedule(now))
 
@@ -165,338 +158,356 @@ class Scheduler:
 
     def _unpin(self, model: Model) -> None:
         model.is_pinned = False
-        pins.forget_refusals(self.models.values())
+        for other in self.models.values():
+            if other.failure is not None and other.failure.is_caused_by_pins:
+                other.failure = None
 
     def preload(self, now: float) -> list[Decision]:
-        """Start what is to be loaded from the beginning."""
+        """Start the preloaded models."""
         for model in self.models.values():
-            if model.preload and model.booking is None:
-                model.wanted_since = now
+            if model.preload and model.allocation is None:
+                model.preload_due_since = now
         return list(self._schedule(now))
 
     def configure(
         self, policy: Policy, models: Sequence[Model], changed: Collection[str], now: float
     ) -> list[Decision]:
-        """From now on there are `models`; those that are `changed` start anew once their requests are done."""
+        """Follow another configuration. The instances of `changed` models restart once their requests have ended."""
         self.policy = policy
         wanted = {model.name: model for model in models}
         decisions: list[Decision] = []
-        for gone in self.models.keys() - wanted.keys():
-            decisions += self._forget(self.models[gone])
+        for name in self.models.keys() - wanted.keys():
+            decisions += self._remove_model(self.models[name])
         for name, new in wanted.items():
             model = self.models.setdefault(name, new)
-            is_changed = name in changed or model.is_gone
-            model.is_gone = False
-            model.unload_timeout, model.preload, model.takes_place = new.unload_timeout, new.preload, new.takes_place
+            is_changed = name in changed or model.is_removed
+            model.is_removed = False
+            model.unload_timeout, model.preload, model.is_local = new.unload_timeout, new.preload, new.is_local
             if is_changed:
-                model.failure, model.refuses_sleep = None, False
-                model.need, model.asleep, model.places = new.need, new.asleep, new.places
-            if is_changed and model.booking is not None and not model.booking.is_leaving:
-                model.wanted_since = now
-                decisions += self._drain(model.booking, Why.ORDER)
-            elif model.preload and model.booking is None:
-                model.wanted_since = now
+                model.failure, model.has_failed_to_sleep = None, False
+                model.need, model.sleep_footprint, model.slots = new.need, new.sleep_footprint, new.slots
+            if is_changed and model.allocation is not None and not model.allocation.is_leaving:
+                model.preload_due_since = now
+                decisions += self._drain(model.allocation, DrainReason.COMMAND)
+            elif model.preload and model.allocation is None:
+                model.preload_due_since = now
         return [*decisions, *self._schedule(now)]
 
-    def _forget(self, model: Model) -> Iterator[Decision]:
-        """Nobody waits for it any more, and it goes when its requests are done."""
-        model.is_gone, model.wanted_since = True, None
-        yield from [refusals.gone(waiter, model.name) for waiter in (*model.queue.clear(), *model.load_waiters)]
+    def _remove_model(self, model: Model) -> Iterator[Decision]:
+        """Refuse the model's waiters; its instance ends after its requests."""
+        model.is_removed, model.preload_due_since = True, None
+        waiters = [*model.queue.clear(), *model.load_waiters]
         model.load_waiters.clear()
-        if model.booking is None:
+        yield from [refusals.model_removed(waiter, model.name) for waiter in waiters]
+        if model.allocation is None:
             del self.models[model.name]
         else:
-            yield from self._drain(model.booking, Why.ORDER)
+            yield from self._drain(model.allocation, DrainReason.COMMAND)
 
     def shut_down(self) -> list[Decision]:
-        """Refuse all who wait, stop all instances, whatever is in flight."""
+        """Refuse all waiters and stop all instances, with requests in flight or not."""
         self._is_shut_down = True
         decisions: list[Decision] = []
         for model in self.models.values():
-            model.wanted_since = None
+            model.preload_due_since = None
             decisions += [refusals.shutting_down(waiter) for waiter in (*model.queue.clear(), *model.load_waiters)]
             model.load_waiters.clear()
-        running = [one for one in self._bookings.values() if one.state is not ModelState.STOPPING]
-        return [*decisions, *(self._stop(instance) for instance in running)]
+        running = [one for one in self._allocations.values() if one.state is not ModelState.STOPPING]
+        return [*decisions, *(self._stop(allocation) for allocation in running)]
 
-    # ── what happens to instances ────────────────────────────────────────────────────────────────────────────────
+    # ── events of instances ──────────────────────────────────────────────────────────────────────────────────────
 
     def adopt(
         self, instance_id: str, name: str, now: float, placement: Placement = NO_PLACEMENT, *, is_pinned: bool = False
     ) -> None:
-        """An engine of an earlier manager serves on. Its grants come with `restore`."""
+        """Take over an instance of an earlier manager. `restore_slots` follows for each worker that uses it."""
         model = self.models[name]
         model.is_pinned = is_pinned
-        booking = Allocation(instance_id, name, ModelState.READY, now, now, now + _ADOPTION_TIME, now)
-        booking.placement, booking.asleep = placement, model.asleep
-        self._bookings[instance_id] = model.booking = booking
+        allocation = Allocation(instance_id, name, ModelState.READY, now, now, now + _ADOPTION_TIME, now)
+        allocation.placement, allocation.sleep_footprint = placement, model.sleep_footprint
+        self._allocations[instance_id] = model.allocation = allocation
 
-    def restore(self, instance_id: str, grants: int) -> None:
-        """A worker that came back to a new manager still has so many requests in flight there."""
-        if booking := self._bookings.get(instance_id):
-            booking.grants += grants
+    def restore_slots(self, instance_id: str, slots: int) -> None:
+        """Count the slots that a worker holds from an earlier manager."""
+        if allocation := self._allocations.get(instance_id):
+            allocation.held_slots += slots
 
-    def is_reclaimed(self, instance_id: str) -> bool:
-        """Whether a worker that has places there must be told to give them back."""
-        booking = self._bookings.get(instance_id)
-        return booking is not None and (booking.is_reclaimed or booking.state is ModelState.DRAINING)
+    def is_revoked(self, instance_id: str) -> bool:
+        """Return whether workers must return their slots on the instance."""
+        allocation = self._allocations.get(instance_id)
+        return allocation is not None and (allocation.is_revoked or allocation.state is ModelState.DRAINING)
 
     def on_ready(self, instance_id: str, now: float) -> list[Decision]:
-        """The instance answers: all who wait for its model are served. Ignored when it is being stopped."""
-        booking = self._bookings.get(instance_id)
-        if booking is None or booking.state is not ModelState.STARTING:
+        """Serve the requests that wait for an instance that has loaded or woken. Ignored while it is being stopped."""
+        allocation = self._allocations.get(instance_id)
+        if allocation is None or allocation.state is not ModelState.STARTING:
             return []
-        model = self.models[booking.model]
-        if booking.is_loading:
-            model.load_seconds = now - booking.started_at
-        booking.state, booking.sleep_level = ModelState.READY, 0
-        booking.ready_at = booking.last_used = now
-        booking.evictable_at = now + self.policy.min_loaded_time
-        model.wanted_since = None
+        model = self.models[allocation.model]
+        if allocation.is_loading:
+            model.load_seconds = now - allocation.started_at
+        allocation.state, allocation.sleep_level = ModelState.READY, 0
+        allocation.ready_at = allocation.last_used = now
+        allocation.evictable_at = now + self.policy.min_loaded_time
+        model.preload_due_since = None
         done = [Done(waiter) for waiter in model.load_waiters]
         model.load_waiters.clear()
-        return [*done, *self._grant_waiting(booking, now), *self._schedule(now)]
+        return [*done, *self._grant_queued(allocation, now), *self._schedule(now)]
 
     def on_slept(self, instance_id: str, now: float) -> list[Decision]:
-        """Its device memory was seen free."""
-        booking = self._bookings.get(instance_id)
-        if booking is None or booking.state is not ModelState.SLEEPING:
+        """Use the memory of an instance that has fallen asleep, once it is measured to be free."""
+        allocation = self._allocations.get(instance_id)
+        if allocation is None or allocation.state is not ModelState.SLEEPING:
             return []
-        booking.is_settled = True
-        self.models[booking.model].left_at = now
+        allocation.is_memory_freed = True
+        self.models[allocation.model].freed_at = now
         return list(self._schedule(now))
 
     def on_sleep_failed(self, instance_id: str, now: float) -> list[Decision]:
-        """It did not fall asleep or wake up as told: it is stopped, and its model does not sleep any more."""
-        booking = self._bookings.get(instance_id)
-        if booking is None or booking.state is ModelState.STOPPING:
+        """Stop an instance that did not fall asleep or wake; its model sleeps no more."""
+        allocation = self._allocations.get(instance_id)
+        if allocation is None or allocation.state is ModelState.STOPPING:
             return []
-        self.models[booking.model].refuses_sleep = True
-        return [self._stop(booking), *self._schedule(now)]
+        self.models[allocation.model].has_failed_to_sleep = True
+        return [self._stop(allocation), *self._schedule(now)]
 
     def on_dying(self, instance_id: str) -> None:
-        """It has ended by itself; `on_exited` follows when its memory was seen free. Nobody is sent there any more."""
-        booking = self._bookings.get(instance_id)
-        if booking is not None and booking.state is ModelState.READY:
-            booking.state, booking.why = ModelState.DRAINING, None
+        """Grant no more slots on an instance that ended by itself. `on_exited` follows once its memory is free."""
+        allocation = self._allocations.get(instance_id)
+        if allocation is not None and allocation.state is ModelState.READY:
+            allocation.state, allocation.drain_reason = ModelState.DRAINING, None
 
     def on_exited(self, instance_id: str, reason: str, now: float) -> list[Decision]:
-        """The process ended by itself, loading or loaded. Who waits for a load that failed is refused with `reason`."""
-        booking = self._bookings.get(instance_id)
-        if booking is None:
+        """Remove an instance that ended by itself. If its load failed, its waiters are refused with `reason`."""
+        allocation = self._allocations.get(instance_id)
+        if allocation is None:
             return []
-        if booking.state is ModelState.STOPPING:
+        if allocation.state is ModelState.STOPPING:
             return self.on_stopped(instance_id, now)
-        model = self.models[booking.model]
-        model.failure = refusals.next_failure(model.failure, booking, reason, now)
-        if model.preload and booking.why is not Why.ORDER:
-            model.wanted_since = now
-        decisions = self._remove(booking)
-        if booking.is_loading or now < model.failure.retry_at:
-            decisions += refusals.failed_all(model, model.failure, now)
+        model = self.models[allocation.model]
+        model.failure = refusals.next_failure(model.failure, allocation, reason, now)
+        if model.preload and allocation.drain_reason is not DrainReason.COMMAND:
+            model.preload_due_since = now
+        decisions = self._remove(allocation)
+        if allocation.is_loading or now < model.failure.retry_at:
+            decisions += refusals.load_failed_for_all(model, model.failure, now)
         return [*decisions, *self._schedule(now)]
 
     def on_stopped(self, instance_id: str, now: float) -> list[Decision]:
-        """The process that was told to stop is gone and its room is free."""
-        booking = self._bookings.get(instance_id)
-        if booking is None:
+        """Remove an instance that was stopped, and use its memory."""
+        allocation = self._allocations.get(instance_id)
+        if allocation is None:
             return []
-        model = self.models[booking.model]
-        model.failure, model.left_at = None, now
-        return [*self._remove(booking), *self._schedule(now)]
+        model = self.models[allocation.model]
+        model.failure, model.freed_at = None, now
+        return [*self._remove(allocation), *self._schedule(now)]
 
     def mark_failed(self, name: str, reason: str, now: float) -> None:
-        """Known before any load (a missing file): shown, and tried again on the next request."""
-        if self.models[name].booking is None:
+        """Show a failure that is known before any load, such as a missing file. The next request tries again."""
+        if self.models[name].allocation is None:
             self.models[name].failure = Failure(reason, now, 0)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def tick(self, now: float) -> list[Decision]:
-        """Put to sleep or unload what was idle for too long, and do what waited for its time."""
-        due = [(booking, level) for booking, level, at in self._idle_ends() if at <= now]
-        decisions = [self._end_idleness(booking, level) for booking, level in due]
-        for booking in [booking for booking in self._bookings.values() if booking.state is ModelState.READY]:
-            decisions += self._grant_waiting(booking, now)
+        """Carry out what is due: idle instances sleep or end, and waits reach their limits."""
+        due = [(allocation, level) for allocation, level, at in self._idle_transitions() if at <= now]
+        decisions = [self._on_idle(allocation, level) for allocation, level in due]
+        for allocation in [one for one in self._allocations.values() if one.state is ModelState.READY]:
+            decisions += self._grant_queued(allocation, now)
         return [*decisions, *self._schedule(now)]
 
     def next_tick(self, now: float) -> float | None:
-        """When `tick` has something to do if nothing happens before, or None."""
-        ends = [at for _, _, at in self._idle_ends()]
-        if any(at <= now for at in ends):
+        """Return when the next `tick` is due if no event comes before, or None."""
+        idle_times = [at for _, _, at in self._idle_transitions()]
+        if any(at <= now for at in idle_times):
             return now
-        waiting = self.waiting()
-        times = ends + [model.startable_at for model in waiting]
-        queued = [b for b in self._bookings.values() if self.models[b.model].queue]
-        times += [at for b in queued if (at := concurrency.next_end_of_reading(b, now)) is not None]
-        if any(model.startable_at <= now for model in waiting) or self.room().later.places < 0:
-            times += eviction.times(self._bookings.values(), waiting, self.models, self.policy, now)
+        waiting = self.waiting_models()
+        times = idle_times + [model.startable_at for model in waiting]
+        queued = [one for one in self._allocations.values() if self.models[one.model].queue]
+        times += [at for one in queued if (at := concurrency.next_prefill_end(one, now)) is not None]
+        if any(model.startable_at <= now for model in waiting) or self.placement_pass().projected.models_left < 0:
+            times += eviction.times(self._allocations.values(), waiting, self.models, self.policy, now)
         return min((at for at in times if at > now), default=None)
 
-    # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _idle_ends(self) -> Iterator[tuple[Allocation, int, float]]:
-        return idle.ends(self._bookings.values(), self.models, self.policy)
-
-    def waiting(self) -> list[Model]:
-        """Models that somebody waits for and that nothing is done for yet, the longest wait first."""
+    def waiting_models(self) -> list[Model]:
+        """Return the models whose load is wanted and not under way, the longest wait first."""
         waiting = [
             (since, model)
             for model in self.models.values()
-            if (model.booking is None or model.booking.is_asleep) and (since := model.wanted_at()) is not None
+            if (model.allocation is None or model.allocation.is_asleep) and (since := model.wanted_since()) is not None
         ]
         return [model for _, model in sorted(waiting, key=lambda pair: pair[0])]
 
     def positions(self, now: float) -> dict[int, int]:
-        """Of all who are queued, each in the queue of its model, from 1."""
+        """Return the position of each waiter in the queue of its model, from 1."""
         queues = (model.queue for model in self.models.values() if model.queue)
         return {waiter: position for queue in queues for waiter, position in queue.positions(now).items()}
 
-    def room(self) -> PlacementPass:
-        """As it is now."""
-        return PlacementPass(self.empty(self.policy.max_loaded), self._bookings.values(), self.models)
+    def placement_pass(self) -> PlacementPass:
+        return PlacementPass(self.empty_budget(self.policy.max_loaded), self._allocations.values(), self.models)
 
-    def candidates(self, model: Model, now: float, *, may_be_busy: bool) -> list[Allocation]:
-        """What may make room for `model`, the best to go first."""
-        bookings = self._bookings.values()
-        return eviction.candidates(model, bookings, self.models, self.policy, now, may_be_busy=may_be_busy)
+    def empty_budget(self, models: int) -> MemoryBudget:
+        """Return the memory without any instance of ours, for a number of models."""
+        return MemoryBudget(self.devices, self.foreign, models)
+
+    def eviction_candidates(self, model: Model, now: float, *, may_be_busy: bool) -> list[Allocation]:
+        """Return the instances that may be evicted for `model`, best first."""
+        allocations = self._allocations.values()
+        return eviction.candidates(model, allocations, self.models, self.policy, now, may_be_busy=may_be_busy)
+
+    def pinned_obstacle(self, model: Model) -> str | None:
+        """Return why pinned models prevent the load of `model`, or None."""
+        empty = self.empty_budget(self.policy.max_loaded)
+        return eviction.pinned_obstacle(model, empty, self._allocations.values(), self.models)
+
+    # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _schedule(self, now: float) -> Iterator[Decision]:
-        """Start what is waited for, oldest first, and make room for requests that find none."""
+        """Start the models that are waited for, the longest wait first, and evict others for them."""
         if self._is_shut_down:
             return
-        room = self.room()
-        for model in self.waiting():
+        placing = self.placement_pass()
+        for model in self.waiting_models():
             if model.startable_at <= now:
-                yield from self._serve(model, room, now)
-        yield from self._bring_down(room, now)
-        for booking in list(self._bookings.values()):
-            if booking.drains_for_room and booking.id not in room.victims:
-                booking.state, booking.why = ModelState.READY, None
-                yield from self._grant_waiting(booking, now)
+                yield from self._serve(model, placing, now)
+        yield from self._stop_surplus(placing, now)
+        for allocation in list(self._allocations.values()):
+            if allocation.is_draining_for_eviction and allocation.id not in placing.victims:
+                allocation.state, allocation.drain_reason = ModelState.READY, None
+                yield from self._grant_queued(allocation, now)
 
-    def _bring_down(self, room: PlacementPass, now: float) -> Iterator[Decision]:
-        """More instances were adopted than there are places."""
-        others = [booking for booking in self._bookings.values() if booking.id not in room.victims]
-        for booking in eviction.surplus(others, self.models, max(0, -room.later.places), now):
-            yield self._stop(booking)
+    def _stop_surplus(self, placing: PlacementPass, now: float) -> Iterator[Decision]:
+        """Stop idle instances if more are loaded than `max_loaded` allows, as after an adoption."""
+        others = [one for one in self._allocations.values() if one.id not in placing.victims]
+        for allocation in eviction.surplus(others, self.models, max(0, -placing.projected.models_left), now):
+            yield self._stop(allocation)
 
-    def _serve(self, model: Model, room: PlacementPass, now: float) -> Iterator[Decision]:
-        if (failure := refusals.impossible(model, self.empty(1), now)) is not None:
+    def _serve(self, model: Model, placing: PlacementPass, now: float) -> Iterator[Decision]:
+        """Start the model, reserve memory for it, evict others, or refuse its waiters."""
+        if (failure := refusals.memory_failure(model, self.empty_budget(1), now)) is not None:
             yield from self._give_up(model, failure, now)
-        elif (placement := room.seats_now(model)) is not None:
-            is_blocked = room.is_blocked(model, placement)
-            room.give(model, placement, at_once=True)
-            if not is_blocked:
+        elif (placement := placing.place_now(model)) is not None:
+            must_wait = placing.must_wait(model, placement)
+            placing.reserve(model, placement, at_once=True)
+            if not must_wait:
                 yield self._start(model, placement, now)
-                room.begin(model)
-        elif (placement := room.seats_later(model)) is not None:
-            room.give(model, placement, at_once=False)
-        elif model.is_waited_for:  # a preload that nobody waits for must not push out what is in use
-            since = model.waited_for_since()
-            waits_for_long = since is not None and now - since >= self.policy.max_wait_time
-            made = room.make(model, self.candidates(model, now, may_be_busy=waits_for_long))
-            if made is not None:
-                room.evict(made)
-                room.give(model, made.placement, at_once=False)
-                for victim in made.victims:
-                    yield from self._drain(victim, Why.ROOM, may_sleep=made.may_sleep)
-            elif (reason := self.why_pins_block(model)) is not None:
-                model.failure = Failure(reason, now, 0, is_by_pins=True)
-                yield from refusals.failed_all(model, model.failure, now)
+                placing.add_start(model)
+        elif (placement := placing.place_later(model)) is not None:
+            placing.reserve(model, placement, at_once=False)
+        elif model.has_waiters:  # a preload without waiters must not evict what is in use
+            yield from self._evict_for(model, placing, now)
 
-    def why_pins_block(self, model: Model) -> str | None:
-        return pins.why_blocked(model, self.empty(self.policy.max_loaded), self._bookings.values(), self.models)
+    def _evict_for(self, model: Model, placing: PlacementPass, now: float) -> Iterator[Decision]:
+        since = model.waiting_since()
+        may_be_busy = since is not None and now - since >= self.policy.max_wait_time
+        plan = placing.plan_eviction(model, self.eviction_candidates(model, now, may_be_busy=may_be_busy))
+        if plan is not None:
+            placing.evict(plan)
+            placing.reserve(model, plan.placement, at_once=False)
+            for victim in plan.victims:
+                yield from self._drain(victim, DrainReason.EVICTION, may_sleep=plan.may_sleep)
+        elif (reason := self.pinned_obstacle(model)) is not None:
+            model.failure = Failure(reason, now, 0, is_caused_by_pins=True)
+            yield from refusals.load_failed_for_all(model, model.failure, now)
 
     def _give_up(self, model: Model, failure: Failure, now: float) -> Iterator[Decision]:
         if failure.retry_at <= now:
-            model.wanted_since = None
+            model.preload_due_since = None
         model.failure = failure
-        if model.booking is not None:
-            yield self._stop(model.booking)
-        yield from refusals.failed_all(model, failure, now)
-
-    def empty(self, places: int) -> MemoryBudget:
-        """With nothing of ours on the devices."""
-        return MemoryBudget(self.devices, self.foreign, places)
+        if model.allocation is not None:
+            yield self._stop(model.allocation)
+        yield from refusals.load_failed_for_all(model, failure, now)
 
     def _start(self, model: Model, placement: Placement, now: float) -> Decision:
-        """Start or wake it."""
-        booking = model.booking
-        if booking is not None:
-            booking.state, booking.is_settled = ModelState.STARTING, False
-            return Wake(booking.id, booking.sleep_level)
-        booking = Allocation(self._new_id(), model.name, started_at=now, last_used=now, placement=placement)
-        booking.asleep = model.asleep
-        self._bookings[booking.id] = model.booking = booking
-        return Start(booking.id, model.name, placement)
+        """Start the model, or wake its instance."""
+        allocation = model.allocation
+        if allocation is not None:
+            allocation.state, allocation.is_memory_freed = ModelState.STARTING, False
+            return Wake(allocation.id, allocation.sleep_level)
+        allocation = Allocation(self._new_id(), model.name, started_at=now, last_used=now, placement=placement)
+        allocation.sleep_footprint = model.sleep_footprint
+        self._allocations[allocation.id] = model.allocation = allocation
+        return Start(allocation.id, model.name, placement)
 
-    def _drain(self, booking: Allocation, why: Why, *, may_sleep: bool = False) -> Iterator[Decision]:
-        if booking.state is ModelState.STOPPING:
+    def _drain(self, allocation: Allocation, reason: DrainReason, *, may_sleep: bool = False) -> Iterator[Decision]:
+        if allocation.state is ModelState.STOPPING:
             return
-        booking.why, booking.may_sleep = why, may_sleep
-        if booking.state is ModelState.READY and booking.grants > 0:
-            booking.state = ModelState.DRAINING
-            booking.is_reclaimed = True
-            yield Revoke(booking.id)
-        elif booking.state is not ModelState.DRAINING:
-            yield self._leave(booking)
+        allocation.drain_reason, allocation.may_sleep = reason, may_sleep
+        if allocation.state is ModelState.READY and allocation.held_slots > 0:
+            allocation.state = ModelState.DRAINING
+            allocation.is_revoked = True
+            yield Revoke(allocation.id)
+        elif allocation.state is not ModelState.DRAINING:
+            yield self._leave(allocation)
 
-    def _leave(self, booking: Allocation) -> Decision:
-        """What drained goes to sleep or ends."""
-        is_awake = booking.state in {ModelState.READY, ModelState.DRAINING}
-        may_sleep = booking.why is Why.ROOM and booking.may_sleep and is_awake
-        if may_sleep and idle.can_sleep(booking, self.models[booking.model]):
-            return self._sleep(booking, self._sleep_level(booking))
-        return self._stop(booking)
+    def _has_drained(self, allocation: Allocation) -> bool:
+        """Return whether a drain that was decided is over; an instance that died drains without a reason."""
+        is_draining = allocation.state is ModelState.DRAINING and allocation.drain_reason is not None
+        return is_draining and allocation.held_slots == 0
 
-    def _stop(self, booking: Allocation) -> Stop:
-        booking.state = ModelState.STOPPING
-        return Stop(booking.id)
+    def _leave(self, allocation: Allocation) -> Decision:
+        """Put a drained instance to sleep, or stop it."""
+        is_awake = allocation.state in {ModelState.READY, ModelState.DRAINING}
+        may_sleep = allocation.drain_reason is DrainReason.EVICTION and allocation.may_sleep and is_awake
+        if may_sleep and idle.can_sleep(allocation, self.models[allocation.model]):
+            return self._sleep(allocation, self._sleep_level(allocation))
+        return self._stop(allocation)
 
-    def _sleep(self, booking: Allocation, level: int) -> Sleep:
-        from_level, booking.sleep_level = booking.sleep_level, level
-        booking.state, booking.why, booking.is_settled = ModelState.SLEEPING, None, False
-        return Sleep(booking.id, level, from_level)
+    def _stop(self, allocation: Allocation) -> Stop:
+        allocation.state = ModelState.STOPPING
+        return Stop(allocation.id)
 
-    def _sleep_level(self, booking: Allocation) -> int:
-        later = self.room().later
-        return idle.sleep_level(booking, self._bookings.values(), self.policy, self.devices, later)
+    def _sleep(self, allocation: Allocation, level: int) -> Sleep:
+        from_level, allocation.sleep_level = allocation.sleep_level, level
+        allocation.state, allocation.drain_reason, allocation.is_memory_freed = ModelState.SLEEPING, None, False
+        return Sleep(allocation.id, level, from_level)
 
-    def _end_idleness(self, booking: Allocation, level: int) -> Decision:
-        """Level 0: stop it. To sleep deeper, a sleeper has to wake: it needs its memory once more."""
+    def _sleep_level(self, allocation: Allocation) -> int:
+        projected = self.placement_pass().projected
+        return idle.sleep_level(allocation, self._allocations.values(), self.policy, projected)
+
+    def _idle_transitions(self) -> Iterator[tuple[Allocation, int, float]]:
+        return idle.transitions(self._allocations.values(), self.models, self.policy)
+
+    def _on_idle(self, allocation: Allocation, level: int) -> Decision:
+        """Put an idle instance to sleep, or stop it (level 0). To sleep deeper it must wake, which needs memory."""
         if level == 0:
-            return self._stop(booking)
-        if not booking.is_asleep:
-            return self._sleep(booking, self._sleep_level(booking))
-        model = self.models[booking.model]
-        return self._sleep(booking, level) if self.room().seats_now(model) is not None else self._stop(booking)
+            return self._stop(allocation)
+        if not allocation.is_asleep:
+            return self._sleep(allocation, self._sleep_level(allocation))
+        fits = self.placement_pass().place_now(self.models[allocation.model]) is not None
+        return self._sleep(allocation, level) if fits else self._stop(allocation)
 
-    def _remove(self, booking: Allocation) -> list[Decision]:
-        del self._bookings[booking.id]
-        model = self.models[booking.model]
-        model.booking = None
-        done: list[Decision] = [Done(waiter) for waiter in model.stop_waiters]
-        model.stop_waiters.clear()
-        if model.is_gone:
+    def _remove(self, allocation: Allocation) -> list[Decision]:
+        del self._allocations[allocation.id]
+        model = self.models[allocation.model]
+        model.allocation = None
+        done: list[Decision] = [Done(waiter) for waiter in model.unload_waiters]
+        model.unload_waiters.clear()
+        if model.is_removed:
             del self.models[model.name]
         return done
 
-    def _grant(self, booking: Allocation, waiter: int, claim: Claim, now: float) -> Grant:
-        booking.last_used = now
-        places, keeps = concurrency.begin(booking, self.models[booking.model], waiter, claim, now)
-        return Grant(waiter, booking.id, places, keeps, claim.key_id)
+    def _grant(self, allocation: Allocation, waiter: int, claim: Claim, now: float) -> Grant:
+        allocation.last_used = now
+        model = self.models[allocation.model]
+        slots, until_revoked = concurrency.take_slots(allocation, model, waiter, claim, now)
+        return Grant(waiter, allocation.id, slots, until_revoked, claim.key_id)
 
-    def _grant_waiting(self, booking: Allocation, now: float) -> Iterator[Decision]:
-        """Those whose turn it is, while there are places."""
-        model = self.models[booking.model]
-        while (
-            turn := model.queue.pop(now, lambda claim: concurrency.may_begin(booking, model, claim, now))
-        ) is not None:
-            yield self._grant(booking, turn.id, turn.claim, now)
+    def _grant_queued(self, allocation: Allocation, now: float) -> Iterator[Decision]:
+        """Grant slots to queued requests while some are free."""
+        model = self.models[allocation.model]
 
-    def _reclaim(self, booking: Allocation) -> Iterator[Decision]:
-        """Workers may have places that others now wait for."""
-        if not booking.is_reclaimed:
-            booking.is_reclaimed = True
-            yield Revoke(booking.id)
+        def may_start(claim: Claim) -> bool:
+            return concurrency.may_start(allocation, model, claim, now)
+
+        while (waiter := model.queue.pop(now, may_start)) is not None:
+            yield self._grant(allocation, waiter.id, waiter.claim, now)
+
+    def _revoke(self, allocation: Allocation) -> Iterator[Decision]:
+        """Ask the workers for their free slots, because a request waits."""
+        if not allocation.is_revoked:
+            allocation.is_revoked = True
+            yield Revoke(allocation.id)

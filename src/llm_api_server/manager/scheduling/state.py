@@ -1,4 +1,4 @@
-"""What the scheduler keeps books of: the models, one booking per engine process, and the decisions it makes. Pure."""
+"""State of the scheduler: the policy, the models, and one allocation per engine process. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from enum import Enum
 from llm_api_server.devices.device import RAM
 from llm_api_server.engines.base import NO_PLACEMENT, ModelFacts, Need, Placement, SleepFootprint
 from llm_api_server.manager.scheduling.fair_queue import FairQueue
-from llm_api_server.manager.scheduling.memory import taken_by
+from llm_api_server.manager.scheduling.memory import memory_of
 from llm_api_server.types import ModelState
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Times in seconds; a timeout of 0 means never. `sleep_bytes`: RAM that sleeping weights may take together.
+    """Limits from the configuration. Times in seconds; a timeout of 0 means never.
 
-    At most so many requests wait for a model, or of one key. With `rejects_loading` none waits for a load.
+    `sleep_bytes` is the RAM for the weights of all sleeping instances. `queue_per_model` and `queue_per_key` bound the
+    number of waiting requests. With `rejects_loading` no request waits for a load.
     """
 
     max_loaded: int
@@ -32,86 +33,16 @@ class Policy:
     rejects_loading: bool = False
 
 
-@dataclass(frozen=True)
-class Start:
-    instance: str
-    model: str
-    placement: Placement = NO_PLACEMENT
+class DrainReason(Enum):
+    """Reason why an instance drains. An eviction can be called off, a command cannot."""
 
-
-@dataclass(frozen=True)
-class Revoke:
-    """Tell the workers to start nothing more on it without asking, and to give back what is free."""
-
-    instance: str
-
-
-@dataclass(frozen=True)
-class Sleep:
-    """Give up device memory, keep the process; answered by `on_slept` or `on_sleep_failed`. Level 1 keeps the weights
-    in RAM, 2 forgets them; from 1 to 2 it wakes in between.
-    """
-
-    instance: str
-    level: int
-    from_level: int = 0
-
-
-@dataclass(frozen=True)
-class Wake:
-    """Answered by `on_ready` or `on_sleep_failed`."""
-
-    instance: str
-    level: int
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End the process; answered by `on_stopped` in any case."""
-
-    instance: str
-
-
-@dataclass(frozen=True)
-class Grant:
-    """`places` with that of the request; the worker `keeps` them until they are reclaimed."""
-
-    waiter: int
-    instance: str
-    places: int = 1
-    keeps: bool = False
-    key_id: str = ""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A load or unload command is fulfilled."""
-
-    waiter: int
-
-
-@dataclass(frozen=True)
-class Refuse:
-    waiter: int
-    code: str
-    message: str
-    retry_after: float | None = None
-    position: int | None = None
-
-
-Decision = Start | Revoke | Sleep | Wake | Stop | Grant | Done | Refuse
-
-
-class Why(Enum):
-    """Why an instance drains: room for another can be taken back, an order cannot."""
-
-    ROOM = "room"
-    ORDER = "order"
+    EVICTION = "eviction"
+    COMMAND = "command"
 
 
 @dataclass
 class Allocation:
-    """One engine process, from the decision to start it until it is gone. `grants` counts places that workers have."""
+    """One engine process, from the decision to start it until it is gone."""
 
     id: str
     model: str
@@ -120,134 +51,134 @@ class Allocation:
     ready_at: float = 0.0
     evictable_at: float = 0.0
     last_used: float = 0.0
-    grants: int = 0
-    #: Where each request asks: how many run of each key, and by waiter, whose prompts are read: tokens, and until when.
+    #: Slots that workers hold.
+    held_slots: int = 0
+    #: Running requests by key, if each request asks for its slot.
     running: Counter[str] = field(default_factory=Counter)
-    reading: dict[int, tuple[int, float]] = field(default_factory=dict)
-    #: The workers give places back.
-    is_reclaimed: bool = False
-    why: Why | None = None
+    #: Requests in prefill, by waiter: prompt tokens, and the time until which they hold back others.
+    prefilling: dict[int, tuple[int, float]] = field(default_factory=dict)
+    #: The workers return their slots.
+    is_revoked: bool = False
+    drain_reason: DrainReason | None = None
     placement: Placement = NO_PLACEMENT
-    asleep: SleepFootprint | None = None
-    #: 0 awake, 1 with its weights in RAM, 2 without; of a sleeper, one falling asleep, and one that wakes.
+    sleep_footprint: SleepFootprint | None = None
+    #: 0 awake, 1 with its weights in RAM, 2 without; also while it falls asleep or wakes.
     sleep_level: int = 0
-    #: Of a sleeper: it has given its memory up, which was seen.
-    is_settled: bool = False
-    #: What it leaves by when it has drained for room.
+    #: The device memory of a sleeping instance was measured to be free.
+    is_memory_freed: bool = False
+    #: An instance that drains for an eviction sleeps afterwards, instead of ending.
     may_sleep: bool = False
 
     @property
     def is_idle(self) -> bool:
-        return self.state is ModelState.READY and self.grants == 0
+        return self.state is ModelState.READY and self.held_slots == 0
 
     @property
     def is_loading(self) -> bool:
-        """From nothing; not waking."""
+        """True for a start from nothing, False for waking."""
         return self.state is ModelState.STARTING and self.sleep_level == 0
 
     @property
-    def drains_for_room(self) -> bool:
-        return self.state is ModelState.DRAINING and self.why is Why.ROOM
+    def is_draining_for_eviction(self) -> bool:
+        return self.state is ModelState.DRAINING and self.drain_reason is DrainReason.EVICTION
 
     @property
     def is_asleep(self) -> bool:
-        return self.state is ModelState.SLEEPING and self.is_settled
-
-    @property
-    def awake_takes(self) -> dict[str, int]:
-        return taken_by(self.placement)
-
-    def asleep_takes(self, level: int) -> dict[str, int]:
-        """Level 0, which it was never told, is as 2."""
-        if self.asleep is None:
-            return {}
-        taken = {seat.device: min(seat.size, self.asleep.device_bytes) for seat in self.placement.devices}
-        if level == 1:
-            taken[RAM] = taken.get(RAM, 0) + self.asleep.weight_bytes
-        return taken
-
-    @property
-    def takes(self) -> Mapping[str, int]:
-        """Of each device, now."""
-        return self.asleep_takes(self.sleep_level) if self.is_asleep else self.awake_takes
-
-    @property
-    def will_take(self) -> Mapping[str, int]:
-        """When what it is told to do is done."""
-        if self.is_leaving:
-            return {}
-        return self.asleep_takes(self.sleep_level) if self.state is ModelState.SLEEPING else self.awake_takes
+        return self.state is ModelState.SLEEPING and self.is_memory_freed
 
     @property
     def is_leaving(self) -> bool:
-        """For good, whatever comes."""
-        is_ordered = self.state is ModelState.DRAINING and self.why is Why.ORDER
+        """True if nothing can keep the process any more."""
+        is_ordered = self.state is ModelState.DRAINING and self.drain_reason is DrainReason.COMMAND
         return self.state is ModelState.STOPPING or is_ordered
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of each device, now."""
+        return self.memory_asleep(self.sleep_level) if self.is_asleep else self.memory_awake
+
+    @property
+    def memory_awake(self) -> dict[str, int]:
+        return memory_of(self.placement)
+
+    def memory_asleep(self, level: int) -> dict[str, int]:
+        """Return the bytes of each device at a level of sleep; level 0 counts as 2."""
+        if self.sleep_footprint is None:
+            return {}
+        kept = {device.device: min(device.size, self.sleep_footprint.device_bytes) for device in self.placement.devices}
+        if level == 1:
+            kept[RAM] = kept.get(RAM, 0) + self.sleep_footprint.weight_bytes
+        return kept
+
+    @property
+    def projected_memory(self) -> Mapping[str, int]:
+        """Bytes of each device after the transition under way."""
+        if self.is_leaving:
+            return {}
+        return self.memory_asleep(self.sleep_level) if self.state is ModelState.SLEEPING else self.memory_awake
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the last load or run ended. Requests before `retry_at` are refused with `reason`."""
+    """Reason why the last load or run ended. Requests before `retry_at` are refused with `reason`."""
 
     reason: str
     retry_at: float
     count: int
-    #: Nothing but pinned models stands in its way.
-    is_by_pins: bool = False
+    #: Only pinned models prevent the load.
+    is_caused_by_pins: bool = False
 
 
 @dataclass
 class Model:
-    """One configured model. Requests wait in its `queue`; `load_waiters` are commands, and since when they wait to hear
-    that it is ready; `stop_waiters` wait for the instance to be gone.
-
-    `takes_place` is False for what runs elsewhere: it neither counts against `max_loaded` nor makes room. `need` and
-    `asleep` come from the model's files.
-    """
+    """One configured model, and the requests and commands that wait for it."""
 
     name: str
     unload_timeout: float
     preload: bool = False
-    takes_place: bool = True
+    #: False for a remote model: it neither counts against `max_loaded` nor can it be evicted.
+    is_local: bool = True
     need: Need | None = None
-    asleep: SleepFootprint | None = None
-    #: It is not configured any more.
-    is_gone: bool = False
-    #: It stays loaded, and awake, until it is unpinned or unloaded by order.
+    sleep_footprint: SleepFootprint | None = None
+    #: The configuration no longer contains it.
+    is_removed: bool = False
+    #: It stays loaded, and awake, until it is unpinned or a command unloads it.
     is_pinned: bool = False
-    #: It did not sleep or wake as told once.
-    refuses_sleep: bool = False
-    booking: Allocation | None = None
-    #: Requests that an instance works on at a time; None: any number.
-    places: int | None = None
-    #: Of its last load, in seconds.
+    #: It failed once to fall asleep or to wake, and sleeps no more.
+    has_failed_to_sleep: bool = False
+    allocation: Allocation | None = None
+    #: Requests that an instance runs at the same time; None: no limit.
+    slots: int | None = None
+    #: Duration of the last load, in seconds.
     load_seconds: float | None = None
     queue: FairQueue = field(default_factory=FairQueue)
+    #: Commands that wait until the model is ready, with the time of their arrival.
     load_waiters: dict[int, float] = field(default_factory=dict)
-    stop_waiters: list[int] = field(default_factory=list)
+    #: Commands that wait until the instance is gone.
+    unload_waiters: list[int] = field(default_factory=list)
     failure: Failure | None = None
-    #: When its last instance was told to end or sleep and had done so.
-    left_at: float = float("-inf")
-    #: Since when the server itself wants it loaded (preload), or None.
-    wanted_since: float | None = None
+    #: Time at which its last instance ended or fell asleep as decided.
+    freed_at: float = float("-inf")
+    #: Time since which a preload is due.
+    preload_due_since: float | None = None
 
-    def learn(self, facts: ModelFacts, *, counts_memory: bool) -> None:
-        """What its files tell."""
+    def update_facts(self, facts: ModelFacts, *, counts_memory: bool) -> None:
+        """Apply what the model's files say."""
         self.need = facts.need if counts_memory else None
-        self.asleep, self.places = facts.sleep_footprint, facts.slots
+        self.sleep_footprint, self.slots = facts.sleep_footprint, facts.slots
 
     @property
-    def is_waited_for(self) -> bool:
+    def has_waiters(self) -> bool:
         return bool(self.queue or self.load_waiters)
 
-    def waited_for_since(self) -> float | None:
-        """Since when a request or a command waits, or None; at the earliest from when it made room for another."""
+    def waiting_since(self) -> float | None:
+        """Return when the longest wait of a request or command began, but not before the model's last instance left."""
         since = min((at for at in (self.queue.since(), *self.load_waiters.values()) if at is not None), default=None)
-        return None if since is None else max(since, self.left_at)
+        return None if since is None else max(since, self.freed_at)
 
-    def wanted_at(self) -> float | None:
-        """Since when somebody waits for a load, the server itself included, or None."""
-        return min((at for at in (self.waited_for_since(), self.wanted_since) if at is not None), default=None)
+    def wanted_since(self) -> float | None:
+        """Return since when a load is wanted, by a waiter or as a preload."""
+        return min((at for at in (self.waiting_since(), self.preload_due_since) if at is not None), default=None)
 
     @property
     def startable_at(self) -> float:
@@ -255,6 +186,6 @@ class Model:
 
     @property
     def state(self) -> ModelState:
-        if self.booking is not None:
-            return self.booking.state
+        if self.allocation is not None:
+            return self.allocation.state
         return ModelState.STOPPED if self.failure is None else ModelState.FAILED

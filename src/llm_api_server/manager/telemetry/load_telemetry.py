@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from llm_api_server.manager.instances.instance import Instance
-from llm_api_server.manager.scheduling.state import Allocation, Why
+from llm_api_server.manager.scheduling.state import Allocation, DrainReason
 from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.spans import Tracing
 
-_REASONS = {Why.ROOM: "evicted", Why.ORDER: "ordered", None: "idle"}
+_REASONS = {DrainReason.EVICTION: "evicted", DrainReason.COMMAND: "ordered", None: "idle"}
 
 
 class LoadTelemetry:
@@ -21,12 +21,12 @@ class LoadTelemetry:
         self._counters.loaded(instance.model, instance.load_seconds or 0.0, instance.phases.seconds)
         self._tracing.loaded(instance.load_trace())
 
-    def on_ended(self, instance: Instance, booking: Allocation | None) -> None:
+    def on_ended(self, instance: Instance, allocation: Allocation | None) -> None:
         """Report an instance whose process is gone, whether it became ready or not."""
         if instance.ready_at is None:
             result = "cancelled" if instance.is_stopping else "failed"
             self._counters.load_over(instance.model, result)
             self._tracing.loaded(instance.load_trace(error=result))
             return
-        reason = _REASONS[booking.why if booking is not None else None]
+        reason = _REASONS[allocation.drain_reason if allocation is not None else None]
         self._counters.unloaded(instance.model, reason if instance.is_stopping else "failed")

@@ -201,7 +201,7 @@ async def test_sleepers_of_a_killed_manager_are_not_adopted(tmp_path: Path) -> N
             running.task.cancel()
             await asyncio.wait({running.task})
         one.manager._running.clear()
-        one.manager._scheduler._bookings.clear()
+        one.manager._scheduler._allocations.clear()
     async with world.running(deep_sleep_timeout=0) as other:
         assert other.status("a").state is ModelState.STOPPED
         assert pid is not None

@@ -101,12 +101,12 @@ def test_who_may_not_begin_is_passed_over() -> None:
 
 def test_other_keys_count_as_active_for_a_while() -> None:
     queue = FairQueue()
-    queue.note(Claim("x"), 0)
-    assert not queue.has_others("x", 0)
-    assert queue.has_others("y", 0)
-    queue.note(Claim("y"), 10)
-    assert queue.has_others("x", 10 + ACTIVE_TIME)
-    assert not queue.has_others("x", 10.1 + ACTIVE_TIME)
+    queue.mark_active("x", 0)
+    assert not queue.has_other_keys("x", 0)
+    assert queue.has_other_keys("y", 0)
+    queue.mark_active("y", 10)
+    assert queue.has_other_keys("x", 10 + ACTIVE_TIME)
+    assert not queue.has_other_keys("x", 10.1 + ACTIVE_TIME)
 
 
 def test_the_time_between_turns_is_measured_while_somebody_waits() -> None:

@@ -1,4 +1,4 @@
-"""The scheduler under load: places, turns, bounded queues, few swaps, a longest wait; by a clock of the test."""
+"""The scheduler under load: slots, turns, bounded queues, few swaps, a longest wait; by a clock of the test."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from itertools import count
 
 from llm_api_server.engines.base import ModelFacts
 from llm_api_server.ipc.lease_messages import Claim, EndedRequest
+from llm_api_server.manager.scheduling.decisions import Decision, Done, Grant, Refuse, Revoke, Start, Stop
 from llm_api_server.manager.scheduling.fair_queue import ACTIVE_TIME
 from llm_api_server.manager.scheduling.scheduler import Scheduler
-from llm_api_server.manager.scheduling.state import Decision, Done, Grant, Model, Policy, Refuse, Revoke, Start, Stop
+from llm_api_server.manager.scheduling.state import Model, Policy
 
 LOAD, STOP = 3.0, 0.5
 MIN_LOADED, MAX_WAIT = 1.0, 5.0
 
 
-def make(places: int | None, *, models: str = "abc", **policy: object) -> Scheduler:
+def make(slots: int | None, *, models: str = "abc", **policy: object) -> Scheduler:
     numbers = count(1)
     options = {"max_loaded": 1, "min_loaded_time": MIN_LOADED, "max_wait_time": MAX_WAIT, **policy}
     scheduler = Scheduler(Policy(**options), [Model(name, 0) for name in models], lambda: f"i{next(numbers)}")  # type: ignore[arg-type]
     for name in models:
-        scheduler.know(name, ModelFacts(slots=places))
+        scheduler.update_facts(name, ModelFacts(slots=slots))
     return scheduler
 
 
@@ -35,7 +36,7 @@ def grants(decisions: list[Decision]) -> list[int]:
     return [one.waiter for one in decisions if isinstance(one, Grant)]
 
 
-# ── places ──
+# ── slots ──
 
 
 def test_no_more_run_than_there_are_places() -> None:
@@ -43,21 +44,21 @@ def test_no_more_run_than_there_are_places() -> None:
     ready(scheduler)
     claim = Claim("x")
     assert [grants(scheduler.acquire(waiter, "a", 1, claim)) for waiter in (1, 2, 3, 4)] == [[1], [2], [], []]
-    assert grants(scheduler.release("i1", 1, 2, [EndedRequest("x")])) == [3]
-    assert grants(scheduler.release("i1", 2, 3, [EndedRequest("x"), EndedRequest("x")])) == [4]
+    assert grants(scheduler.return_slots("i1", 1, 2, [EndedRequest("x")])) == [3]
+    assert grants(scheduler.return_slots("i1", 2, 3, [EndedRequest("x"), EndedRequest("x")])) == [4]
 
 
 def test_the_last_place_is_left_to_other_keys_while_they_ask() -> None:
     scheduler = make(3)
     ready(scheduler)
     assert grants(scheduler.acquire(1, "a", 1, Claim("y"))) == [1]
-    scheduler.release("i1", 1, 2, [EndedRequest("y")])
+    scheduler.return_slots("i1", 1, 2, [EndedRequest("y")])
     taken = [grants(scheduler.acquire(waiter, "a", 3, Claim("x"))) for waiter in (2, 3, 4)]
     assert taken == [[2], [3], []]
     assert grants(scheduler.acquire(5, "a", 4, Claim("y"))) == [5]
     assert grants(scheduler.acquire(6, "a", 4, Claim("y"))) == []
     later = 4 + ACTIVE_TIME + 1
-    scheduler.release("i1", 1, later, [EndedRequest("y")])
+    scheduler.return_slots("i1", 1, later, [EndedRequest("y")])
     assert grants(scheduler.acquire(7, "a", later, Claim("x"))) == []
 
 
@@ -78,14 +79,14 @@ def test_of_many_places_workers_keep_some_until_others_wait() -> None:
         waiter += 1
         decisions = scheduler.acquire(waiter, "a", 1, Claim("x"))
     assert grants(decisions) == []
-    booking = scheduler.bookings["i1"]
-    assert booking.grants == 100
+    allocation = scheduler.allocations["i1"]
+    assert allocation.held_slots == 100
     assert scheduler.acquire(waiter + 1, "a", 1, Claim("y")) == []
-    given = scheduler.release("i1", 1, 2)
-    assert [(one.places, one.keeps) for one in given if isinstance(one, Grant)] == [(1, False)]
-    given = scheduler.release("i1", 20, 3)
-    assert [(one.places, one.keeps) for one in given if isinstance(one, Grant)] == [(3, True)]
-    assert not scheduler.is_reclaimed("i1")
+    given = scheduler.return_slots("i1", 1, 2)
+    assert [(one.slots, one.until_revoked) for one in given if isinstance(one, Grant)] == [(1, False)]
+    given = scheduler.return_slots("i1", 20, 3)
+    assert [(one.slots, one.until_revoked) for one in given if isinstance(one, Grant)] == [(3, True)]
+    assert not scheduler.is_revoked("i1")
 
 
 def test_light_work_needs_no_place() -> None:
@@ -94,8 +95,8 @@ def test_light_work_needs_no_place() -> None:
     scheduler.acquire(1, "a", 1, Claim("x"))
     assert grants(scheduler.acquire(2, "a", 1, Claim("x", cost=0, is_light=True))) == [2]
     assert grants(scheduler.acquire(3, "a", 1, Claim("x"))) == []
-    assert grants(scheduler.release("i1", 1, 2, [EndedRequest("x")])) == []
-    assert grants(scheduler.release("i1", 1, 3, [EndedRequest("x")])) == [3]
+    assert grants(scheduler.return_slots("i1", 1, 2, [EndedRequest("x")])) == []
+    assert grants(scheduler.return_slots("i1", 1, 3, [EndedRequest("x")])) == [3]
 
 
 # ── bounded queues ──
@@ -107,7 +108,7 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     for waiter in (1, 2, 3, 4):
         scheduler.acquire(waiter, "a", 0, Claim(f"k{waiter}"))
     for now in (4, 8):
-        scheduler.release("i1", 1, now, [EndedRequest(f"k{now // 4}")])
+        scheduler.return_slots("i1", 1, now, [EndedRequest(f"k{now // 4}")])
     for waiter in (5, 6):
         scheduler.acquire(waiter, "a", 8, Claim(f"k{waiter}"))
     (refusal,) = scheduler.acquire(7, "a", 8, Claim("k7"))
@@ -134,7 +135,7 @@ def test_who_does_not_wait_for_loads_is_told_how_long_the_last_one_took() -> Non
     assert refusal.code == "model_loading"
     assert scheduler.on_ready("i1", 40) == [Done(1)]
     assert grants(scheduler.acquire(2, "a", 41, Claim("x"))) == [2]
-    scheduler.release("i1", 1, 42, [EndedRequest("x")])
+    scheduler.return_slots("i1", 1, 42, [EndedRequest("x")])
     scheduler.on_exited("i1", "killed", 200)
     (again, _) = scheduler.acquire(3, "a", 200, Claim("x"))
     assert isinstance(again, Refuse)
@@ -198,7 +199,7 @@ class Machine:
                 self._obey(scheduler.on_stopped(event.name, now))
             case "end":
                 self.on_end(event.key)
-                self._obey(scheduler.release(event.name, 1, now, [EndedRequest(event.key)]))
+                self._obey(scheduler.return_slots(event.name, 1, now, [EndedRequest(event.key)]))
 
     def on_end(self, key: str) -> None:
         """A request of `key` is over."""
@@ -213,11 +214,11 @@ class Machine:
                     self.starts.append(model)
                     self._push(self.now + LOAD, "ready", instance)
                 case Stop(instance):
-                    assert self.scheduler.bookings[instance].grants == 0, "cut"
+                    assert self.scheduler.allocations[instance].held_slots == 0, "cut"
                     self._push(self.now + STOP, "stopped", instance)
                 case Grant(waiter, instance):
                     asked, model, key = self._asked.pop(waiter)
-                    assert self.scheduler.bookings[instance].model == model
+                    assert self.scheduler.allocations[instance].model == model
                     self.waited[waiter] = self.now - asked
                     self.done.append(f"{key}:{model}")
                     self._push(self.now + self.work, "end", instance, key)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llm_api_server.engines.base import ModelFacts, Need
+from llm_api_server.manager.scheduling.decisions import Grant, Refuse, Revoke, Start, Stop
 from llm_api_server.manager.scheduling.explain import explain
-from llm_api_server.manager.scheduling.state import Grant, Refuse, Revoke, Start, Stop
 from llm_api_server.types import ModelState
 from tests.machine import GIB, ram
 from tests.unit.manager.scheduling.test_scheduler import loaded, make
@@ -14,7 +14,7 @@ def test_a_pinned_model_stays_when_it_is_idle() -> None:
     scheduler = make(unload_timeout=30)
     instance = loaded(scheduler, "a", 1, 0)
     assert scheduler.pin("a", 1) == []
-    assert scheduler.release(instance, 1, 2) == []
+    assert scheduler.return_slots(instance, 1, 2) == []
     assert scheduler.next_tick(2) is None
     assert scheduler.tick(1000) == []
     assert scheduler.unpin("a", 1000) == []
@@ -24,12 +24,12 @@ def test_a_pinned_model_stays_when_it_is_idle() -> None:
 def test_others_are_refused_while_pinned_models_hold_all_places() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
-    scheduler.release(instance, 1, 1)
+    scheduler.return_slots(instance, 1, 1)
     scheduler.pin("a", 2)
     (refusal,) = scheduler.acquire(2, "b", 10)
     assert isinstance(refusal, Refuse)
     assert refusal.code == "model_load_failed"
-    assert "all places (models.max_loaded: 1) are held by pinned models (a): unpin or unload it" in refusal.message
+    assert "pinned models (a) use up models.max_loaded (1): unpin or unload it" in refusal.message
     explanation = explain(scheduler, "b")
     assert (explanation.verdict, explanation.evict) == ("not_now", [])
     assert "pinned models (a)" in explanation.message
@@ -38,7 +38,7 @@ def test_others_are_refused_while_pinned_models_hold_all_places() -> None:
 def test_after_unpinning_what_was_refused_is_loaded() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
-    scheduler.release(instance, 1, 1)
+    scheduler.return_slots(instance, 1, 1)
     scheduler.pin("a", 2)
     scheduler.acquire(2, "b", 10)
     blocked = scheduler.models["b"]
@@ -52,20 +52,20 @@ def test_after_unpinning_what_was_refused_is_loaded() -> None:
 def test_memory_that_pinned_models_hold_is_named() -> None:
     scheduler = make(2, devices=[ram(16)])
     for name in ("a", "b"):
-        scheduler.know(name, ModelFacts(need=Need("ram", 10 * GIB), slots=16))
+        scheduler.update_facts(name, ModelFacts(need=Need("ram", 10 * GIB), slots=16))
     instance = loaded(scheduler, "a", 1, 0)
-    scheduler.release(instance, 1, 1)
+    scheduler.return_slots(instance, 1, 1)
     scheduler.pin("a", 2)
     (refusal,) = scheduler.acquire(2, "b", 10)
     assert isinstance(refusal, Refuse)
-    assert "it needs 10.0 GiB of RAM, and pinned models (a) hold what would have to be free" in refusal.message
+    assert "it needs 10.0 GiB of RAM, and pinned models (a) hold memory that it would need" in refusal.message
 
 
 def test_another_makes_room_where_one_is_not_pinned() -> None:
     scheduler = make(2)
     first, second = loaded(scheduler, "a", 1, 0), loaded(scheduler, "b", 2, 1)
-    scheduler.release(first, 1, 2)
-    scheduler.release(second, 1, 3)
+    scheduler.return_slots(first, 1, 2)
+    scheduler.return_slots(second, 1, 3)
     scheduler.pin("a", 4)
     assert scheduler.acquire(3, "c", 10) == [Stop(second)]
 
@@ -85,7 +85,7 @@ def test_pinning_keeps_a_model_that_drains_for_another() -> None:
 def test_unloading_unpins() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
-    scheduler.release(instance, 1, 1)
+    scheduler.return_slots(instance, 1, 1)
     scheduler.pin("a", 2)
     assert scheduler.unload(2, "a", 3) == [Stop(instance)]
     assert not scheduler.models["a"].is_pinned
@@ -97,7 +97,7 @@ def test_a_pin_outlives_a_crash() -> None:
     scheduler.pin("a", 2)
     scheduler.on_exited(instance, "killed", 3)
     again = loaded(scheduler, "a", 2, 4)
-    scheduler.release(again, 1, 5)
+    scheduler.return_slots(again, 1, 5)
     (refusal,) = scheduler.acquire(3, "b", 100)
     assert isinstance(refusal, Refuse)
 

@@ -10,21 +10,11 @@ import pytest
 from llm_api_server.devices.device import Device
 from llm_api_server.engines.base import DeviceAllocation, ModelFacts, Need, Placement, SleepFootprint
 from llm_api_server.ipc.model_status import Explanation
-from llm_api_server.manager.scheduling.concurrency import FEW
+from llm_api_server.manager.scheduling.concurrency import FEW_SLOTS
+from llm_api_server.manager.scheduling.decisions import Decision, Grant, Refuse, Revoke, Sleep, Start, Stop, Wake
 from llm_api_server.manager.scheduling.explain import explain
 from llm_api_server.manager.scheduling.scheduler import Scheduler
-from llm_api_server.manager.scheduling.state import (
-    Decision,
-    Grant,
-    Model,
-    Policy,
-    Refuse,
-    Revoke,
-    Sleep,
-    Start,
-    Stop,
-    Wake,
-)
+from llm_api_server.manager.scheduling.state import Model, Policy
 from llm_api_server.types import ModelState
 from tests.machine import GIB, gpus, ram
 
@@ -52,7 +42,7 @@ class World:
         entries = [Model(name, unload_timeout=1000) for name in models]
         self.scheduler = Scheduler(Policy(**options), entries, lambda: f"i{next(numbers)}", devices)  # type: ignore[arg-type]
         for name, facts in models.items():
-            self.scheduler.know(name, replace(facts, slots=FEW))
+            self.scheduler.update_facts(name, replace(facts, slots=FEW_SLOTS))
         self.now = 0.0
         self.waiters = count(1)
 
@@ -73,7 +63,7 @@ class World:
 
     def release(self, model: str) -> list[Decision]:
         self.now += 1
-        return self.scheduler.release(self.instance(model), 1, self.now)
+        return self.scheduler.return_slots(self.instance(model), 1, self.now)
 
     def stopped(self, model: str) -> list[Decision]:
         return self.scheduler.on_stopped(self.instance(model), self.now)
@@ -89,9 +79,9 @@ class World:
         return self.scheduler.tick(at)
 
     def instance(self, model: str) -> str:
-        booking = self.scheduler.models[model].booking
-        assert booking is not None
-        return booking.id
+        allocation = self.scheduler.models[model].allocation
+        assert allocation is not None
+        return allocation.id
 
     def explain(self, model: str) -> Explanation:
         return explain(self.scheduler, model)
@@ -143,14 +133,14 @@ def test_the_share_of_a_mixed_group_is_the_smallest() -> None:
 
 def test_a_soft_share_shrinks_to_what_others_leave_a_hard_one_does_not() -> None:
     world = World(gpus(24), {"soft": whole(8), "hard": part(0.9)})
-    world.scheduler.observe({"gpu0": 10 * GIB})
+    world.scheduler.update_foreign({"gpu0": 10 * GIB})
     (device,) = world.load("soft").devices
     assert 13 * GIB < device.size < 14 * GIB
     (refusal,) = world.ask("hard")
     assert isinstance(refusal, Refuse)
     assert "other programs hold 10.0 GiB of gpu0" in refusal.message
     assert refusal.retry_after == 10
-    world.scheduler.observe({})
+    world.scheduler.update_foreign({})
     world.now += 10
     assert world.ask("hard") == [Stop("i1")]
 
@@ -192,7 +182,7 @@ def test_one_start_at_a_time_where_one_measures() -> None:
     (first,) = world.ask("a")
     assert isinstance(first, Start)
     assert world.ask("b") == []
-    assert world.scheduler.models["b"].booking is None
+    assert world.scheduler.models["b"].allocation is None
     (elsewhere,) = world.ask("c")
     assert isinstance(elsewhere, Start)
     assert seats(elsewhere.placement) != seats(first.placement)
@@ -258,11 +248,11 @@ def test_idleness_leads_to_sleep_deeper_sleep_and_the_end() -> None:
     world.load("a")
     assert world.tick() == [Sleep("i1", 1)]
     world.slept("a")
-    assert world.scheduler.bookings["i1"].takes == {"gpu0": GIB, "ram": 10 * GIB}
+    assert world.scheduler.allocations["i1"].memory == {"gpu0": GIB, "ram": 10 * GIB}
     assert world.tick() == [Sleep("i1", 2, from_level=1)]
-    assert world.scheduler.bookings["i1"].takes["gpu0"] > 20 * GIB, "it wakes in between"
+    assert world.scheduler.allocations["i1"].memory["gpu0"] > 20 * GIB, "it wakes in between"
     world.slept("a")
-    assert world.scheduler.bookings["i1"].takes == {"gpu0": GIB}
+    assert world.scheduler.allocations["i1"].memory == {"gpu0": GIB}
     assert world.tick() == [Stop("i1")]
 
 
@@ -275,7 +265,7 @@ def test_a_sleeper_wakes_on_demand() -> None:
     assert world.scheduler.models["a"].state is ModelState.STARTING
     (grant,) = world.ready("a")
     assert isinstance(grant, Grant)
-    assert world.scheduler.bookings["i1"].takes == {"gpu0": int(0.9 * 24 * GIB)}
+    assert world.scheduler.allocations["i1"].memory == {"gpu0": int(0.9 * 24 * GIB)}
 
 
 def test_sleep_makes_room_for_another_and_both_swap() -> None:
@@ -327,7 +317,7 @@ def test_a_sleeper_whose_device_others_have_filled_ends_and_its_requests_are_tol
     world.load("a")
     world.tick()
     world.slept("a")
-    world.scheduler.observe({"gpu0": 20 * GIB})
+    world.scheduler.update_foreign({"gpu0": 20 * GIB})
     stop, refusal = world.ask("a")
     assert stop == Stop("i1")
     assert isinstance(refusal, Refuse)
@@ -371,7 +361,7 @@ def test_what_does_not_wake_is_loaded_anew_and_its_requests_wait() -> None:
 
 def test_a_model_that_cannot_sleep_goes_straight_to_its_end() -> None:
     world = sleepers()
-    world.scheduler.know("a", replace(part(0.9, 10), slots=FEW))
+    world.scheduler.update_facts("a", replace(part(0.9, 10), slots=FEW_SLOTS))
     world.load("a")
     assert world.tick() == [Stop("i1")]
     assert world.now == 1000 + 2
@@ -381,8 +371,8 @@ def test_an_adopted_instance_keeps_its_place_and_can_sleep() -> None:
     world = World([*gpus(24), ram(64)], {"a": part(0.9, 10)}, sleep_timeout=10, sleep_bytes=16 * GIB)
     placement = Placement((DeviceAllocation("gpu0", 20 * GIB, 24 * GIB, 0),))
     world.scheduler.adopt("old", "a", 0, placement)
-    world.scheduler.know("a", part(0.9, 10, sleeps=True))
-    assert world.scheduler.bookings["old"].takes == {"gpu0": 20 * GIB}
+    world.scheduler.update_facts("a", part(0.9, 10, sleeps=True))
+    assert world.scheduler.allocations["old"].memory == {"gpu0": 20 * GIB}
     assert world.tick() == [Sleep("old", 1)]
 
 
@@ -419,19 +409,19 @@ def test_explanations_follow_what_would_happen() -> None:
     busy = world.explain("c")
     assert (busy.verdict, busy.evict) == ("after_evicting", ["a"])
     assert "have requests in flight" in busy.message
-    assert world.scheduler.models["c"].booking is None, "nothing was changed"
+    assert world.scheduler.models["c"].allocation is None, "nothing was changed"
 
 
 def test_an_explanation_has_the_arithmetic_of_each_device() -> None:
     world = World([*gpus(24), ram(64)], {"a": part(0.5), "b": part(0.9)})
     world.load("a")
-    world.scheduler.observe({"gpu0": 2 * GIB, "ram": 8 * GIB})
+    world.scheduler.update_foreign({"gpu0": 2 * GIB, "ram": 8 * GIB})
     told = world.explain("b")
     assert told.verdict == "after_evicting"
     gpu, memory = told.devices
     assert (gpu.total, gpu.foreign, gpu.taken, gpu.free) == (24 * GIB, 2 * GIB, {"a": 12 * GIB}, 10 * GIB)
     assert (memory.foreign, memory.free) == (8 * GIB, 56 * GIB)
-    world.scheduler.observe({"gpu0": 20 * GIB})
+    world.scheduler.update_foreign({"gpu0": 20 * GIB})
     assert world.explain("b").verdict == "not_now"
 
 

@@ -14,23 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from llm_api_server.devices.device import Device
 from llm_api_server.engines.base import ModelFacts, Need, SleepFootprint
 from llm_api_server.ipc.lease_messages import Claim, EndedRequest
-from llm_api_server.manager.scheduling.concurrency import FEW
-from llm_api_server.manager.scheduling.memory import taken_by
+from llm_api_server.manager.scheduling.concurrency import FEW_SLOTS
+from llm_api_server.manager.scheduling.decisions import Decision, Done, Grant, Refuse, Revoke, Sleep, Start, Stop, Wake
+from llm_api_server.manager.scheduling.memory import memory_of
 from llm_api_server.manager.scheduling.scheduler import Scheduler
-from llm_api_server.manager.scheduling.state import (
-    Decision,
-    Done,
-    Grant,
-    Model,
-    Policy,
-    Refuse,
-    Revoke,
-    Sleep,
-    Start,
-    Stop,
-    Wake,
-    Why,
-)
+from llm_api_server.manager.scheduling.state import DrainReason, Model, Policy
 from llm_api_server.types import ModelState
 from tests.machine import GIB, gpus, ram
 
@@ -65,10 +53,10 @@ def make(
     preload: tuple[str, ...] = (),
     devices: Sequence[Device] = (),
     sleep_timeout: float = 0,
-    places: int = 16,
+    slots: int = 16,
 ) -> Scheduler:
     numbers = count(1)
-    models = [Model(name, unload_timeout, name in preload, places=places) for name in NAMES]
+    models = [Model(name, unload_timeout, name in preload, slots=slots) for name in NAMES]
     policy = Policy(
         max_loaded,
         min_loaded_time=1,
@@ -104,7 +92,7 @@ def test_ready_model_is_granted_at_once() -> None:
 def test_idle_model_makes_room_after_its_minimum_time() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
-    scheduler.release(instance, 1, 0.1)
+    scheduler.return_slots(instance, 1, 0.1)
     assert scheduler.acquire(2, "b", 0.2) == []
     assert scheduler.next_tick(0.2) == 1
     assert scheduler.tick(1) == [Stop(instance)]
@@ -119,7 +107,7 @@ def test_busy_model_is_not_evicted_but_drains_after_the_longest_wait() -> None:
     assert scheduler.tick(6.9) == []
     assert scheduler.tick(7) == [Revoke(instance)]
     assert scheduler.acquire(3, "a", 8) == []
-    assert scheduler.release(instance, 1, 60) == [Stop(instance)]
+    assert scheduler.return_slots(instance, 1, 60) == [Stop(instance)]
     assert scheduler.on_stopped(instance, 61) == [Start("i2", "b")]
     assert set(scheduler.models["a"].queue) == {3}
 
@@ -139,14 +127,14 @@ def test_least_recently_used_goes_first_and_preloaded_last() -> None:
     assert scheduler.preload(0) == [Start("i1", "a")]
     scheduler.on_ready("i1", 0)
     second = loaded(scheduler, "b", 1, 5)
-    scheduler.release(second, 1, 6)
+    scheduler.return_slots(second, 1, 6)
     assert scheduler.acquire(2, "c", 10) == [Stop(second)]
 
 
 def test_preload_alone_does_not_push_out_another_model() -> None:
     scheduler = make(preload=("b",))
     instance = loaded(scheduler, "a", 1, 0)
-    scheduler.release(instance, 1, 1)
+    scheduler.return_slots(instance, 1, 1)
     assert scheduler.preload(10) == []
     assert scheduler.acquire(2, "b", 11) == [Stop(instance)]
 
@@ -203,7 +191,7 @@ def test_unload_waits_for_what_is_in_flight() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
     assert scheduler.unload(2, "a", 1) == [Revoke(instance)]
-    assert scheduler.release(instance, 1, 5) == [Stop(instance)]
+    assert scheduler.return_slots(instance, 1, 5) == [Stop(instance)]
     assert scheduler.on_stopped(instance, 6) == [Done(2)]
     assert scheduler.unload(3, "a", 7) == [Done(3)]
 
@@ -213,7 +201,7 @@ def test_request_during_unload_gets_a_fresh_instance() -> None:
     instance = loaded(scheduler, "a", 1, 0)
     scheduler.unload(2, "a", 1)
     assert scheduler.acquire(3, "a", 2) == []
-    scheduler.release(instance, 1, 3)
+    scheduler.return_slots(instance, 1, 3)
     assert scheduler.on_stopped(instance, 4) == [Done(2), Start("i2", "a")]
     assert scheduler.on_ready("i2", 5) == [Grant(3, "i2")]
 
@@ -222,7 +210,7 @@ def test_idle_model_is_unloaded_after_its_timeout() -> None:
     scheduler = make(unload_timeout=10)
     instance = loaded(scheduler, "a", 1, 0)
     assert scheduler.next_tick(5) is None
-    scheduler.release(instance, 1, 20)
+    scheduler.return_slots(instance, 1, 20)
     assert scheduler.next_tick(20) == 30
     assert scheduler.tick(29) == []
     assert scheduler.tick(30) == [Stop(instance)]
@@ -232,9 +220,9 @@ def test_adopted_instance_waits_for_the_workers_to_report() -> None:
     scheduler = make()
     scheduler.adopt("old", "a", 0)
     assert scheduler.acquire(1, "b", 1) == []
-    scheduler.restore("old", 1)
+    scheduler.restore_slots("old", 1)
     assert scheduler.tick(5) == []
-    assert scheduler.release("old", 1, 5.5) == [Stop("old")]
+    assert scheduler.return_slots("old", 1, 5.5) == [Stop("old")]
 
 
 def test_too_many_adopted_instances_are_brought_down_to_the_limit() -> None:
@@ -247,11 +235,11 @@ def test_too_many_adopted_instances_are_brought_down_to_the_limit() -> None:
 
 def test_a_remote_model_takes_no_place() -> None:
     scheduler = make(max_loaded=1)
-    scheduler.models["b"].takes_place = False
+    scheduler.models["b"].is_local = False
     instance = loaded(scheduler, "a", 1, 0)
     remote = loaded(scheduler, "b", 2, 0)
-    scheduler.release(remote, 1, 1)
-    scheduler.release(instance, 1, 9)
+    scheduler.return_slots(remote, 1, 1)
+    scheduler.return_slots(instance, 1, 9)
     assert scheduler.acquire(3, "c", 10) == [Stop(instance)]
 
 
@@ -293,7 +281,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         preload=st.booleans(),
         machine=st.integers(0, len(MACHINES) - 1),
         needs=st.sampled_from(NEEDS),
-        places=st.sampled_from([1, 2, 3, 50, None]),
+        slots=st.sampled_from([1, 2, 3, 50, None]),
     )
     def begin(
         self,
@@ -302,7 +290,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         sleep_timeout: float,
         machine: int,
         needs: dict[str, ModelFacts],
-        places: int | None,
+        slots: int | None,
         *,
         preload: bool,
     ) -> None:
@@ -316,8 +304,8 @@ class AnyInterleaving(RuleBasedStateMachine):
             devices=self.devices,
         )
         for name, facts in needs.items():
-            self.scheduler.know(name, replace(facts, slots=places))
-        self.places = places
+            self.scheduler.update_facts(name, replace(facts, slots=slots))
+        self.slots = slots
         self.needs = needs
         self.obey(self.scheduler.preload(self.now))
 
@@ -327,18 +315,18 @@ class AnyInterleaving(RuleBasedStateMachine):
                 case Start(instance, name, placement):
                     assert name not in self.processes.values(), "two processes of one model"
                     self.processes[instance] = name
-                    self.occupy(instance, taken_by(placement))
+                    self.occupy(instance, memory_of(placement))
                 case Wake(instance):
                     assert instance in self.asleep, "woken while awake"
                     self.asleep.discard(instance)
-                    self.occupy(instance, self.scheduler.bookings[instance].awake_takes)
+                    self.occupy(instance, self.scheduler.allocations[instance].memory_awake)
                 case Sleep(instance, _, from_level):
                     assert self.grants.get(instance, 0) == 0, "a busy model was put to sleep"
                     assert (instance in self.asleep) == (from_level > 0)
                     assert from_level or not self.is_pinned(instance), "a pinned model was put to sleep"
                     if from_level:  # it wakes in between
                         self.asleep.discard(instance)
-                        self.occupy(instance, self.scheduler.bookings[instance].awake_takes)
+                        self.occupy(instance, self.scheduler.allocations[instance].memory_awake)
                 case Stop(instance):
                     assert self.grants.get(instance, 0) == 0, "a busy model was stopped"
                     assert instance not in self.stopping, "stopped twice"
@@ -359,10 +347,10 @@ class AnyInterleaving(RuleBasedStateMachine):
         instance = grant.instance
         assert self.waiting.pop(grant.waiter) == self.processes[instance], "granted the wrong model"
         assert instance not in self.stopping, "granted a dying instance"
-        self.grants[instance] = self.grants.get(instance, 0) + grant.places
-        assert self.grants[instance] <= (self.places or math.inf), "more than it can work on"
-        assert grant.keeps or grant.places == 1, "what goes back with its request is for one request"
-        if not grant.keeps:
+        self.grants[instance] = self.grants.get(instance, 0) + grant.slots
+        assert self.grants[instance] <= (self.slots or math.inf), "more than it can work on"
+        assert grant.until_revoked or grant.slots == 1, "what goes back with its request is for one request"
+        if not grant.until_revoked:
             self.running.setdefault(instance, []).append(self.keys[grant.waiter])
 
     def occupy(self, instance: str, taken: dict[str, int]) -> None:
@@ -388,8 +376,12 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def is_kept(self, instance: str) -> bool:
         """Pinned and awake, and nobody ordered its end or another configuration."""
-        booking = self.scheduler.bookings[instance]
-        return self.is_pinned(instance) and booking.sleep_level == 0 and booking.why is not Why.ORDER
+        allocation = self.scheduler.allocations[instance]
+        return (
+            self.is_pinned(instance)
+            and allocation.sleep_level == 0
+            and allocation.drain_reason is not DrainReason.COMMAND
+        )
 
     def gone(self, instance: str) -> None:
         del self.processes[instance]
@@ -410,9 +402,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         return [instance for instance in sleeping if instance not in self.asleep]
 
     def slept(self, instance: str) -> None:
-        booking = self.scheduler.bookings[instance]
+        allocation = self.scheduler.allocations[instance]
         self.asleep.add(instance)
-        self.taken[instance] = booking.asleep_takes(booking.sleep_level)
+        self.taken[instance] = allocation.memory_asleep(allocation.sleep_level)
         self.obey(self.scheduler.on_slept(instance, self.now))
 
     @rule(name=st.sampled_from(NAMES), key=st.sampled_from(["x", "y"]), is_batch=st.booleans())
@@ -451,12 +443,12 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.max_loaded = max_loaded
         self.unloads |= changed | set(NAMES)
         policy = replace(self.scheduler.policy, max_loaded=max_loaded)
-        models = [Model(name, 30, preload and name == "c", places=self.places) for name in sorted(names)]
+        models = [Model(name, 30, preload and name == "c", slots=self.slots) for name in sorted(names)]
         for model in models:
-            model.learn(replace(self.needs[model.name], slots=self.places), counts_memory=bool(self.devices))
+            model.update_facts(replace(self.needs[model.name], slots=self.slots), counts_memory=bool(self.devices))
         self.obey(self.scheduler.configure(policy, models, changed & names, self.now))
         self.configured = names
-        assert {name for name, model in self.scheduler.models.items() if not model.is_gone} == names
+        assert {name for name, model in self.scheduler.models.items() if not model.is_removed} == names
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -471,11 +463,11 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.give_back(instance, data.draw(st.integers(1, self.grants[instance])))
 
     def give_back(self, instance: str, number: int) -> None:
-        """`number` places, and with them the requests that were asked for."""
+        """`number` slots, and with them the requests that were asked for."""
         self.grants[instance] -= number
         running = self.running.get(instance, [])
         ended, self.running[instance] = running[:number], running[number:]
-        self.obey(self.scheduler.release(instance, number, self.now, [EndedRequest(key, 3) for key in ended]))
+        self.obey(self.scheduler.return_slots(instance, number, self.now, [EndedRequest(key, 3) for key in ended]))
 
     @precondition(lambda self: self.starting())
     @rule(data=st.data())
@@ -495,7 +487,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(data=st.data(), gib=st.sampled_from([0, 1, 8]))
     def others_come_and_go(self, data: st.DataObject, gib: int) -> None:
         self.foreign[data.draw(st.sampled_from(self.devices)).id] = gib * GIB
-        self.scheduler.observe(self.foreign)
+        self.scheduler.update_foreign(self.foreign)
 
     @precondition(lambda self: self.stopping)
     @rule(data=st.data())
@@ -519,17 +511,17 @@ class AnyInterleaving(RuleBasedStateMachine):
     @invariant()
     def books_agree(self) -> None:
         queued = {w for model in self.scheduler.models.values() for w in (*model.queue, *model.load_waiters)}
-        stop_waiters = {w for model in self.scheduler.models.values() for w in model.stop_waiters}
+        stop_waiters = {w for model in self.scheduler.models.values() for w in model.unload_waiters}
         assert queued | stop_waiters == self.waiting.keys() | self.commands.keys(), "a waiter was lost"
         for name, model in self.scheduler.models.items():
-            if model.booking is not None:
-                assert self.processes[model.booking.id] == name
-                assert model.booking.grants == self.grants.get(model.booking.id, 0)
+            if model.allocation is not None:
+                assert self.processes[model.allocation.id] == name
+                assert model.allocation.held_slots == self.grants.get(model.allocation.id, 0)
             if model.state is ModelState.READY and model.queue:
-                assert model.booking is not None
-                assert model.places is not None, "somebody waits where there is always a place"
-                kept = 1 if 1 < model.places <= FEW else 0
-                assert model.places - model.booking.grants <= kept, "somebody waits where there is a place"
+                assert model.allocation is not None
+                assert model.slots is not None, "somebody waits where there is always a place"
+                kept = 1 if 1 < model.slots <= FEW_SLOTS else 0
+                assert model.slots - model.allocation.held_slots <= kept, "somebody waits where there is a place"
 
     def teardown(self) -> None:
         """However it stands: when engines obey and clients finish, everybody is answered."""
