@@ -34,14 +34,18 @@ from llm_api_server.config.models import (
 from llm_api_server.event_loop.gc_tuning import tune_gc
 from llm_api_server.event_loop.write_buffer import BufferedTransport, WriteBuffer
 from llm_api_server.gateway.app import build_proxy
-from llm_api_server.gateway.http.fast_path import DirectResponder, HttpProtocol
+from llm_api_server.gateway.http.direct import DirectResponder
+from llm_api_server.gateway.http.fast_path import HttpProtocol
+from llm_api_server.gateway.http.responder import REQUEST_HANDLER
 from llm_api_server.gateway.manager_link.leases import Lease, Leases, _Held
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestLog
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
-from llm_api_server.gateway.proxy.services import FAST_PATH, FastPathHandler, ProxyServices
+from llm_api_server.gateway.proxy.front_door import FastPathHandler
+from llm_api_server.gateway.proxy.head_decisions import HeadDecisions
+from llm_api_server.gateway.proxy.services import ProxyServices
 from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.http_client.connection import Connection
@@ -104,10 +108,10 @@ class Worker:
         upstream = HttpClient()
         self.end_turn = upstream.write_buffer._flush  # noqa: SLF001
         self.proxy = build_proxy(config, leases, upstream)
-        door = FastPathHandler(config, self.proxy)
+        handler = FastPathHandler(config.server, self.proxy)
         settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
         settings.load()
-        self.protocol = HttpProtocol(settings, ServerState(), {FAST_PATH: door}, asyncio.get_running_loop())
+        self.protocol = HttpProtocol(settings, ServerState(), {REQUEST_HANDLER: handler}, asyncio.get_running_loop())
         self.seen: list[bytes] = []
         self.asked: list[bytes] = []
         self.protocol.connection_made(cast("Any", Transport(self.seen.append)))
@@ -191,7 +195,7 @@ STAGES: dict[str, list[tuple[type, str]]] = {
     "record, id and exchange": [(FastPathHandler, "open")],
     "decide": [(Exchange, "begin")],
     "recognize the key": [(ProxyServices, "recognize")],
-    "read and check the body": [(EngineRequest, "__init__"), (EngineRequest, "find"), (EngineRequest, "check")],
+    "read and check the body": [(EngineRequest, "__init__"), (HeadDecisions, "resolve"), (EngineRequest, "check")],
     "limits": [(AdmissionClient, "admit_at_once"), (AdmissionClient, "admit"), (AdmissionClient, "_settle")],
     "ledger": [(AdmissionClient, "start"), (AdmissionClient, "end")],
     "lease": [(Leases, "acquire_at_once"), (Lease, "release")],

@@ -22,6 +22,7 @@ from llm_api_server.auth.keys import KeyRing
 from llm_api_server.config.models import Config
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
 from llm_api_server.event_loop.gc_tuning import tune_gc
+from llm_api_server.gateway.http.responder import REQUEST_HANDLER
 from llm_api_server.gateway.manager_link.config_follower import ConfigFollower
 from llm_api_server.gateway.manager_link.key_source import KeySource
 from llm_api_server.gateway.manager_link.leases import Leases
@@ -29,15 +30,14 @@ from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestRecord, record_of
 from llm_api_server.gateway.middleware import (
-    INTERNAL_ERROR,
     AuthenticationMiddleware,
     Dispatcher,
     RequestIdMiddleware,
-    error_response,
     method_not_allowed,
 )
+from llm_api_server.gateway.proxy.front_door import FastPathHandler, serve_asgi
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
-from llm_api_server.gateway.proxy.services import FAST_PATH, FastPathHandler, ProxyServices
+from llm_api_server.gateway.proxy.services import ProxyServices
 from llm_api_server.gateway.routes import openapi, path_converter
 from llm_api_server.gateway.routes.admin_downloads import pull_routes
 from llm_api_server.gateway.routes.admin_keys import key_routes
@@ -50,7 +50,8 @@ from llm_api_server.gateway.routes.metrics import metrics_routes
 from llm_api_server.gateway.routes.public import PUBLIC_PATHS, model_routes, system_routes, token_routes
 from llm_api_server.gateway.routes.store_access import StoreAccess
 from llm_api_server.gateway.routes.usage import admin_usage_routes, usage_routes
-from llm_api_server.gateway.wire.endpoints import ENDPOINTS, Endpoint
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS
+from llm_api_server.gateway.wire.error_response import INTERNAL_ERROR, error_response
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.lifecycle.config_handover import joined_config
@@ -93,7 +94,7 @@ def build_app(
     store = StoreAccess(config)
     proxy = build_proxy(config, leases, upstream)
     app: ASGIApp = Dispatcher(
-        {path: _engine_app(proxy, endpoint) for path, endpoint in ENDPOINTS.items()},
+        dict.fromkeys(ENDPOINTS, _engine_app(proxy)),
         _routes(proxy, store, _lifespan(config, proxy, store)),
     )
 
@@ -117,7 +118,7 @@ def build_app(
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    return RequestIdMiddleware(app, proxy.accounts, proxy.log)
+    return RequestIdMiddleware(app, proxy.completion)
 
 
 def build_proxy(config: Config, leases: Leases, upstream: HttpClient) -> ProxyServices:
@@ -135,9 +136,9 @@ def _authenticator(config: Config, link: ManagerLink) -> Authenticator:
     return authenticator
 
 
-def _engine_app(proxy: ProxyServices, endpoint: Endpoint) -> ASGIApp:
+def _engine_app(proxy: ProxyServices) -> ASGIApp:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        await proxy.serve(endpoint, scope, receive, send)
+        await serve_asgi(proxy, scope, receive, send)
 
     return serve
 
@@ -160,7 +161,7 @@ def _lifespan(config: Config, proxy: ProxyServices, store: StoreAccess) -> _Life
         proxy.start()
         tune_gc()
         try:
-            yield {FAST_PATH: FastPathHandler(config, proxy)}
+            yield {REQUEST_HANDLER: FastPathHandler(config.server, proxy)}
         finally:
             proxy.close()
             proxy.accounts.close()

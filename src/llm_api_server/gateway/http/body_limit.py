@@ -1,4 +1,4 @@
-"""Bodies of requests that do not go to engines, read before FastAPI does: it takes as much and as long as comes."""
+"""Bodies of requests to routes, read under a limit before FastAPI reads them without one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from starlette.types import Message, Receive, Scope
 from llm_api_server.errors import RequestTimeout, RequestTooLarge
 
 MAX_BYTES = 1024 * 1024
-#: Seconds until all of it must be here.
+#: Seconds until the whole body must have arrived.
 TIMEOUT = 60.0
 
 
-async def small_body(scope: Scope, receive: Receive) -> Receive:
-    """A `receive` that has the whole body at once. Raises `RequestTooLarge` or `RequestTimeout`."""
+def body_too_large(limit: int) -> RequestTooLarge:
+    """Return the error for a body of more than `limit` bytes."""
+    return RequestTooLarge(f"The request body is larger than the allowed {limit} bytes.")
+
+
+async def read_small_body(scope: Scope, receive: Receive) -> Receive:
+    """Read the body and return a `receive` that replays it. Raises `RequestTooLarge` or `RequestTimeout`."""
     try:
         async with asyncio.timeout(TIMEOUT):
-            return _Again(await _read(scope, receive), receive)
+            return _Replay(await _read(scope, receive), receive)
     except TimeoutError:
-        raise RequestTimeout(f"The body did not come within {TIMEOUT:g} seconds.") from None
+        raise RequestTimeout(f"The request body did not arrive within {TIMEOUT:g} seconds.") from None
 
 
 async def _read(scope: Scope, receive: Receive) -> bytes:
@@ -32,11 +37,11 @@ async def _read(scope: Scope, receive: Receive) -> bytes:
         if not message.get("more_body", False):
             return bytes(body)
         is_too_large = len(body) > MAX_BYTES
-    raise RequestTooLarge(f"The request body is too large here: the limit is {MAX_BYTES} bytes.")
+    raise body_too_large(MAX_BYTES)
 
 
-class _Again:
-    """`receive` for who has not seen that the body was read."""
+class _Replay:
+    """`receive` that yields a body which was read before, then what comes after it."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body

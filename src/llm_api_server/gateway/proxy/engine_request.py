@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,10 +15,11 @@ from llm_api_server.errors import NotSupported
 from llm_api_server.gateway.engine_calls import tokenize_adapter
 from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.media.content_parts import check_images
-from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
+from llm_api_server.gateway.proxy.head_decisions import ResolvedModel
 from llm_api_server.gateway.tools import forced_tool_choice
 from llm_api_server.gateway.tools.forced_tool_choice import ForcedCallStream
 from llm_api_server.gateway.wire import rewrite, schemas, token_estimates
+from llm_api_server.gateway.wire.endpoints import Endpoint
 from llm_api_server.gateway.wire.engine_errors import NO_CHAT_TEMPLATE
 from llm_api_server.gateway.wire.multipart import Form
 from llm_api_server.gateway.wire.request import read_request
@@ -38,36 +38,11 @@ from llm_api_server.gateway.wire.stream_reader import StreamReader, message_star
 from llm_api_server.gateway.wire.validation import check_supported
 from llm_api_server.http_client.address import encode_head
 from llm_api_server.ipc.lease_messages import Claim, InstanceInfo
-from llm_api_server.ipc.model_status import ModelStatus
 
 if TYPE_CHECKING:
     from llm_api_server.gateway.proxy.services import ProxyServices
 
 _CHAT = frozenset({"chat", "responses", "messages"})
-
-
-class ResolvedModel:
-    """What all requests have in common that have one head and name one model: which it is, and how instances get it.
-
-    True as long as key, statuses and configuration stay what they are.
-    """
-
-    __slots__ = (
-        "adapter", "context_length", "heads", "is_checked", "key", "knows_developer", "model", "models", "name",
-        "revision", "status",
-    )  # fmt: skip
-
-    def __init__(self, found: Found, key: Key, models: Mapping[str, ModelStatus], catalog: ModelCatalog) -> None:
-        self.model, self.adapter, self.name = found.model, found.adapter, found.name
-        self.key = key
-        self.models = models
-        self.revision = catalog.revision
-        self.knows_developer = catalog.knows_developer_role(found.model)
-        self.status = models.get(found.model)
-        self.context_length = self.status.context_length if self.status is not None else None
-        self.is_checked = False
-        #: The first lines of what instances get, by their ids.
-        self.heads: dict[str, bytes] = {}
 
 
 class EngineRequest:
@@ -78,8 +53,10 @@ class EngineRequest:
     trace_lines = b""
     route: ResolvedModel
 
-    def __init__(self, head: RequestHead, body: bytes, *, streaming_default: bool, may_fetch: bool) -> None:
-        endpoint = self._endpoint = head.endpoint
+    def __init__(
+        self, endpoint: Endpoint, head: RequestHead, body: bytes, *, streaming_default: bool, may_fetch: bool
+    ) -> None:
+        self._endpoint = endpoint
         self._head = head
         self.body = body
         if endpoint.request is None:
@@ -95,14 +72,6 @@ class EngineRequest:
             and request.tool_choice is not None
             and forced_tool_choice.is_forced(self.facts)
         )
-
-    def find(self, catalog: ModelCatalog, key: Key, models: Mapping[str, ModelStatus]) -> None:
-        """Settle which model it is for. Raises `ApiError` where there is none, or none that the key may use."""
-        routes, wanted = self._head.routes, self.facts.model
-        route = routes.get(wanted)
-        if route is None or route.key is not key or route.models is not models or route.revision != catalog.revision:
-            route = routes[wanted] = ResolvedModel(catalog.find(wanted, key), key, models, catalog)
-        self.route = route
 
     def check(self, limits: InferenceConfig) -> None:
         """Whether the model can do that, as far as it is known. Raises `ApiError`."""

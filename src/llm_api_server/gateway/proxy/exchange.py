@@ -23,14 +23,17 @@ from llm_api_server.errors import (
 )
 from llm_api_server.event_loop import eager_task
 from llm_api_server.gateway.engine_calls import abort
-from llm_api_server.gateway.http.request_head import RequestHead, lines_of
-from llm_api_server.gateway.http.responder import ClientGone, Responder
+from llm_api_server.gateway.http.header_lines import lines_of
+from llm_api_server.gateway.http.request_head import RequestHead
+from llm_api_server.gateway.http.responder import ClientDisconnected, Responder
 from llm_api_server.gateway.manager_link.leases import Lease
+from llm_api_server.gateway.metering.completion import common_header_lines
 from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
-from llm_api_server.gateway.middleware import INTERNAL_ERROR, error_response
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
+from llm_api_server.gateway.proxy.head_decisions import decisions_of
 from llm_api_server.gateway.proxy.queue_timeout import QueueTimeout
 from llm_api_server.gateway.wire import token_estimates
+from llm_api_server.gateway.wire.error_response import INTERNAL_ERROR, error_response
 from llm_api_server.gateway.wire.responses import (
     FIRST_ERROR_STATUS,
     STREAM_HEAD,
@@ -86,9 +89,14 @@ class Exchange:
         record: RequestRecord,
         head: RequestHead,
         client: Responder,
+        *,
+        is_outermost: bool = False,
     ) -> None:
+        """`is_outermost`: no middleware adds the common headers and finishes the record."""
         self._proxy = proxy
-        self._endpoint = head.endpoint
+        self._decisions = decisions_of(head)
+        self._endpoint = self._decisions.endpoint
+        self._is_outermost = is_outermost
         self._record = record
         self._head = head
         self._client = client
@@ -96,21 +104,15 @@ class Exchange:
 
     # ── from its client and the clock ──
 
-    def arrive(self) -> None:
+    def register(self) -> None:
         """It is its turn."""
         self._proxy.running.add(self)
 
     def begin(self) -> None:
-        try:
-            is_asked = self._ask_at_once()
-        except Exception as error:  # noqa: BLE001 - as in `_open`
-            self._task = eager_task.run(self._refuse(error))
-        else:
-            if not is_asked:
-                self._task = eager_task.run(self._open())
+        self._task = eager_task.run(self._open())
 
-    def on_gone(self) -> None:
-        self._stop(ClientGone())
+    def on_disconnect(self) -> None:
+        self._stop(ClientDisconnected())
 
     def on_shutdown(self) -> None:
         """The server waits no longer."""
@@ -187,34 +189,16 @@ class Exchange:
 
     # ── to the engine ──
 
-    def _ask_at_once(self) -> bool:
-        """Hand the request to an engine, as most can be. False: `_open` goes on where something must be waited for.
-
-        Raises whatever is wrong with it.
-        """
-        record, head = self._record, self._head
-        if not self._proxy.recognize(record, head, self._client):
-            return False
-        if head.allowed is not record.key:
-            head.check(record.key)
-        body = self._client.body_at_once()
-        if body is None:
-            return False
-        question = self._read(body)
-        tokens = self._prompt_tokens + sum(question.answer_tokens())
-        if not self._proxy.accounts.admit_at_once(record, tokens):
-            return False
-        self._start(question)
-        return not question.facts.media and self._forward_at_once(question)
-
     async def _open(self) -> None:
         """Everything that is left up to the moment when an engine has the request."""
         proxy, record, head, client = self._proxy, self._record, self._head, self._client
         try:
-            while not proxy.recognize(record, head, client):
-                await proxy.look_up(head)
-            if head.allowed is not record.key:
-                head.check(record.key)
+            while not proxy.recognize(record, self._decisions, client):
+                await proxy.look_up(head, self._decisions)
+            key = record.key
+            assert key is not None
+            if self._decisions.permitted is not key:
+                self._decisions.check_permission(key, head)
             question = self._question or self._read(await client.body())
             if record.row is None:
                 stated, spare = question.answer_tokens()
@@ -242,8 +226,14 @@ class Exchange:
         """Everything about the request that can be wrong without an engine. Raises `ApiError`."""
         proxy, record = self._proxy, self._record
         assert record.key is not None
-        question = EngineRequest(self._head, body, streaming_default=proxy.streaming_default, may_fetch=proxy.may_fetch)
-        question.find(proxy.catalog, record.key, proxy.leases.models)
+        question = EngineRequest(
+            self._endpoint,
+            self._head,
+            body,
+            streaming_default=proxy.streaming_default,
+            may_fetch=proxy.may_fetch,
+        )
+        question.route = self._decisions.resolve(question.facts.model, record.key, proxy.leases.models, proxy.catalog)
         record.model = question.route.name
         record.stream = question.facts.stream
         if question.facts.media or not question.route.is_checked:
@@ -376,7 +366,7 @@ class Exchange:
 
     def on_chunks(self, frames: bytes) -> bool:
         flow, client = self._flow, self._client
-        if flow is None or not client.takes_frames or not flow.passes(frames):
+        if flow is None or not client.is_chunked or not flow.passes(frames):
             return False
         client.forward(frames)
         return True
@@ -429,9 +419,12 @@ class Exchange:
             record = self._record
             seconds = record.first_byte_seconds = monotonic() - record.started_at
             record.status = status
-            self._client.start(status, b"%bopenai-processing-ms: %d\r\n" % (head, round(seconds * 1000)))
+            self._start_response(status, b"%bopenai-processing-ms: %d\r\n" % (head, round(seconds * 1000)))
         if data:
             self._client.write(data)
+
+    def _start_response(self, status: int, lines: bytes) -> None:
+        self._client.start(status, lines + common_header_lines(self._record) if self._is_outermost else lines)
 
     def _complete(self, failed: ApiError | None) -> None:
         """The engine's answer is whole, or as whole as it gets: the last event of a stream may be an error."""
@@ -466,7 +459,7 @@ class Exchange:
             self._is_started = True
             status, headers, body = error_response(error, record.path)
             record.status = status
-            self._client.start(status, b"%bcontent-length: %d\r\n" % (lines_of(headers), len(body)))
+            self._start_response(status, b"%bcontent-length: %d\r\n" % (lines_of(headers), len(body)))
             self._client.write(body)
             self._client.end()
         elif self._is_event_stream:
@@ -475,7 +468,7 @@ class Exchange:
         else:  # a JSON answer cannot be mended
             self._client.abort()
         if not self._client.is_writable:
-            self._client.hurry()
+            self._client.abort_if_stalled()
         self._finish()
 
     def _finish(self) -> None:
@@ -489,7 +482,9 @@ class Exchange:
             self._connection = None
         if self._lease is not None:
             self._lease.release(self._record)
-        self._client.over()
+        if self._is_outermost:
+            self._proxy.completion.finish(self._record)
+        self._client.close()
 
     def _internal_error(self) -> InternalError:
         logger.exception("request {} failed", self._record.request_id)

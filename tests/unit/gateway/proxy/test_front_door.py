@@ -1,4 +1,4 @@
-"""Whose address counts, and which requests need a middleware, where ASGI is passed by."""
+"""Address of a client behind proxies, and the requests that bypass ASGI."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from typing import Any, cast
 
 import pytest
 
-from llm_api_server.config.models import Config, ServerConfig
-from llm_api_server.gateway.proxy.services import FastPathHandler, ProxyServices
+from llm_api_server.config.models import ServerConfig
+from llm_api_server.gateway.proxy.front_door import FastPathHandler
+from llm_api_server.gateway.proxy.services import ProxyServices
+from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 
 FORWARDED = b"x-forwarded-for"
+CHAT = b"/v1/chat/completions"
 
 
 class _Proxy:
     max_body_bytes = 1000
 
 
-def door(**server: Any) -> FastPathHandler:
-    return FastPathHandler(Config(server=ServerConfig(**server)), cast("ProxyServices", _Proxy()))
+def handler(**server: Any) -> FastPathHandler:
+    return FastPathHandler(ServerConfig(**server), cast("ProxyServices", _Proxy()))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +28,7 @@ def door(**server: Any) -> FastPathHandler:
     [
         ("10.0.0.1", [b"203.0.113.9"], "203.0.113.9"),
         ("10.0.0.1", [b"203.0.113.9, 10.0.0.2"], "203.0.113.9"),
-        # A client's own header comes first, the proxy's word last.
+        # The client's own header comes first, that of the proxy last.
         ("10.0.0.1", [b"192.0.2.1", b"203.0.113.9"], "203.0.113.9"),
         ("10.0.0.1", [b"192.0.2.1", b"10.0.0.2"], "192.0.2.1"),
         ("10.0.0.1", [], "10.0.0.1"),
@@ -34,20 +37,20 @@ def door(**server: Any) -> FastPathHandler:
         (None, [b"203.0.113.9"], None),
     ],
 )
-def test_the_word_of_trusted_proxies_counts(peer: str | None, forwarded: list[bytes], address: str | None) -> None:
+def test_only_trusted_proxies_forward_an_address(peer: str | None, forwarded: list[bytes], address: str | None) -> None:
     headers = [(FORWARDED, value) for value in forwarded]
-    assert door(trusted_proxies=["10.0.0.0/8"]).address(peer, headers) == address
-    assert door().address(peer, headers) == peer
+    assert handler(trusted_proxies=["10.0.0.0/8"]).client_address(peer, headers) == address
+    assert handler().client_address(peer, headers) == peer
 
 
-def test_browsers_of_other_origins_need_the_middleware_where_it_is_configured() -> None:
+def test_requests_of_other_origins_need_the_cors_middleware_if_it_is_configured() -> None:
     foreign, own = [(b"origin", b"https://ui.test")], [(b"host", b"x")]
-    assert door().takes(foreign)
-    open_door = door(cors_origins=["https://ui.test"])
-    assert (open_door.takes(foreign), open_door.takes(own)) == (False, True)
+    assert handler().accepts(CHAT, foreign)
+    with_cors = handler(cors_origins=["https://ui.test"])
+    assert (with_cors.accepts(CHAT, foreign), with_cors.accepts(CHAT, own)) == (False, True)
 
 
-def test_every_engine_endpoint_has_this_way_in() -> None:
-    endpoints = door().endpoints
-    assert endpoints[b"/v1/chat/completions"].permission == "chat"
-    assert all(path.decode() == endpoint.path for path, endpoint in endpoints.items())
+def test_every_engine_endpoint_is_accepted_and_no_other_path() -> None:
+    fast_path = handler()
+    assert all(fast_path.accepts(path.encode(), []) for path in ENDPOINTS)
+    assert not any(fast_path.accepts(path, []) for path in (b"/health", b"/v1/models", b"/", CHAT + b"?x=1"))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_api_server.gateway.http.request_head import HeadCache, RequestHead
-from llm_api_server.gateway.wire.endpoints import ENDPOINTS
+from llm_api_server.gateway.http.head_cache import HeadCache
+from llm_api_server.gateway.http.request_head import RequestHead
 
-CHAT = ENDPOINTS["/v1/chat/completions"]
+CHAT = "/v1/chat/completions"
 LINES = [b"host: x", b"authorization: Bearer sk-1", b"content-type: application/json"]
 
 

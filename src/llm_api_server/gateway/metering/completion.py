@@ -1,0 +1,27 @@
+"""The end of every request: its line in the log, the end of its ledger row, and the headers that its response gets."""
+
+from __future__ import annotations
+
+from llm_api_server.gateway.http.header_lines import lines_of
+from llm_api_server.gateway.metering.admission import AdmissionClient
+from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord
+
+
+class RequestCompletion:
+    """Finishes the records of a worker's requests, each once."""
+
+    def __init__(self, log: RequestLog, admission: AdmissionClient) -> None:
+        self.log = log
+        self.admission = admission
+
+    def finish(self, record: RequestRecord) -> None:
+        """Write the log line of a request that is over, and end its row."""
+        record.seconds = record.elapsed()
+        self.log.add(record)
+        self.admission.end(record)
+
+
+def common_header_lines(record: RequestRecord) -> bytes:
+    """Return the header lines that every response gets: request id, rate limits of the key, extra headers."""
+    lines = b"x-request-id: %b\r\n%b" % (record.request_id.encode(), record.limit_lines or b"")
+    return lines + lines_of(record.extra_headers) if record.extra_headers else lines
