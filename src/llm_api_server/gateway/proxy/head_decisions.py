@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llm_api_server.auth.access import Key
-from llm_api_server.auth.authenticator import Known
+from llm_api_server.auth.authenticator import KnownCaller
 from llm_api_server.errors import InvalidRequest, PermissionDenied
 from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
@@ -49,7 +49,7 @@ class HeadDecisions:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         #: Sender, valid while the authenticator counts `key_changes` changes.
-        self.known: Known | None = None
+        self.known: KnownCaller | None = None
         self.key_changes = -1
         #: Key that is known to be permitted what the head asks for.
         self.permitted: Key | None = None
