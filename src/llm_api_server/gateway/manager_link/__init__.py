@@ -1,1 +1,1 @@
-"""A worker's connection to the manager, and what it keeps of the manager's decisions."""
+"""The worker's connection to the manager, and the leases, keys and configuration that come over it."""

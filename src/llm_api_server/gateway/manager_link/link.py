@@ -1,8 +1,7 @@
-"""The worker's connection to the manager: finds it or starts it, and after a loss connects again.
+"""The worker's connection to the manager: connects, starts a manager if none serves, and reconnects after a loss.
 
-Built by `create_app`, run for the life of the app on the worker's event loop. What goes over it is the business of its
-parts: leases (`leases.py`), keys (`store_keys.py`), limits and usage (`accounts.py`). Requests under way never notice a
-loss; questions are asked anew.
+Runs on the worker's loop for the life of the app. Running requests never notice a loss of the connection: calls that may
+be repeated are sent again. Leases, keys, quota and usage register the messages that they handle.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from loguru import logger
 
@@ -28,29 +27,17 @@ from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.lifecycle.config_handover import pack
 
 CONNECT_RETRY_INTERVAL = 0.05
-#: How long questions wait for a manager that does not answer.
+#: Seconds that calls wait for a manager that does not respond.
 CONNECT_TIMEOUT = 15.0
-#: A manager that ended without serving (it lost the race to be the one) is followed by another try after this.
+#: Seconds until another try after a manager that ended without serving: it lost the race for the lock.
 SPAWN_INTERVAL = 2.0
-_UNREACHABLE = "The model manager does not answer; try again in a moment."
+_UNREACHABLE = "The model manager does not respond; try again in a moment."
 
-
-class Part(Protocol):
-    """What uses the link. The manager's messages that answer no question go to `handlers` by their type."""
-
-    handlers: dict[type, Callable[[Any], None]]
-
-    def greet(self, hello: messages.Hello) -> None:
-        """A new connection is about to be used: add to its first message what must survive the old one."""
-
-    def connected(self) -> None:
-        """The first message is sent; say what else is to be said again."""
+Handlers = Mapping[type, Callable[[Any], None]]
 
 
 class ManagerProcess:
-    """Starts the manager, with the configuration that its worker has. The manager's own lock sees to it that only one
-    serves.
-    """
+    """Starts the manager with the configuration of this worker. The manager's lock ensures that only one serves."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -58,13 +45,13 @@ class ManagerProcess:
         self._started_at = float("-inf")
 
     def ensure_started(self, now: float) -> None:
-        """Start one unless one that this worker started still runs or was started a moment ago."""
+        """Start a manager unless this worker's own is running or was started within `SPAWN_INTERVAL`."""
         if self._is_running() or now - self._started_at < SPAWN_INTERVAL:
             return
         self._started_at = now
         argv = [sys.executable, "-m", "llm_api_server.manager.main", "--applied", "--config", str(self.config.source)]
-        # A file without a name also takes what no pipe holds. Output goes where ours goes: whoever watches the server
-        # sees models load.
+        # An unnamed file, for a configuration may be longer than a pipe holds. Output is inherited, so that whoever
+        # watches the server sees models load.
         with tempfile.TemporaryFile(dir=self.config.run_dir) as given:
             given.write(pack(self.config).encode())
             given.seek(0)
@@ -72,7 +59,7 @@ class ManagerProcess:
         logger.info("started the manager (pid {})", self._process.pid)
 
     def _is_running(self) -> bool:
-        """Also reaps one that has ended."""
+        """Whether the process runs; reaps it if it has ended."""
         if self._process is None:
             return False
         code = self._process.poll()
@@ -80,47 +67,61 @@ class ManagerProcess:
             return True
         self._process = None
         if code != 0:
-            logger.error("the manager ended with exit code {}; its own words are above or in manager.log", code)
+            logger.error("the manager ended with exit code {}; its own messages are above or in manager.log", code)
         return False
 
 
-class _Question:
-    """Asked and not yet answered. Commands are not asked again: the old manager may have begun to carry them out."""
+class _PendingCall:
+    """A call without a response yet. Commands do not repeat: the old manager may have begun to carry them out."""
 
-    __slots__ = ("answer", "is_sent", "message", "repeats")
+    __slots__ = ("is_sent", "message", "repeats", "response")
 
     def __init__(self, message: Any, *, repeats: bool) -> None:
         self.message = message
         self.repeats = repeats
         self.is_sent = False
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.response: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
 class ManagerLink:
-    """One connection at a time, for as long as the worker lives. `worker` names the worker to the manager."""
+    """At most one connection at a time. `worker` identifies this worker for its whole life."""
 
     def __init__(self, run_dir: RunDir, start_manager: Callable[[float], None]) -> None:
         self.worker = uuid.uuid4().hex
+        self.numbers = itertools.count(1)
+        self.is_closing = False
         self._run_dir = run_dir
         self._start_manager = start_manager
-        self.numbers = itertools.count(1)
-        self._questions: dict[int, _Question] = {}
-        self._parts: list[Part] = []
+        self._calls: dict[int, _PendingCall] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {}
+        self._on_connect: list[Callable[[messages.Hello], None]] = []
+        self._on_connected: list[Callable[[], None]] = []
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._out: list[bytes] = []
-        self.is_closing = False
 
-    def add(self, part: Part) -> None:
-        self._parts.append(part)
-        self._handlers.update(part.handlers)
+    def register(
+        self,
+        handlers: Handlers,
+        *,
+        on_connect: Callable[[messages.Hello], None] | None = None,
+        on_connected: Callable[[], None] | None = None,
+    ) -> None:
+        """Register handlers of the manager's messages, by type.
+
+        `on_connect` adds to the first message of a new connection; `on_connected` sends what must come after it.
+        """
+        self._handlers.update(handlers)
+        if on_connect is not None:
+            self._on_connect.append(on_connect)
+        if on_connected is not None:
+            self._on_connected.append(on_connected)
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="control connection")
 
     async def close(self) -> None:
-        """Refuse what waits and leave; the manager goes on."""
+        """Refuse pending calls and disconnect; the manager goes on."""
         self.is_closing = True
         if self._task is not None:
             self._task.cancel()
@@ -132,30 +133,27 @@ class ManagerLink:
     def is_connected(self) -> bool:
         return self._transport is not None
 
-    def number(self) -> int:
-        """For the `request` of a question."""
+    def next_number(self) -> int:
+        """Return a new number for the field `request` of a call."""
         return next(self.numbers)
 
-    async def ask(self, message: Any, *, repeats: bool = True) -> Any:
-        """The manager's answer to a message with a `request`. Raises its refusal as an `ApiError`.
+    async def call(self, message: Any, *, repeats: bool = True) -> Any:
+        """Send a message with a `request` and return the manager's response. Raises its refusal as an `ApiError`.
 
-        Without a connection it waits for one; with the loss of it a question `repeats`, a command is refused.
+        Without a connection the call waits for one. After a loss it is sent again if it `repeats`, else refused.
         """
-        return await self.begin(message, repeats=repeats)
-
-    def begin(self, message: Any, *, repeats: bool = True) -> asyncio.Future[Any]:
-        """`ask`, for those who must know of the answer at the moment it comes: with its callbacks."""
         if self.is_closing:
             raise ShuttingDown("This server is shutting down.")
-        question = _Question(message, repeats=repeats)
-        self._questions[message.request] = question
-        question.answer.add_done_callback(lambda _: self._questions.pop(message.request, None))
-        question.is_sent = self._transport is not None
+        call = self._calls[message.request] = _PendingCall(message, repeats=repeats)
+        call.is_sent = self._transport is not None
         self.send(message)
-        return question.answer
+        try:
+            return await call.response
+        finally:
+            del self._calls[message.request]
 
     def send(self, message: messages.ToManager) -> None:
-        """Without a connection nothing is sent: the parts say everything that still holds in the next one."""
+        """Send a message. Dropped without a connection: `on_connect` announces all that still holds in the next one."""
         if self._transport is None:
             return
         if not self._out:
@@ -163,30 +161,28 @@ class ManagerLink:
         self._out.append(encode(message))
 
     def _write(self) -> None:
-        """All messages of this turn of the loop at once."""
+        """Write all messages of this loop iteration at once."""
         out, self._out = self._out, []
         if self._transport is not None and out:
             self._transport.write(b"".join(out))
 
     def on_message(self, message: messages.ToClient) -> None:
-        question = self._questions.get(getattr(message, "request", 0))
-        if question is not None and not question.answer.done():
+        call = self._calls.get(getattr(message, "request", 0))
+        if call is not None and not call.response.done():
             if isinstance(message, messages.Refused):
-                question.answer.set_exception(_error(message))
+                call.response.set_exception(_error(message))
             else:
-                question.answer.set_result(message)
+                call.response.set_result(message)
         handler = self._handlers.get(type(message))
         if handler is not None:
             handler(message)
 
-    # ── the connection ──
-
     async def _run(self) -> None:
-        """Keep one connection to a manager; ends only when cancelled."""
+        """Keep one connection to a manager until cancelled."""
         try:
             while True:
                 transport, protocol = await self._connect()
-                self._on_connected(transport)
+                self._start_session(transport)
                 await protocol.lost
                 self._on_lost()
         finally:
@@ -205,7 +201,7 @@ class ManagerLink:
             except OSError:
                 self._try_to_start(loop.time())
             if loop.time() > give_up_at:
-                logger.error("no manager answers at {}", path)
+                logger.error("no manager responds at {}", path)
                 self._refuse(EngineUnavailable(_UNREACHABLE, retry_after=1))
                 give_up_at = loop.time() + CONNECT_TIMEOUT
             await asyncio.sleep(CONNECT_RETRY_INTERVAL)
@@ -216,18 +212,18 @@ class ManagerLink:
         except OSError as error:
             logger.error("cannot start the manager: {}", error)
 
-    def _on_connected(self, transport: asyncio.Transport) -> None:
+    def _start_session(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._out.clear()
         hello = messages.Hello(os.getpid(), worker=self.worker)
-        for part in self._parts:
-            part.greet(hello)
+        for add_to in self._on_connect:
+            add_to(hello)
         self.send(hello)
-        for question in list(self._questions.values()):
-            question.is_sent = True
-            self.send(question.message)
-        for part in self._parts:
-            part.connected()
+        for call in list(self._calls.values()):
+            call.is_sent = True
+            self.send(call.message)
+        for resend in self._on_connected:
+            resend()
 
     def _on_lost(self) -> None:
         self._transport = None
@@ -235,10 +231,10 @@ class ManagerLink:
         self._refuse(EngineUnavailable(_UNREACHABLE, retry_after=1), commands_only=True)
 
     def _refuse(self, error: ApiError, *, commands_only: bool = False) -> None:
-        for question in list(self._questions.values()):
-            is_meant = not commands_only or (question.is_sent and not question.repeats)
-            if is_meant and not question.answer.done():
-                question.answer.set_exception(error)
+        for call in list(self._calls.values()):
+            is_meant = not commands_only or (call.is_sent and not call.repeats)
+            if is_meant and not call.response.done():
+                call.response.set_exception(error)
 
 
 def _error(refused: messages.Refused) -> ApiError:
@@ -251,7 +247,7 @@ def _error(refused: messages.Refused) -> ApiError:
 
 
 class _Protocol(asyncio.Protocol):
-    """Decodes the manager's messages; `lost` is done when the connection is gone."""
+    """Decodes the manager's messages. `lost` is done when the connection is gone."""
 
     def __init__(self, link: ManagerLink) -> None:
         self._link = link

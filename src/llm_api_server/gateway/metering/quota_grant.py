@@ -1,4 +1,4 @@
-"""What a worker may admit by itself: its share of a key's limits, while these are far. Pure; `accounts.py` uses it."""
+"""Quota that the manager has granted this worker in advance, so that it admits requests without a round trip. Pure."""
 
 from __future__ import annotations
 
@@ -8,94 +8,99 @@ from llm_api_server.ipc.quota_messages import NO_GRANT, QuotaGrant, RateLimits, 
 
 
 class HeldQuota:
-    """Of one key. What is free can be taken; what was used is told with the next `spend`.
+    """Quota of one key. Requests take from what is free; the next report to the manager has what was used.
 
-    `is_recalled`: nothing more is taken, and what gets free goes back at once.
+    Once `is_revoked`, nothing more is taken, and the owner returns whatever becomes free at once.
     """
 
     def __init__(self, key_id: str, limits: Limits) -> None:
         self.key_id = key_id
         self.limits = limits
-        self.is_recalled = False
-        self._needs_request = limits.requests_per_minute is not None
-        self._needs_place = limits.max_concurrent is not None
-        per_minute = limits.tokens_per_minute
-        self._needs_tokens = (per_minute, limits.tokens_per_day, limits.tokens_per_month) != (None, None, None)
-        self._requests = self._tokens = self._places = 0
+        self.is_revoked = False
+        self._limits_requests = limits.requests_per_minute is not None
+        self._limits_concurrent = limits.max_concurrent is not None
+        self._limits_tokens = any(
+            limit is not None for limit in (limits.tokens_per_minute, limits.tokens_per_day, limits.tokens_per_month)
+        )
+        self._requests = self._tokens = self._concurrent = 0
         self._used_requests = self._used_tokens = 0
         self._running = 0
         self._was_used = True
-        self._form = RateLimitHeaders(RateLimits())
-        self._since = self._tokens_since = 0
+        self._headers = RateLimitHeaders(RateLimits())
+        # Used here since the manager's last account of the key. It counts the whole grant as used.
+        self._requests_since = self._tokens_since = 0
 
-    def add(self, share: QuotaGrant, standing: RateLimits) -> None:
-        """More of it, and how the key stood before."""
-        self.is_recalled = False
-        self.hear(standing)
-        self._requests += share.requests
-        self._tokens += share.tokens
-        self._places += share.concurrent
+    def add(self, grant: QuotaGrant, rate_limits: RateLimits) -> None:
+        """Add a grant. `rate_limits` do not count it yet."""
+        self.is_revoked = False
+        self.update(rate_limits)
+        self._requests += grant.requests
+        self._tokens += grant.tokens
+        self._concurrent += grant.concurrent
 
-    def hear(self, standing: RateLimits) -> None:
-        """How the key stands to the manager: all that is here counts as used there."""
-        self._form = RateLimitHeaders(standing)
-        self._since, self._tokens_since = -self._requests, -self._tokens
+    def update(self, rate_limits: RateLimits) -> None:
+        """Apply the manager's account of the key, which counts all that is held here as used."""
+        self._headers = RateLimitHeaders(rate_limits)
+        self._requests_since, self._tokens_since = -self._requests, -self._tokens
 
     def take(self, tokens: int) -> bytes | None:
-        """Admit a request that may use `tokens`: its `lines`. None: the manager must decide."""
+        """Admit a request that reserves `tokens`; return its rate-limit headers, or None if too little is free."""
         if (
-            self.is_recalled
-            or (self._needs_request and self._requests < 1)
-            or (self._needs_place and self._places < 1)
-            or (self._needs_tokens and self._tokens < tokens)
+            self.is_revoked
+            or (self._limits_requests and self._requests < 1)
+            or (self._limits_concurrent and self._concurrent < 1)
+            or (self._limits_tokens and self._tokens < tokens)
         ):
             return None
-        if self._needs_request:
+        if self._limits_requests:
             self._requests -= 1
-        if self._needs_place:
-            self._places -= 1
-        if self._needs_tokens:
+        if self._limits_concurrent:
+            self._concurrent -= 1
+        if self._limits_tokens:
             self._tokens -= tokens
         self._used_requests += 1
         self._running += 1
-        self._since += 1
+        self._requests_since += 1
         self._tokens_since += tokens
-        return self._form.after(self._since, self._tokens_since)
+        return self._headers.after(self._requests_since, self._tokens_since)
 
     def settle(self, reserved: int, used: int) -> None:
-        """One of those that were taken is over."""
+        """End a request that was taken: it reserved `reserved` tokens and used `used`."""
         self._running -= 1
-        if self._needs_place:
-            self._places += 1
-        if self._needs_tokens:
+        if self._limits_concurrent:
+            self._concurrent += 1
+        if self._limits_tokens:
             self._tokens += reserved - used
         self._used_tokens += used
         self._tokens_since += used - reserved
 
-    def lines(self) -> bytes:
-        """How the key stands as far as this worker knows: not better than it is, for others may hold shares, too."""
-        return self._form.after(self._since, self._tokens_since)
+    def headers(self) -> bytes:
+        """Rate-limit headers as far as this worker knows. Quota of other workers counts as used."""
+        return self._headers.after(self._requests_since, self._tokens_since)
 
-    def spend(self, *, returns: bool, is_answer: bool = False) -> ReportQuota | None:
-        """What to tell the manager; with `returns` all that is free goes back. None: nothing has happened."""
-        requests = self._used_requests if self._needs_request else 0
-        tokens = self._used_tokens if self._needs_tokens else 0
+    def report(self, *, returns: bool, is_reply: bool = False) -> ReportQuota | None:
+        """Return what was used since the last report; None if there is nothing to report.
+
+        With `returns` all free quota goes back to the manager.
+        """
+        requests = self._used_requests if self._limits_requests else 0
+        tokens = self._used_tokens if self._limits_tokens else 0
         self._was_used = self._used_requests > 0 or self._used_tokens > 0
-        back = NO_GRANT
+        returned = NO_GRANT
         if returns:
-            back = QuotaGrant(self._requests, self._tokens, self._places)
-            self._requests = self._tokens = self._places = 0
+            returned = QuotaGrant(self._requests, self._tokens, self._concurrent)
+            self._requests = self._tokens = self._concurrent = 0
         self._used_requests = self._used_tokens = 0
-        if not (requests or tokens or is_answer or back != NO_GRANT):
+        if not (requests or tokens or is_reply or returned != NO_GRANT):
             return None
-        return ReportQuota(self.key_id, requests, tokens, back, is_answer)
+        return ReportQuota(self.key_id, requests, tokens, returned, is_reply)
 
     @property
     def is_idle(self) -> bool:
-        """Nothing runs, and nothing had happened when it was last asked what to tell."""
+        """No request is running, and none took anything since the report before the last."""
         return self._running == 0 and not self._was_used and not self._used_requests
 
     @property
-    def is_empty(self) -> bool:
-        """Nothing is left that could get free."""
-        return self._running == 0
+    def is_running(self) -> bool:
+        """Some request that took from it has not ended, so quota may still become free."""
+        return self._running > 0

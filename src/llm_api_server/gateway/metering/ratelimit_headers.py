@@ -1,4 +1,4 @@
-"""How a key stands, as OpenAI's headers. Pure."""
+"""OpenAI's `x-ratelimit-*` headers. Pure."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from llm_api_server.ipc.quota_messages import RateLimit, RateLimits
 
 
 class RateLimitHeaders:
-    """Lines of a head, for one standing and what is used since. Times as OpenAI has them: `120ms`, `1s`, `6m0s`."""
+    """Header lines for the state of a key's limits, and for the same state after further use.
 
-    def __init__(self, standing: RateLimits) -> None:
-        self._requests = standing.requests.remaining if standing.requests is not None else None
-        self._tokens = standing.tokens.remaining if standing.tokens is not None else None
-        self._form = _form(b"requests", standing.requests) + _form(b"tokens", standing.tokens)
+    Durations are written as OpenAI writes them: `120ms`, `1s`, `6m0s`.
+    """
+
+    def __init__(self, rate_limits: RateLimits) -> None:
+        self._requests = rate_limits.requests.remaining if rate_limits.requests is not None else None
+        self._tokens = rate_limits.tokens.remaining if rate_limits.tokens is not None else None
+        self._template = _template(b"requests", rate_limits.requests) + _template(b"tokens", rate_limits.tokens)
 
     def after(self, requests: int, tokens: int) -> bytes:
-        """`requests` and `tokens` were used since."""
-        left = []
+        """Return the lines after the further use of `requests` and `tokens`."""
+        remaining = []
         if self._requests is not None:
-            left.append(self._requests - requests if self._requests > requests else 0)
+            remaining.append(self._requests - requests if self._requests > requests else 0)
         if self._tokens is not None:
-            left.append(self._tokens - tokens if self._tokens > tokens else 0)
-        return self._form % tuple(left)
+            remaining.append(self._tokens - tokens if self._tokens > tokens else 0)
+        return self._template % tuple(remaining)
 
 
-def ratelimit_headers(standing: RateLimits) -> bytes:
-    return RateLimitHeaders(standing).after(0, 0)
+def ratelimit_headers(rate_limits: RateLimits) -> bytes:
+    return RateLimitHeaders(rate_limits).after(0, 0)
 
 
-def _form(what: bytes, quota: RateLimit | None) -> bytes:
-    """With a place for what remains."""
-    if quota is None:
+def _template(unit: bytes, limit: RateLimit | None) -> bytes:
+    """Return the lines with `%d` for what remains."""
+    if limit is None:
         return b""
     lines = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %b\r\n"
-    return lines % (what, quota.limit, what, what, _duration(quota.reset))
+    return lines % (unit, limit.limit, unit, unit, _duration(limit.reset))
 
 
 @lru_cache(1024)
