@@ -37,10 +37,11 @@ from llm_api_server.gateway.app import build_proxy
 from llm_api_server.gateway.http.direct import DirectResponder
 from llm_api_server.gateway.http.fast_path import HttpProtocol
 from llm_api_server.gateway.http.responder import REQUEST_HANDLER
-from llm_api_server.gateway.manager_link.leases import Lease, Leases, _Held
+from llm_api_server.gateway.manager_link.leases import HeldSlots, Lease, Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestLog
+from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
 from llm_api_server.gateway.proxy.front_door import FastPathHandler
@@ -103,8 +104,8 @@ class Worker:
         self.link = ManagerLink(RunDir(folder), lambda _: None)
         self.link._transport = cast("asyncio.Transport", Transport(self.tell))  # noqa: SLF001
         leases = Leases(self.link)
-        held = leases._held["i"] = _Held(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
-        held.places, held.keeps = 1000, True
+        held = leases._held["i"] = HeldSlots(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
+        held.slots, held.until_revoked = 1000, True
         upstream = HttpClient()
         self.end_turn = upstream.write_buffer._flush  # noqa: SLF001
         self.proxy = build_proxy(config, leases, upstream)
@@ -196,8 +197,8 @@ STAGES: dict[str, list[tuple[type, str]]] = {
     "decide": [(Exchange, "begin")],
     "recognize the key": [(ProxyServices, "recognize")],
     "read and check the body": [(EngineRequest, "__init__"), (HeadDecisions, "resolve"), (EngineRequest, "check")],
-    "limits": [(AdmissionClient, "admit_at_once"), (AdmissionClient, "admit"), (AdmissionClient, "_settle")],
-    "ledger": [(AdmissionClient, "start"), (AdmissionClient, "end")],
+    "limits": [(AdmissionClient, "admit_at_once"), (AdmissionClient, "admit"), (AdmissionClient, "settle")],
+    "ledger": [(UsageReporter, "start"), (UsageReporter, "end")],
     "lease": [(Leases, "acquire_at_once"), (Lease, "release")],
     "write the engine's request": [(EngineRequest, "encode_at_once"), (HttpClient, "send_at_once")],
     "parse the answer": [(Connection, "data_received")],

@@ -29,6 +29,7 @@ from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestRecord, record_of
+from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.middleware import (
     AuthenticationMiddleware,
     Dispatcher,
@@ -125,7 +126,8 @@ def build_proxy(config: Config, leases: Leases, upstream: HttpClient) -> ProxySe
     """The data path, which needs no app around it."""
     authenticator = _authenticator(config, leases.link) if config.auth.enabled else None
     catalog = ModelCatalog(config, _changed_at(config))
-    return ProxyServices(config, catalog, leases, AdmissionClient(leases.link), upstream, authenticator)
+    admission, usage = AdmissionClient(leases.link), UsageReporter(leases.link)
+    return ProxyServices(config, catalog, leases, admission, usage, upstream, authenticator=authenticator)
 
 
 def _authenticator(config: Config, link: ManagerLink) -> Authenticator:
@@ -164,7 +166,8 @@ def _lifespan(config: Config, proxy: ProxyServices, store: StoreAccess) -> _Life
             yield {REQUEST_HANDLER: FastPathHandler(config.server, proxy)}
         finally:
             proxy.close()
-            proxy.accounts.close()
+            proxy.usage.close()
+            proxy.admission.close()
             proxy.leases.close()
             await proxy.leases.link.close()
             proxy.upstream.close()
@@ -180,7 +183,7 @@ def _routes(proxy: ProxyServices, store: StoreAccess, lifespan: _Lifespan) -> Fa
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     docs_page = resources.files(__package__).joinpath("docs.html").read_text()
     app.include_router(system_routes(leases.link, docs_page))
-    app.include_router(metrics_routes(leases.link, proxy.accounts))
+    app.include_router(metrics_routes(leases.link, proxy.usage))
     app.include_router(model_routes(catalog, leases))
     app.include_router(token_routes(proxy.authenticator))
     app.include_router(admin_routes(catalog, leases))

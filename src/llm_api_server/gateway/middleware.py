@@ -70,7 +70,7 @@ class _SendWithHeaders:
             if record.status == 0:
                 record.status = message["status"]
             if record.limit_lines is None and record.key is not None:
-                record.limit_lines = await self._admission.look(record.key)
+                record.limit_lines = await self._admission.peek(record.key)
             message["headers"] = [*message.get("headers", ()), *headers_of(common_header_lines(record))]
         await self._send(message)
 

@@ -72,7 +72,7 @@ async def test_key_is_looked_up_again_after_keys_changed(gateway: Gateway) -> No
     gateway.client.headers["authorization"] = "Bearer sk-of-the-store"
     for _ in range(3):
         assert (await gateway.chat()).status_code == 200
-    assert len(gateway.manager.heard_of(control.FindKey)) == 1
+    assert len(gateway.manager.received_of(control.FindKey)) == 1
     gateway.manager.keys = {}
     gateway.manager.change_keys(["id-of-bob"])
     response = await gateway.chat()

@@ -1,7 +1,7 @@
 """The worker's connection to the manager: connects, starts a manager if none serves, and reconnects after a loss.
 
-Runs on the worker's loop for the life of the app. Running requests never notice a loss of the connection: calls that may
-be repeated are sent again. Leases, keys, quota and usage register the messages that they handle.
+Runs on the worker's loop for the life of the app. Running requests never notice a loss of the connection; calls that
+may be repeated are sent again. Leases, keys, quota and usage register the messages that they handle.
 """
 
 from __future__ import annotations

@@ -1,24 +1,28 @@
-"""The end of every request: its line in the log, the end of its ledger row, and the headers that its response gets."""
+"""The end of every request: its log line, its ledger row, its quota, and the headers that its response gets."""
 
 from __future__ import annotations
 
 from llm_api_server.gateway.http.header_lines import lines_of
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord
+from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 
 
 class RequestCompletion:
     """Finishes the records of a worker's requests, each once."""
 
-    def __init__(self, log: RequestLog, admission: AdmissionClient) -> None:
+    def __init__(self, log: RequestLog, admission: AdmissionClient, usage: UsageReporter) -> None:
         self.log = log
         self.admission = admission
+        self._usage = usage
 
     def finish(self, record: RequestRecord) -> None:
-        """Write the log line of a request that is over, and end its row."""
+        """Write the log line of a request that is over, end its row and settle its quota."""
         record.seconds = record.elapsed()
         self.log.add(record)
-        self.admission.end(record)
+        self._usage.end(record)
+        if record.admission is not None:
+            self.admission.settle(record.admission, record.used)
 
 
 def common_header_lines(record: RequestRecord) -> bytes:

@@ -14,7 +14,6 @@ from collections import Counter, deque
 from loguru import logger
 
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 from llm_api_server.ipc.messages import ReportUsage, UsageKept
@@ -41,9 +40,8 @@ _EMPTY = Batch()
 class UsageReporter:
     """All running requests of one worker, and the reports that no manager has confirmed yet."""
 
-    def __init__(self, link: ManagerLink, admission: AdmissionClient, interval: float = REPORT_INTERVAL) -> None:
+    def __init__(self, link: ManagerLink, interval: float = REPORT_INTERVAL) -> None:
         self._link = link
-        self._admission = admission
         self._interval = interval
         self._numbers = itertools.count(1)
         self._running: dict[str, RequestRecord] = {}
@@ -70,13 +68,14 @@ class UsageReporter:
         return row
 
     def end(self, record: RequestRecord) -> None:
-        """Settle a request that has ended, in whatever way. A second call for a request with a row has no effect."""
+        """Report a request that has ended, in whatever way, and set what it `used`.
+
+        A second call for a request with a row has no effect.
+        """
         used = record.usage
         if used is None or not used.prompt_tokens:
             used = record.usage_or_estimate()
         record.used = used
-        if record.admission is not None:
-            self._admission.settle(record.admission, used)
         row = record.row
         if row is None:
             self._others[_labels(record)] += 1

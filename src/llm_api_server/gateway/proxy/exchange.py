@@ -202,7 +202,7 @@ class Exchange:
             question = self._question or self._read(await client.body())
             if record.row is None:
                 stated, spare = question.answer_tokens()
-                await proxy.accounts.admit(record, self._prompt_tokens + stated, spare)
+                await proxy.admission.admit(record, self._prompt_tokens + stated, spare)
                 self._start(question)
             if any(one.url for one in question.facts.media):
                 question = self._read(await proxy.with_media(question))
@@ -219,7 +219,7 @@ class Exchange:
             error = self._internal_error()
         if self._record.limit_lines is None and self._record.key is not None:
             with contextlib.suppress(asyncio.CancelledError):
-                self._record.limit_lines = await self._proxy.accounts.look(self._record.key)
+                self._record.limit_lines = await self._proxy.admission.peek(self._record.key)
         self._fail(error)
 
     def _read(self, body: bytes) -> EngineRequest:
@@ -247,7 +247,7 @@ class Exchange:
     def _start(self, question: EngineRequest) -> None:
         """It is admitted."""
         proxy = self._proxy
-        self._row = proxy.accounts.start(self._record, question.prompt_text() if proxy.records_prompts else None)
+        self._row = proxy.usage.start(self._record, question.prompt_text() if proxy.records_prompts else None)
         if question.facts.stream:
             self._next_ping = proxy.now() + proxy.first_ping_delay
 
@@ -277,7 +277,7 @@ class Exchange:
                 lease = self._lease = await self._turn(question)
                 record.queued_seconds, record.instance = record.elapsed(), lease.instance.id
             if not question.streams_from(lease.instance):
-                lease.on_read()
+                lease.on_prefill_done()
             self._request = await question.encode(lease.instance, self._row, self._proxy)
             record.prompt_estimate = self._prompt_tokens
             try:
@@ -307,7 +307,7 @@ class Exchange:
         """An instance that gives no answer is asked for again, once. Raises `EngineUnavailable` the second time."""
         self._log_engine(error)
         assert self._lease is not None
-        self._lease.release(broken=True)
+        self._lease.release(is_broken=True)
         self._lease = None
         self._attempt += 1
         if self._attempt >= ATTEMPTS:
@@ -394,8 +394,8 @@ class Exchange:
         assert answer is not None, "a head comes first"
         if data and record.first_token_seconds is None and not isinstance(answer, ErrorResponse):
             record.first_token_seconds = monotonic() - record.started_at
-            if self._lease is not None and self._lease.number is not None:
-                self._lease.on_read()
+            if self._lease is not None and self._lease.prefilling is not None:
+                self._lease.on_prefill_done()
         out = answer.feed(data) if data else b""
         failed = answer.failed
         if is_last and failed is None:
@@ -481,7 +481,7 @@ class Exchange:
             self._connection.abort_for(self)
             self._connection = None
         if self._lease is not None:
-            self._lease.release(self._record)
+            self._lease.release(self._record.usage_or_estimate().work)
         if self._is_outermost:
             self._proxy.completion.finish(self._record)
         self._client.close()

@@ -26,6 +26,7 @@ from llm_api_server.gateway.media.fetcher import MediaFetcher
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.completion import RequestCompletion
 from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord
+from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
 from llm_api_server.gateway.proxy.head_decisions import HeadDecisions
@@ -49,13 +50,15 @@ class ProxyServices:
         config: Config,
         catalog: ModelCatalog,
         leases: Leases,
-        accounts: AdmissionClient,
+        admission: AdmissionClient,
+        usage: UsageReporter,
         upstream: HttpClient,
+        *,
         authenticator: Authenticator | None,
     ) -> None:
         self.catalog = catalog
         self.leases = leases
-        self.accounts = accounts
+        self.admission, self.usage = admission, usage
         self.upstream = upstream
         self.running: set[Exchange] = set()
         self.templates = TemplateProbe(upstream)
@@ -63,7 +66,7 @@ class ProxyServices:
         self.first_ping_delay = FIRST_PING_DELAY
         self.ping_interval = PING_INTERVAL
         self.log = RequestLog()
-        self.completion = RequestCompletion(self.log, accounts)
+        self.completion = RequestCompletion(self.log, admission, usage)
         self.authenticator = authenticator
         self._timer: asyncio.TimerHandle | None = None
 

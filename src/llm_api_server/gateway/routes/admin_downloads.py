@@ -81,13 +81,13 @@ class _Asking:
             source = parse_source(wanted.source, wanted.revision, wanted.file)
         except DownloadError as error:
             raise InvalidRequest(str(error), param="source") from error
-        number = self._link.number()
+        number = self._link.next_number()
         return await self._one(
             download_messages.PullModel(number, source.text, source.revision, source.file, wanted.name, wanted.add)
         )
 
     async def all(self) -> list[PullStatus]:
-        return await self._ask(download_messages.ListPulls(self._link.number()), repeats=True)
+        return await self._ask(download_messages.ListPulls(self._link.next_number()), repeats=True)
 
     async def find(self, pull_id: str) -> PullStatus:
         for one in await self.all():
@@ -96,10 +96,10 @@ class _Asking:
         raise DownloadNotFound(f"There is no download '{pull_id}'.", param="pull_id")
 
     async def add(self, pull_id: str, name: str | None) -> PullStatus:
-        return await self._one(download_messages.AddPulled(self._link.number(), pull_id, name))
+        return await self._one(download_messages.AddPulled(self._link.next_number(), pull_id, name))
 
     async def cancel(self, pull_id: str) -> PullStatus:
-        return await self._one(download_messages.CancelPull(self._link.number(), pull_id))
+        return await self._one(download_messages.CancelPull(self._link.next_number(), pull_id))
 
     async def events(self, pull_id: str) -> AsyncIterator[bytes]:
         """Each change, until it is over, forgotten, or the manager is gone."""
@@ -117,7 +117,7 @@ class _Asking:
         return one
 
     async def _ask(self, message: Any, *, repeats: bool = False) -> list[PullStatus]:
-        answer = await self._link.ask(message, repeats=repeats)
+        answer = await self._link.call(message, repeats=repeats)
         assert isinstance(answer, download_messages.Pulls), "what the manager answers to that"
         return answer.pulls
 
@@ -143,7 +143,7 @@ def pull_routes(link: ManagerLink) -> APIRouter:
 
     @router.delete("/models/{model_id:name}", summary="Take a model out of the configuration, and delete its files")
     async def remove(model_id: str, *, keep_files: KeepFiles = False) -> RemovedModel:
-        answer = await link.ask(download_messages.RemoveModel(link.number(), model_id, keep_files), repeats=False)
+        answer = await link.call(download_messages.RemoveModel(link.next_number(), model_id, keep_files), repeats=False)
         assert isinstance(answer, download_messages.Removed), "what the manager answers to that"
         return RemovedModel(id=model_id, files=answer.files)
 

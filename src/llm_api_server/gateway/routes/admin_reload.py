@@ -36,7 +36,7 @@ def config_routes(link: ManagerLink) -> APIRouter:
 
     @router.post("/reload", summary="Follow the configuration file as it is now")
     async def reload(*, dry_run: bool = False) -> ReloadReport:
-        answer = await link.ask(messages.ReloadConfig(link.number(), dry_run), repeats=False)
+        answer = await link.call(messages.ReloadConfig(link.next_number(), dry_run), repeats=False)
         assert isinstance(answer, messages.Reloaded), "what the manager answers to that"
         changes = [ConfigChange(**msgspec.to_builtins(change)) for change in answer.changes]
         return ReloadReport(applied=answer.applied, late_workers=answer.late, changes=changes)

@@ -43,7 +43,7 @@ def live_request_routes(link: ManagerLink) -> APIRouter:
 
     @router.get("/requests/live", summary="Requests that run now, the oldest first")
     async def live(limit: Annotated[int, Query(ge=1, le=1000)] = 200) -> LiveRequestList:
-        answer = await link.ask(messages.ListRequests(link.number(), limit))
+        answer = await link.call(messages.ListRequests(link.next_number(), limit))
         assert isinstance(answer, messages.Requests), "what the manager answers to that"
         return LiveRequestList(data=[_shown(one) for one in answer.requests], total=answer.total)
 

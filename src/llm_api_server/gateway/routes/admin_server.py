@@ -58,13 +58,13 @@ def server_routes(link: ManagerLink) -> APIRouter:
     router = APIRouter(prefix="/admin/api", tags=["admin"], dependencies=[Depends(require_admin)])
 
     async def followed() -> Config:
-        answer = await link.ask(messages.GetConfig(link.number()))
+        answer = await link.call(messages.GetConfig(link.next_number()))
         assert isinstance(answer, messages.CurrentConfig), "what the manager answers to that"
         return unpack(answer.config.encode())
 
     @router.get("/status", summary="Processes and devices")
     async def status() -> RunningServer:
-        answer = await link.ask(messages.GetStatus(link.number()))
+        answer = await link.call(messages.GetStatus(link.next_number()))
         assert isinstance(answer, messages.Status), "what the manager answers to that"
         devices = [AdminDevice(**msgspec.to_builtins(device)) for device in answer.devices]
         return RunningServer(version=__version__, manager=answer.manager, workers=answer.workers, devices=devices)

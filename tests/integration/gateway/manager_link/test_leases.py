@@ -33,11 +33,11 @@ async def test_traffic_in_flight_takes_one_lease(gateway: Gateway) -> None:
         await anext(lines)
         for _ in range(3):
             await gateway.chat()
-        assert len(gateway.manager.heard_of(lease_messages.Acquire)) == 1
+        assert len(gateway.manager.received_of(lease_messages.Acquire)) == 1
         gateway.open_gate(2)
         assert "data: [DONE]" in [line async for line in lines]
-    await until(lambda: bool(gateway.manager.heard_of(lease_messages.ReturnSlots)))
-    assert gateway.manager.heard_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 1000)]
+    await until(lambda: bool(gateway.manager.received_of(lease_messages.ReturnSlots)))
+    assert gateway.manager.received_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 1000)]
 
 
 async def test_nothing_starts_on_a_draining_instance(gateway: Gateway) -> None:
@@ -45,16 +45,16 @@ async def test_nothing_starts_on_a_draining_instance(gateway: Gateway) -> None:
     async with gateway.stream("chunks:2") as response:
         lines = response.aiter_lines()
         await anext(lines)
-        gateway.manager.reclaim("m-1")
+        gateway.manager.revoke_slots("m-1")
         gateway.manager.push_models()
         before = gateway.leases.models
         await until(lambda: gateway.leases.models is not before)
         await gateway.chat()
         gateway.open_gate(2)
         assert "data: [DONE]" in [line async for line in lines]
-    await until(lambda: len(gateway.manager.heard_of(lease_messages.ReturnSlots)) == 2)
-    assert len(gateway.manager.heard_of(lease_messages.Acquire)) == 2
-    assert [one.slots for one in gateway.manager.heard_of(lease_messages.ReturnSlots)] == [999, 1001]
+    await until(lambda: len(gateway.manager.received_of(lease_messages.ReturnSlots)) == 2)
+    assert len(gateway.manager.received_of(lease_messages.Acquire)) == 2
+    assert [one.slots for one in gateway.manager.received_of(lease_messages.ReturnSlots)] == [999, 1001]
 
 
 async def test_streams_outlive_the_manager_and_are_reported_to_the_next_one(gateway: Gateway) -> None:
@@ -69,6 +69,6 @@ async def test_streams_outlive_the_manager_and_are_reported_to_the_next_one(gate
         waiting = asyncio.create_task(gateway.chat(model="org/blind"))
         await gateway.manager.start()
         assert (await waiting).status_code == 200
-        assert gateway.manager.heard_of(control.Hello)[-1].in_flight == {"m-1": 1}
+        assert gateway.manager.received_of(control.Hello)[-1].in_flight == {"m-1": 1}
         gateway.open_gate(3)
         assert "data: [DONE]" in [line async for line in lines]

@@ -24,7 +24,7 @@ async def test_client_that_leaves_a_stream_stops_the_engine(gateway: Gateway) ->
             if line.startswith("data:"):
                 break
     await until(lambda: "aborted" in gateway.engine_log())
-    await until(lambda: bool(gateway.manager.heard_of(lease_messages.ReturnSlots)))
+    await until(lambda: bool(gateway.manager.received_of(lease_messages.ReturnSlots)))
 
 
 @both_ways
@@ -33,16 +33,16 @@ async def test_client_that_leaves_before_a_json_response_stops_the_engine(gatewa
     await until(lambda: len(gateway.engine_log()) == 1)
     waiting.cancel()
     await until(lambda: "aborted" in gateway.engine_log())
-    await until(lambda: bool(gateway.manager.heard_of(lease_messages.ReturnSlots)))
+    await until(lambda: bool(gateway.manager.received_of(lease_messages.ReturnSlots)))
 
 
 @both_ways
 async def test_client_that_leaves_the_queue_is_cancelled_there(gateway: Gateway) -> None:
     gateway.manager.hold = True
     waiting = asyncio.create_task(gateway.chat())
-    await until(lambda: bool(gateway.manager.heard_of(lease_messages.Acquire)))
+    await until(lambda: bool(gateway.manager.received_of(lease_messages.Acquire)))
     waiting.cancel()
-    await until(lambda: bool(gateway.manager.heard_of(lease_messages.Cancel)))
+    await until(lambda: bool(gateway.manager.received_of(lease_messages.Cancel)))
     assert gateway.engine_log() == []
 
 
@@ -71,4 +71,4 @@ async def test_client_that_does_not_read_is_aborted_at_the_timeout(run_dir: RunD
     async with run_gateway(run_dir, engine_socket, config) as gateway, gateway.stream("flood:4096") as response:
         assert response.status_code == 200
         await until(lambda: "aborted" in gateway.engine_log())
-        await until(lambda: bool(gateway.manager.heard_of(lease_messages.ReturnSlots)))
+        await until(lambda: bool(gateway.manager.received_of(lease_messages.ReturnSlots)))

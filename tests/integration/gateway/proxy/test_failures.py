@@ -48,7 +48,7 @@ async def test_failed_load_after_a_comment_is_an_error_event(run_dir: RunDir, en
         async with gateway.stream() as response:
             lines = response.aiter_lines()
             await anext(lines)
-            request = gateway.manager.heard_of(lease_messages.Acquire)[0].request
+            request = gateway.manager.received_of(lease_messages.Acquire)[0].request
             for client in gateway.manager._clients:
                 client.send(control.Refused(request, "model_load_failed", "the file is cut off"))
             found = events("\n".join([line async for line in lines]))
@@ -115,7 +115,7 @@ async def test_engine_without_a_response_is_tried_twice_then_unavailable(gateway
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "engine_unavailable"
     assert len(gateway.engine_log()) == 2
-    assert len(gateway.manager.heard_of(lease_messages.Acquire)) == 2
+    assert len(gateway.manager.received_of(lease_messages.Acquire)) == 2
 
 
 async def test_instance_that_cannot_be_reached_is_unavailable(gateway: Gateway) -> None:
@@ -139,7 +139,7 @@ async def test_instance_that_moved_is_found_at_the_second_try(gateway: Gateway) 
 
     gateway.manager.grant_all = grant  # type: ignore[method-assign]
     assert (await gateway.chat(model="org/gone")).status_code == 200
-    assert gone.id in [release.instance for release in gateway.manager.heard_of(lease_messages.ReturnSlots)]
+    assert gone.id in [release.instance for release in gateway.manager.received_of(lease_messages.ReturnSlots)]
 
 
 async def test_timeout_covers_the_queue_and_the_engine(run_dir: RunDir, engine_socket: Path) -> None:
@@ -155,7 +155,7 @@ async def test_timeout_covers_the_queue_and_the_engine(run_dir: RunDir, engine_s
     assert queued.json()["error"]["code"] == "server_overloaded"
     assert int(queued.headers["retry-after"]) >= 1
     assert unanswered.json()["error"]["code"] == "timeout"
-    assert gateway.manager.heard_of(lease_messages.Cancel)
+    assert gateway.manager.received_of(lease_messages.Cancel)
     assert (streaming.status_code, streaming.json()["error"]["code"]) == (504, "timeout")
 
 

@@ -88,7 +88,7 @@ async def test_adapter_is_requested_by_name_from_its_models_instance(gateway: Ga
     responses = [await gateway.chat(model=name) for name in ("org/lora", "m")]
     assert [response.json()["model"] for response in responses] == ["org/lora", "m"]
     assert [body["model"] for body in gateway.engine_bodies()] == ["org/lora", "m"]
-    assert {acquire.model for acquire in gateway.manager.heard_of(lease_messages.Acquire)} == {"m"}
+    assert {acquire.model for acquire in gateway.manager.received_of(lease_messages.Acquire)} == {"m"}
     response = await gateway.client.post(
         "/v1/audio/transcriptions", files={"file": ("a.wav", b"RIFF")}, data={"model": "org/lora"}
     )
@@ -179,4 +179,4 @@ async def test_manager_gets_the_task_of_a_request(
     gateway.manager.refusal = lambda request: control.Refused(request, "not_supported", "m does other things")
     response = await gateway.client.post(path, json={"model": "m", **body})
     assert (response.status_code, "m does other things" in response.text) == (400, True)
-    assert [(one.model, one.task) for one in gateway.manager.heard_of(lease_messages.Acquire)] == [("m", task)]
+    assert [(one.model, one.task) for one in gateway.manager.received_of(lease_messages.Acquire)] == [("m", task)]

@@ -60,8 +60,8 @@ async def test_admin_loads_and_unloads(gateway: Gateway) -> None:
     assert {"id", "state", "pid", "memory_bytes", "in_flight", "last_used"} <= set(listed[0])
     assert (await gateway.client.post("/admin/api/models/org/blind/load")).json()["id"] == "org/blind"
     assert (await gateway.client.post("/admin/api/models/org%2Fblind/unload?wait=false")).status_code == 200
-    assert gateway.manager.heard_of(control.LoadModel)[0].model == "org/blind"
-    assert gateway.manager.heard_of(control.UnloadModel)[0].wait is False
+    assert gateway.manager.received_of(control.LoadModel)[0].model == "org/blind"
+    assert gateway.manager.received_of(control.UnloadModel)[0].wait is False
     assert (await gateway.client.get("/admin/api/models/org/blind")).json()["id"] == "org/blind"
     assert (await gateway.client.post("/admin/api/models/nope/load")).status_code == 404
     invalid = await gateway.client.post("/admin/api/models/m/load?wait=perhaps")

@@ -15,12 +15,10 @@ from llm_api_server.errors import EngineUnavailable, ModelLoadFailed, ShuttingDo
 from llm_api_server.gateway.manager_link import link as module
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
-from llm_api_server.gateway.metering.request_record import RequestRecord
 from llm_api_server.ipc import lease_messages, messages
 from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.ipc.run_dir import RunDir
-from llm_api_server.ipc.usage_events import Usage
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
 from tests.waiting import until
@@ -59,11 +57,11 @@ async def test_second_lease_is_free_while_the_first_is_held(leases: Leases, mana
     second = await leases.acquire("m")
     first.release()
     first.release()
-    assert manager.heard_of(lease_messages.ReturnSlots) == []
+    assert manager.received_of(lease_messages.ReturnSlots) == []
     second.release()
-    await until(lambda: bool(manager.heard_of(lease_messages.ReturnSlots)))
-    assert len(manager.heard_of(lease_messages.Acquire)) == 1
-    assert manager.heard_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 1000)]
+    await until(lambda: bool(manager.received_of(lease_messages.ReturnSlots)))
+    assert len(manager.received_of(lease_messages.Acquire)) == 1
+    assert manager.received_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 1000)]
 
 
 async def test_an_instance_is_reused_only_for_what_it_does(leases: Leases, manager: FakeManager) -> None:
@@ -72,10 +70,10 @@ async def test_an_instance_is_reused_only_for_what_it_does(leases: Leases, manag
     manager.instances["m"] = InstanceInfo("m-2", "m", "vllm", "unix:/y", tasks=("embed",))
     second = await leases.acquire("m", "embed")
     assert (first.instance.id, second.instance.id) == ("m-1", "m-2")
-    assert [one.task for one in manager.heard_of(lease_messages.Acquire)] == ["generate", "embed"]
+    assert [one.task for one in manager.received_of(lease_messages.Acquire)] == ["generate", "embed"]
     again = [await leases.acquire("m", "embed"), await leases.acquire("m", "generate"), await leases.acquire("m")]
     assert [lease.instance.id for lease in again[:2]] == ["m-2", "m-1"]
-    assert len(manager.heard_of(lease_messages.Acquire)) == 2
+    assert len(manager.received_of(lease_messages.Acquire)) == 2
     for lease in (first, second, *again):
         lease.release()
 
@@ -83,22 +81,22 @@ async def test_an_instance_is_reused_only_for_what_it_does(leases: Leases, manag
 async def test_every_waiter_gets_its_own_grant_and_all_go_back_together(leases: Leases, manager: FakeManager) -> None:
     manager.hold = True
     waiting = [asyncio.create_task(leases.acquire("m")) for _ in range(3)]
-    await until(lambda: len(manager.heard_of(lease_messages.Acquire)) == 3)
+    await until(lambda: len(manager.received_of(lease_messages.Acquire)) == 3)
     manager.grant_all()
     for lease in await asyncio.gather(*waiting):
         lease.release()
-    await until(lambda: bool(manager.heard_of(lease_messages.ReturnSlots)))
-    assert manager.heard_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 3000)]
+    await until(lambda: bool(manager.received_of(lease_messages.ReturnSlots)))
+    assert manager.received_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 3000)]
 
 
 async def test_grant_that_crosses_a_cancel_goes_back(leases: Leases, manager: FakeManager) -> None:
     manager.hold = True
     waiting = asyncio.create_task(leases.acquire("m"))
-    await until(lambda: bool(manager.heard_of(lease_messages.Acquire)))
+    await until(lambda: bool(manager.received_of(lease_messages.Acquire)))
     manager.grant_all()
     waiting.cancel()
-    await until(lambda: bool(manager.heard_of(lease_messages.ReturnSlots)))
-    assert manager.heard_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 1000)]
+    await until(lambda: bool(manager.received_of(lease_messages.ReturnSlots)))
+    assert manager.received_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 1000)]
 
 
 async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(
@@ -110,7 +108,7 @@ async def test_lease_that_was_granted_to_a_cancelled_task_goes_back(
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await until(lambda: bool(manager.heard_of(lease_messages.ReturnSlots)))
+    await until(lambda: bool(manager.received_of(lease_messages.ReturnSlots)))
 
 
 async def test_drained_instance_is_not_used_again_until_it_is_granted_again(
@@ -118,30 +116,26 @@ async def test_drained_instance_is_not_used_again_until_it_is_granted_again(
 ) -> None:
     first = await leases.acquire("m")
     link.on_message(lease_messages.RevokeSlots("m-1"))
-    await until(lambda: manager.heard_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 999)])
+    await until(lambda: manager.received_of(lease_messages.ReturnSlots) == [lease_messages.ReturnSlots("m-1", 999)])
     second = await leases.acquire("m")
     third = await leases.acquire("m")
-    assert len(manager.heard_of(lease_messages.Acquire)) == 2
+    assert len(manager.received_of(lease_messages.Acquire)) == 2
     for lease in (first, second, third):
         lease.release()
-    await until(lambda: len(manager.heard_of(lease_messages.ReturnSlots)) == 2)
-    assert manager.heard_of(lease_messages.ReturnSlots)[1:] == [lease_messages.ReturnSlots("m-1", 1001)]
-
-
-def used(work: int) -> RequestRecord:
-    return RequestRecord("r", "POST", "/v1/chat/completions", 0.0, usage=Usage(prompt_tokens=work))
+    await until(lambda: len(manager.received_of(lease_messages.ReturnSlots)) == 2)
+    assert manager.received_of(lease_messages.ReturnSlots)[1:] == [lease_messages.ReturnSlots("m-1", 1001)]
 
 
 async def test_places_that_others_wait_for_go_back_one_by_one(leases: Leases, manager: FakeManager) -> None:
-    manager.places, manager.keeps = 1, False
+    manager.slots, manager.until_revoked = 1, False
     claim = lease_messages.Claim("key", cost=100)
     first, second = await leases.acquire("m", claim=claim), await leases.acquire("m", claim=claim)
-    assert len(manager.heard_of(lease_messages.Acquire)) == 2
-    first.release(used(130))
-    await until(lambda: len(manager.heard_of(lease_messages.ReturnSlots)) == 1)
+    assert len(manager.received_of(lease_messages.Acquire)) == 2
+    first.release(130)
+    await until(lambda: len(manager.received_of(lease_messages.ReturnSlots)) == 1)
     second.release()
-    await until(lambda: len(manager.heard_of(lease_messages.ReturnSlots)) == 2)
-    assert manager.heard_of(lease_messages.ReturnSlots) == [
+    await until(lambda: len(manager.received_of(lease_messages.ReturnSlots)) == 2)
+    assert manager.received_of(lease_messages.ReturnSlots) == [
         lease_messages.ReturnSlots("m-1", 1, [lease_messages.EndedRequest("key", 30)]),
         lease_messages.ReturnSlots("m-1", 1, [lease_messages.EndedRequest("key")]),
     ]
@@ -155,10 +149,10 @@ async def test_what_ran_from_kept_places_counts_when_they_are_reclaimed(
     assert second is not None
     link.on_message(lease_messages.RevokeSlots("m-1"))
     assert leases.acquire_at_once("m", None, "kept") is None
-    second.release(used(40))
-    first.release(used(5))
-    await until(lambda: len(manager.heard_of(lease_messages.ReturnSlots)) == 3)
-    assert [one.ended for one in manager.heard_of(lease_messages.ReturnSlots)] == [
+    second.release(40)
+    first.release(5)
+    await until(lambda: len(manager.received_of(lease_messages.ReturnSlots)) == 3)
+    assert [one.ended for one in manager.received_of(lease_messages.ReturnSlots)] == [
         [],
         [lease_messages.EndedRequest("kept", 40)],
         [lease_messages.EndedRequest("asked", 0)],
@@ -169,7 +163,7 @@ async def test_a_waiter_hears_where_it_stands(leases: Leases, link: ManagerLink,
     manager.hold = True
     heard: list[int] = []
     waiting = asyncio.create_task(leases.acquire("m", on_position=heard.append))
-    await until(lambda: bool(manager.heard_of(lease_messages.Acquire)))
+    await until(lambda: bool(manager.received_of(lease_messages.Acquire)))
     link.on_message(lease_messages.Queued(1, 3))
     link.on_message(lease_messages.Queued(99, 1))
     manager.grant_all()
@@ -179,9 +173,9 @@ async def test_a_waiter_hears_where_it_stands(leases: Leases, link: ManagerLink,
 
 async def test_broken_instance_is_asked_for_again(leases: Leases, manager: FakeManager) -> None:
     first, second = await leases.acquire("m"), await leases.acquire("m")
-    first.release(broken=True)
+    first.release(is_broken=True)
     third = await leases.acquire("m")
-    assert len(manager.heard_of(lease_messages.Acquire)) == 2
+    assert len(manager.received_of(lease_messages.Acquire)) == 2
     second.release()
     third.release()
 
@@ -198,13 +192,13 @@ async def test_refusal_is_raised_with_its_code(leases: Leases, manager: FakeMana
 async def test_waiters_outlive_the_manager(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
     manager.hold = True
     waiting = asyncio.create_task(leases.acquire("m", "embed"))
-    await until(lambda: bool(manager.heard_of(lease_messages.Acquire)))
+    await until(lambda: bool(manager.received_of(lease_messages.Acquire)))
     await manager.stop()
     await until(lambda: not link.is_connected)
     manager.hold = False
     await manager.start()
     (await waiting).release()
-    assert manager.heard_of(lease_messages.Acquire) == [lease_messages.Acquire(1, "m", "embed")] * 2
+    assert manager.received_of(lease_messages.Acquire) == [lease_messages.Acquire(1, "m", "embed")] * 2
 
 
 async def test_commands_wait_for_a_manager(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
@@ -221,7 +215,7 @@ async def test_a_command_that_a_manager_may_have_begun_is_refused_when_that_is_l
 ) -> None:
     manager.answers_commands = False
     asked = asyncio.create_task(leases.load("m", wait=True))
-    await until(lambda: bool(manager.heard_of(messages.LoadModel)))
+    await until(lambda: bool(manager.received_of(messages.LoadModel)))
     await manager.stop()
     with pytest.raises(EngineUnavailable):
         await asked
@@ -233,13 +227,13 @@ async def test_who_has_left_gives_back_what_it_is_granted(
     """Also what is known of it: the key that has a request running, the prompt that is being read."""
     manager.hold = True
     waiting = asyncio.create_task(leases.acquire("m", claim=lease_messages.Claim("key", prefill_tokens=100)))
-    await until(lambda: bool(manager.heard_of(lease_messages.Acquire)))
+    await until(lambda: bool(manager.received_of(lease_messages.Acquire)))
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     link.on_message(lease_messages.Granted(1, manager.instances["m"], 1, until_revoked=False, key_id="key"))
-    await until(lambda: bool(manager.heard_of(lease_messages.ReturnSlots)))
-    assert manager.heard_of(lease_messages.PrefillDone) == [lease_messages.PrefillDone(1)]
-    assert manager.heard_of(lease_messages.ReturnSlots) == [
+    await until(lambda: bool(manager.received_of(lease_messages.ReturnSlots)))
+    assert manager.received_of(lease_messages.PrefillDone) == [lease_messages.PrefillDone(1)]
+    assert manager.received_of(lease_messages.ReturnSlots) == [
         lease_messages.ReturnSlots("m-1", 1, [lease_messages.EndedRequest("key")])
     ]
 
@@ -263,7 +257,7 @@ async def test_closing_refuses_waiters_and_newcomers(manager: FakeManager) -> No
     manager.hold = True
     await link.start()
     waiting = asyncio.create_task(one.acquire("m"))
-    await until(lambda: bool(manager.heard_of(lease_messages.Acquire)))
+    await until(lambda: bool(manager.received_of(lease_messages.Acquire)))
     await link.close()
     for attempt in (waiting, one.acquire("m")):
         with pytest.raises(ShuttingDown):
@@ -272,10 +266,10 @@ async def test_closing_refuses_waiters_and_newcomers(manager: FakeManager) -> No
 
 async def test_reports_name_what_is_in_flight(leases: Leases, manager: FakeManager) -> None:
     first, second = await leases.acquire("m"), await leases.acquire("m")
-    await until(lambda: lease_messages.ReportInFlight({"m-1": 2}) in manager.heard)
+    await until(lambda: lease_messages.ReportInFlight({"m-1": 2}) in manager.received)
     first.release()
     second.release()
-    await until(lambda: lease_messages.ReportInFlight({"m-1": 0}) in manager.heard)
+    await until(lambda: lease_messages.ReportInFlight({"m-1": 0}) in manager.received)
 
 
 async def test_traffic_with_short_gaps_asks_once_and_a_drain_ends_it_at_once(
@@ -284,10 +278,10 @@ async def test_traffic_with_short_gaps_asks_once_and_a_drain_ends_it_at_once(
     for _ in range(5):
         (await leases.acquire("m")).release()
         await asyncio.sleep(0.02)
-    assert len(manager.heard_of(lease_messages.Acquire)) == 1
-    assert not manager.heard_of(lease_messages.ReturnSlots)
+    assert len(manager.received_of(lease_messages.Acquire)) == 1
+    assert not manager.received_of(lease_messages.ReturnSlots)
     link.on_message(lease_messages.RevokeSlots("m-1"))
-    await until(lambda: bool(manager.heard_of(lease_messages.ReturnSlots)))
+    await until(lambda: bool(manager.received_of(lease_messages.ReturnSlots)))
 
 
 def test_manager_process_is_started_once_and_again_when_it_ended(

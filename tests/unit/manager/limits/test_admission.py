@@ -42,8 +42,8 @@ class Worker:
         match message:
             case quota_messages.RevokeQuota():
                 if self.share is not None:
-                    self.share.is_recalled = True
-                spend = self.share.spend(returns=True, is_answer=True) if self.share else None
+                    self.share.is_revoked = True
+                spend = self.share.report(returns=True, is_reply=True) if self.share else None
                 self.tell(spend or quota_messages.ReportQuota(KEY, is_reply=True))
             case quota_messages.Admitted() | messages.Refused():
                 self.answers[message.request] = message
@@ -72,14 +72,14 @@ class Worker:
         if number in self.taken:
             share, reserved = self.taken.pop(number)
             share.settle(reserved, used)
-            if share.is_recalled:
-                self.tell(share.spend(returns=True))
+            if share.is_revoked:
+                self.tell(share.report(returns=True))
         else:
             self.admissions.settle(cast("Any", self), number, used)
 
     def report(self) -> None:
         if self.share is not None:
-            self.tell(self.share.spend(returns=self.share.is_idle or self.share.is_recalled))
+            self.tell(self.share.report(returns=self.share.is_idle or self.share.is_revoked))
 
 
 @pytest.fixture(autouse=True)
