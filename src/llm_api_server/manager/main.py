@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
@@ -36,13 +37,19 @@ from llm_api_server.log import setup_logging
 from llm_api_server.manager.instances.guard import MANAGER_LOCK
 from llm_api_server.manager.instances.process import ORPHAN_TIMEOUT, LocalLauncher
 from llm_api_server.manager.instances.zygote_launcher import ZygoteLauncher
+from llm_api_server.manager.limits.admission import AdmissionController
+from llm_api_server.manager.limits.snapshot import QuotaSnapshot
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.model_files.downloads import Downloads
 from llm_api_server.manager.reload import Reloader
 from llm_api_server.manager.server import ControlConnection
-from llm_api_server.manager.telemetry.exposition import Exposition
+from llm_api_server.manager.telemetry.exposition import Exposition, Snapshot
+from llm_api_server.manager.usage.key_directory import KeyDirectory
+from llm_api_server.manager.usage.store_executor import StoreExecutor
 from llm_api_server.manager.usage.usage_writer import UsageWriter
 from llm_api_server.store.database import Database
+from llm_api_server.store.keys import Keys
+from llm_api_server.store.usage import UsageLedger
 
 #: How long a second manager waits for a first one that is just ending.
 _LOCK_TIMEOUT = 60.0
@@ -93,6 +100,50 @@ def _answers(run_dir: RunDir) -> bool:
         return connection.connect_ex(str(run_dir.socket)) == 0
 
 
+@dataclass(frozen=True)
+class _StoreServices:
+    """Parts of the manager that use the database, with one start and one stop order."""
+
+    executor: StoreExecutor
+    keys: KeyDirectory
+    admissions: AdmissionController
+    quotas: QuotaSnapshot
+    usage: UsageWriter
+
+    @classmethod
+    def build(cls, config: Config, run_dir: RunDir, manager: Manager) -> _StoreServices:
+        database = Database(config.storage_url)
+        executor, ledger = StoreExecutor(database), UsageLedger(database)
+
+        async def spent(key_id: str) -> tuple[int, int]:
+            # Behind all writes, so that nothing counts twice.
+            return await executor.write(ledger.spent, key_id, time.time())
+
+        keys = KeyDirectory(executor, Keys(database), config.storage.key_grace)
+        admissions = AdmissionController(spent, manager.tally.limit_hit)
+        usage = UsageWriter(
+            executor,
+            ledger,
+            config.storage,
+            admissions=admissions,
+            counters=manager.tally,
+            tracing=manager.tracing,
+            is_store_up=lambda: keys.is_store_up,
+        )
+        return cls(executor, keys, admissions, QuotaSnapshot(run_dir.minutes, admissions), usage)
+
+    def start(self) -> None:
+        self.quotas.start()
+        self.keys.start()
+        self.usage.start()
+
+    async def close(self) -> None:
+        self.keys.close()
+        await self.quotas.close()
+        await self.usage.close()
+        self.executor.close()
+
+
 async def _serve(config: Config, run_dir: RunDir) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -108,9 +159,20 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
         leaving.append((client, command))
         stop.set()
 
-    database = Database(config.storage_url)
-    accounts = UsageWriter(database, config.storage, run_dir.minutes, manager.tally, manager.tracing)
-    exposition = Exposition(manager, accounts)
+    store = _StoreServices.build(config, run_dir, manager)
+
+    async def snapshot() -> Snapshot:
+        await manager.board.measure()
+        return Snapshot(
+            models=manager.board.statuses(),
+            devices=manager.board.devices(),
+            engines=manager.board.engines(),
+            workers=manager.workers,
+            is_store_up=store.keys.is_store_up,
+            waiting_reports=store.usage.waiting_reports,
+        )
+
+    exposition = Exposition(manager.tally, snapshot)
 
     async def follow_file() -> str | None:
         answer = await reloading.follow_file()
@@ -120,15 +182,26 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
 
     async def follow(config: Config) -> None:
         setup_logging(config, "manager")
-        accounts.configure(config.storage)
+        store.keys.configure(config.storage.key_grace)
+        store.usage.configure(config.storage)
         await manager.configure(config, engines_by_model(config))
 
     reloading = Reloader(config, follow)
     run_dir.socket.unlink(missing_ok=True)
-    accounts.start()
+    store.start()
     await manager.start()
     server = await loop.create_unix_server(
-        lambda: ControlConnection(manager, accounts, reloading, exposition, downloads, on_shutdown), str(run_dir.socket)
+        lambda: ControlConnection(
+            manager=manager,
+            admissions=store.admissions,
+            usage=store.usage,
+            keys=store.keys,
+            reloading=reloading,
+            exposition=exposition,
+            downloads=downloads,
+            on_shutdown=on_shutdown,
+        ),
+        str(run_dir.socket),
     )
     run_dir.socket.chmod(0o600)
     tune_gc()
@@ -142,7 +215,7 @@ async def _serve(config: Config, run_dir: RunDir) -> None:
         await manager.close()
     await downloads.close()
     await launcher.close()
-    await accounts.close()
+    await store.close()
     await manager.tracing.close()
     for client, command in leaving:
         client.send(messages.Models(manager.board.statuses(), command.request))

@@ -39,7 +39,7 @@ from llm_api_server.manager.status import models_of, policy_of
 from llm_api_server.manager.status_publisher import StatusPublisher
 from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
-from llm_api_server.manager.telemetry.spans import Tracing
+from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.manager.worker_session import Query, WorkerSession
 from llm_api_server.types import ModelState, Task
 

@@ -16,10 +16,12 @@ from llm_api_server.ipc.framing import encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from llm_api_server.manager.limits.admission import AdmissionController
     from llm_api_server.manager.manager import Manager
     from llm_api_server.manager.model_files.downloads import Downloads
     from llm_api_server.manager.reload import Reloader
     from llm_api_server.manager.telemetry.exposition import Exposition
+    from llm_api_server.manager.usage.key_directory import KeyDirectory
     from llm_api_server.manager.usage.usage_writer import UsageWriter
 
 
@@ -28,8 +30,11 @@ class ControlConnection(asyncio.Protocol):
 
     def __init__(
         self,
+        *,
         manager: Manager,
-        accounts: UsageWriter,
+        admissions: AdmissionController,
+        usage: UsageWriter,
+        keys: KeyDirectory,
         reloading: Reloader,
         exposition: Exposition,
         downloads: Downloads,
@@ -43,7 +48,9 @@ class ControlConnection(asyncio.Protocol):
         self.in_flight: dict[str, int] = {}
         self.blocked: dict[str, int] = {}
         self._manager = manager
-        self._accounts = accounts
+        self._admissions = admissions
+        self._usage = usage
+        self._keys = keys
         self._reloading = reloading
         self._exposition = exposition
         self._downloads = downloads
@@ -59,7 +66,9 @@ class ControlConnection(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._manager.disconnected(self)
-        self._accounts.disconnected(self)
+        self._admissions.disconnected(self)
+        self._usage.disconnect(self)
+        self._keys.disconnect(self)
         self._reloading.disconnected(self)
 
     def data_received(self, data: bytes) -> None:
@@ -112,7 +121,9 @@ class ControlConnection(asyncio.Protocol):
                 self._count(message)
             case messages.Hello(pid, in_flight, worker, admitted, config):
                 self.pid = pid
-                self._accounts.hello(self, worker, admitted)
+                self._admissions.hello(self, admitted)
+                self._usage.connect(self, worker)
+                self._keys.connect(self)
                 self._manager.hello(self, in_flight)
                 self._reloading.hello(self, config)
             case messages.Configured(digest):
@@ -136,15 +147,15 @@ class ControlConnection(asyncio.Protocol):
     def _count(self, message: messages.QuotaMessage) -> None:
         match message:
             case quota_messages.Admit():
-                self._accounts.admissions.admit(self, message)
+                self._admissions.admit(self, message)
             case quota_messages.Settle(request, tokens):
-                self._accounts.admissions.settle(self, request, tokens)
+                self._admissions.settle(self, request, tokens)
             case quota_messages.ReportQuota():
-                self._accounts.admissions.spend(self, message)
+                self._admissions.spend(self, message)
             case messages.FindKey():
-                self._accounts.find_key(self, message)
+                self._keys.find(self, message)
             case messages.ReportUsage():
-                self._accounts.report(self, message)
+                self._usage.report(self, message)
 
     def _command(self, message: messages.Command) -> None:
         match message:
@@ -162,10 +173,10 @@ class ControlConnection(asyncio.Protocol):
                 devices = self._manager.board.devices()
                 self.send(messages.Status(request, os.getpid(), self._manager.workers, __version__, devices))
             case messages.ListRequests(request, limit):
-                running = self._accounts.open_requests()
+                running = self._usage.open_requests()
                 self.send(messages.Requests(request, running[:limit], len(running)))
             case messages.GetMetrics(request):
-                self._keep(request, self._exposition.tell(self, request))
+                self._keep(request, self._send_metrics(request))
             case messages.GetConfig(request):
                 self._reloading.tell(self, request)
             case messages.ReloadConfig(request, dry_run):
@@ -174,6 +185,9 @@ class ControlConnection(asyncio.Protocol):
                 self._on_shutdown(self, message)
             case _:
                 self._pull(message)
+
+    async def _send_metrics(self, request: int) -> None:
+        self.send(messages.MetricsText(request, await self._exposition.text()))
 
     def _pull(self, message: download_messages.Pull) -> None:
         match message:

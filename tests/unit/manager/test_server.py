@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Exposition:
-    async def tell(self, _client: ControlConnection, _request: int) -> None:
+    async def text(self) -> str:
         raise ValueError("secret detail")
 
 
@@ -33,7 +33,16 @@ class Transport(asyncio.Transport):
 
 async def test_a_command_whose_work_fails_is_answered() -> None:
     nothing: Any = SimpleNamespace(connected=lambda _client: None)
-    connection = ControlConnection(nothing, nothing, nothing, cast("Any", Exposition()), nothing, nothing)
+    connection = ControlConnection(
+        manager=nothing,
+        admissions=nothing,
+        usage=nothing,
+        keys=nothing,
+        reloading=nothing,
+        exposition=cast("Any", Exposition()),
+        downloads=nothing,
+        on_shutdown=nothing,
+    )
     transport = Transport()
     connection.connection_made(transport)
     connection.data_received(encode(messages.GetMetrics(7)))

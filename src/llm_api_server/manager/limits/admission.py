@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_api_server.auth.access import NO_LIMITS, Limits
 from llm_api_server.errors import StoreError
+from llm_api_server.event_loop.background import TaskSet
 from llm_api_server.ipc.messages import Refused
 from llm_api_server.ipc.quota_messages import (
     NO_GRANT,
@@ -27,8 +28,6 @@ from llm_api_server.ipc.quota_messages import (
     RevokeQuota,
 )
 from llm_api_server.manager.limits.key_quota import KeyQuota, Refusal, Reservation, Used
-from llm_api_server.manager.usage.store_executor import StoreExecutor
-from llm_api_server.store.usage import UsageLedger
 
 if TYPE_CHECKING:
     from llm_api_server.manager.worker_session import WorkerSession
@@ -65,18 +64,17 @@ class _Holder:
 
 
 class AdmissionController:
-    """Built by `Accounts`. `keep` runs work to its end; `on_refused` hears whom which limit has stopped."""
+    """Limits of all keys.
+
+    `spent` returns the tokens that a key used in this UTC day and month, or raises `StoreError`. `on_refused` is called
+    with the names of the key and the limit.
+    """
 
     def __init__(
-        self,
-        threads: StoreExecutor,
-        ledger: UsageLedger,
-        keep: Callable[[Coroutine[None, None, None]], None],
-        on_refused: Callable[[str, str], None],
+        self, spent: Callable[[str], Awaitable[tuple[int, int]]], on_refused: Callable[[str, str], None]
     ) -> None:
-        self._threads = threads
-        self._ledger = ledger
-        self._keep = keep
+        self._spent = spent
+        self._tasks = TaskSet()
         self._on_refused = on_refused
         self._holders: dict[WorkerSession, _Holder] = {}
         self._opened: dict[str, _Opened] = {}
@@ -142,7 +140,7 @@ class AdmissionController:
         holder.admitted[question.request] = None
         has_budget = limits.tokens_per_day is not None or limits.tokens_per_month is not None
         if has_budget and (opened.base is None or not opened.base.done()):
-            self._keep(self._admit_with_base(holder, question, opened))
+            self._tasks.start(self._admit_with_base(holder, question, opened))
         else:
             self._admit(holder, question, opened)
 
@@ -182,7 +180,7 @@ class AdmissionController:
         """What the key used before this manager counted. Read behind all writes, so that nothing counts twice."""
         while True:
             try:
-                of_day, of_month = await self._threads.write(self._ledger.spent, key_id, time.time())
+                of_day, of_month = await self._spent(key_id)
             except StoreError:  # told by those who look for changes
                 await asyncio.sleep(RETRY_INTERVAL)
             else:

@@ -1,6 +1,6 @@
 """What keys used in the last minute, on disk: the next manager goes on counting, however this one ends.
 
-The times are those of the machine's clock that never jumps, which all its processes share. For `accounts.py`.
+The times are those of the machine's clock that never jumps, which all its processes share.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
+from llm_api_server.event_loop.background import run_restarting
 from llm_api_server.manager.limits.admission import AdmissionController
 from llm_api_server.manager.limits.key_quota import MINUTE, Used
 
@@ -35,6 +36,17 @@ class QuotaSnapshot:
         self._path = path
         self._admissions = admissions
         self._written: dict[str, Used] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Restore the counts of an earlier manager and save them from now on."""
+        self.restore()
+        self._task = asyncio.create_task(run_restarting(self._run))
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        await self.save()
 
     def restore(self) -> None:
         """What is still in its minute counts again."""
@@ -45,7 +57,7 @@ class QuotaSnapshot:
         if 0 <= time.time() - saved.at < MINUTE:
             self._admissions.restore_used(saved.keys)
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Write what has changed, for as long as the manager lives."""
         while True:
             began = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llm_api_server.manager.instances.instance import Instance
 from llm_api_server.manager.scheduling.state import Allocation, DrainReason
 from llm_api_server.manager.telemetry.counters import Counters
-from llm_api_server.manager.telemetry.spans import Tracing
+from llm_api_server.manager.telemetry.tracing import Tracing
 
 _REASONS = {DrainReason.EVICTION: "evicted", DrainReason.COMMAND: "ordered", None: "idle"}
 

@@ -1,152 +1,161 @@
-"""Makes spans of what workers tell of traced requests and the manager knows of loads. On the manager's one loop.
+"""Spans of finished requests, and the thread that sends them to a collector by OTLP over HTTP (OpenTelemetry's own).
 
-Of each request one span for the server, and below it one for the time it waited, with the load that it waited for, and
-one for the engine's work. They are put together when the request is over, so that tracing costs nothing on its way.
-`otlp.py` sends them; it is imported when a collector is configured, and not before.
+A request has one span for the server and below it one for its queue, with the load it waited for, and one for the
+engine. If the collector is away, spans that do not fit the queue are dropped, and the log says so.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-import msgspec
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from llm_api_server.config.models import TracingConfig
+from llm_api_server import __version__
 from llm_api_server.ipc.trace_context import Traced
 from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Whole
 from llm_api_server.manager.instances.load_phases import LoadTrace
 
-if TYPE_CHECKING:
-    from llm_api_server.manager.telemetry.otlp import Sender
-
-#: Loads that are remembered for the requests that waited for them.
-MAX_LOADS = 256
-#: Seconds that what is left may take to be sent when the manager ends.
-CLOSE_TIMEOUT = 3.0
-#: Between a load's end and the requests that hear of it.
+#: Where a collector takes traces, below its address.
+PATH = "/v1/traces"
+MAX_WAITING_SPANS = 8192
+SEND_INTERVAL = 1.0
+SEND_TIMEOUT = 2.0
+#: Seconds between the end of a load and the moment its waiting requests are admitted.
 _SLACK = 1.0
 _CLIENT_ERRORS = range(400, 500)
-#: Names of OpenTelemetry's conventions for generative AI; other endpoints are called by their last word.
+#: Operation names of OpenTelemetry's conventions for generative AI; other endpoints use the last part of their path.
 _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/messages": "chat",
                "/v1/responses": "chat", "/v1/embeddings": "embeddings"}  # fmt: skip
+_SCOPE = InstrumentationScope("llm_api_server", __version__)
 
 Attributes = dict[str, str | int | float | bool]
 
 
-class Span(msgspec.Struct, frozen=True):
-    """Ids in hexadecimal, times in Unix seconds. `kind` is a word of OpenTelemetry's; an `error` makes it failed."""
+class SpanSender:
+    """Sends the spans of requests to `endpoint`, given with or without `PATH`."""
 
-    name: str
+    def __init__(self, endpoint: str, headers: Mapping[str, str], service_name: str) -> None:
+        self._resource = Resource.create({"service.name": service_name, "service.version": __version__})
+        url = endpoint if endpoint.endswith(PATH) else endpoint.rstrip("/") + PATH
+        self._processor = BatchSpanProcessor(
+            OTLPSpanExporter(url, headers=dict(headers), timeout=SEND_TIMEOUT),
+            max_queue_size=MAX_WAITING_SPANS,
+            schedule_delay_millis=SEND_INTERVAL * 1000,
+        )
+
+    def send(self, traced: Traced, loads: Iterable[LoadTrace]) -> None:
+        """Queue the spans of a request; they are sent in batches."""
+        for span in spans_of(traced, loads, self._resource):
+            self._processor.on_end(span)
+
+    def close(self) -> None:
+        """Wait until what is left is sent or has failed."""
+        self._processor.shutdown()  # type: ignore[no-untyped-call] # as OpenTelemetry has it
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Makes spans of one trace. Ids are in hexadecimal, times in Unix seconds."""
+
     trace_id: str
-    span_id: str
-    parent_id: str
-    start: float
-    end: float
-    kind: str = "INTERNAL"
-    attributes: Attributes = {}
-    events: tuple[tuple[str, float], ...] = ()
-    error: str | None = None
+    resource: Resource
+
+    def make(
+        self,
+        name: str,
+        span_id: str,
+        parent_id: str,
+        times: tuple[float, float],
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes | None = None,
+        events: Iterable[tuple[str, float]] = (),
+        error: str | None = None,
+    ) -> ReadableSpan:
+        is_remote = kind is SpanKind.SERVER
+        return ReadableSpan(
+            name,
+            context=self._context(span_id, is_remote=False),
+            parent=self._context(parent_id, is_remote=is_remote) if parent_id else None,
+            resource=self.resource,
+            attributes=attributes or {},
+            events=[Event(event, timestamp=_nanoseconds(at)) for event, at in events],
+            kind=kind,
+            status=Status(StatusCode.ERROR, error) if error else Status(StatusCode.UNSET),
+            start_time=_nanoseconds(times[0]),
+            end_time=_nanoseconds(times[1]),
+            instrumentation_scope=_SCOPE,
+        )
+
+    def _context(self, span_id: str, *, is_remote: bool) -> SpanContext:
+        return SpanContext(int(self.trace_id, 16), int(span_id, 16), is_remote, TraceFlags(TraceFlags.SAMPLED))
 
 
-class Tracing:
-    """Off until `configure` gives it a collector."""
-
-    def __init__(self) -> None:
-        self._config = TracingConfig()
-        self._sender: Sender | None = None
-        self._loads: deque[LoadTrace] = deque(maxlen=MAX_LOADS)
-
-    def configure(self, config: TracingConfig) -> None:
-        """What was to be sent to a former collector still is."""
-        if config == self._config:
-            return
-        self._config = config
-        if self._sender is not None:
-            threading.Thread(target=self._sender.close, daemon=True).start()
-        self._sender = None
-        if config.endpoint:
-            # 15 MB that only those pay for who use it.
-            from llm_api_server.manager.telemetry.otlp import Sender  # noqa: PLC0415
-
-            self._sender = Sender(config.endpoint, config.headers, config.service_name)
-
-    def loaded(self, load: LoadTrace) -> None:
-        """Also one that failed. Before the requests that waited for it are told of."""
-        self._loads.append(load)
-
-    def over(self, requests: Iterable[Traced]) -> None:
-        """They have ended."""
-        if self._sender is not None:
-            for traced in requests:
-                self._sender.send(spans_of(traced, self._loads))
-
-    async def close(self) -> None:
-        """Send what is left, as long as that takes no longer than `CLOSE_TIMEOUT`."""
-        if self._sender is None:
-            return
-        loop, sender, is_closed = asyncio.get_running_loop(), self._sender, asyncio.Event()
-
-        def work() -> None:
-            sender.close()
-            with contextlib.suppress(RuntimeError):  # nobody waits any more
-                loop.call_soon_threadsafe(is_closed.set)
-
-        threading.Thread(target=work, daemon=True).start()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(is_closed.wait(), CLOSE_TIMEOUT)
-
-
-def spans_of(traced: Traced, loads: Iterable[LoadTrace]) -> list[Span]:
-    """Of one request; the server's comes first."""
+def spans_of(traced: Traced, loads: Iterable[LoadTrace], resource: Resource) -> list[ReadableSpan]:
+    """Return the spans of one request, the server's first."""
     context, whole = traced.context, traced.whole
-    end = whole.at + whole.duration
-    spans = [
-        Span(
+    spans = _Spans(context.trace_id, resource)
+    start, end = whole.at, whole.at + whole.duration
+    error = _failure(whole)
+    found = [
+        spans.make(
             f"POST {whole.endpoint}",
-            context.trace_id,
             context.span_id,
             context.parent_id,
-            whole.at,
-            end,
-            "SERVER",
-            _of_request(whole),
-            error=_failure(whole),
+            (start, end),
+            kind=SpanKind.SERVER,
+            attributes=_request_attributes(whole),
+            error=error,
         )
     ]
-    waited_until = end if whole.queued is None else whole.at + whole.queued
-    waited_for = [load for load in loads if _is_for(load, whole) and whole.at < load.ended_at <= waited_until + _SLACK]
+    queue_end = end if whole.queued is None else start + whole.queued
     if whole.row:
-        queue = Span("queue", context.trace_id, secrets.token_hex(8), context.span_id, whole.at, waited_until)
-        spans.append(queue)
-        for load in waited_for:
-            spans += _of_load(load, queue)
+        queue_id = secrets.token_hex(8)
+        found.append(spans.make("queue", queue_id, context.span_id, (start, queue_end)))
+        for load in loads:
+            if _is_for(load, whole) and start < load.ended_at <= queue_end + _SLACK:
+                found += _load_spans(spans, load, queue_id)
     if whole.queued is not None:
-        first = () if whole.first_token is None else (("first token", whole.at + whole.first_token),)
-        spans.append(
-            Span(
+        found.append(
+            spans.make(
                 f"{_operation(whole)} {whole.model}",
-                context.trace_id,
                 context.engine_id,
                 context.span_id,
-                waited_until,
-                end,
-                "CLIENT",
-                _of_engine(whole),
-                first,
-                _failure(whole),
+                (queue_end, end),
+                kind=SpanKind.CLIENT,
+                attributes=_engine_attributes(whole),
+                events=[] if whole.first_token is None else [("first token", start + whole.first_token)],
+                error=error,
             )
         )
-    return spans
+    return found
+
+
+def _load_spans(spans: _Spans, load: LoadTrace, parent_id: str) -> Iterator[ReadableSpan]:
+    span_id = secrets.token_hex(8)
+    yield spans.make(
+        f"load {load.model}",
+        span_id,
+        parent_id,
+        (load.started_at, load.ended_at),
+        attributes={"llm_api_server.instance": load.instance},
+        error=load.error,
+    )
+    start = load.started_at
+    for phase, seconds in load.phases.items():
+        yield spans.make(phase, secrets.token_hex(8), span_id, (start, start + seconds))
+        start += seconds
 
 
 def _failure(whole: Whole) -> str | None:
-    """What the server did wrong: no client that left, nothing that was refused."""
+    """Return the server's error; a client that left and a refused request are none."""
     return None if whole.error == CLIENT_CLOSED or whole.status in _CLIENT_ERRORS else whole.error
 
 
@@ -154,25 +163,12 @@ def _is_for(load: LoadTrace, whole: Whole) -> bool:
     return load.instance == whole.instance if whole.instance else load.model == whole.model
 
 
-def _of_load(load: LoadTrace, parent: Span) -> Iterator[Span]:
-    attributes: Attributes = {"llm_api_server.instance": load.instance}
-    span = Span(
-        f"load {load.model}", parent.trace_id, secrets.token_hex(8), parent.span_id, load.started_at, load.ended_at,
-        attributes=attributes, error=load.error,
-    )  # fmt: skip
-    yield span
-    start = load.started_at
-    for phase, seconds in load.phases.items():
-        yield Span(phase, parent.trace_id, secrets.token_hex(8), span.span_id, start, start + seconds)
-        start += seconds
-
-
 def _operation(whole: Whole) -> str:
     return _OPERATIONS.get(whole.endpoint) or whole.endpoint.rpartition("/")[2]
 
 
-def _of_request(whole: Whole) -> Attributes:
-    """Names of OpenTelemetry's conventions where it has one. No prompt, no answer, no key."""
+def _request_attributes(whole: Whole) -> Attributes:
+    """Return attributes by OpenTelemetry's conventions where they have a name; no prompt, no response, no key."""
     found: Attributes = {
         "http.request.method": "POST",
         "http.route": whole.endpoint,
@@ -189,7 +185,7 @@ def _of_request(whole: Whole) -> Attributes:
     return found
 
 
-def _of_engine(whole: Whole) -> Attributes:
+def _engine_attributes(whole: Whole) -> Attributes:
     usage = whole.usage
     found: Attributes = {
         "gen_ai.operation.name": _operation(whole),
@@ -207,3 +203,7 @@ def _of_engine(whole: Whole) -> Attributes:
     if whole.error:
         found["error.type"] = whole.error
     return found
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

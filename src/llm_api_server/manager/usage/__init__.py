@@ -1,1 +1,1 @@
-"""The ledger and the keys of the store, written and read for all workers."""
+"""Usage and keys of the database, written and read for all workers."""

@@ -1,4 +1,4 @@
-"""Rows of the ledger that are not settled, as far as this manager knows: what counts when a worker is lost. Pure."""
+"""Requests that run on the workers: shown as live requests, and settled when their worker is lost. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm_api_server.ipc.usage_events import (
 
 @dataclass
 class _Row:
-    """How it began is unknown of rows that an earlier manager heard of first."""
+    """State of one request; `started` is None if an earlier manager received its beginning."""
 
     started: RequestStarted | None = None
     usage: Usage = NO_USAGE
@@ -30,7 +30,7 @@ _NO_ROW = _Row()
 
 
 class OpenRequests:
-    """By worker, by row."""
+    """Rows that are not settled, by worker."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, _Row]] = {}
@@ -38,8 +38,8 @@ class OpenRequests:
     def workers(self) -> set[str]:
         return set(self._rows)
 
-    def note(self, worker: str, batch: Batch) -> list[tuple[RequestStarted | None, RequestEnded]]:
-        """Answers how those began that have ended."""
+    def update(self, worker: str, batch: Batch) -> list[tuple[RequestStarted | None, RequestEnded]]:
+        """Apply a worker's report; return the requests that ended with their beginnings."""
         rows = self._rows.setdefault(worker, {})
         for started in batch.started:
             rows[started.row] = _Row(started)
@@ -50,13 +50,15 @@ class OpenRequests:
         return [(rows.pop(ended.row, _NO_ROW).started, ended) for ended in batch.ended]
 
     def open(self) -> list[OpenRequest]:
-        """The oldest first."""
+        """Return all running requests, the oldest first."""
         rows = [row for of_worker in self._rows.values() for row in of_worker.values()]
         found = [_as_open(row.started, row) for row in rows if row.started is not None]
         return sorted(found, key=lambda one: one.at)
 
     def lose(self, worker: str, now: float) -> tuple[list[tuple[RequestStarted | None, RequestEnded]], Counter[str]]:
-        """What settles a lost worker's rows at `now` (Unix seconds), with their beginnings, and their tokens by key."""
+        """Remove a lost worker's rows; return their ends at `now` (Unix seconds) with their beginnings, and tokens by
+        key.
+        """
         ended: list[tuple[RequestStarted | None, RequestEnded]] = []
         tokens: Counter[str] = Counter()
         for name, row in self._rows.pop(worker, {}).items():

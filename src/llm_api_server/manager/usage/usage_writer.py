@@ -1,8 +1,7 @@
-"""Keys of the store and the ledger, for all workers, beside the count of their limits. On the manager's one loop.
+"""Writes the reports of all workers to the ledger, counts them, and settles the requests of lost workers.
 
-`server.py` calls the methods that take a `WorkerSession`. Limits are counted by `admissions`; the database is asked
-in threads
-(`store_threads.py`), and while it cannot be reached, keys that were seen and everything else go on.
+Reports are written in the order of their arrival and kept while the database cannot be written. On the manager's one
+loop.
 """
 
 from __future__ import annotations
@@ -10,323 +9,223 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from llm_api_server.auth.access import Key
 from llm_api_server.config.models import StorageConfig
-from llm_api_server.errors import StoreError, StoreUnavailable
-from llm_api_server.ipc.messages import FindKey, KeyFound, KeysChanged, Refused, ReportUsage, UsageKept
-from llm_api_server.ipc.quota_messages import AdmittedRequest
+from llm_api_server.errors import StoreError
+from llm_api_server.event_loop.background import run_restarting
+from llm_api_server.ipc.messages import ReportUsage, UsageKept
 from llm_api_server.ipc.usage_events import Batch, OpenRequest, RequestProgress
 from llm_api_server.manager.limits.admission import AdmissionController
-from llm_api_server.manager.limits.snapshot import QuotaSnapshot
 from llm_api_server.manager.telemetry.counters import Counters
-from llm_api_server.manager.telemetry.spans import Tracing
+from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.manager.usage.open_requests import OpenRequests
 from llm_api_server.manager.usage.store_executor import StoreExecutor
-from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
 
 if TYPE_CHECKING:
     from llm_api_server.manager.worker_session import WorkerSession
 
-#: Seconds between two looks for changed keys.
-POLL_INTERVAL = 0.25
 #: Seconds between two tries to write to a database that cannot be reached.
 RETRY_INTERVAL = 1.0
-#: Seconds that a worker that was lost has to come back before its requests count as lost.
+#: Seconds that a disconnected worker has to reconnect before its requests count as lost.
 RETURN_TIMEOUT = 5.0
-#: Seconds between two rounds of house-keeping; the first comes as soon as workers have had the time to connect.
+#: Seconds between two rounds of pruning; the first comes as soon as workers have had the time to connect.
 HOUSEKEEPING_INTERVAL = 3600.0
 CLOSE_TIMEOUT = 5.0
-#: Seconds between two writes of how far running requests are.
+#: Seconds between two writes of the progress of running requests.
 PROGRESS_INTERVAL = 2.0
-#: How often a report is tried to be written to a database that answers and does not take it.
+#: Tries to write one report to a database that answers other statements.
 MAX_TRIES = 600
-MAX_REMEMBERED_KEYS = 100_000
 MAX_WAITING_REPORTS = 100_000
+
+
+@dataclass(frozen=True)
+class _Report:
+    """A batch to write; `client` gets a confirmation."""
+
+    client: WorkerSession | None
+    worker: str
+    number: int
+    batch: Batch
 
 
 @dataclass
 class _Progress:
-    """What a worker said of its running requests and is not written yet."""
+    """Progress of a worker's running requests that is not written yet."""
 
     rows: dict[str, RequestProgress] = field(default_factory=dict)
     due_at: float = 0.0
 
 
 class UsageWriter:
-    """Built by `main`; `start` begins, `close` writes what is left."""
+    """The queue of reports and the one task that writes them."""
 
     def __init__(
         self,
-        database: Database,
+        executor: StoreExecutor,
+        ledger: UsageLedger,
         storage: StorageConfig,
-        minutes: Path,
-        tally: Counters,
+        *,
+        admissions: AdmissionController,
+        counters: Counters,
         tracing: Tracing,
+        is_store_up: Callable[[], bool],
+        retry_interval: float = RETRY_INTERVAL,
+        return_timeout: float = RETURN_TIMEOUT,
+        max_tries: int = MAX_TRIES,
     ) -> None:
-        """`minutes` is the file for what keys used in the last minute."""
-        self._threads = StoreExecutor(database)
-        self._keys = Keys(database)
-        self._ledger = UsageLedger(database)
+        self._executor = executor
+        self._ledger = ledger
         self._storage = storage
-        self.admissions = AdmissionController(self._threads, self._ledger, self._keep, tally.limit_hit)
-        self._tally = tally
+        self._admissions = admissions
+        self._counters = counters
         self._tracing = tracing
-        self._minutes = QuotaSnapshot(minutes, self.admissions)
+        self._is_store_up = is_store_up
+        self._retry_interval = retry_interval
+        self._return_timeout = return_timeout
+        self._max_tries = max_tries
         self._workers: dict[WorkerSession, str] = {}
-        self._remembered: OrderedDict[str, Key] = OrderedDict()
-        self._revision: int | None = None
-        self._lost_since: float | None = None
         self._rows = OpenRequests()
         self._progress: dict[str, _Progress] = {}
-        self._reports: deque[tuple[WorkerSession | None, str, int, Batch]] = deque()
+        self._reports: deque[_Report] = deque()
         self._has_reports = asyncio.Event()
         self._is_closing = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loops: list[asyncio.Task[None]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._housekeeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._minutes.restore()
-        for loop in (self._poll, self._write, self._keep_house, self._minutes.run):
-            self._loops.append(asyncio.create_task(_restarted(loop)))
+        self._writer = asyncio.create_task(run_restarting(self._write))
+        self._housekeeper = asyncio.create_task(run_restarting(self._keep_house))
 
     async def close(self) -> None:
-        """Write what workers said last; what cannot be written is lost, and the log says how much."""
+        """Write what is left within `CLOSE_TIMEOUT` and log how much is lost."""
+        assert self._writer is not None
+        assert self._housekeeper is not None
         for name in self._rows.workers():
             self._lose(name)
-        poll, write, *others = self._loops
-        for task in (poll, *others):
-            task.cancel()
-        await self._minutes.save()
+        self._housekeeper.cancel()
         self._is_closing = True
         self._has_reports.set()
-        await asyncio.wait({write}, timeout=CLOSE_TIMEOUT)
-        write.cancel()
+        await asyncio.wait({self._writer}, timeout=CLOSE_TIMEOUT)
+        self._writer.cancel()
         if self._reports:
-            rows = sum(batch.ends for _, _, _, batch in self._reports)
+            rows = sum(report.batch.ends for report in self._reports)
             logger.error("the ledger loses {} rows: the database could not be written", rows)
-        self._threads.close()
-
-    # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def hello(self, client: WorkerSession, name: str, admitted: list[AdmittedRequest]) -> None:
-        self._workers[client] = name
-        self.admissions.hello(client, admitted)
 
     def configure(self, storage: StorageConfig) -> None:
-        """Its database stays what it is."""
+        """Apply the times to keep rows for; the database stays the same until a restart."""
         self._storage = storage
 
-    def disconnected(self, client: WorkerSession) -> None:
-        """What it held is free at once. Its rows wait a little: it may only have lost the connection."""
+    def connect(self, client: WorkerSession, name: str) -> None:
+        self._workers[client] = name
+
+    def disconnect(self, client: WorkerSession) -> None:
+        """Settle the worker's rows unless it reconnects within the return timeout."""
         name = self._workers.pop(client, None)
         if name is not None:
-            self.admissions.disconnected(client)
-            asyncio.get_running_loop().call_later(RETURN_TIMEOUT, self._lose, name)
+            asyncio.get_running_loop().call_later(self._return_timeout, self._lose, name)
 
     def _lose(self, name: str) -> None:
-        """The rows of a worker that has not come back are settled with what it had told of them."""
+        """Settle the rows of a worker that is not connected with the usage it last reported."""
         if name in self._workers.values():
             return
         self._progress.pop(name, None)
-        self._tally.forget(name)
+        self._counters.forget(name)
         ended, tokens = self._rows.lose(name, time.time())
         if not ended:
             return
-        logger.warning("a worker was lost with {} requests: they count as far as it had told", len(ended))
-        self.admissions.add_spent(tokens)
-        self._tally.settle(ended)
-        self._queue(None, name, 0, Batch(ended=[end for _, end in ended]))
+        logger.warning("a worker was lost with {} requests: they count with the usage last reported", len(ended))
+        self._admissions.add_spent(tokens)
+        self._counters.settle(ended)
+        self._queue(_Report(None, name, 0, Batch(ended=[end for _, end in ended])))
 
-    # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def report(self, client: WorkerSession, report: ReportUsage) -> None:
+        """Count a worker's report and queue it for the ledger."""
+        name = self._workers.get(client)
+        if name is not None:
+            ended = self._rows.update(name, report.batch)
+            if self._counters.report(name, report.number, report.batch, ended):
+                self._tracing.finished(report.traced)
+            self._queue(_Report(client, name, report.number, self._with_progress_due(name, report.batch)))
 
-    def find_key(self, client: WorkerSession, question: FindKey) -> None:
-        self._keep(self._find_key(client, question))
-
-    async def _find_key(self, client: WorkerSession, question: FindKey) -> None:
-        name = question.digest or f"id:{question.key_id}"
-        try:
-            key = await self._threads.read(self._keys.find, digest=question.digest, key_id=question.key_id)
-        except StoreError as error:
-            self._note_lost(str(error))
-            key = self._remembered.get(name)
-            if key is None or self._is_grace_over():
-                message = "The keys cannot be looked up just now; try again in a moment."
-                client.send(Refused(question.request, StoreUnavailable.code or "", message, retry_after=5))
-                return
-        else:
-            self._remember(name, key)
-        client.send(KeyFound(question.request, key))
-
-    def _remember(self, name: str, key: Key | None) -> None:
-        if key is None:
-            self._remembered.pop(name, None)
-            return
-        self._remembered[name] = key
-        self._remembered.move_to_end(name)
-        if len(self._remembered) > MAX_REMEMBERED_KEYS:
-            self._remembered.popitem(last=False)
-
-    async def _poll(self) -> None:
-        """Tell the workers which keys have changed, and that keys must no longer be trusted when grace is over."""
-        is_told = False
-        while True:
-            try:
-                known, changed = self._revision, list[str]()
-                if known is None:
-                    revision = await self._threads.read(self._keys.revision)
-                else:
-                    revision, changed = await self._threads.read(self._keys.changed_since, known)
-                self._revision = revision
-            except StoreError as error:
-                self._note_lost(str(error))
-                if self._is_grace_over() and not is_told:
-                    is_told = True
-                    self._tell(KeysChanged())
-            else:
-                self._note_found()
-                is_told = False
-                if known is not None and revision < known:  # another database is in its place
-                    self._tell(KeysChanged())
-                elif changed:
-                    self._tell(KeysChanged(changed))
-            await asyncio.sleep(POLL_INTERVAL)
-
-    def _tell(self, message: KeysChanged) -> None:
-        for client in self._workers:
-            client.send(message)
-
-    @property
-    def is_store_up(self) -> bool:
-        return self._lost_since is None
+    def open_requests(self) -> list[OpenRequest]:
+        """Return the running requests of all workers, the oldest first."""
+        return self._rows.open()
 
     @property
     def waiting_reports(self) -> int:
-        """That are not in the database."""
         return len(self._reports)
 
-    def _note_lost(self, reason: str) -> None:
-        if self._lost_since is None and not self._is_closing:
-            self._lost_since = time.monotonic()
-            logger.error(
-                "the database cannot be used: {} The configuration's keys go on, others seen before for {:.0f} s more.",
-                reason,
-                self._storage.key_grace,
-            )
-
-    def _note_found(self) -> None:
-        if self._lost_since is not None:
-            logger.info("the database is back after {:.1f} s", time.monotonic() - self._lost_since)
-            self._lost_since = None
-
-    def _is_grace_over(self) -> bool:
-        return self._lost_since is not None and time.monotonic() - self._lost_since > self._storage.key_grace
-
-    # ── the ledger ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def report(self, client: WorkerSession, report: ReportUsage) -> None:
-        name = self._workers.get(client)
-        if name is not None:
-            ended = self._rows.note(name, report.batch)
-            if self._tally.report(name, report.number, report.batch, ended):
-                self._tracing.over(report.traced)
-            self._queue(client, name, report.number, self._with_progress_due(name, report.batch))
-
-    def open_requests(self) -> list[OpenRequest]:
-        """What runs, by what the workers have told, the oldest first."""
-        return self._rows.open()
-
     def _with_progress_due(self, worker: str, batch: Batch) -> Batch:
-        """How far requests are is remembered at once and written seldom: it counts when this manager is killed, too."""
-        late = self._progress.setdefault(worker, _Progress())
-        late.rows.update((said.row, said) for said in batch.progress)
+        """Replace the batch's progress by what is due: the ledger gets it seldom, for the case that all is killed."""
+        pending = self._progress.setdefault(worker, _Progress())
+        pending.rows.update((one.row, one) for one in batch.progress)
         for ended in batch.ended:
-            late.rows.pop(ended.row, None)
+            pending.rows.pop(ended.row, None)
         now = time.monotonic()
         due: list[RequestProgress] = []
-        if late.rows and now >= late.due_at:
-            due, late.rows, late.due_at = list(late.rows.values()), {}, now + PROGRESS_INTERVAL
+        if pending.rows and now >= pending.due_at:
+            due, pending.rows, pending.due_at = list(pending.rows.values()), {}, now + PROGRESS_INTERVAL
         return Batch(batch.started, due, batch.ended, batch.whole)
 
-    def _queue(self, client: WorkerSession | None, worker: str, number: int, batch: Batch) -> None:
-        self._reports.append((client, worker, number, batch))
+    def _queue(self, report: _Report) -> None:
+        self._reports.append(report)
         self._has_reports.set()
         if len(self._reports) > MAX_WAITING_REPORTS:
-            lost = self._reports.popleft()[3]
+            lost = self._reports.popleft().batch
             logger.error("the ledger loses {} rows: the database could not be written", lost.ends)
 
     async def _write(self) -> None:
-        """One report after the other."""
+        """Write one report after the other and confirm it; return when closing and all are written."""
         while self._reports or not self._is_closing:
             await self._has_reports.wait()
             while self._reports:
-                client, worker, number, batch = self._reports[0]
-                if batch.has_rows:
-                    await self._write_one(batch, worker)
+                report = self._reports[0]
+                if report.batch.has_rows:
+                    await self._write_one(report.batch, report.worker)
                 self._reports.popleft()
-                if client in self._workers and client is not None:
-                    client.send(UsageKept(number))
+                if report.client is not None and report.client in self._workers:
+                    report.client.send(UsageKept(report.number))
             self._has_reports.clear()
 
     async def _write_one(self, batch: Batch, worker: str) -> None:
-        """Again and again while the database takes nothing; what it never takes must not keep all else from it."""
+        """Retry while the database is away; drop a batch that a working database never takes, so others follow."""
         tries = 0
         while True:
             try:
-                await self._threads.write(self._ledger.write, batch, worker)
+                await self._executor.write(self._ledger.write, batch, worker)
             except StoreError as error:
                 tries += 1
                 if tries == 1:
-                    logger.warning("usage cannot be written just now, it is kept and tried again: {}", error)
-                if tries > MAX_TRIES and self._lost_since is None:
+                    logger.warning("usage cannot be written at the moment; it is kept and tried again: {}", error)
+                if tries > self._max_tries and self._is_store_up():
                     logger.error("the ledger loses {} rows: the database does not take them", batch.ends)
                     return
-            except Exception:  # noqa: BLE001 - a fault of ours in one report must not stop the ledger
+            except Exception:  # noqa: BLE001 - a fault in one report must not stop the ledger
                 logger.exception("the ledger loses {} rows", batch.ends)
                 return
             else:
                 return
-            await asyncio.sleep(RETRY_INTERVAL)
+            await asyncio.sleep(self._retry_interval)
 
     async def _keep_house(self) -> None:
-        """Settle rows that nobody will settle any more, and forget what has been kept long enough."""
-        await asyncio.sleep(RETURN_TIMEOUT)
+        """Settle rows of workers that are gone for good, and prune what has been kept long enough."""
+        await asyncio.sleep(self._return_timeout)
         while True:
             storage = self._storage
-            with contextlib.suppress(StoreError):  # told by those who ask more often
+            with contextlib.suppress(StoreError):  # the key directory logs it
                 present = {*self._workers.values(), *self._rows.workers()}
-                count = await self._threads.write(self._ledger.settle_lost, except_workers=present)
+                count = await self._executor.write(self._ledger.settle_lost, except_workers=present)
                 if count:
-                    logger.warning("{} requests of workers that are gone count as far as they had told", count)
-                await self._threads.write(
+                    logger.warning("{} requests of lost workers count with the usage last reported", count)
+                await self._executor.write(
                     self._ledger.prune, time.time(), storage.keep_requests, storage.keep_hours, storage.keep_days
                 )
-            self.admissions.forget_idle()
+            self._admissions.forget_idle()
             await asyncio.sleep(HOUSEKEEPING_INTERVAL)
-
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        """Run it to its end; the loop itself would forget it."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-async def _restarted(loop: Callable[[], Coroutine[None, None, None]]) -> None:
-    """Until it ends by itself: what nobody foresaw is logged, and the loop goes on."""
-    while True:
-        try:
-            await loop()
-        except Exception:  # noqa: BLE001 - the edge of the task
-            logger.exception("a fault in the accounts")
-            await asyncio.sleep(RETRY_INTERVAL)
-        else:
-            return

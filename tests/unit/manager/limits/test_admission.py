@@ -92,7 +92,7 @@ def simulate(work: Any) -> None:
 
     async def run() -> None:
         Clock.now = 1000.0
-        work(AdmissionController(cast("Any", None), cast("Any", None), lambda _: None, lambda _key, _limit: None))
+        work(AdmissionController(cast("Any", None), lambda _key, _limit: None))
 
     asyncio.run(run())
 
@@ -210,9 +210,7 @@ def test_a_worker_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "RECALL_TIMEOUT", 0.01)
 
     async def run() -> None:
-        admissions = AdmissionController(
-            cast("Any", None), cast("Any", None), lambda _: None, lambda _key, _limit: None
-        )
+        admissions = AdmissionController(cast("Any", None), lambda _key, _limit: None)
         frozen, other = Worker(admissions), Worker(admissions)
         limits = Limits(max_concurrent=20)
         assert frozen.admit(limits) is not None

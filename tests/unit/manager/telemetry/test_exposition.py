@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_api_server.manager.telemetry.exposition import _of_engines, text_of
+from llm_api_server.manager.telemetry.exposition import _engine_families, text_of
 
 VLLM = """# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
 # TYPE vllm:prompt_tokens_total counter
@@ -24,7 +24,7 @@ llamacpp:prompt_tokens_total 3
 
 
 def test_labels_and_families() -> None:
-    lines = text_of(_of_engines([("a", VLLM), ("b", VLLM), ("c", LLAMA), ("gone", "")])).splitlines()
+    lines = text_of(_engine_families([("a", VLLM), ("b", VLLM), ("c", LLAMA), ("gone", "")])).splitlines()
     assert 'vllm:prompt_tokens_total{engine="0",model="a"} 12.0' in lines
     assert 'vllm:prompt_tokens_total{engine="0",model="b"} 12.0' in lines
     assert 'vllm:ttft_seconds_bucket{engine="0",le="+Inf",model="b"} 2.0' in lines
@@ -34,4 +34,4 @@ def test_labels_and_families() -> None:
 
 
 def test_what_is_no_metrics_text_is_left_out() -> None:
-    assert text_of(_of_engines([("a", "vllm:x{ 1"), ("c", LLAMA)])).count("llamacpp:prompt_tokens_total{") == 1
+    assert text_of(_engine_families([("a", "vllm:x{ 1"), ("c", LLAMA)])).count("llamacpp:prompt_tokens_total{") == 1

@@ -12,8 +12,8 @@ def started(row: str, at: float) -> RequestStarted:
 
 def test_what_runs_is_told_with_how_far_it_is() -> None:
     rows = OpenRequests()
-    rows.note("w1", Batch([started("a", 2.0)], live=[Live("a", position=3)]))
-    rows.note("w2", Batch([started("b", 1.0)], [RequestProgress("b", Usage(5, 7))], live=[Live("b", 0.1, 0.2)]))
+    rows.update("w1", Batch([started("a", 2.0)], live=[Live("a", position=3)]))
+    rows.update("w2", Batch([started("b", 1.0)], [RequestProgress("b", Usage(5, 7))], live=[Live("b", 0.1, 0.2)]))
     first, second = rows.open()
     assert (first.request_id, first.usage, first.queued, first.first_token) == ("req-b", Usage(5, 7), 0.1, 0.2)
     assert (second.request_id, second.usage, second.position) == ("req-a", NO_USAGE, 3)
@@ -22,8 +22,8 @@ def test_what_runs_is_told_with_how_far_it_is() -> None:
 
 def test_what_has_ended_or_was_lost_does_not_run() -> None:
     rows = OpenRequests()
-    rows.note("w1", Batch([started("a", 1.0), started("b", 1.0)]))
-    rows.note("w1", Batch(ended=[RequestEnded("a", 200, None, "i", NO_USAGE, 0.0, 0.1, 0.2)]))
+    rows.update("w1", Batch([started("a", 1.0), started("b", 1.0)]))
+    rows.update("w1", Batch(ended=[RequestEnded("a", 200, None, "i", NO_USAGE, 0.0, 0.1, 0.2)]))
     assert [one.request_id for one in rows.open()] == ["req-b"]
     rows.lose("w1", 5.0)
     assert rows.open() == []
@@ -31,5 +31,5 @@ def test_what_has_ended_or_was_lost_does_not_run() -> None:
 
 def test_what_an_earlier_manager_heard_the_beginning_of_is_not_told() -> None:
     rows = OpenRequests()
-    rows.note("w1", Batch(live=[Live("a", 0.1)]))
+    rows.update("w1", Batch(live=[Live("a", 0.1)]))
     assert rows.open() == []

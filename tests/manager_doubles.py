@@ -1,0 +1,47 @@
+"""Doubles for tests of the manager: a worker's session, and the database as another process has it open."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from llm_api_server.ipc import messages
+from llm_api_server.store.database import Database
+from llm_api_server.store.keys import Keys
+from llm_api_server.store.usage import UsageLedger, UsageQuery
+
+
+class FakeWorkerSession:
+    """Keeps what it is sent."""
+
+    is_worker = True
+    pid = 0
+
+    def __init__(self) -> None:
+        self.grants: dict[str, int] = {}
+        self.running: dict[str, list[str]] = {}
+        self.reading: dict[int, tuple[str, int]] = {}
+        self.in_flight: dict[str, int] = {}
+        self.blocked: dict[str, int] = {}
+        self.sent: list[Any] = []
+
+    def send(self, message: messages.ToClient) -> None:
+        self.sent.append(message)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [message for message in self.sent if isinstance(message, kind)]
+
+
+class StoreFile:
+    """A SQLite file, opened by another process than the manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.database = Database(f"sqlite:///{path}")
+        self.keys = Keys(self.database)
+        self.ledger = UsageLedger(self.database)
+
+    def sums(self) -> list[Any]:
+        now = time.time()
+        return self.ledger.query(UsageQuery(since=now - 86400, until=now + 86400, group_by=("key",)))
