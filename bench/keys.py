@@ -20,7 +20,8 @@ from llm_api_server.auth.keys import KeyRing
 from llm_api_server.auth.tokens import TokenSigner
 from llm_api_server.config.models import ApiKeyConfig, AuthConfig
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
+from llm_api_server.store.key_fields import Actor, KeyFields
+from llm_api_server.store.keys import Keys
 from llm_api_server.store.schema import DIGESTS, KEYS
 
 SIZES = (10, 1_000, 100_000)

@@ -24,7 +24,8 @@ from bench.idle import free_port
 from bench.speed.processes import CACHE, GATEWAY_CORE, LOAD_CORE, native, started, tree, wait_answer
 from llm_api_server.auth.access import digest
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
+from llm_api_server.store.key_fields import Actor, KeyFields
+from llm_api_server.store.keys import Keys
 from llm_api_server.store.schema import DIGESTS, KEYS
 
 KEY = "sk-bench-0123456789abcdefghijklmnopqrstuvwxyz"

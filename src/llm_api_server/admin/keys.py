@@ -1,25 +1,24 @@
-"""All keys, those of the store and those of the configuration, as they are listed and changed by people.
-
-Used by the command line and the admin API. The configuration's keys are shown and never changed.
-"""
+"""All keys, stored and configured, as people list and change them. Configured keys are read-only."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import msgspec
+from msgspec import Meta
 
 from llm_api_server.auth.access import Key
 from llm_api_server.auth.keys import configured_keys
 from llm_api_server.config.models import Config
 from llm_api_server.errors import KeyInConfiguration, KeyNotFound, NameTaken
+from llm_api_server.store.key_fields import Actor, KeyFields, KeyRecord
 from llm_api_server.types import PriorityClass
 
 if TYPE_CHECKING:
-    from llm_api_server.store.keys import Actor, KeyFields, KeyRecord, Keys
+    from llm_api_server.store.keys import Keys
 
 #: Seconds that a replaced secret stays valid.
 DEFAULT_OVERLAP = 86400.0
@@ -29,14 +28,14 @@ KeyState = Literal["active", "disabled", "expired", "revoked"]
 
 
 class ListedKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What is shown of a key. `hint`: the end of its secret. Times are in Unix seconds."""
+    """One key, without its secret. Times are Unix seconds."""
 
     id: str
     name: str
-    source: Literal["store", "config"]
+    source: Annotated[Literal["store", "config"], Meta(description="config: change it in the configuration file.")]
     state: KeyState
     note: str | None = None
-    hint: str | None = None
+    hint: Annotated[str | None, Meta(description="The last characters of its secret.")] = None
     permissions: list[str]
     models: list[str]
     requests_per_minute: int | None
@@ -52,18 +51,21 @@ class ListedKey(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float | None = None
     last_used_at: float | None = None
     revoked_at: float | None = None
-    old_secret_until: float | None = None
+    old_secret_until: Annotated[float | None, Meta(description="End of validity of the replaced secret.")] = None
 
 
 class PickedKey(TypedDict, total=False):
-    """Arguments of `store.usage`."""
+    """Filters of the usage ledger that select one key."""
 
     key_id: str
     key_name: str
 
 
 class ManagedKeys:
-    """Raises what `store.keys.Keys` raises, and `KeyInConfiguration`. A name is taken by a key of either kind."""
+    """Keys of the store and of the configuration; a name is unique among both.
+
+    Methods raise the errors of `store.keys.Keys`, and `KeyInConfiguration`.
+    """
 
     def __init__(self, config: Config, keys: Keys) -> None:
         self._configured = configured_keys(config.auth)
@@ -74,7 +76,7 @@ class ManagedKeys:
         return [*map(_from_config, self._configured), *map(_from_record, self._keys.list())]
 
     def get(self, name_or_id: str) -> ListedKey:
-        if not name_or_id.isprintable():  # PostgreSQL takes no NUL, and no name of the store has what cannot be shown
+        if not name_or_id.isprintable():  # PostgreSQL refuses NUL, and no stored name is unprintable
             raise KeyNotFound(f"There is no key {name_or_id!r}.")
         try:
             return _from_record(self._keys.get(name_or_id))
@@ -85,7 +87,7 @@ class ManagedKeys:
             return _from_config(found)
 
     def create(self, fields: KeyFields, actor: Actor) -> tuple[ListedKey, str]:
-        """The key, and its secret, which cannot be shown again."""
+        """Create a key; return it and its secret, which is stored nowhere."""
         self._check_name(fields)
         record, secret = self._keys.create(fields, actor)
         return _from_record(record), secret
@@ -96,6 +98,7 @@ class ManagedKeys:
         return _from_record(self._keys.update(key_id, fields, actor))
 
     def rotate(self, name_or_id: str, overlap: float, actor: Actor) -> tuple[ListedKey, str]:
+        """Give the key a new secret; return both."""
         record, secret = self._keys.rotate(self._changeable(name_or_id), overlap, actor)
         return _from_record(record), secret
 
@@ -103,13 +106,13 @@ class ManagedKeys:
         return _from_record(self._keys.revoke(self._changeable(name_or_id), actor))
 
     def delete(self, name_or_id: str, actor: Actor) -> ListedKey:
-        """The key as it was."""
+        """Delete the key; return it as it was."""
         key = self.get(self._changeable(name_or_id))
         self._keys.delete(key.id, actor)
         return key
 
     def picked(self, name_or_id: str | None) -> PickedKey:
-        """What picks the key's usage, also when the key is gone."""
+        """Return the filters that select the usage of a key, even of a deleted one; None: all keys."""
         if name_or_id is None:
             return {}
         is_id = _STORE_ID.fullmatch(name_or_id) or any(key.key_id == name_or_id for key in self._configured)
@@ -134,16 +137,16 @@ class ManagedKeys:
 
 
 def _from_config(key: Key) -> ListedKey:
-    return ListedKey(source="config", **_shown(key))
+    return ListedKey(source="config", **_listed(key))
 
 
 def _from_record(record: KeyRecord) -> ListedKey:
     times = {name: getattr(record, name) for name in ("created_at", "last_used_at", "revoked_at", "old_secret_until")}
-    shown = _shown(record.key) | ({"state": "revoked"} if record.revoked_at is not None else {})
-    return ListedKey(source="store", note=record.note, hint=record.hint, **times, **shown)
+    listed = _listed(record.key) | ({"state": "revoked"} if record.revoked_at is not None else {})
+    return ListedKey(source="store", note=record.note, hint=record.hint, **times, **listed)
 
 
-def _shown(key: Key) -> dict[str, Any]:
+def _listed(key: Key) -> dict[str, Any]:
     return {
         "id": key.key_id,
         "name": key.name,

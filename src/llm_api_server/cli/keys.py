@@ -15,7 +15,8 @@ from llm_api_server.types import ExitCode, PriorityClass
 
 if TYPE_CHECKING:
     from llm_api_server.admin.keys import ListedKey, ManagedKeys
-    from llm_api_server.store.keys import Actor, KeyFields, Keys
+    from llm_api_server.store.key_fields import Actor, KeyFields
+    from llm_api_server.store.keys import Keys
 
 app = typer.Typer(help="Keys, their limits, and who changed them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -234,7 +235,7 @@ def _actor() -> Actor:
     import getpass
     import os
 
-    from llm_api_server.store.keys import Actor
+    from llm_api_server.store.key_fields import Actor
 
     try:
         user = getpass.getuser()
@@ -245,7 +246,7 @@ def _actor() -> Actor:
 
 def _fields(given: dict[str, Any]) -> KeyFields:
     """What the options say. Raises `InvalidKeyField`."""
-    from llm_api_server.store.keys import KeyFields
+    from llm_api_server.store.key_fields import KeyFields
 
     return KeyFields(**{field: _value(field, value) for field, value in given.items() if value not in (None, [])})
 

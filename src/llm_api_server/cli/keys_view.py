@@ -13,7 +13,7 @@ from llm_api_server.redaction import one_line
 from llm_api_server.times import as_utc
 
 if TYPE_CHECKING:
-    from llm_api_server.store.keys import AuditEntry
+    from llm_api_server.store.key_fields import AuditEntry
 
 _COLUMNS: dict[str, Callable[[ListedKey], str]] = {
     "NAME": lambda key: one_line(key.name),

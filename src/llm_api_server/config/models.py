@@ -70,8 +70,8 @@ class ServerConfig(Section):
     )
 
 
-class LimitedConfig(Section):
-    """Limits and priority of a caller."""
+class KeyLimits(BaseModel):
+    """Limits of one key; None: unlimited."""
 
     requests_per_minute: int | None = Field(None, ge=1, description="Maximum number of requests in any 60 seconds.")
     tokens_per_minute: int | None = Field(
@@ -80,6 +80,11 @@ class LimitedConfig(Section):
     max_concurrent: int | None = Field(None, ge=1, description="Maximum number of concurrent requests.")
     tokens_per_day: int | None = Field(None, ge=1, description="Maximum number of tokens in a day (UTC).")
     tokens_per_month: int | None = Field(None, ge=1, description="Maximum number of tokens in a month (UTC).")
+
+
+class LimitedConfig(KeyLimits, Section):
+    """Limits and priority of a caller."""
+
     priority: float = Field(1.0, gt=0, le=1000, description="Weight of its requests among waiting ones.")
     priority_class: PriorityClass = Field(
         "interactive", description="batch: served only when no interactive request waits."

@@ -43,7 +43,6 @@ from llm_api_server.gateway.routes import openapi, path_converter
 from llm_api_server.gateway.routes.admin_downloads import pull_routes
 from llm_api_server.gateway.routes.admin_keys import key_routes
 from llm_api_server.gateway.routes.admin_models import admin_routes
-from llm_api_server.gateway.routes.admin_reload import config_routes
 from llm_api_server.gateway.routes.admin_requests import live_request_routes
 from llm_api_server.gateway.routes.admin_server import server_routes
 from llm_api_server.gateway.routes.console import ConsoleFiles, console_routes
@@ -187,7 +186,6 @@ def _routes(proxy: ProxyServices, store: StoreAccess, lifespan: _Lifespan) -> Fa
     app.include_router(model_routes(catalog, leases))
     app.include_router(token_routes(proxy.authenticator))
     app.include_router(admin_routes(catalog, leases))
-    app.include_router(config_routes(leases.link))
     app.include_router(console_routes(CONSOLE_FILES))
     app.include_router(pull_routes(leases.link))
     app.include_router(server_routes(leases.link))

@@ -1,18 +1,19 @@
-"""What is told of a download: by the manager to workers, by these to administrators."""
+"""Status of a download, as the manager publishes it to workers and clients of the admin API."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 PullState = Literal["running", "done", "failed", "cancelled"]
 
 
 class PullStatus(msgspec.Struct):
-    """One download. `bytes` of `total` are here; `speed` in bytes per second; `left` and `started_at` in seconds.
+    """One download. `speed` is in bytes per second, `left` in seconds, `started_at` in Unix seconds.
 
-    When it is done, `entry` is what the configuration gets for it under `model`, and `added` whether it has it.
+    `bytes` of `total` have arrived. `added`: the configuration has the entry `model`.
     """
 
     id: str
@@ -29,5 +30,7 @@ class PullStatus(msgspec.Struct):
     left: float | None = None
     error: str | None = None
     model: str | None = None
-    entry: dict[str, Any] | None = None
+    entry: Annotated[
+        dict[str, Any] | None, Meta(description="Configuration entry of the model, once the download is done.")
+    ] = None
     added: bool = False

@@ -1,19 +1,23 @@
-"""What is told of a model and of the devices: by the manager to workers, by these to administrators."""
+"""Status of models and devices, as the manager publishes it to workers, clients of the admin API and the CLI."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from llm_api_server.types import EngineName, ModelState, Task
 
+#: Mark of fields that workers need and the admin API leaves out.
+_INTERNAL = Meta(extra={"internal": True})
+
 
 class ModelStatus(msgspec.Struct):
-    """One configured model as the manager sees it; what `/v1/models`, the admin API and the command line show.
+    """One configured model as the manager sees it. Times are Unix seconds.
 
-    Times are Unix seconds. `in_flight` counts requests inside the engine, `queued` those waiting for it. `tasks` is
-    what it can be asked for, be it through its twin. A twin has `twin_of` and is listed only while it is not stopped.
+    `in_flight` counts requests inside the engine, `queued` those that wait for it. An embedding instance has
+    `twin_of` and is listed only while it is not stopped.
     """
 
     id: str
@@ -24,35 +28,33 @@ class ModelStatus(msgspec.Struct):
     adapters: list[str] = []
     context_length: int | None = None
     vision: bool | None = None
-    tasks: tuple[Task, ...] | None = None
-    twin_of: str | None = None
-    chat_template: bool | None = None
+    tasks: Annotated[
+        tuple[Task, ...] | None, Meta(description="Supported tasks, those of its embedding instance included.")
+    ] = None
+    twin_of: Annotated[str | None, Meta(description="The model whose embedding instance this is.")] = None
+    chat_template: Annotated[bool | None, _INTERNAL] = None
     error: str | None = None
     retry_at: float | None = None
-    #: When a load that is under way is expected to be over, as far as earlier ones tell.
-    ready_at: float | None = None
+    #: Expected end of a load under way, estimated from earlier loads.
+    ready_at: Annotated[float | None, _INTERNAL] = None
     instance: str | None = None
     pid: int | None = None
     memory_bytes: int | None = None
     in_flight: int = 0
     queued: int = 0
     preloaded: bool = False
-    #: It stays loaded until it is unpinned.
-    pinned: bool = False
+    pinned: Annotated[bool, Meta(description="Loaded until it is unpinned or unloaded.")] = False
     last_used: float | None = None
     loaded_at: float | None = None
     load_seconds: float | None = None
-    #: When it was last seen to make a step while it had requests.
-    progress_at: float | None = None
-    #: Bytes it takes of each device's memory in the books.
-    devices: dict[str, int] = {}
-    #: Of a load under way; and the seconds of each, in order, that are over.
-    phase: str | None = None
-    phases: dict[str, float] = {}
+    progress_at: Annotated[float | None, Meta(description="Last engine step seen while it had requests.")] = None
+    devices: Annotated[dict[str, int], Meta(description="Bytes reserved on each device.")] = {}
+    phase: Annotated[str | None, Meta(description="Current phase of a load under way.")] = None
+    phases: Annotated[dict[str, float], Meta(description="Seconds of each phase of the load that is over.")] = {}
 
 
 class DeviceStatus(msgspec.Struct):
-    """Memory of a GPU or of the machine, in bytes. `taken`: by model, in the books; `foreign`: by other programs."""
+    """Memory of a GPU or of the machine, in bytes. `taken`: reserved, by model; `foreign`: used by other programs."""
 
     id: str
     name: str
@@ -67,7 +69,7 @@ Verdict = Literal["loaded", "fits", "after_waiting", "after_evicting", "not_now"
 
 
 class Explanation(msgspec.Struct):
-    """Whether a model would fit. `takes`: bytes of each device it would be given; `needs`: that in words."""
+    """Verdict on loading a model now. `takes`: bytes it would reserve on each device; `needs`: the same in words."""
 
     model: str
     verdict: Verdict

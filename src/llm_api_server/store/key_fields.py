@@ -1,30 +1,37 @@
-"""What a key of the store may be: the rules of `config.ApiKeyConfig`, and what a database needs on top. Pure."""
+"""Shapes of a stored key and of its changes, and the checks of its fields. Pure; imports no SQLAlchemy.
+
+The rules are those of `ApiKeyConfig`, plus the limits of a database.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from pydantic import ValidationError
 
+from llm_api_server.auth.access import Key
 from llm_api_server.config.models import ApiKeyConfig
 from llm_api_server.errors import InvalidKeyField
 from llm_api_server.types import PriorityClass
 
 _UNUSED_KEY = "not-a-key"
-_LARGEST = 2**53
+#: Largest integer that JSON clients read exactly.
+_MAX_INTEGER = 2**53
 _KEY_ID = re.compile("key_[0-9a-f]{16}")
-_MAX_NOTE = 10_000
+_MAX_NOTE_CHARS = 10_000
 _YEAR_9999 = 253_370_764_800.0
+_NEVER_NONE = frozenset({"name", "permissions", "models", "priority", "priority_class", "networks", "enabled"})
 
 
 class KeyFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What is set when a key is made or changed; what is not given keeps its value, or its default.
+    """Fields to set on a key. An unset field keeps its value, or gets its default on creation.
 
-    `expires_at` is in Unix seconds. Limits, `note` and `expires_at` may be None: without.
+    `expires_at` is in Unix seconds. None removes a limit, the note or the expiry.
     """
 
     name: str | UnsetType = UNSET
@@ -43,22 +50,58 @@ class KeyFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     enabled: bool | UnsetType = UNSET
 
 
+class KeyRecord(msgspec.Struct, frozen=True):
+    """A stored key without its secret. `hint` is the end of the secret; times are in Unix seconds."""
+
+    key: Key
+    note: str | None
+    hint: str
+    created_at: float
+    last_used_at: float | None
+    revoked_at: float | None
+    old_secret_until: float | None
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Author of a change: `cli:` and a user, or the name of the API key in use."""
+
+    name: str
+    key_id: str | None = None
+    request_id: str | None = None
+
+
+class AuditEntry(msgspec.Struct, frozen=True):
+    """One change of a key. `actor` is the name of the key in use, or `cli:` and a user; `at` is in Unix seconds."""
+
+    revision: int
+    at: float
+    actor: str
+    actor_key_id: str | None
+    request_id: str | None
+    action: Annotated[str, Meta(description="create, update, rotate, revoke or delete")]
+    key_id: str
+    key_name: str
+    changes: Annotated[dict[str, list[Any]], Meta(description="By field: the old and the new value; null: none.")]
+
+
 def given(fields: KeyFields) -> dict[str, Any]:
-    """The values that are set, checked and in their usual form, by column. Raises `InvalidKeyField`."""
+    """Return the set fields by column, checked and normalized. Raises `InvalidKeyField`."""
     values = {name: value for name in fields.__struct_fields__ if (value := getattr(fields, name)) is not UNSET}
-    _check_ours(values)
-    theirs = {name: value for name, value in values.items() if name not in {"note", "expires_at"}}
-    checked = _check_as_configured(theirs)
-    return values | {name: getattr(checked, name) for name in theirs}
+    _check_for_database(values)
+    configurable = {name: value for name, value in values.items() if name not in {"note", "expires_at"}}
+    checked = _check_as_configured(configurable)
+    return values | {name: getattr(checked, name) for name in configurable}
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """All columns of a new key."""
+    """Return all columns of a new key."""
     defaults = _check_as_configured({"name": values.get("name", "")})
     return {name: getattr(defaults, name, None) for name in KeyFields.__struct_fields__} | values
 
 
 def check_overlap(overlap: float) -> None:
+    """Raise `InvalidKeyField` if `overlap` is no duration in seconds."""
     if not 0 <= overlap <= _YEAR_9999:
         raise InvalidKeyField("overlap", "give a number of seconds, 0 or more.")
 
@@ -75,19 +118,16 @@ def _check_as_configured(values: dict[str, Any]) -> ApiKeyConfig:
         raise InvalidKeyField(str(first["loc"][0]), f"{reason}.") from error
 
 
-_NEVER_NONE = frozenset({"name", "permissions", "models", "priority", "priority_class", "networks", "enabled"})
-
-
-def _check_ours(values: dict[str, Any]) -> None:
+def _check_for_database(values: dict[str, Any]) -> None:
     for field, value in values.items():
         words = value if isinstance(value, list) else [value]
         if field != "note" and not all(word.isprintable() for word in words if isinstance(word, str)):
-            raise InvalidKeyField(field, "it holds characters that cannot be shown.")
-        if isinstance(value, int) and value > _LARGEST:
-            raise InvalidKeyField(field, f"give at most {_LARGEST}.")
+            raise InvalidKeyField(field, "remove the characters that cannot be printed.")
+        if isinstance(value, int) and value > _MAX_INTEGER:
+            raise InvalidKeyField(field, f"give at most {_MAX_INTEGER}.")
     note = values.get("note")
-    if note is not None and len(note) > _MAX_NOTE:
-        raise InvalidKeyField("note", f"give at most {_MAX_NOTE} characters.")
+    if note is not None and len(note) > _MAX_NOTE_CHARS:
+        raise InvalidKeyField("note", f"give at most {_MAX_NOTE_CHARS} characters.")
     if _KEY_ID.fullmatch(values.get("name") or ""):
         raise InvalidKeyField("name", "it has the form of a key's id; choose another.")
     expires_at = values.get("expires_at")

@@ -9,7 +9,6 @@ import builtins
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,48 +17,11 @@ from sqlalchemy import Connection, Row, RowMapping, Select, delete, func, insert
 from llm_api_server.auth.access import Key, Limits, digest, new_key
 from llm_api_server.errors import InvalidKeyField, KeyNotFound, KeyRevoked, NameTaken
 from llm_api_server.store.database import Database
-from llm_api_server.store.key_fields import KeyFields, check_overlap, given, with_defaults
+from llm_api_server.store.key_fields import Actor, AuditEntry, KeyFields, KeyRecord, check_overlap, given, with_defaults
 from llm_api_server.store.schema import AUDIT, DIGESTS, KEYS, REVISION
-
-__all__ = ["Actor", "AuditEntry", "KeyFields", "KeyRecord", "Keys"]
 
 _HINT_LENGTH = 4
 _CURRENT = DIGESTS.c.valid_until.is_(None)
-
-
-class KeyRecord(msgspec.Struct, frozen=True):
-    """What is shown of a key. `hint` is the end of its secret; times are in Unix seconds."""
-
-    key: Key
-    note: str | None
-    hint: str
-    created_at: float
-    last_used_at: float | None
-    revoked_at: float | None
-    old_secret_until: float | None
-
-
-@dataclass(frozen=True)
-class Actor:
-    """Who changes something: `cli:` and a user, or the name of the key that was used."""
-
-    name: str
-    key_id: str | None = None
-    request_id: str | None = None
-
-
-class AuditEntry(msgspec.Struct, frozen=True):
-    """One change. `changes` has the old and the new value of each field; None where there was none."""
-
-    revision: int
-    at: float
-    actor: str
-    actor_key_id: str | None
-    request_id: str | None
-    action: str
-    key_id: str
-    key_name: str
-    changes: dict[str, list[Any]]
 
 
 class Keys:
@@ -285,13 +247,7 @@ def _key(row: Row[Any]) -> Key:
         key_id=row.id,
         permissions=frozenset(row.permissions),
         models=tuple(row.models),
-        limits=Limits(
-            row.requests_per_minute,
-            row.tokens_per_minute,
-            row.max_concurrent,
-            row.tokens_per_day,
-            row.tokens_per_month,
-        ),
+        limits=msgspec.convert(row, Limits, from_attributes=True),
         priority=row.priority,
         priority_class=row.priority_class,
         expires_at=row.expires_at,

@@ -21,7 +21,8 @@ from llm_api_server import store
 from llm_api_server.errors import StoreError
 from llm_api_server.store import schema
 from llm_api_server.store.database import _UPGRADE_LOCK, Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
+from llm_api_server.store.key_fields import Actor, KeyFields
+from llm_api_server.store.keys import Keys
 from tests import needs, postgres
 from tests.postgres import Cluster
 

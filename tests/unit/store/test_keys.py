@@ -16,7 +16,8 @@ from llm_api_server.auth.access import Limits, digest
 from llm_api_server.errors import InvalidKeyField, KeyNotFound, KeyRevoked, NameTaken
 from llm_api_server.store import schema
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
+from llm_api_server.store.key_fields import Actor, KeyFields
+from llm_api_server.store.keys import Keys
 
 ALICE = Actor("cli:alice")
 APP = Actor("app", "key_0011223344556677", "req-1")

@@ -33,7 +33,8 @@ from llm_api_server.ipc.usage_events import (
 )
 from llm_api_server.store import schema
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
+from llm_api_server.store.key_fields import Actor, KeyFields
+from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger, UsageQuery, UsageSum
 from llm_api_server.store.usage_query import GroupBy, month_of, start_of
 

@@ -1,4 +1,4 @@
-"""`/admin/api/models/pull`, `/admin/api/pulls`: models are downloaded, added, and removed. Needs `admin`."""
+"""`/admin/api/models/pull`, `/admin/api/pulls`: downloading models, adding them to the configuration, removing them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_api_server.downloads.source import parse_source
 from llm_api_server.errors import ApiError, DownloadError, DownloadNotFound, InvalidRequest
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.gateway.routes.admin_models import require_admin
+from llm_api_server.gateway.routes.admin_router import admin_router
 from llm_api_server.ipc import download_messages
-from llm_api_server.ipc.download_status import PullState, PullStatus
+from llm_api_server.ipc.download_status import PullStatus
 
-#: Seconds between two looks for a stream of events.
-_INTERVAL = 0.5
-_NAME = Field(None, min_length=1, max_length=200, description="In the configuration; default: by the source.")
-
-
-Add = Annotated[bool, Field(description="Put it into the configuration when it is there.")]
+#: Seconds between two polls of the manager for an event stream.
+_POLL_INTERVAL = 0.5
+_NAME = Field(None, min_length=1, max_length=200, description="Name in the configuration; default: from the source.")
 
 
-class PullRequest(BaseModel):
+class DownloadRequest(BaseModel):
     """`source`: org/name of Hugging Face, ms:org/name of ModelScope, a URL of a .gguf file, or starter."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -36,7 +33,7 @@ class PullRequest(BaseModel):
     revision: str | None = Field(None, min_length=1, max_length=200)
     file: str | None = Field(None, min_length=1, max_length=500, description="A quantization, a file, or a pattern.")
     name: str | None = _NAME
-    add: Add = True
+    add: Annotated[bool, Field(description="Add the model to the configuration after the download.")] = True
 
 
 class AddRequest(BaseModel):
@@ -45,135 +42,115 @@ class AddRequest(BaseModel):
     name: str | None = _NAME
 
 
-class AdminPull(BaseModel):
-    """One download. `bytes` of `total` are here; `speed` in bytes per second, `left` in seconds."""
+class DownloadList(msgspec.Struct):
+    data: list[PullStatus]
+
+
+class RemovedModel(msgspec.Struct):
+    """`files`: the deleted files."""
 
     id: str
-    source: str
-    state: PullState
-    started_at: float
-    revision: str | None
-    files: dict[str, int]
-    note: str
-    bytes: int
-    total: int
-    file: str
-    speed: float | None
-    left: float | None
-    error: str | None
-    model: str | None
-    entry: dict[str, Any] | None = Field(description="Of the configuration, when it is done.")
-    added: bool
+    deleted: Literal[True]
+    files: list[str]
 
 
-class AdminPullList(BaseModel):
-    data: list[AdminPull]
+class _EventStream(StreamingResponse):
+    media_type = "text/event-stream"
 
 
-class _Asking:
-    """What is asked of the manager."""
+class _Downloads:
+    """The manager's downloads. Methods raise `ApiError`."""
 
     def __init__(self, link: ManagerLink) -> None:
         self._link = link
 
-    async def pull(self, wanted: PullRequest) -> PullStatus:
+    async def start(self, request: DownloadRequest) -> PullStatus:
         try:
-            source = parse_source(wanted.source, wanted.revision, wanted.file)
+            source = parse_source(request.source, request.revision, request.file)
         except DownloadError as error:
             raise InvalidRequest(str(error), param="source") from error
         number = self._link.next_number()
-        return await self._one(
-            download_messages.PullModel(number, source.text, source.revision, source.file, wanted.name, wanted.add)
+        return await self._call_for_one(
+            download_messages.PullModel(number, source.text, source.revision, source.file, request.name, request.add)
         )
 
     async def all(self) -> list[PullStatus]:
-        return await self._ask(download_messages.ListPulls(self._link.next_number()), repeats=True)
+        return await self._call(download_messages.ListPulls(self._link.next_number()), repeats=True)
 
-    async def find(self, pull_id: str) -> PullStatus:
-        for one in await self.all():
-            if one.id == pull_id:
-                return one
-        raise DownloadNotFound(f"There is no download '{pull_id}'.", param="pull_id")
+    async def get(self, download_id: str) -> PullStatus:
+        for download in await self.all():
+            if download.id == download_id:
+                return download
+        message = f"There is no download '{download_id}'; /admin/api/pulls lists them."
+        raise DownloadNotFound(message, param="pull_id")
 
-    async def add(self, pull_id: str, name: str | None) -> PullStatus:
-        return await self._one(download_messages.AddPulled(self._link.next_number(), pull_id, name))
+    async def add(self, download_id: str, name: str | None) -> PullStatus:
+        return await self._call_for_one(download_messages.AddPulled(self._link.next_number(), download_id, name))
 
-    async def cancel(self, pull_id: str) -> PullStatus:
-        return await self._one(download_messages.CancelPull(self._link.next_number(), pull_id))
+    async def cancel(self, download_id: str) -> PullStatus:
+        return await self._call_for_one(download_messages.CancelPull(self._link.next_number(), download_id))
 
-    async def events(self, pull_id: str) -> AsyncIterator[bytes]:
-        """Each change, until it is over, forgotten, or the manager is gone."""
-        told: PullStatus | None = None
+    async def events(self, download_id: str) -> AsyncIterator[bytes]:
+        """Yield each change of the status, until the download ends or is forgotten, or the manager goes away."""
+        sent: PullStatus | None = None
         with contextlib.suppress(ApiError):
-            while told is None or told.state == "running":
-                status = await self.find(pull_id)
-                if status != told:
+            while sent is None or sent.state == "running":
+                status = await self.get(download_id)
+                if status != sent:
                     yield b"data: %b\n\n" % msgspec.json.encode(status)
-                told = status
-                await asyncio.sleep(_INTERVAL)
+                sent = status
+                await asyncio.sleep(_POLL_INTERVAL)
 
-    async def _one(self, message: Any) -> PullStatus:
-        (one,) = await self._ask(message)
-        return one
+    async def _call_for_one(self, message: Any) -> PullStatus:
+        (status,) = await self._call(message, repeats=False)
+        return status
 
-    async def _ask(self, message: Any, *, repeats: bool = False) -> list[PullStatus]:
-        answer = await self._link.call(message, repeats=repeats)
-        assert isinstance(answer, download_messages.Pulls), "what the manager answers to that"
-        return answer.pulls
-
-
-class RemovedModel(BaseModel):
-    """`files`: what was deleted."""
-
-    id: str
-    deleted: Literal[True] = True
-    files: list[str]
+    async def _call(self, message: Any, *, repeats: bool) -> list[PullStatus]:
+        response = await self._link.call(message, repeats=repeats)
+        assert isinstance(response, download_messages.Pulls), "the manager's response to these messages"
+        return response.pulls
 
 
-KeepFiles = Annotated[bool, Query(description="Only take it out of the configuration.")]
+KeepFiles = Annotated[bool, Query(description="Remove the model from the configuration only; keep its files.")]
 
 
 def pull_routes(link: ManagerLink) -> APIRouter:
-    router = APIRouter(prefix="/admin/api", tags=["admin"], dependencies=[Depends(require_admin)])
-    asking = _Asking(link)
+    router = admin_router()
+    downloads = _Downloads(link)
 
-    @router.post("/models/pull", status_code=202, summary="Download a model, and add it")
-    async def pull(wanted: PullRequest) -> AdminPull:
-        return _shown(await asking.pull(wanted))
+    @router.post("/models/pull", status_code=202, summary="Download a model and add it to the configuration")
+    async def pull(wanted: DownloadRequest) -> PullStatus:
+        return await downloads.start(wanted)
 
-    @router.delete("/models/{model_id:name}", summary="Take a model out of the configuration, and delete its files")
+    @router.delete("/models/{model_id:name}", summary="Remove a model from the configuration and delete its files")
     async def remove(model_id: str, *, keep_files: KeepFiles = False) -> RemovedModel:
-        answer = await link.call(download_messages.RemoveModel(link.next_number(), model_id, keep_files), repeats=False)
-        assert isinstance(answer, download_messages.Removed), "what the manager answers to that"
-        return RemovedModel(id=model_id, files=answer.files)
+        response = await link.call(
+            download_messages.RemoveModel(link.next_number(), model_id, keep_files), repeats=False
+        )
+        assert isinstance(response, download_messages.Removed), "the manager's response to this message"
+        return RemovedModel(model_id, deleted=True, files=response.files)
 
-    @router.get("/pulls", summary="Downloads under way, and the last that ended")
-    async def list_pulls() -> AdminPullList:
-        return AdminPullList(data=[_shown(one) for one in await asking.all()])
+    @router.get("/pulls", summary="List running downloads and the last ended ones")
+    async def list_pulls() -> DownloadList:
+        return DownloadList(await downloads.all())
 
-    @router.get("/pulls/{pull_id}/events", summary="How far it is, as server-sent events", response_class=_Events)
+    @router.get(
+        "/pulls/{pull_id}/events", summary="Stream the progress as server-sent events", response_class=_EventStream
+    )
     async def events(pull_id: str) -> StreamingResponse:
-        await asking.find(pull_id)
-        return _Events(asking.events(pull_id))
+        await downloads.get(pull_id)
+        return _EventStream(downloads.events(pull_id))
 
-    @router.post("/pulls/{pull_id}/add", summary="Put what has come into the configuration")
-    async def add(pull_id: str, wanted: AddRequest | None = None) -> AdminPull:
-        return _shown(await asking.add(pull_id, wanted.name if wanted is not None else None))
+    @router.post("/pulls/{pull_id}/add", summary="Add a downloaded model to the configuration")
+    async def add(pull_id: str, wanted: AddRequest | None = None) -> PullStatus:
+        return await downloads.add(pull_id, wanted.name if wanted is not None else None)
 
-    @router.delete("/pulls/{pull_id}", summary="Cancel it, or forget one that is over; what has come stays")
-    async def cancel(pull_id: str) -> AdminPull:
-        return _shown(await asking.cancel(pull_id))
+    @router.delete("/pulls/{pull_id}", summary="Cancel a download, or forget an ended one; its files stay")
+    async def cancel(pull_id: str) -> PullStatus:
+        return await downloads.cancel(pull_id)
 
-    @router.get("/pulls/{pull_id}", summary="One download")
-    async def get_pull(pull_id: str) -> AdminPull:
-        return _shown(await asking.find(pull_id))
+    @router.get("/pulls/{pull_id}", summary="Show one download")
+    async def get_pull(pull_id: str) -> PullStatus:
+        return await downloads.get(pull_id)
 
     return router
-
-
-class _Events(StreamingResponse):
-    media_type = "text/event-stream"
-
-
-def _shown(status: PullStatus) -> AdminPull:
-    return AdminPull(**msgspec.to_builtins(status))

@@ -1,20 +1,26 @@
-"""`/admin/api/requests/live`: the requests that run now, on all workers. Needs `admin`."""
+"""`/admin/api/requests/live`: the requests in progress on all workers."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, Field
+import msgspec
+from fastapi import APIRouter, Query
+from msgspec import Meta
 
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.gateway.routes.admin_models import require_admin
+from llm_api_server.gateway.routes.admin_router import admin_router
 from llm_api_server.ipc import messages
 from llm_api_server.ipc.usage_events import OpenRequest
 
+State = Literal["waiting", "reading", "answering"]
 
-class LiveRequest(BaseModel):
-    """One that runs. `started_at` in Unix seconds; `queued`, `first_token` in seconds from then. Half a second old."""
+
+class LiveRequest(msgspec.Struct):
+    """One request in progress, at most half a second old.
+
+    `started_at` is in Unix seconds; `queued` and `first_token` are seconds since then.
+    """
 
     request_id: str
     started_at: float
@@ -23,47 +29,50 @@ class LiveRequest(BaseModel):
     model: str
     endpoint: str
     stream: bool
-    state: Literal["waiting", "reading", "answering"] = Field(
-        description="waiting: for a load or its turn; reading: an engine has it; answering: its first token has come."
-    )
-    position: int | None = Field(description="In the queue of its model, from 1; of one that waits, once it is told.")
+    state: Annotated[
+        State,
+        Meta(description="waiting: queued, perhaps for a load; reading: in prefill; answering: generating tokens."),
+    ]
+    position: Annotated[
+        int | None, Meta(description="Position in the queue of its model, from 1; null: not queued, or not known yet.")
+    ]
     queued: float | None
     first_token: float | None
-    prompt_tokens: int = Field(description="By its length, until the engine tells.")
-    completion_tokens: int = Field(description="So far.")
+    prompt_tokens: Annotated[int, Meta(description="Estimated from the length until the engine reports it.")]
+    completion_tokens: Annotated[int, Meta(description="Generated so far.")]
 
 
-class LiveRequestList(BaseModel):
+class LiveRequestList(msgspec.Struct):
     data: list[LiveRequest]
     total: int
 
 
 def live_request_routes(link: ManagerLink) -> APIRouter:
-    router = APIRouter(prefix="/admin/api", tags=["admin"], dependencies=[Depends(require_admin)])
+    router = admin_router()
 
-    @router.get("/requests/live", summary="Requests that run now, the oldest first")
+    @router.get("/requests/live", summary="List the requests in progress, the oldest first")
     async def live(limit: Annotated[int, Query(ge=1, le=1000)] = 200) -> LiveRequestList:
-        answer = await link.call(messages.ListRequests(link.next_number(), limit))
-        assert isinstance(answer, messages.Requests), "what the manager answers to that"
-        return LiveRequestList(data=[_shown(one) for one in answer.requests], total=answer.total)
+        response = await link.call(messages.ListRequests(link.next_number(), limit))
+        assert isinstance(response, messages.Requests), "the manager's response to this message"
+        return LiveRequestList([_live(request) for request in response.requests], response.total)
 
     return router
 
 
-def _shown(one: OpenRequest) -> LiveRequest:
-    state: Literal["waiting", "reading", "answering"] = "waiting" if one.queued is None else "reading"
+def _live(request: OpenRequest) -> LiveRequest:
+    started: State = "waiting" if request.queued is None else "reading"
     return LiveRequest(
-        request_id=one.request_id,
-        started_at=one.at,
-        key_name=one.key_name,
-        key_id=one.key_id,
-        model=one.model,
-        endpoint=one.endpoint,
-        stream=one.stream,
-        state="answering" if one.first_token is not None else state,
-        position=one.position,
-        queued=one.queued,
-        first_token=one.first_token,
-        prompt_tokens=one.usage.prompt_tokens,
-        completion_tokens=one.usage.completion_tokens,
+        request_id=request.request_id,
+        started_at=request.at,
+        key_name=request.key_name,
+        key_id=request.key_id,
+        model=request.model,
+        endpoint=request.endpoint,
+        stream=request.stream,
+        state=started if request.first_token is None else "answering",
+        position=request.position,
+        queued=request.queued,
+        first_token=request.first_token,
+        prompt_tokens=request.usage.prompt_tokens,
+        completion_tokens=request.usage.completion_tokens,
     )

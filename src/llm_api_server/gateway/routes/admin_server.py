@@ -1,4 +1,4 @@
-"""`/admin/api/status`, `/config`, `/logs`: what runs here, by what configuration, what it says. Needs `admin`."""
+"""`/admin/api/status`, `/config`, `/reload`, `/logs`: processes, devices, the configuration in use, and log files."""
 
 from __future__ import annotations
 
@@ -7,80 +7,93 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, Field
+from msgspec import Meta
 
 from llm_api_server import __version__
+from llm_api_server.config.change import Change
 from llm_api_server.config.models import Config
 from llm_api_server.config.redacted_view import redacted
 from llm_api_server.errors import LogNotFound
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.gateway.routes.admin_models import AdminDevice, require_admin
+from llm_api_server.gateway.routes.admin_router import admin_router
 from llm_api_server.ipc import messages
+from llm_api_server.ipc.model_status import DeviceStatus
 from llm_api_server.lifecycle.config_handover import unpack
 
-#: The end of a log that is read for its last lines.
+#: Bytes at the end of a log file that are searched for its last lines.
 _TAIL_BYTES = 1 << 20
-_MOST_LINES = 5000
+_MAX_LINES = 5000
 
 
-class RunningServer(BaseModel):
-    """The processes by their pids, and the memory that models share."""
+class ServerStatus(msgspec.Struct):
+    """Process ids of the manager and the workers, and the devices that models share."""
 
     version: str
     manager: int
     workers: list[int]
-    devices: list[AdminDevice]
+    devices: list[DeviceStatus]
 
 
-class ShownConfig(BaseModel):
+class ShownConfig(msgspec.Struct):
     file: str
-    options: dict[str, Any] = Field(description="Every option with the value that counts; secrets are hidden.")
+    options: Annotated[
+        dict[str, Any], Meta(description="Every option with its value, defaults included; secrets are hidden.")
+    ]
 
 
-class Log(BaseModel):
-    """`name`: gateway, manager, or engines/MODEL. `modified_at` in Unix seconds."""
+class ReloadReport(msgspec.Struct):
+    """Changes that were made; with `applied: false`, changes that a reload would make."""
+
+    applied: bool
+    late_workers: Annotated[int, Meta(description="Number of API workers that did not apply the changes in time.")]
+    changes: list[Change]
+
+
+class Log(msgspec.Struct):
+    """One log file. `name`: gateway, manager, or engines/MODEL. `modified_at` in Unix seconds."""
 
     name: str
     bytes: int
     modified_at: float
 
 
-class LogList(BaseModel):
+class LogList(msgspec.Struct):
     data: list[Log]
 
 
-Lines = Annotated[int, Query(ge=1, le=_MOST_LINES, description="How many of the last lines.")]
+Lines = Annotated[int, Query(ge=1, le=_MAX_LINES, description="Number of lines from the end.")]
 
 
 def server_routes(link: ManagerLink) -> APIRouter:
-    router = APIRouter(prefix="/admin/api", tags=["admin"], dependencies=[Depends(require_admin)])
+    router = admin_router()
 
-    async def followed() -> Config:
-        answer = await link.call(messages.GetConfig(link.next_number()))
-        assert isinstance(answer, messages.CurrentConfig), "what the manager answers to that"
-        return unpack(answer.config.encode())
+    @router.get("/status", summary="Show processes and devices")
+    async def status() -> ServerStatus:
+        response = await link.call(messages.GetStatus(link.next_number()))
+        assert isinstance(response, messages.Status), "the manager's response to this message"
+        return ServerStatus(__version__, response.manager, response.workers, response.devices)
 
-    @router.get("/status", summary="Processes and devices")
-    async def status() -> RunningServer:
-        answer = await link.call(messages.GetStatus(link.next_number()))
-        assert isinstance(answer, messages.Status), "what the manager answers to that"
-        devices = [AdminDevice(**msgspec.to_builtins(device)) for device in answer.devices]
-        return RunningServer(version=__version__, manager=answer.manager, workers=answer.workers, devices=devices)
-
-    @router.get("/config", summary="The configuration that is followed, without secrets")
+    @router.get("/config", summary="Show the configuration in use, without secrets")
     async def config() -> ShownConfig:
-        current = await followed()
+        current = await _current_config(link)
         return ShownConfig(file=str(current.source), options=redacted(current))
 
-    @router.get("/logs", summary="The logs that there are")
-    async def list_logs() -> LogList:
-        return LogList(data=await asyncio.to_thread(_logs, (await followed()).log_dir))
+    @router.post("/reload", summary="Apply the configuration file as it is now")
+    async def reload(*, dry_run: bool = False) -> ReloadReport:
+        response = await link.call(messages.ReloadConfig(link.next_number(), dry_run), repeats=False)
+        assert isinstance(response, messages.Reloaded), "the manager's response to this message"
+        return ReloadReport(response.applied, response.late, response.changes)
 
-    @router.get("/logs/{name:name}", summary="The last lines of a log", response_class=PlainTextResponse)
+    @router.get("/logs", summary="List the log files")
+    async def list_logs() -> LogList:
+        folder = (await _current_config(link)).log_dir
+        return LogList(await asyncio.to_thread(_logs, folder))
+
+    @router.get("/logs/{name:name}", summary="Read the last lines of a log file", response_class=PlainTextResponse)
     async def read_log(name: str, lines: Lines = 200) -> PlainTextResponse:
-        folder = (await followed()).log_dir
+        folder = (await _current_config(link)).log_dir
         if name not in {log.name for log in await asyncio.to_thread(_logs, folder)}:
             raise LogNotFound(f"There is no log '{name}'; /admin/api/logs lists them.", param="name")
         return PlainTextResponse(await asyncio.to_thread(_tail, folder / f"{name}.log", lines))
@@ -88,12 +101,18 @@ def server_routes(link: ManagerLink) -> APIRouter:
     return router
 
 
+async def _current_config(link: ManagerLink) -> Config:
+    response = await link.call(messages.GetConfig(link.next_number()))
+    assert isinstance(response, messages.CurrentConfig), "the manager's response to this message"
+    return unpack(response.config.encode())
+
+
 def _logs(folder: Path) -> list[Log]:
     found = []
     for path in (*sorted(folder.glob("*.log")), *sorted(folder.glob("engines/*.log"))):
         status = path.stat()
         name = str(path.relative_to(folder).with_suffix(""))
-        found.append(Log(name=name, bytes=status.st_size, modified_at=status.st_mtime))
+        found.append(Log(name, status.st_size, status.st_mtime))
     return found
 
 

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Texts that PostgreSQL can be asked for.
+#: Pattern of texts that PostgreSQL accepts in a query.
 NO_NUL = r"^[^\x00]*$"
 #: Threads of one worker that may wait for the database at the same time.
 _MAX_THREADS = 4
+#: Largest integer of a query.
+MAX_INTEGER = 2**53
 _RETRY_AFTER = 5.0
 _UNAVAILABLE = "The store of keys and usage cannot be used now; the server's log says why. Try again."
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from llm_api_server.admin import usage_rows
 from llm_api_server.errors import InvalidRequest
-from llm_api_server.gateway.routes.admin_models import require_admin
+from llm_api_server.gateway.routes.admin_router import admin_router
 from llm_api_server.gateway.routes.public import KeyDependency
 from llm_api_server.gateway.routes.store_access import NO_NUL, StoreAccess, Stored
 from llm_api_server.times import parse_since
@@ -137,7 +137,7 @@ def usage_routes(store: StoreAccess) -> APIRouter:
 
 def admin_usage_routes(store: StoreAccess) -> APIRouter:
     """`/admin/api/usage`, `/admin/api/requests`."""
-    router = APIRouter(prefix="/admin/api", tags=["admin"], dependencies=[Depends(require_admin)])
+    router = admin_router()
 
     @router.get("/usage", summary="What was used", response_model=UsageReport, responses=_ANSWERS)
     async def usage(

@@ -11,7 +11,8 @@ from llm_api_server.ipc import messages
 from llm_api_server.manager.usage.key_directory import KeyDirectory
 from llm_api_server.manager.usage.store_executor import StoreExecutor
 from llm_api_server.store.database import Database
-from llm_api_server.store.keys import Actor, KeyFields, Keys
+from llm_api_server.store.key_fields import Actor, KeyFields
+from llm_api_server.store.keys import Keys
 from tests.manager_doubles import FakeWorkerSession, StoreFile
 from tests.waiting import until
 
