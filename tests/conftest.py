@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from tests import models, needs, postgres
 
+E2E = Path(__file__).parent / "e2e"
+
 # No test judges by the clock, and a busy machine is not a failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -24,6 +26,16 @@ for _client in ("httpx", "httpx2"):
 
 _OURS = ("LLM_API_SERVER_", "OPENAI_", "ANTHROPIC_", "VLLM_")
 _KEPT = {models.CACHE_VARIABLE, needs.NEED_VARIABLE}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark the tests of `tests/e2e`. Run them first: beside another test process the long ones must not come last."""
+    for item in items:
+        if item.path.is_relative_to(E2E):
+            item.add_marker(pytest.mark.e2e)
+    yield
+    items.sort(key=lambda item: "e2e" not in item.keywords)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -37,10 +39,18 @@ COMMANDS = {
 }
 
 
+#: Ports below those that the kernel gives to outgoing connections, another range for each test process of pytest-xdist.
+_PORTS = itertools.count(random.SystemRandom().randrange(1000))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 20_000 + 1000 * (process % 12) + next(_PORTS) % 1000
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:
@@ -59,7 +69,10 @@ class Server:
         """Write the file; who runs already follows it when told to."""
         server = {"port": self.port, "run_dir": str(self.run_dir), **config.get("server", {})}
         auth = {"api_keys": KEYS, **config.get("auth", {})}
-        text = yaml.safe_dump({**config, "server": server, "auth": auth}, allow_unicode=True)
+        # More threads would only wait for each other where tests share the cores.
+        engines = config.get("engines", {})
+        engines = {**engines, "llama_cpp": {"threads": 1, **engines.get("llama_cpp", {})}}
+        text = yaml.safe_dump({**config, "server": server, "auth": auth, "engines": engines}, allow_unicode=True)
         (self.folder / "config.yaml").write_text(text, encoding="utf-8")
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:

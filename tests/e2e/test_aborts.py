@@ -73,6 +73,7 @@ def engine(server: Server) -> Iterator[Engine]:
         yield one
 
 
+@pytest.mark.alone
 def test_the_engine_lets_go_within_a_second_every_time(server: Server, engine: Engine, record_property: Any) -> None:
     """Streams and plain answers, chats and completions, left at any moment of their first half second."""
     chance = random.Random(3)

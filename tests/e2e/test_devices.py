@@ -46,6 +46,7 @@ def command(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.story
 def test_two_models_that_do_not_fit_together_swap(server: Server) -> None:
     for model in (SMOL, GEMMA, SMOL):
         assert complete(server, model).status_code == 200
@@ -55,6 +56,7 @@ def test_two_models_that_do_not_fit_together_swap(server: Server) -> None:
         assert 350 * MIB < taken <= 700 * MIB
 
 
+@pytest.mark.story
 def test_explanations_tell_what_happens_next(server: Server) -> None:
     assert complete(server, SMOL).status_code == 200
     loaded, other = explain(server, SMOL), explain(server, GEMMA)

@@ -94,6 +94,7 @@ class Caller:
         return statistics.median(seconds)
 
 
+@pytest.mark.alone
 async def test_a_key_with_ten_times_the_load_hardly_delays_another(server: Server, record_property: Any) -> None:
     small, flood = Caller(server, "small", (2, 8)), Caller(server, "flood", (24, 72))
     alone = [await small.median()]

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.running import BIN, RESTRICTED_KEY, Server, environment, running
 from tests.waiting import wait_until
 
@@ -71,6 +73,7 @@ def test_commands_and_api_share_one_store(tmp_path: Path) -> None:
     assert not [secret for secret in secrets for text in texts if secret.encode() in text]
 
 
+@pytest.mark.story
 def test_usage_of_real_requests_is_shown_everywhere(tmp_path: Path, smollm2_gguf: Path) -> None:
     models = {"default": MODEL, "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 256}}}
     with running(tmp_path, {"server": {"workers": 2}, "models": models}) as server:

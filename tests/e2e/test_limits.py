@@ -116,6 +116,7 @@ async def test_requests_per_minute_are_exact(tmp_path: Path, smollm2_gguf: Path,
         assert all(re.fullmatch(r"(\d+m)?\d+m?s", answer.headers["x-ratelimit-reset-requests"]) for answer in answers)
 
 
+@pytest.mark.story
 async def test_tokens_per_minute_hold_within_one_reservation(server: Server) -> None:
     used, refused = await spend(server, "tokens", 20)
     assert TOKENS - reservation(20) < used <= TOKENS
@@ -177,6 +178,7 @@ async def test_budgets_hold_across_a_restart_of_everything(
         check_refusal(refused, "insufficient_quota", f"300 tokens per {period}")
 
 
+@pytest.mark.story
 def test_every_answer_of_a_limited_key_tells_how_it_stands(server: Server) -> None:
     with server.client(secret("every")) as client:
         first = client.post("/v1/completions", json=body())

@@ -72,6 +72,7 @@ def completion_tokens(server: Server, key: str) -> int:
     return sum(row["completion_tokens"] for row in rows if row["key_name"] == key)
 
 
+@pytest.mark.story
 def test_all_workers_are_in_it(server: Server) -> None:
     grown, ledger = Growth(server), completion_tokens(server, "all")
     usages = [chat(server, KEY).json()["usage"] for _ in range(COUNT)]

@@ -100,6 +100,7 @@ def test_a_load_survives_the_client_that_asked(server: Server) -> None:
     wait_until(lambda: server.models()[SMOL]["state"] == "ready")
 
 
+@pytest.mark.story
 def test_a_stream_is_never_cut_by_a_swap(server: Server) -> None:
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 300, "stream": True, "ignore_eos": True}
     with server.client() as client, client.stream("POST", "/v1/completions", json=body) as stream:
@@ -129,6 +130,7 @@ def test_load_and_unload_by_the_admin_api(server: Server) -> None:
     assert server.engines() == []
 
 
+@pytest.mark.story
 def test_an_engine_that_is_killed_errors_its_streams_and_comes_back(server: Server) -> None:
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 400, "stream": True, "ignore_eos": True}
     with server.client() as client, client.stream("POST", "/v1/completions", json=body) as stream:

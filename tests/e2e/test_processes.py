@@ -56,8 +56,17 @@ def established(process: psutil.Process, port: int) -> int:
     return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("serve", 1),
+        pytest.param("serve", 2, marks=pytest.mark.story),
+        pytest.param("main", 1, marks=pytest.mark.story),
+        ("main", 2),
+        ("gunicorn", 1),
+        pytest.param("gunicorn", 2, marks=pytest.mark.story),
+    ],
+)
 def test_each_way_to_start_serves_and_ends_clean(
     tmp_path: Path, config: dict[str, Any], command: str, number: int
 ) -> None:
@@ -145,6 +154,7 @@ def _answers(server: Server) -> bool:
         return False
 
 
+@pytest.mark.story
 def test_streams_survive_the_managers_death_and_the_next_one_adopts(tmp_path: Path, config: dict[str, Any]) -> None:
     with running(tmp_path, config) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")

@@ -57,6 +57,7 @@ def available(server: Server) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.story
 def test_a_model_is_downloaded_and_used(server: Server, here: Hub) -> None:
     with server.client() as client:
         begun = client.post(PULL, json={"source": REPO})

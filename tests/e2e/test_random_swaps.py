@@ -1,7 +1,7 @@
 """Sixteen clients ask for three models at random, in one place: all are answered in full, within three turns.
 
-`SWAPS=100 make test ARGS=tests/e2e/test_random_swaps.py` for a longer run. A thousand swaps by a clock of its own are
-in `tests/unit/manager/scheduling/test_load.py`.
+`SWAPS=100 make test-all ARGS=tests/e2e/test_random_swaps.py` for a longer run. A thousand swaps by a clock of its own
+are in `tests/unit/manager/scheduling/test_load.py`.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def by_api(server: Server) -> None:
     [
         ("serve", 1, by_signal),
         ("serve", 1, by_api),
-        ("serve", 2, by_signal),
+        pytest.param("serve", 2, by_signal, marks=pytest.mark.story),
         ("main", 2, by_command),
         ("gunicorn", 2, by_signal),
         ("gunicorn", 2, by_api),

@@ -61,7 +61,9 @@ class Load(threading.Thread):
         return self.outcomes
 
 
-@pytest.mark.parametrize(("command", "workers"), [("serve", 2), ("gunicorn", 2), ("serve", 1)])
+@pytest.mark.parametrize(
+    ("command", "workers"), [pytest.param("serve", 2, marks=pytest.mark.story), ("gunicorn", 2), ("serve", 1)]
+)
 def test_restart_drops_nothing(tmp_path: Path, smollm2_gguf: Path, command: str, workers: int) -> None:
     with running(tmp_path, config(smollm2_gguf, workers), command=command) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")

@@ -19,6 +19,8 @@ from tests.pictures import image_part, png
 from tests.running import KEY, RESTRICTED_KEY, Server, running
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.story
+
 MODEL = "SmolLM2-135M-Instruct"
 
 

@@ -63,6 +63,7 @@ def many(server: Server, key: str) -> Iterator[list[httpx.Client]]:
         yield [stack.enter_context(server.client(key)) for _ in range(8 * WORKERS)]
 
 
+@pytest.mark.story
 def test_every_change_reaches_every_worker(server: Server) -> None:
     key = command(server, "keys", "create", "--name", "ann", "-q")
     with many(server, key) as clients:
@@ -193,6 +194,7 @@ def progress_of(server: Server) -> int:
     return int(row["completion_tokens"])
 
 
+@pytest.mark.story
 def test_a_killed_worker_loses_at_most_what_it_had_not_told(server: Server) -> None:
     connection, worker = open_stream(server)
     with connection:

@@ -101,6 +101,7 @@ def check_call(name: str | None, arguments: str | None) -> None:
 
 
 class TestForcedTools:
+    @pytest.mark.story
     def test_named(self, client: OpenAI, model: str) -> None:
         answer = client.chat.completions.create(
             model=model, messages=MESSAGES, tools=TOOLS, tool_choice=NAMED, max_tokens=120
@@ -124,6 +125,7 @@ class TestForcedTools:
         assert call.type == "function"
         check_call(call.function.name, call.function.arguments)
 
+    @pytest.mark.story
     def test_streamed(self, client: OpenAI, model: str) -> None:
         stream = client.chat.completions.create(
             model=model, messages=MESSAGES, tools=TOOLS, tool_choice=NAMED, max_tokens=120, stream=True,
@@ -184,6 +186,7 @@ class TestForcedTools:
             assert call.type == "function"
             check_weather(call.function.name, call.function.arguments)
 
+    @pytest.mark.story
     def test_a_bad_schema_of_a_tool_is_the_clients_fault(self, client: OpenAI) -> None:
         tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}]
         for stream in (False, True):
@@ -212,6 +215,7 @@ async def knows_tools(server: Server, name: str) -> bool:
 
 class TestResponseFormat:
     @pytest.mark.parametrize("strict", [True, False])
+    @pytest.mark.story
     def test_json_schema(self, client: OpenAI, strict: bool) -> None:
         wanted: Any = {"name": "city", "strict": strict, "schema": City.model_json_schema()}
         answer = client.chat.completions.create(

@@ -93,6 +93,7 @@ def trace_of(collector: Collector, trace: str, *names: str) -> dict[str, Seen]:
     return collector.trace(trace)
 
 
+@pytest.mark.story
 def test_a_request_that_loads_its_model_shows_where_its_time_went(server: Server, collector: Collector) -> None:
     with server.client() as client:
         client.post(f"/admin/api/models/{MODEL}/unload")

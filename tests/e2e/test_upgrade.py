@@ -65,12 +65,12 @@ def started(folder: Path, settings: dict[str, Any]) -> Any:
     return running(folder, settings, command=[sys.executable, "-m", "llm_api_server", "serve"])
 
 
-@pytest.mark.parametrize("first", ["workers", "manager"])
+@pytest.mark.parametrize("first", [pytest.param("workers", marks=pytest.mark.story), "manager"])
 def test_restart_into_this_version_loses_no_request(
     tmp_path: Path, installed: Path, smollm2_gguf: Path, first: str
 ) -> None:
     """`manager`: the old manager dies as soon as the new code is there, so that old workers meet a new manager."""
-    with started(tmp_path / "server", config(smollm2_gguf, workers=2)) as server:
+    with started(tmp_path / "s", config(smollm2_gguf, workers=2)) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
         (engine,) = server.engines()
         manager = server.manager()

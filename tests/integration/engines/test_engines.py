@@ -18,7 +18,15 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.config.models import Config, EnginesConfig, InferenceConfig, ModelConfig, ModelsConfig, VllmConfig
+from llm_api_server.config.models import (
+    Config,
+    EnginesConfig,
+    InferenceConfig,
+    LlamaCppConfig,
+    ModelConfig,
+    ModelsConfig,
+    VllmConfig,
+)
 from llm_api_server.engines import readiness
 from llm_api_server.engines.base import Engine, LaunchPlan, ModelProblem
 from llm_api_server.engines.select import engines_by_model
@@ -67,7 +75,7 @@ async def started(folder: Path, model: ModelConfig, engines: EnginesConfig | Non
     config = Config(
         models=ModelsConfig(available={"the-name": model}),
         inference=InferenceConfig(max_total_tokens=2048, max_batch_size=2),
-        engines=engines or EnginesConfig(),
+        engines=engines or EnginesConfig(llama_cpp=LlamaCppConfig(threads=1)),
         source=folder / "config.yaml",
     )
     engine, entry = engines_by_model(config)["the-name"]

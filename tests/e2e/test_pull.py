@@ -79,7 +79,7 @@ def of_weights(hub: Hub, path: str = GGUF) -> list[tuple[str | None, int]]:
 @pytest.mark.parametrize(
     ("source", "path", "name"),
     [
-        (REPO, f"tiny-GGUF/{GGUF}", "tiny"),
+        pytest.param(REPO, f"tiny-GGUF/{GGUF}", "tiny", marks=pytest.mark.story),
         (f"ms:{REPO}", f"tiny-GGUF/{GGUF}", "tiny"),
         ("URL", "tiny.Q4_0.gguf", "tiny"),
     ],
