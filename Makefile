@@ -1,8 +1,8 @@
 # Needs GNU make and python3 (3.11 or newer), nothing else. `make` alone lists the targets.
 
 SHELL := /bin/sh
-# The system's Python where it will do, since distributions build theirs with profile and link-time optimizations: that
-# takes a fifth off every request, beside what pyenv builds (docs/performance.md). Else python3.
+# Prefer the system's Python: distributions build theirs with profile-guided and link-time optimization, which makes every
+# request a fifth faster than pyenv's build (docs/performance.md). Otherwise python3.
 PYTHON ?= $(shell /usr/bin/python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo /usr/bin/python3 || echo python3)
 VENV := .venv
@@ -23,9 +23,9 @@ HERE := not vllm and not browser and not clients
 VLLM_VERSION ?= 0.32.0
 TORCH_VERSION := 2.13.0
 
-# Some shells forbid bytecode; without it every start of the server compiles all imports again.
+# Some shells disable bytecode; every start of the server would then compile all imports again.
 unexport PYTHONDONTWRITEBYTECODE
-# Another activated environment must not receive what is installed here.
+# Packages must not be installed into another activated environment.
 unexport VIRTUAL_ENV
 
 # uv does not read pip's settings.
@@ -45,7 +45,7 @@ help: ## list the targets
 
 install: $(VENV)/.installed ## install the server into .venv
 
-serve: $(VENV)/.installed ## install, fetch the starter model, start; ARGS="--config FILE --port N" are passed on
+serve: $(VENV)/.installed ## install, download the starter model, start; ARGS="--config FILE --port N" are passed on
 	@config=; previous=; \
 	for word in $(ARGS); do \
 	  case $$previous in --config|-c) config=$$word;; esac; \
@@ -69,11 +69,11 @@ test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed ## run the tests on a real 
 	$(BIN)/python -m tests.models smollm2_gguf smollm2_folder minilm_folder ranker_folder
 	$(PYTEST) -m vllm $(ARGS)
 
-test-browser: $(VENV)/.installed-dev ## walk through the console in Chromium; pictures go to .cache/screenshots
+test-browser: $(VENV)/.installed-dev ## walk through the console in Chromium; screenshots go to .cache/screenshots
 	$(BIN)/python -m tests.models smollm2_gguf node_browser
 	$(PYTEST) -m browser $(ARGS)
 
-test-clients: $(VENV)/.installed-dev $(CLIENTS)/.installed ## try LangChain, LlamaIndex, llm and others on the server
+test-clients: $(VENV)/.installed-dev $(CLIENTS)/.installed ## run LangChain, LlamaIndex, llm and other clients against the server
 	$(BIN)/python -m tests.models smollm2_gguf
 	$(PYTEST) -m clients $(ARGS)
 
@@ -88,9 +88,9 @@ check: $(VENV)/.installed-dev ## format, lint, types, layers, generated files
 docs: $(DOCS)/.installed ## build the documentation as a site into .cache/site; fails on a broken link
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build -q
 
-vllm: $(VLLM)/.installed ## make .venv-vllm: the GPU build where there is an NVIDIA GPU, else the CPU build
+vllm: $(VLLM)/.installed ## create .venv-vllm: the GPU build if there is an NVIDIA GPU, otherwise the CPU build
 
-lock: $(TOOLS)/.installed ## compile the requirements*.lock files anew; UPGRADE=1 for newer versions
+lock: $(TOOLS)/.installed ## compile the requirements*.lock files; UPGRADE=1 for newer versions
 	$(UV_COMPILE) pyproject.toml --group build -o requirements.lock
 	$(UV_COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
 	$(UV_COMPILE) --group pyproject.toml:tools -o requirements-tools.lock
@@ -116,14 +116,14 @@ bench-engines: $(VENV)/.installed-dev ## tokens/s and first token on real engine
 bench-stages: $(VENV)/.installed-dev ## where the time of a request and of a chunk goes in a worker
 	$(BIN)/python bench/stages.py $(ARGS)
 
-bench-keys: $(VENV)/.installed-dev ## what it costs to tell who asks, with few and many keys
+bench-keys: $(VENV)/.installed-dev ## measure the cost of a key check, with few and many keys
 	$(BIN)/python bench/keys.py $(ARGS)
 
-soak: $(VENV)/.installed-dev ## everything at once, with kills, for SECONDS=600 seconds; counts what is lost
+soak: $(VENV)/.installed-dev ## random load with kills for SECONDS=600 seconds; counts what is lost
 	$(BIN)/python -m tests.models smollm2_gguf gemma3_gguf
 	$(BIN)/python -m tests.soak $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
-fuzz: $(VENV)/.installed-dev ## ask all endpoints whatever the OpenAPI description allows and forbids, for SECONDS=3600
+fuzz: $(VENV)/.installed-dev ## send requests that the OpenAPI description allows and forbids to all endpoints, for SECONDS=3600
 	$(BIN)/python -m tests.models smollm2_gguf
 	$(BIN)/python -m tests.openapi.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
@@ -140,7 +140,7 @@ define check-python
   { echo 'Python lacks the venv module: on Debian and Ubuntu, apt install python3-venv' >&2; exit 1; }
 endef
 
-# pip is the last thing that appears in a new environment.
+# pip is the last file that appears in a new environment.
 $(BIN)/pip:
 	$(check-python)
 	$(PYTHON) -m venv --clear $(VENV)

@@ -1,8 +1,8 @@
 """Measures a cold load: seconds from the request to the first token of a model that is not loaded.
 
-`make bench-coldload` runs it. In turn, for each round: vLLM's own server started by hand, this server starting the
-same arguments by exec, and this server forking them from its zygote. The zygote runs before the first round: it is
-started once in a server's life; its seconds are shown apart. The last line is one JSON object.
+`make bench-coldload` runs it. Each round measures, in turn: vLLM's own server, this server starting the
+same arguments by exec, and this server forking them from its zygote. The zygote starts before the first round, since a
+server starts it once; its seconds are shown separately. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ engines:
 
 
 class Gateway:
-    """Our server, with or without the zygote."""
+    """The server, with or without the zygote."""
 
     def __init__(self, config: Config, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -56,7 +56,7 @@ class Gateway:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{config.server.port}", headers=headers, timeout=TIMEOUT)
 
     def measure(self) -> tuple[float, dict[str, float]]:
-        """Seconds to the first token, and the phases; afterwards the model is unloaded again."""
+        """Return the seconds to the first token and the phases of the load; unload the model afterwards."""
         start = time.monotonic()
         first_token(self.client)
         seconds = time.monotonic() - start
@@ -85,7 +85,7 @@ def configured(folder: Path, options: argparse.Namespace, *, zygote: bool) -> Co
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     file = folder / "config.yaml"
-    # A virtual environment's interpreter is a link out of it: it must keep its name.
+    # The interpreter of a virtual environment is a symbolic link that must keep its path.
     paths = {"path": json.dumps(str(options.model.resolve())), "python": json.dumps(str(options.python.absolute()))}
     text = CONFIG.format(port=port, folder=folder, key=KEY, model=MODEL, zygote=json.dumps(zygote), **paths)
     file.write_text(text, encoding="utf-8")
@@ -93,7 +93,7 @@ def configured(folder: Path, options: argparse.Namespace, *, zygote: bool) -> Co
 
 
 def measure_plain(config: Config, folder: Path) -> float:
-    """vLLM's own server with the very arguments that this server would pass."""
+    """vLLM's own server, with the arguments that this server would pass."""
     engine, entry = engines_by_model(config)[MODEL]
     path = folder / "plain.sock"
     path.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def wait_healthy(client: httpx.Client, path: str, process: subprocess.Popen[byte
 
 
 def environment() -> dict[str, str]:
-    """Bytecode is cached for all, and read from no other place."""
+    """Cache bytecode for all contenders in one folder."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
@@ -164,7 +164,7 @@ def main() -> None:
         by_exec = configured(folder / "exec", options, zygote=False)
         by_fork = configured(folder / "forked", options, zygote=True)
         with gateway(folder / "exec", by_exec) as execs, gateway(folder / "forked", by_fork) as forks:
-            first, first_phases = forks.measure()  # starts the zygote, and fills the caches of bytecode and files
+            first, first_phases = forks.measure()  # starts the zygote and fills the caches of bytecode and files
             for number in range(1, options.rounds + 1):
                 seconds["plain"].append(measure_plain(by_exec, folder))
                 for kind, server in (("exec", execs), ("forked", forks)):

@@ -1,4 +1,4 @@
-"""Tokens per second and time to the first token on real engines: asked directly, and through the server.
+"""Tokens per second and time to the first token on real engines, directly and through the server.
 
 `make bench-engines`: llama.cpp, and vLLM where `make vllm` has installed it. The same client, by unix socket to the
 engine and by TCP to the server, in turns; at 1, 8 and 32 streams. The last line is one JSON object; ratios are
@@ -37,7 +37,7 @@ _LONG = "Tell a long story about the sea. "
 
 @dataclass(frozen=True)
 class Door:
-    """Where to ask: a unix socket's path, or a port."""
+    """Address of a server: the path of a unix socket, or a port."""
 
     socket: Path | None = None
     port: int = 0
@@ -45,14 +45,14 @@ class Door:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of one crowd of streams: tokens per second together, and milliseconds to the first token of each."""
+    """Figures of concurrent streams: tokens per second together, milliseconds to the first token of each."""
 
     rate: float
     first: list[float]
 
 
 async def stream(door: Door, tokens: int, number: int) -> tuple[float, int]:
-    """One streamed chat: seconds to its first token, and how many came."""
+    """Run one streamed chat; return the seconds to its first token and the number of tokens."""
     body = json.dumps(
         {
             "model": MODEL,
@@ -95,7 +95,7 @@ async def crowd(door: Door, streams: int, tokens: int) -> Seen:
 
 @contextmanager
 def serving(model: dict[str, Any], engines: dict[str, Any]) -> Iterator[tuple[Door, Door]]:
-    """The server with one model loaded: the engine's own door, and the server's."""
+    """Start the server with one model loaded; yield the engine's address and the server's."""
     with tempfile.TemporaryDirectory(prefix="engines-") as name:
         folder, port = Path(name), free_port()
         config = {
@@ -120,7 +120,7 @@ def serving(model: dict[str, Any], engines: dict[str, Any]) -> Iterator[tuple[Do
 
 
 def _load(port: int) -> None:
-    """Wait until the server answers a request of the model."""
+    """Wait until the server completes a request to the model."""
     body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}).encode()
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
     deadline = time.monotonic() + START_TIMEOUT

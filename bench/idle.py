@@ -24,7 +24,7 @@ import psutil
 
 START_TIMEOUT = 60.0
 POLL_INTERVAL = 0.01
-#: Lets start-up work that follows readiness settle before memory is read.
+#: Seconds after readiness before memory is read, so that start-up work has settled.
 SETTLE_INTERVAL = 2.0
 
 CONFIG = """\
@@ -48,14 +48,14 @@ class Process:
 
 @dataclass(frozen=True)
 class Round:
-    """What one start of the server showed."""
+    """Figures of one start of the server."""
 
     start_seconds: float
     processes: list[Process]
 
 
 def free_port() -> int:
-    """A port that nothing listens on at this moment."""
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -103,7 +103,7 @@ def _wait_ready(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def _ours(folder: str, root: int | None = None) -> list[psutil.Process]:
-    """The server's processes: the tree below `root`, and whatever names this run's folder on its command line."""
+    """Return the tree of processes below `root`, and every process with this run's folder in its command line."""
     found = {process.pid: process for process in psutil.process_iter() if folder in " ".join(_command(process))}
     if root is not None:
         top = psutil.Process(root)
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
-    # The first start compiles bytecode and fills the page cache; it is no measurement.
+    # The first start compiles bytecode and fills the page cache, so it is not counted.
     measure(arguments.workers)
     rounds = [measure(arguments.workers) for _ in range(arguments.rounds)]
 

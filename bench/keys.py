@@ -1,7 +1,8 @@
-"""What it costs to tell who asks, with few and with many keys: the authenticator alone, in one process.
+"""Measures the cost of a key check with few and with many keys: the authenticator alone, in one process.
 
-Each kind of caller is asked for in a random order, with a warm cache as far as that reaches (10,000 store keys). A key
-of the store that no worker has seen yet is looked up by the manager: `lookup` is that, in a SQLite file.
+Callers of each kind come in random order, with a warm cache as far as it reaches (10,000 store keys). The manager
+looks up a
+store key that no worker has cached; `lookup` measures that in a SQLite file.
 The last line of the output is one JSON object; times are microseconds of the best of `--rounds`.
 """
 
@@ -31,7 +32,7 @@ SECRET = "dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"  # noqa: S105 - of this measuremen
 
 
 class Memory:
-    """All keys of a store."""
+    """Key source with all keys of a store."""
 
     def __init__(self, keys: dict[str, Key]) -> None:
         self._by_digest = {digest(secret): key for secret, key in keys.items()}
@@ -42,7 +43,7 @@ class Memory:
 
 
 def doors(size: int) -> dict[str, tuple[Authenticator, list[str]]]:
-    """For each kind of caller who tells them apart and up to `CALLS` of what they send."""
+    """Return, per kind of caller, its authenticator and up to `CALLS` credentials."""
     signer = TokenSigner(SECRET, 3600)
     keys = {f"sk-store-{number:030}": Key(f"k{number}", f"id{number}", frozenset({"all"})) for number in range(size)}
     configured = [ApiKeyConfig(key=f"sk-config-{number:030}", name=f"c{number}") for number in range(size)]
@@ -60,7 +61,7 @@ def doors(size: int) -> dict[str, tuple[Authenticator, list[str]]]:
 
 
 async def measure(door: Authenticator, sent: list[str], rounds: int) -> float:
-    """Microseconds per call, all of `sent` known before."""
+    """Return the microseconds per call, with all of `sent` cached."""
     calls = (sent * (CALLS // len(sent) + 1))[:CALLS]
     for secret in sent:
         await door.authenticate(secret, "10.0.0.1")
@@ -74,7 +75,7 @@ async def measure(door: Authenticator, sent: list[str], rounds: int) -> float:
 
 
 def measure_lookup(size: int, rounds: int) -> float:
-    """Microseconds per look-up of a key by its digest, among `size` in a file."""
+    """Return the microseconds per lookup of a key by its digest, among `size` keys in a file."""
     with tempfile.TemporaryDirectory() as folder:
         database = Database(f"sqlite:///{folder}/keys.db")
         keys = Keys(database)

@@ -1,7 +1,8 @@
 """Measures the server beside nginx and its peers: `make bench`, or `python -m bench.speed`.
 
-ONLY picks modes and contenders by name (`ONLY=ours,nginx,plain-64`), SECONDS is the time of one run, ROUNDS how often
-all take their turns. What is printed are medians, with the lowest and the highest of the rounds; the last line is one
+ONLY selects modes and contenders by name (`ONLY=ours,nginx,plain-64`), SECONDS is the time of one run, ROUNDS the
+number of
+rounds. The output has medians with the lowest and the highest value of the rounds; the last line is one
 JSON object. Absolute figures mean little on a shared machine: ratios are of medians within this run.
 """
 
@@ -24,7 +25,7 @@ from bench.speed.modes import MODES, Figures, run
 from bench.speed.processes import CACHE, GATEWAY_CORE, LOAD_CORE
 from bench.speed.targets import check
 
-#: By mode, contender and figure: what the rounds gave.
+#: Values of all rounds by mode, contender and figure.
 Results = dict[str, dict[str, dict[str, list[float]]]]
 
 
@@ -53,7 +54,7 @@ def main() -> int:
 
 
 def turn(results: Results, modes: list[str], contenders: list[str], seconds: float, number: int) -> None:
-    """One round: each contender runs all modes."""
+    """Run one round: each contender runs all modes."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -1,11 +1,11 @@
-"""The picture of a run: bars per mode, as SVG."""
+"""Draws a run as SVG: bars per mode."""
 
 from __future__ import annotations
 
 import statistics
 from html import escape
 
-#: What is drawn of each mode, and whether more is better.
+#: Figure drawn per mode, and whether more is better.
 _DRAWN = {
     "plain-64": ("requests_per_s", "requests/s, 64 connections"),
     "streams": ("requests_per_s", "streamed answers/s of 64 chunks"),

@@ -1,4 +1,4 @@
-"""Who is measured: the engine asked directly, nginx as the limit, this server, and its peers.
+"""Contenders: the engine alone, nginx as the limit, this server, and its peers.
 
 Each is started with one worker on one core in front of the same stand-in engine. Peers are installed once, each in an
 environment of its own under `.cache/bench`; nginx is the system's.
@@ -29,13 +29,13 @@ from llm_api_server.store.keys import Keys
 from llm_api_server.store.schema import DIGESTS, KEYS
 
 KEY = "sk-bench-0123456789abcdefghijklmnopqrstuvwxyz"
-#: Versions that the peers were measured with.
+#: Measured versions of the peers.
 PEERS = {
     "vllm-router": "vllm-router==0.1.17",
     "sglang-router": "sglang-router==0.3.2",
     "litellm": "litellm[proxy]==1.106.2",
 }
-#: Limits that never refuse and are counted all the same.
+#: Limits that never refuse a request but are counted.
 _LIMITS = {
     "requests_per_minute": 1_000_000_000,
     "tokens_per_minute": 1_000_000_000_000,
@@ -47,7 +47,7 @@ _MODEL = "bench"
 
 @dataclass(frozen=True)
 class Engine:
-    """The stand-in, on a port and on a unix socket."""
+    """The stand-in engine, on a port and on a unix socket."""
 
     port: int
     socket: Path
@@ -55,11 +55,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Running:
-    """What answers at `port`; its processes begin at `pid` (None: it is the engine itself)."""
+    """Server at `port`; `pid` is the root of its processes (None for the engine itself)."""
 
     port: int
     pid: int | None
-    #: Of the process that carries the bytes, where there are others.
+    #: Pid of the process that forwards bytes, if there are others.
     is_worker: Callable[[psutil.Process], bool] = lambda _: True
 
     def processes(self) -> list[psutil.Process]:
@@ -117,7 +117,7 @@ def ours(
     keys: list[str] | None = None,
     models: int = 1,
 ) -> Iterator[Running]:
-    """The whole product: keys with every limit, ledger, log. `keys`: of its store, in place of the one in its file."""
+    """Start the complete server: a key with every limit, ledger, log. With `keys`, that many store keys instead."""
     shutil.rmtree(folder / "ours", ignore_errors=True)
     home = folder / "ours"
     home.mkdir()
@@ -130,12 +130,12 @@ def ours(
         wait_answer(port, "/readyz", pid=pid)
         ask = json.dumps({"model": _MODEL, "messages": [{"role": "user", "content": "hi"}]}).encode()
         headers = {"authorization": f"Bearer {keys[0] if keys else KEY}", "content-type": "application/json"}
-        wait_answer(port, "/v1/chat/completions", pid=pid, headers=headers, body=ask)  # the engine is loaded now
+        wait_answer(port, "/v1/chat/completions", pid=pid, headers=headers, body=ask)  # loads the engine
         yield Running(port, pid, lambda process: not _is_of_manager(process))
 
 
 def write_config(home: Path, port: int, *, workers: int = 1, models: int = 1) -> Path:
-    """A configuration in which the stand-in is what `engines.vllm.python` starts."""
+    """Write a configuration whose `engines.vllm.python` starts the stand-in engine."""
     python = home / "python"
     python.write_text(
         "#!/bin/sh\n"
@@ -143,7 +143,7 @@ def write_config(home: Path, port: int, *, workers: int = 1, models: int = 1) ->
         f'exec taskset -c {LOAD_CORE} {native("engine")} "$@"\n'
     )
     python.chmod(0o755)
-    # The stand-in takes any number of requests at a time: none of them waits for its turn.
+    # The stand-in takes any number of requests at a time, so none waits in the queue.
     engine = {"engine": "vllm", "engine_args": {"max_num_seqs": 100_000}}
     available = {_MODEL: {"path": "bench/stand-in", **engine}}
     available |= {f"model-{number}": {"path": f"bench/other-{number}", **engine} for number in range(models - 1)}
@@ -161,7 +161,7 @@ def write_config(home: Path, port: int, *, workers: int = 1, models: int = 1) ->
 
 
 def fill_store(config: Path, keys: list[str]) -> None:
-    """Put keys with every limit into the store of a configuration."""
+    """Create keys with every limit in the store of a configuration."""
     database = Database(yaml.safe_load(config.read_text())["storage"]["url"])
     Keys(database).create(KeyFields(name="first", permissions=["all"], **cast("Any", _LIMITS)), Actor("bench"))
     with database.writing() as connection:
@@ -219,7 +219,7 @@ def litellm(target: Engine, folder: Path) -> Iterator[Running]:
 
 
 Contender = Callable[[Engine, Path], contextlib.AbstractContextManager[Running]]
-#: In the order in which they take their turns.
+#: Contenders in the order of a round.
 CONTENDERS: dict[str, Contender] = {
     "direct": direct,
     "nginx": nginx,
@@ -231,11 +231,11 @@ CONTENDERS: dict[str, Contender] = {
 
 
 class NotInstalled(Exception):
-    """The message says what to do."""
+    """A program is missing; the message says how to install it."""
 
 
 def install(name: str) -> Path:
-    """The environment of a peer, made when it is first wanted."""
+    """Return the environment of a peer; create it on first use."""
     home = CACHE / "peers" / name
     mark = home / f".{PEERS[name].replace('/', '-')}"
     if not mark.exists():

@@ -1,13 +1,13 @@
 /* A stand-in engine that costs next to nothing: an OpenAI-compatible HTTP/1.1 server, one thread, epoll.
  *
- *   engine [--port N] [--unix PATH]      (arguments that it does not know are ignored)
+ *   engine [--port N] [--unix PATH]      (unknown arguments are ignored)
  *
- * What it answers is told by members of the request's body that every gateway passes on:
+ * Members of the request's body, which every gateway passes on, choose the response:
  *   "stream": true     an event stream, else one JSON object
- *   "max_tokens": N    chunks of the stream (64 unless told)
- *   "seed": N          microseconds between two chunks; 0: as fast as they go, EVENTS_PER_WRITE to a write
- * Each chunk's text is the time of its writing in nanoseconds of CLOCK_MONOTONIC, so that whoever reads it on the same
- * machine can tell how long it was under way.
+ *   "max_tokens": N    chunks of the stream (default 64)
+ *   "seed": N          microseconds between two chunks; 0: at full speed, EVENTS_PER_WRITE per write
+ * Each chunk's text is the time of its writing in nanoseconds of CLOCK_MONOTONIC, so that a
+ * reader on the same machine can compute its latency.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -204,7 +204,7 @@ static int answer_json(Connection *c, const char *body, size_t length) {
     return put(c, head, (size_t)n) && put(c, body, length);
 }
 
-/* As many vectors as the body has inputs, counted by their commas. */
+/* Writes one vector per input of the body, counted by commas. */
 static int answer_embeddings(Connection *c, const char *body, size_t length) {
     size_t inputs = 1;
     for (const char *p = memmem(body, length, "\"input\"", 7); p && p < body + length && *p != ']'; p++) inputs += *p == ',';

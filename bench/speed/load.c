@@ -1,12 +1,12 @@
-/* A load generator that leaves the machine to what it measures: one thread, epoll, requests written beforehand.
+/* A cheap load generator: one thread, epoll, requests written beforehand.
  *
  *   load PORT CONNECTIONS SECONDS WARMUP_SECONDS SPREAD_US REQUEST_FILE...
  *
- * Each connection sends the request of a file (head and body), reads the answer to its end, and sends it again.
+ * Each connection sends the request of a file (head and body), reads the response to its end, and repeats.
  * With a SPREAD_US above 0 the connections start one after the other, evenly within that time: neither their requests nor
- * their chunks come all together. What is counted begins after the warm-up; requests under way at the end are counted by what came of them.
- * Prints one JSON object. Times are microseconds; `transit` is from the engine's writing of a chunk to its reading here
- * (see engine.c), `jitter` the difference of the transits of two chunks that follow each other.
+ * their chunks arrive together. Counting begins after the warm-up; requests in flight at the end count what had arrived.
+ * Prints one JSON object. Times are microseconds; `transit` is from the engine's write of a chunk to the read here
+ * (see engine.c), `jitter` the difference of the transits of two consecutive chunks.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -128,7 +128,7 @@ static void finish(Connection *c, int64_t time, int is_good) {
     if (time < end_at) start(c);
 }
 
-/* What a piece of a stream's body tells. Marks that are cut by a read are found with the tail of the one before. */
+/* Scans a piece of a stream's body. Marks cut by a read are found with the tail of the previous one. */
 static void look(Connection *c, char *data, size_t length, int64_t time) {
     char *p = data - c->tail_length, *stop = data + length;
     memcpy(p, c->tail, c->tail_length);
@@ -185,7 +185,7 @@ static int read_head(Connection *c) {
 
 static int is_good(const Connection *c) { return c->status == 200 && (!c->is_stream || (c->has_first && c->has_done)); }
 
-/* 0: the answer is over, well or not */
+/* 0: the response has ended, with or without an error */
 static int take(Connection *c, char *data, size_t length, int64_t time) {
     char *stop = data + length;
     while (data < stop || (c->state == SIZED && c->left == 0)) {
@@ -315,7 +315,7 @@ int main(int argc, char **argv) {
             if (ready[i].events & EPOLLOUT) write_more(ready[i].data.ptr);
             if (ready[i].events & ~EPOLLOUT) on_readable(ready[i].data.ptr);
         }
-        /* Those that could not connect try again. */
+        /* Reconnect connections that failed. */
         if (n == 0)
             for (int i = 0; i < started; i++)
                 if (!connections[i].is_open) { errors += time >= begin; start(&connections[i]); }

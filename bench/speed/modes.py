@@ -1,4 +1,4 @@
-"""What is measured: a request, how many connections send it, and the figures that are made of what was seen."""
+"""Modes: a request, the number of connections that send it, and the figures computed from the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ WARMUP = 1.0
 
 @dataclass(frozen=True)
 class Mode:
-    """`pace_us`: microseconds between two chunks of a stream; 0: full speed, or no stream. `skip`: who is left out."""
+    """Settings of a measurement.
+
+    `pace_us`: microseconds between two chunks of a stream; 0: full speed, or no stream. `skip`: contenders left out.
+    """
 
     name: str
     what: str
@@ -34,7 +37,7 @@ class Mode:
 
     @property
     def spread_us(self) -> int:
-        """Within which the connections start: the time of a stream, and one pace, so that chunks spread as well."""
+        """Microseconds within which the connections start: a stream and one pace, so that chunks spread as well."""
         return self.pace_us * (self.chunks + 1)
 
 
@@ -59,7 +62,7 @@ def _embeddings() -> dict[str, Any]:
 
 
 def _picture() -> dict[str, Any]:
-    """8 MB of JSON with one picture, of few pixels: a bitmap's header and a long rest."""
+    """Return 8 MB of JSON with one image of few pixels: the header of a bitmap and a long rest."""
     bitmap = (
         b"BM" + (6_000_000).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
     )
@@ -93,7 +96,7 @@ MODES: dict[str, Mode] = {
 
 
 def write_request(mode: Mode, folder: Path, key: str = KEY) -> Path:
-    """The request as bytes for the load generator."""
+    """Return the request as bytes for the load generator."""
     body = json.dumps(mode.body()).encode()
     head = (
         f"POST {mode.path} HTTP/1.1\r\nhost: 127.0.0.1\r\nuser-agent: bench\r\naccept: */*\r\n"
@@ -105,7 +108,7 @@ def write_request(mode: Mode, folder: Path, key: str = KEY) -> Path:
 
 
 def run(mode: Mode, target: Running, folder: Path, seconds: float, keys: list[str] | None = None) -> Figures:
-    """One measurement."""
+    """Run one measurement."""
     requests = [write_request(mode, folder, key) for key in keys or [KEY]]
     argv = ["taskset", "-c", str(LOAD_CORE), str(native("load")), str(target.port), str(mode.connections)]
     argv += [str(seconds), str(mode.warmup), str(mode.spread_us), *map(str, requests)]
@@ -114,7 +117,7 @@ def run(mode: Mode, target: Running, folder: Path, seconds: float, keys: list[st
     time.sleep(mode.warmup)
     before = Usage.of(processes)
     begin = time.monotonic()
-    # The memory is that under load: a moment before its end.
+    # Memory is read under load, shortly before the end.
     time.sleep(max(0.0, seconds - 0.3))
     after = Usage.of(processes)
     window = time.monotonic() - begin
@@ -130,7 +133,7 @@ def run(mode: Mode, target: Running, folder: Path, seconds: float, keys: list[st
 
 
 def figures(mode: Mode, seen: dict[str, float]) -> Figures:
-    """Of what the load generator saw."""
+    """Return the figures of the load generator's results."""
     rate = seen["requests"] / seen["seconds"]
     found: Figures = {
         "requests_per_s": rate,
@@ -152,7 +155,7 @@ def figures(mode: Mode, seen: dict[str, float]) -> Figures:
 
 
 def costs(seen: Figures, cpu: dict[int, float], memory: dict[int, int], workers: set[int]) -> Figures:
-    """Of what the processes took: `cpu` in seconds per second, of all of them and of the `workers` alone."""
+    """Return the figures of the processes: `cpu` in seconds per second, of all and of the `workers` alone."""
     found = {
         "memory_mb": sum(memory.values()) / 1e6,
         "worker_memory_mb": sum(size for pid, size in memory.items() if pid in workers) / 1e6,

@@ -1,4 +1,4 @@
-"""Starts programs for the measurements, each on its core, and reads what they used from /proc."""
+"""Starts programs for the measurements, each on its core, and reads their CPU time and memory from /proc."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import psutil
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-#: Peers, native programs and what they write: outside of git.
+#: Folder for peers, native programs and their output, outside of git.
 CACHE = ROOT / ".cache" / "bench"
-#: The engine and the load share one core, what is measured has the other.
+#: The engine and the load generator share one core; the contender has the other.
 LOAD_CORE, GATEWAY_CORE = 0, (os.cpu_count() or 1) - 1
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
@@ -28,7 +28,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def native(name: str) -> Path:
-    """`NAME.c` of this folder as a program, compiled anew when it has changed."""
+    """Return `NAME.c` of this folder as a program; compile it if it has changed."""
     source, program = HERE / f"{name}.c", CACHE / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def native(name: str) -> Path:
 def started(
     argv: list[str], core: int | str, *, folder: Path, log: str, env: dict[str, str] | None = None
 ) -> Iterator[int]:
-    """A program with all its children on `core`; its pid. It is ended in order, or killed where that takes too long."""
+    """Run a program and its children on `core`; yield its pid, and terminate or kill it at the end."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with (folder / log).open("ab") as output:
         process = subprocess.Popen(
@@ -72,7 +72,7 @@ def started(
 def wait_answer(
     port: int, path: str, *, pid: int, headers: dict[str, str] | None = None, body: bytes | None = None
 ) -> None:
-    """Until it answers with 200."""
+    """Wait until a request gets 200."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -87,7 +87,7 @@ def wait_answer(
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """`pid` and what descends from it, without engines: those are not what is measured."""
+    """Return `pid` and its descendants, without engines, which are not measured."""
     top = psutil.Process(pid)
     found = []
     for one in [top, *top.children(recursive=True)]:
@@ -99,7 +99,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds so far, by process, and bytes of memory (proportional set size)."""
+    """CPU seconds so far by process, and bytes of memory (proportional set size)."""
 
     cpu: dict[int, float]
     memory: dict[int, int]

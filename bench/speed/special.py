@@ -1,4 +1,4 @@
-"""Measurements of this server alone: what many keys, many models and more workers cost, and the start."""
+"""Measures this server alone: the cost of many keys, many models and more workers, and the start."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bench.speed.contenders import Engine, ours
 from bench.speed.modes import Figures, run
 from bench.speed.processes import GATEWAY_CORE, LOAD_CORE
 
-#: Keys that ask, of however many there are: what is compared is how many there are.
+#: Number of keys that send requests, whatever the number of existing keys.
 _CALLERS = 10
 _NOBODY = Engine(0, Path())
-#: Seconds of a turn of servers that are compared.
+#: Seconds per turn of the compared servers.
 _TURN = 1.0
 FEW, MANY = "10 keys, 1 model", "100,000 keys, 1,000 models"
 
@@ -26,7 +26,7 @@ Measure = Callable[[Path, float], dict[str, Figures]]
 
 
 def _compared(sizes: dict[str, tuple[int, int]]) -> Measure:
-    """Servers with so many keys and models, up at once, take turns: what the machine does meanwhile hits all alike."""
+    """Measure running servers with these numbers of keys and models in turns, so that noise hits all alike."""
 
     def measure(folder: Path, seconds: float) -> dict[str, Figures]:
         mode = replace(modes.MODES["plain-64"], warmup=_TURN / 4)
@@ -49,7 +49,7 @@ def _compared(sizes: dict[str, tuple[int, int]]) -> Measure:
 
 
 def _workers(folder: Path, seconds: float) -> dict[str, Figures]:
-    """On all cores, which engine and load share: CPU per request is what can be compared."""
+    """Measure on all cores, which engine and load share, so only CPU per request can be compared."""
     found = {}
     for count in (1, 2):
         cores = str(GATEWAY_CORE) if count == 1 else f"{LOAD_CORE},{GATEWAY_CORE}"

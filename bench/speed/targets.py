@@ -1,4 +1,4 @@
-"""What this server wants to reach, per core, with everything on: checked after every run of `make bench`."""
+"""Targets of this server, per core, with everything enabled; checked after every run of `make bench`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Seen = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 @dataclass(frozen=True)
 class Target:
-    """`seen` is a ratio or a figure, `wanted` its bound in words."""
+    """One target: `seen` is a ratio or a figure, `wanted` its bound in words."""
 
     what: str
     seen: float
@@ -27,25 +27,25 @@ class _Medians:
         self._seen = results.get(mode, {})
 
     def of(self, figure: str, *contenders: str) -> list[float]:
-        """Of those that were measured."""
+        """Return the value, or None if it was not measured."""
         found = [self._seen[name][figure] for name in contenders if figure in self._seen.get(name, {})]
         return [statistics.median(rounds) for rounds in found]
 
     def ratios(self, figure: str, contenders: Sequence[str], *, best: bool = True) -> Iterator[float]:
-        """Ours to the best of the others (the highest, or the lowest); nothing where one is missing."""
+        """Return the ratio of ours to the best of the others (highest or lowest), or None if one is missing."""
         ours, others = self.of(figure, "ours"), self.of(figure, *contenders)
         if ours and others:
             yield ours[0] / (max(others) if best else min(others))
 
     def added(self, figure: str) -> Iterator[float]:
-        """Ours beyond the engine asked directly."""
+        """Return what ours adds to the engine alone."""
         ours, direct = self.of(figure, "ours"), self.of(figure, "direct")
         if ours and direct:
             yield ours[0] - direct[0]
 
 
 def check(results: _Seen) -> Iterator[Target]:
-    """The targets for which everything was measured."""
+    """Return the targets whose figures were all measured."""
     yield from _of_rates(results)
     yield from _of_200_streams(_Medians(results, "paced-200"))
     crowd, many, start = (_Medians(results, mode) for mode in ("paced-1000", "many", "start"))

@@ -93,21 +93,21 @@ tests:
           - exp_labels: {severity: critical, model: a}
             exp_annotations:
               summary: model a does not load
-              description: "`llm-api-server models list` gives the engine's reason."
+              description: "`llm-api-server models list` shows the engine's reason."
       - eval_time: 15m
         alertname: LLMStoreDown
         exp_alerts:
           - exp_labels: {severity: critical}
             exp_annotations:
               summary: the database cannot be used
-              description: Keys of the configuration go on; usage is kept and written later.
+              description: Keys from the configuration keep working; usage is kept and written later.
       - eval_time: 15m
         alertname: LLMServerErrors
         exp_alerts:
           - exp_labels: {severity: warning}
             exp_annotations:
               summary: 10% of requests fail
-              description: llm_api_server_errors_total tells by which code.
+              description: llm_api_server_errors_total counts them by code.
       - eval_time: 15m
         alertname: LLMQueueGrows
         exp_alerts:
