@@ -44,5 +44,9 @@ def delete(paths: Iterable[Path]) -> None:
 def _paths(config: Config, name: str) -> list[Path]:
     """Absolute ones; those of hub ids are where such a folder would be."""
     entry = config.models.available[name]
-    named = [resolve_path(config, entry), *((entry.mmproj,) if entry.mmproj else ()), *entry.adapters.values()]
+    named = [
+        resolve_path(entry, config.models_dir),
+        *((entry.mmproj,) if entry.mmproj else ()),
+        *entry.adapters.values(),
+    ]
     return [config.resolve_model_path(path).resolve() for path in named if not is_url(path)]

@@ -1,6 +1,7 @@
-"""What the engines have against a configuration: problems for `load_config`, and warnings.
+"""Problems and warnings of a configuration that only the engines can find.
 
-Asked for by `check-config` and where a server starts, not in every process that reads the configuration.
+They start vLLM's interpreter, so only `check-config`, `serve` and `reload` run them, not every process that loads the
+configuration.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from collections.abc import Iterator
 from llm_api_server.config.checks import Checks, Problem
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.select import engine_for
-from llm_api_server.engines.vllm.adapter import names_parsers, unknown_parsers
+from llm_api_server.engines.vllm.engine_args import names_parsers, unknown_parsers
 from llm_api_server.engines.vllm.installed import InstalledVllm, VllmNotInstalled
 
 
 def engine_checks(*, may_import: bool) -> Checks:
-    """For `load_config`. `may_import`: half a minute may pass to ask an old vLLM for its parsers, once; without it
-    only the load of a model says that such a vLLM does not know one.
+    """Return checks for `load_config`.
+
+    An old vLLM lists its parsers only after an import, which takes up to half a minute, once. Without `may_import`
+    such a version is not checked, and an unknown parser fails the load of its model instead.
     """
 
     def parsers_exist(config: Config) -> Iterator[Problem]:
-        models = {name: model for name, model in _vllm_models(config).items() if names_parsers(model)}
+        models = {name: model for name, model in _vllm_models(config.models.available) if names_parsers(model)}
         if not models:
             return
         try:
@@ -35,19 +38,18 @@ def engine_checks(*, may_import: bool) -> Checks:
 
 
 def engine_warnings(config: Config) -> Iterator[str]:
-    """As `config_warnings`: complete sentences about what is not refused."""
-    models = _vllm_models(config)
-    if not models:
+    """Yield a complete sentence if models need vLLM and it is not installed."""
+    names = ", ".join(f"'{name}'" for name, _ in _vllm_models(config.models.available))
+    if not names:
         return
     try:
         InstalledVllm(config.vllm_python).parser_names(may_import=False)
     except VllmNotInstalled:
-        who = ", ".join(f"'{name}'" for name in models)
         yield (
-            f"vLLM is not installed in {config.vllm_python}: {who} cannot be loaded. Run `make vllm`, or set "
+            f"vLLM is not installed in {config.vllm_python}: {names} cannot be loaded. Run `make vllm`, or set "
             "engines.vllm.python to an interpreter that has it."
         )
 
 
-def _vllm_models(config: Config) -> dict[str, ModelConfig]:
-    return {name: model for name, model in config.models.available.items() if engine_for(model) == "vllm"}
+def _vllm_models(available: dict[str, ModelConfig]) -> list[tuple[str, ModelConfig]]:
+    return [(name, model) for name, model in available.items() if engine_for(model) == "vllm"]

@@ -1,7 +1,7 @@
-"""Which tool-call and reasoning parser of vLLM fits a model. Pure.
+"""Tool-call and reasoning parsers of vLLM by model family.
 
-The chat template tells the format a model was taught; where it cannot be read, the family and the name decide. A model
-whose template knows no tools gets no tool parser: a parser that expects calls could mistake plain text for one.
+The chat template shows the format a model was trained on; if it cannot be read, family and name decide. A model whose
+template has no tools gets no tool parser, because a parser could mistake plain text for a call.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ _TOOLS = re.compile(r"\btools\b")
 
 @dataclass(frozen=True)
 class Clues:
-    """`name` is the folder's or hub's, in lower case; `template` None: could not be read, empty: there is none.
+    """Evidence of a model's family and format. None: unreadable.
 
-    `words` are those of `NEEDED_WORDS` that the tokenizer has; None: could not be read.
+    `name` is the name of the folder or the hub id, in lower case. An empty `template`: the model has none. `tokens`
+    are those of `NEEDED_TOKENS` that the tokenizer has.
     """
 
     name: str
     model_type: str = ""
     template: str | None = None
-    words: frozenset[str] | None = None
+    tokens: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
 class Parsers:
+    """Names of the parsers of a model; None: no parser."""
+
     tool: str | None = None
     reasoning: str | None = None
 
 
-#: Beginnings of `model_type` in config.json; the longer ones first where one begins another.
+#: Prefixes of `model_type` in config.json; longer ones first.
 _MODEL_TYPES: tuple[tuple[str, Family], ...] = (
     ("qwen", "qwen"), ("qwq", "qwen"), ("deepseek", "deepseek"), ("mllama", "llama"), ("llama", "llama"),
     ("mistral", "mistral"), ("magistral", "mistral"), ("ministral", "mistral"), ("mixtral", "mistral"),
@@ -46,7 +49,7 @@ _MODEL_TYPES: tuple[tuple[str, Family], ...] = (
     ("modernbert", "bert"), ("distilbert", "bert"), ("mpnet", "bert"),
 )  # fmt: skip
 
-#: All marks in a template that together mean a format of tool calls; the more particular first.
+#: Marks in a template that together identify a format of tool calls; more specific ones first.
 _TOOL_FORMATS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|channel|>", "<|call|>"), "openai"),
     (("[TOOL_CALLS]",), "mistral"),
@@ -68,7 +71,7 @@ _TOOL_FORMATS: tuple[tuple[tuple[str, ...], str], ...] = (
     (('"name": function name',), "llama3_json"),
 )
 
-#: family -> (part of the name, tool parser), first match; the last entry, the empty name, is the family's own.
+#: family -> (part of the name, tool parser); the first match counts, and the empty name is the default.
 _TOOLS_BY_NAME: dict[Family, tuple[tuple[str, str | None], ...]] = {
     "qwen": (
         ("qwen3-coder", "qwen3_coder"), ("qwen3.5", "qwen3_coder"), ("qwen3.6", "qwen3_coder"),
@@ -79,7 +82,7 @@ _TOOLS_BY_NAME: dict[Family, tuple[tuple[str, str | None], ...]] = {
         ("distill", None), ("r1-0528-qwen3", None), ("v2", None), ("v3", "deepseek_v3"), ("r1", "deepseek_v3"),
         ("", None),
     ),
-    # Llama 3.0 knows no tools.
+    # Llama 3.0 has no tools.
     "llama": (
         ("llama-4", "llama4_pythonic"), ("llama4", "llama4_pythonic"), ("llama-3.1", "llama3_json"),
         ("llama-3.2", "llama3_json"), ("llama-3.3", "llama3_json"), ("", None),
@@ -114,18 +117,18 @@ _REASONING_BY_NAME: dict[Family, tuple[tuple[str, str | None], ...]] = {
     "other": (("", None),),
 }  # fmt: skip
 
-#: R1 and the models distilled from it think alike, whatever they are built on.
+#: R1 and models distilled from it share a format, whatever their base.
 _REASONING_EVERYWHERE = (("deepseek-r1", "deepseek_r1"),)
 
-#: Parsers that take an answer without an end of thought for all thought; only for templates that know `<think>`.
+#: Parsers that take a response without an end of reasoning as all reasoning; only for templates with `<think>`.
 _THINK_TAG_PARSERS = frozenset({"qwen3", "deepseek_r1", "deepseek_v3", "glm45", "glm47"})
 
-#: Names that say what vLLM's own encoding is for: these models come without a template.
+#: Parts of names of models without a template, for which vLLM has an encoding of its own.
 _ENCODED_BY_VLLM = ("v3.2", "v4")
 
-#: Tokens without which a parser of vLLM refuses to start. Distilled models have the template of one family and the
-#: tokenizer of another.
-_NEEDED_WORD = {
+#: Token that a parser of vLLM needs to start. Distilled models have the template of one family and the tokenizer of
+#: another.
+_NEEDED_TOKEN = {
     "deepseek_v3": "<｜tool▁calls▁begin｜>",
     "deepseek_v31": "<｜tool▁calls▁begin｜>",
     "llama3_json": "<|python_tag|>",
@@ -133,11 +136,11 @@ _NEEDED_WORD = {
     "mistral": "[TOOL_CALLS]",
     "deepseek_r1": "<think>",
 }
-NEEDED_WORDS = frozenset(_NEEDED_WORD.values())
+NEEDED_TOKENS = frozenset(_NEEDED_TOKEN.values())
 
 
 def family_of(declared: ModelType, clues: Clues) -> Family:
-    """The declared family, else the one that config.json's `model_type` or the name begins with."""
+    """Return the declared family, else the one whose prefix `model_type` of config.json or the name has."""
     if declared != "auto":
         return declared
     short_name = clues.name.rsplit("/", 1)[-1]
@@ -152,7 +155,7 @@ def parsers_for(family: Family, clues: Clues) -> Parsers:
     if family in {"bert", "other"}:
         return Parsers()
     return Parsers(
-        _if_it_starts(_tool_parser(family, clues), clues), _if_it_starts(_reasoning_parser(family, clues), clues)
+        _if_supported(_tool_parser(family, clues), clues), _if_supported(_reasoning_parser(family, clues), clues)
     )
 
 
@@ -175,12 +178,12 @@ def _reasoning_parser(family: Family, clues: Clues) -> str | None:
     return parser
 
 
-def _if_it_starts(parser: str | None, clues: Clues) -> str | None:
-    word = _NEEDED_WORD.get(parser or "")
-    return None if word and clues.words is not None and word not in clues.words else parser
+def _if_supported(parser: str | None, clues: Clues) -> str | None:
+    token = _NEEDED_TOKEN.get(parser or "")
+    return None if token and clues.tokens is not None and token not in clues.tokens else parser
 
 
 def _by_name(table: tuple[tuple[str, str | None], ...], clues: Clues) -> str | None:
-    """The name may say nothing; `model_type` then often does."""
+    # `model_type` helps if the name of the folder is arbitrary.
     text = f"{clues.name} {clues.model_type.lower().replace('_', '-')}"
     return next(parser for part, parser in table if part in text)

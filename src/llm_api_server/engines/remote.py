@@ -1,4 +1,4 @@
-"""The adapter of an OpenAI-compatible server that already runs: no process, only an address, a key and a name."""
+"""The adapter of a remote OpenAI-compatible server: an address, a key and a name, no process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_api_server.types import EngineName
 
 
 class RemoteEngine:
-    """Satisfies `base.Engine`. A remote that does not answer fails single requests, not the model."""
+    """Adapter of remote servers (`base.Engine`). An unreachable server fails requests, not the model."""
 
     name: EngineName = "remote"
     phase_marks: Sequence[tuple[str, str]] = ()
@@ -20,11 +20,11 @@ class RemoteEngine:
     def inspect(self, model: ModelConfig) -> ModelFacts:
         base_address(model.path)
         if model.adapters:
-            raise ModelProblem("adapters need vLLM; the remote server's have names of their own, for upstream_model")
+            raise ModelProblem("adapters need vLLM; name an adapter of the remote server with upstream_model")
         return ModelFacts(context_length=model.max_tokens)
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
-        del socket, placement  # nothing of ours runs
+        del socket, placement  # no process to start
         headers = {"authorization": f"Bearer {model.api_key}"} if model.api_key else {}
         return LaunchPlan(
             argv=[],
@@ -34,7 +34,7 @@ class RemoteEngine:
         )
 
     async def wait_ready(self, plan: LaunchPlan) -> None:
-        """A remote has no start to wait for."""
+        """Return at once: a remote server has no start to wait for."""
 
     def explain_failure(self, log_tail: str, exit_code: int | None) -> str:
         del log_tail, exit_code
@@ -42,14 +42,14 @@ class RemoteEngine:
 
 
 def base_address(url: str) -> str:
-    """The URL without its final `/v1`, which requests bring along. Raises `ModelProblem` on anything but http(s)."""
+    """Return the URL without its final `/v1`, which requests add. Raises `ModelProblem` unless it is http(s)."""
     parts = urlsplit(url)
     try:
         is_usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         is_usable = False
     if not is_usable or parts.query or parts.fragment:
-        raise ModelProblem("the model's path is not a usable URL; it looks like http://host:port/v1")
+        raise ModelProblem("the model's path is not a usable URL; give one such as http://host:port/v1")
     if parts.username or parts.password:
-        raise ModelProblem("the model's URL must not hold a password; use api_key")
+        raise ModelProblem("the model's URL must not contain a password; use api_key")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"

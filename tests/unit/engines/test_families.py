@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_api_server.engines.families import NEEDED_WORDS, Clues, Parsers, family_of, parsers_for
+from llm_api_server.engines.families import NEEDED_TOKENS, Clues, Parsers, family_of, parsers_for
 from llm_api_server.types import ModelType
 
 # What is particular to the templates that come with these models, in their own words.
@@ -130,7 +130,7 @@ def test_hub_ids_are_known_by_name(name: str, expected: Parsers) -> None:
 def test_folders_are_known_by_their_template(
     name: str, model_type: str, template: str | None, expected: Parsers
 ) -> None:
-    clues = Clues(name, model_type, template, NEEDED_WORDS)
+    clues = Clues(name, model_type, template, NEEDED_TOKENS)
     assert parsers_for(family_of("auto", clues), clues) == expected
 
 

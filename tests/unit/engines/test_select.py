@@ -35,22 +35,22 @@ def test_engine_for(path: str, choice: EngineChoice, engine: str) -> None:
 
 def test_relative_paths_start_at_models_dir(tmp_path: Path) -> None:
     config = config_in(tmp_path)
-    assert resolve_path(config, ModelConfig(path="x.gguf")) == str(tmp_path / "models" / "x.gguf")
-    assert resolve_path(config, ModelConfig(path="/abs/x.gguf")) == "/abs/x.gguf"
-    assert resolve_path(config, ModelConfig(path="folder")) == str(tmp_path / "models" / "folder")
+    assert resolve_path(ModelConfig(path="x.gguf"), config.models_dir) == str(tmp_path / "models" / "x.gguf")
+    assert resolve_path(ModelConfig(path="/abs/x.gguf"), config.models_dir) == "/abs/x.gguf"
+    assert resolve_path(ModelConfig(path="folder"), config.models_dir) == str(tmp_path / "models" / "folder")
 
 
 def test_org_name_is_a_hub_id_unless_there_is_such_a_folder(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     model = ModelConfig(path="org/name")
-    assert resolve_path(config, model) == "org/name"
+    assert resolve_path(model, config.models_dir) == "org/name"
     (tmp_path / "models" / "org" / "name").mkdir(parents=True)
-    assert resolve_path(config, model) == str(tmp_path / "models" / "org" / "name")
+    assert resolve_path(model, config.models_dir) == str(tmp_path / "models" / "org" / "name")
 
 
 @pytest.mark.parametrize("path", ["models/x", "./org/name", "org/name/more", "name"])
 def test_what_looks_like_a_path_is_no_hub_id(tmp_path: Path, path: str) -> None:
-    assert resolve_path(config_in(tmp_path), ModelConfig(path=path)).startswith(str(tmp_path))
+    assert resolve_path(ModelConfig(path=path), config_in(tmp_path).models_dir).startswith(str(tmp_path))
 
 
 def test_models_come_with_their_adapter_and_resolved_paths(tmp_path: Path) -> None:

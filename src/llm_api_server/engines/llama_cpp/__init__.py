@@ -1,1 +1,1 @@
-"""llama.cpp: its settings, and the server that runs inside the engine process."""
+"""llama.cpp: the adapter, and the server that runs inside the engine process."""

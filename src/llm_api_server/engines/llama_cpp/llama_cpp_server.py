@@ -1,9 +1,9 @@
-"""The llama.cpp engine process: one model behind llama.cpp's own HTTP server on a unix socket. Started by its adapter.
+"""The llama.cpp engine process: one model behind llama.cpp's own HTTP server on a unix socket.
 
-Standard library and xllamacpp only; run as a script, isolated (`-I`), because this folder's modules share names with
-the standard library's. The one argument is JSON: `params`, fields of `CommonParams` by dotted name, enums by name;
-`notes`, lines for the log; `memory_limit`, bytes it may allocate, or null. SIGTERM ends it with code 0 (while it still
-loads: by the signal, as nothing can answer). A failure's last line is `llama.cpp: ` and the reason.
+A script of the standard library and xllamacpp only, run isolated (`-I`) so that modules of this folder do not hide
+those of the standard library. Its argument is JSON: `params`, fields of `CommonParams` by dotted name, enums by name;
+`notes`, lines for the log; `memory_limit`, bytes it may allocate, or null. SIGTERM ends it with exit code 0; while the
+model loads, the signal itself ends it. The last line of a failure is `llama.cpp: ` and the reason.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ EXIT_LOAD_FAILED = 3
 
 
 class BadArgument(Exception):
-    """The message names the field and what it may be."""
+    """A field is unknown or its value unusable; the message gives the field and the allowed values."""
 
 
 def main() -> int:
-    """Serve until a signal; returns only when that cannot be, with the exit code."""
+    """Serve until a signal. Return the exit code if the server cannot start."""
     job = json.loads(sys.argv[1])
-    _volunteer_for_the_kernel()
+    _raise_oom_score()
     if job["memory_limit"] is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (job["memory_limit"], job["memory_limit"]))
-    # The socket is for this user only, and llama.cpp cannot be told a mode.
+    # The socket is for this user only, and llama.cpp has no option for its mode.
     os.umask(0o177)
     try:
-        import xllamacpp  # noqa: PLC0415 - the umask comes first, and a missing wheel is explained
+        import xllamacpp  # noqa: PLC0415 - after the umask, and a missing wheel is reported
     except ImportError as error:
         return _fail(f"the engine's Python cannot import xllamacpp: {error}", EXIT_BAD_ARGUMENT)
     try:
@@ -44,37 +44,37 @@ def main() -> int:
     except BadArgument as error:
         return _fail(str(error), EXIT_BAD_ARGUMENT)
     for note in job["notes"]:
-        _say(note)
+        _log(note)
     socket = job["params"]["hostnames"][0]
     _unlink(socket)
     try:
-        # Held in a name: the server ends with the object.
+        # Keep a reference: the server ends with the object.
         server = xllamacpp.Server(params)
-    except Exception as error:  # noqa: BLE001 - whatever the extension raises, the process ends with its words
+    except Exception as error:  # noqa: BLE001 - whatever the extension raises is the reason of the failure
         _unlink(socket)
         return _fail(str(error), EXIT_LOAD_FAILED)
-    _say(f"listening on {server.listening_address}")
-    return _wait_and_leave(socket)
+    _log(f"listening on {server.listening_address}")
+    return _serve_until_signal(socket)
 
 
-def _wait_and_leave(socket: str) -> NoReturn:
-    wanted = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    signal.sigwait(wanted)
+def _serve_until_signal(socket: str) -> NoReturn:
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.sigwait(signals)
     _unlink(socket)
-    _say("stopped")
-    # Taking a running server apart waits for its requests; whoever sent the signal has drained them or will not.
+    _log("stopped")
+    # Destroying the server would wait for its requests; the sender of the signal has drained them or gives them up.
     os._exit(0)
 
 
-def _volunteer_for_the_kernel() -> None:
-    """When memory runs out, this process is to go, not the server: it can be started again."""
+def _raise_oom_score() -> None:
+    """Make the kernel end this process before the server when memory runs out: it can be started again."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 def build_params(library: Any, fields: dict[str, Any]) -> Any:
-    """A `CommonParams` with the given fields. Raises `BadArgument`."""
+    """Return a `CommonParams` with the given fields. Raises `BadArgument`."""
     params = library.CommonParams()
     for name, value in fields.items():
         *path, last = name.split(".")
@@ -83,7 +83,7 @@ def build_params(library: Any, fields: dict[str, Any]) -> Any:
             _check_name(target, step, name)
             target = getattr(target, step)
         _check_name(target, last, name)
-        setattr_checked(library, target, last, name, value)
+        _set_field(library, target, last, name, value)
     return params
 
 
@@ -96,7 +96,7 @@ def _check_name(target: Any, step: str, full_name: str) -> None:
     raise BadArgument(f"engine_args: llama.cpp has no option {full_name!r}{hint}")
 
 
-def setattr_checked(library: Any, target: Any, field: str, full_name: str, value: Any) -> None:
+def _set_field(library: Any, target: Any, field: str, full_name: str, value: Any) -> None:
     current = getattr(target, field)
     try:
         setattr(target, field, _converted(library, field, current, value))
@@ -105,7 +105,7 @@ def setattr_checked(library: Any, target: Any, field: str, full_name: str, value
 
 
 def _converted(library: Any, field: str, current: Any, value: Any) -> Any:
-    """JSON has no enums, sets or adapters; `current`, the field's default, tells what is wanted."""
+    """Convert a JSON value to the type of `current`, the field's default: an enum, a set, an adapter."""
     if isinstance(current, enum.Enum):
         return _enum_member(type(current), value)
     if field == "lora_adapters":
@@ -122,11 +122,11 @@ def _converted(library: Any, field: str, current: Any, value: Any) -> Any:
 
 
 def _enum_member(kind: type[enum.Enum], value: Any) -> enum.Enum:
-    """A member by its full name, by the end of its name (`q8_0` of `GGML_TYPE_Q8_0`) or by its number."""
+    """Return a member by its full name, by the end of its name (`q8_0` of `GGML_TYPE_Q8_0`) or by its number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return kind(value)
     wanted = str(value).upper()
-    # All members of one kind begin with its name, say GGML_TYPE_.
+    # All members of an enum share a prefix such as GGML_TYPE_.
     common = os.path.commonprefix(list(kind.__members__))  # noqa: RUF071 - of words, not of paths
     prefix = common[: common.rfind("_") + 1]
     for name, member in kind.__members__.items():
@@ -147,14 +147,14 @@ def _unlink(path: str) -> None:
     Path(path).unlink(missing_ok=True)
 
 
-def _say(text: str) -> None:
-    """Standard output is the engine's log file. It goes on where that cannot be written: the disk may be full."""
+def _log(text: str) -> None:
+    """Write to standard output, the engine's log file. Ignore failures: the disk may be full."""
     with suppress(OSError):
         os.write(1, f"llama.cpp: {text}\n".encode())
 
 
 def _fail(reason: str, code: int) -> int:
-    _say(reason)
+    _log(reason)
     return code
 
 

@@ -1,1 +1,1 @@
-"""Model files on disk: GGUF, Hugging Face folders, chat templates, LoRA adapters."""
+"""Formats of model files: GGUF, Hugging Face folders, chat templates, LoRA adapters."""

@@ -1,24 +1,20 @@
-"""The chat template that an entry gives in `engine_args`: a file, the text itself, or a name that the engine knows.
-
-Used by the adapters. A file is looked for where the model's would be, then beside the configuration.
-"""
+"""Chat template given in `engine_args`: a file, the template itself, or a name that the engine knows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_api_server.config.models import Config
 from llm_api_server.engines.base import ModelProblem
 
 _FILE_ENDINGS = (".jinja", ".jinja2", ".j2", ".txt")
-#: vLLM has some templates of this name.
+#: Prefix of the templates that vLLM ships.
 _BUILT_IN = "template_"
 
 
-def given_template(config: Config, engine_args: Mapping[str, Any]) -> Path | str | None:
-    """The file, or what is none; None where the model's own template counts. Raises `ModelProblem`."""
+def given_template(folders: Iterable[Path], engine_args: Mapping[str, Any]) -> Path | str | None:
+    """Return a file found in `folders`, a template or a name; None: the model's own. Raises `ModelProblem`."""
     value = engine_args.get("chat_template")
     if value is None:
         return None
@@ -26,7 +22,7 @@ def given_template(config: Config, engine_args: Mapping[str, Any]) -> Path | str
         raise ModelProblem("engine_args: chat_template must be a file or a template")
     if is_literal(value):
         return value
-    for folder in (config.models_dir, config.folder):
+    for folder in folders:
         file = folder / Path(value).expanduser()
         if file.is_file():
             return file
@@ -39,7 +35,7 @@ def given_template(config: Config, engine_args: Mapping[str, Any]) -> Path | str
 
 
 def template_text(template: Path | str | None) -> str | None:
-    """None where only the engine has it. Raises `ModelProblem`."""
+    """Return the text of a template; None: only the engine has it. Raises `ModelProblem`."""
     if isinstance(template, Path):
         try:
             return template.read_text("utf-8")
@@ -50,5 +46,5 @@ def template_text(template: Path | str | None) -> str | None:
 
 
 def is_literal(value: str) -> bool:
-    """As vLLM tells them apart."""
+    """Return whether `value` is a template and no path or name, by vLLM's rule."""
     return any(character in value for character in "{}\n")

@@ -1,7 +1,7 @@
-"""Reads the header of GGUF files, versions 2 and 3: what the model is, and whether the file is whole.
+"""Headers of GGUF files, versions 2 and 3: facts about the model, and whether the file is complete.
 
-Never reads a tensor. Every count and length is checked against the file's size before it is used, because files come
-from anywhere. Format: github.com/ggml-org/ggml, docs/gguf.md. Called by the llama.cpp adapter, in a thread.
+Tensors are never read. Every count and length is checked against the size of the file before use, because files are
+not trusted. Format: github.com/ggml-org/ggml, docs/gguf.md. Blocking: runs in a thread.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from llm_api_server.engines.base import ModelProblem
 
 _MAGIC = b"GGUF"
 _FIRST_READ = 4 * 1024 * 1024
-_LONGEST_HEADER = 1024 * 1024 * 1024
-_MOST_ENTRIES = 1_000_000
-_MOST_DIMENSIONS = 4
-_LONGEST_KEPT_ARRAY = 4096
+_MAX_HEADER_BYTES = 1024 * 1024 * 1024
+_MAX_ENTRIES = 1_000_000
+_MAX_DIMENSIONS = 4
+_MAX_KEPT_VALUES = 4096
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
-#: ggml types: number -> (values per block, bytes per block). A type that is not listed (a newer one) is not checked.
+#: ggml types: number -> (values per block, bytes per block). Unlisted, newer types are not checked.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
@@ -37,13 +37,13 @@ _BLOCKS = {
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
-class _Short(Exception):
-    """The bytes at hand end before the header does."""
+class _IncompleteData(Exception):
+    """The bytes read so far end within the header."""
 
 
 @dataclass(frozen=True)
 class Array:
-    """An array of the metadata: how many entries it has; the entries themselves only of short arrays of numbers."""
+    """Array of the metadata. `values` is kept for short arrays of numbers only."""
 
     count: int
     values: tuple[Any, ...] | None = None
@@ -51,7 +51,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Header:
-    """Metadata of one file. `data_end` is where its last tensor ends: a whole file is at least that long."""
+    """Metadata of one file. `data_end` is the end of its last tensor, the minimum size of a complete file."""
 
     metadata: dict[str, Any]
     data_end: int
@@ -59,7 +59,7 @@ class Header:
 
 @dataclass(frozen=True)
 class GGUFFacts:
-    """What the files of one model tell. `file_bytes` is the sum over its parts; 0 or None: not stated."""
+    """Facts about one model. `file_bytes` is the sum over its parts; 0 or None: unknown."""
 
     architecture: str
     file_bytes: int
@@ -73,7 +73,7 @@ class GGUFFacts:
 
 
 def read_facts(path: Path) -> GGUFFacts:
-    """Read a model's file, or all parts of a split one, named by its first. Raises `ModelProblem`."""
+    """Read a model's file, or all parts of a split one given its first. Raises `ModelProblem`."""
     header, size = read_header(path)
     for part in _other_parts(path):
         size += read_header(part)[1]
@@ -81,7 +81,7 @@ def read_facts(path: Path) -> GGUFFacts:
 
 
 def read_header(path: Path) -> tuple[Header, int]:
-    """The header of one file and the file's size. Raises `ModelProblem` when it is missing, foreign or cut off."""
+    """Return the header and size of one file. Raises `ModelProblem` if it is missing, no GGUF file or truncated."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -99,22 +99,22 @@ def read_header(path: Path) -> tuple[Header, int]:
 
 
 def _parse_growing(file: Any, size: int) -> Header:
-    """Parse from as little of the file as will do."""
+    """Parse the header, reading more of the file until it is complete."""
     if size == 0:
         raise ModelProblem("the file is empty")
     length = min(_FIRST_READ, size)
     while True:
-        # Mapped, because it goes back to the system at once: of the heap some megabytes would stay.
+        # Mapped memory returns to the system at once; the heap would keep some megabytes.
         with mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE) as data:
             file.seek(0)
             file.readinto(data)
             if data[:4] != _MAGIC:
                 raise ModelProblem("not a GGUF file")
-            with contextlib.suppress(_Short):
+            with contextlib.suppress(_IncompleteData):
                 return _Parser(data, size).parse()
         if length >= size:
             raise ModelProblem(f"the file is cut off within its header, after {size} bytes")
-        if length >= _LONGEST_HEADER:
+        if length >= _MAX_HEADER_BYTES:
             raise ModelProblem("not a GGUF file: its header is absurdly long")
         length = min(2 * length, size)
 
@@ -123,7 +123,7 @@ class _Parser:
     def __init__(self, data: mmap.mmap, file_size: int) -> None:
         self._data = data
         self._size = file_size
-        self._at = len(_MAGIC)
+        self._offset = len(_MAGIC)
 
     def parse(self) -> Header:
         version = self._take("I")
@@ -137,34 +137,34 @@ class _Parser:
             metadata[key] = self._value(self._take("I"))
         end = max((self._tensor_end() for _ in range(tensors)), default=0)
         alignment = _positive(metadata.get("general.alignment")) or 32
-        start = -(-self._at // alignment) * alignment
-        return Header(metadata, start + end if end else self._at)
+        start = -(-self._offset // alignment) * alignment
+        return Header(metadata, start + end if end else self._offset)
 
     def _take(self, code: str) -> Any:
         length = struct.calcsize("<" + code)
-        if self._at + length > len(self._data):
-            raise _Short
-        (value,) = struct.unpack_from("<" + code, self._data, self._at)
-        self._at += length
+        if self._offset + length > len(self._data):
+            raise _IncompleteData
+        (value,) = struct.unpack_from("<" + code, self._data, self._offset)
+        self._offset += length
         return value
 
     def _count(self, count: int) -> int:
-        if count > _MOST_ENTRIES:
+        if count > _MAX_ENTRIES:
             raise ModelProblem(f"not a usable GGUF file: its header claims {count} entries")
         return count
 
     def _skip(self, length: int) -> None:
-        if self._at + length > self._size:
-            # Also what a flipped bit looks like; nobody can tell the two apart.
+        if self._offset + length > self._size:
+            # A flipped bit in a length looks the same as a truncated file.
             raise ModelProblem(f"the file is cut off or damaged: its header reaches past its {self._size} bytes")
-        self._at += length
-        if self._at > len(self._data):
-            raise _Short
+        self._offset += length
+        if self._offset > len(self._data):
+            raise _IncompleteData
 
     def _string(self) -> str:
         length = self._take("Q")
         self._skip(length)
-        return self._data[self._at - length : self._at].decode("utf-8", "replace")
+        return self._data[self._offset - length : self._offset].decode("utf-8", "replace")
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -183,27 +183,27 @@ class _Parser:
             raise ModelProblem(f"not a usable GGUF file: arrays of type {kind} in its header")
         length = count * struct.calcsize("<" + _SCALARS[kind])
         self._skip(length)
-        if count > _LONGEST_KEPT_ARRAY:
+        if count > _MAX_KEPT_VALUES:
             return Array(count)
-        return Array(count, struct.unpack_from(f"<{count}{_SCALARS[kind]}", self._data, self._at - length))
+        return Array(count, struct.unpack_from(f"<{count}{_SCALARS[kind]}", self._data, self._offset - length))
 
     def _skip_strings(self, count: int) -> None:
-        # Vocabularies have a quarter of a million entries: locals and no calls to speak of.
-        unpack, data, at, last = struct.Struct("<Q").unpack_from, self._data, self._at, len(self._data) - 8
+        # Vocabularies have 250,000 entries, so the loop uses locals and few calls.
+        unpack, data, at, last = struct.Struct("<Q").unpack_from, self._data, self._offset, len(self._data) - 8
         for _ in range(count):
             if at > last:
                 break
             at += 8 + unpack(data, at)[0]
         else:
-            last = at  # all were there
-        self._skip(at - self._at)
+            last = at  # all strings are complete
+        self._skip(at - self._offset)
         if at > last:
-            raise _Short
+            raise _IncompleteData
 
     def _tensor_end(self) -> int:
         self._string()
         dimensions = self._take("I")
-        if dimensions > _MOST_DIMENSIONS:
+        if dimensions > _MAX_DIMENSIONS:
             raise ModelProblem(f"not a usable GGUF file: a tensor of {dimensions} dimensions")
         values = 1
         for _ in range(dimensions):
@@ -252,7 +252,7 @@ def _facts(metadata: dict[str, Any], size: int) -> GGUFFacts:
 
 
 def _kv_values_per_token(field: Any) -> int:
-    """Numbers that one token keeps in the cache, over all layers; an upper bound where layers use a sliding window."""
+    """Return how many numbers a token adds to the cache over all layers; an upper bound with sliding windows."""
     layers = _positive(field("block_count")) or 0
     heads = _positive(field("attention.head_count")) or 1
     kv_heads = field("attention.head_count_kv")

@@ -1,6 +1,6 @@
-"""Reads a Hugging Face model folder without loading it: what config.json tells, and whether the weights are whole.
+"""Hugging Face model folders, read without loading the model: facts from config.json, and completeness of weights.
 
-Called by the vLLM adapter, in a thread. The messages name files, never folders.
+Error messages name files, never folders. Blocking: runs in a thread.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_api_server.engines.base import ModelProblem
-from llm_api_server.engines.families import NEEDED_WORDS
+from llm_api_server.engines.families import NEEDED_TOKENS
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-_LONGEST_HEADER = 256 * 1024 * 1024
+_MAX_HEADER_BYTES = 256 * 1024 * 1024
 _VISION_KEYS = (
     "vision_config", "vision_tower", "mm_vision_tower", "visual", "image_token_id", "image_token_index",
     "img_processor", "vit_config",
@@ -28,10 +28,10 @@ _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """`template` and `words` (of `families.NEEDED_WORDS`) are None when they cannot be read.
+    """Facts about one model. None or 0: unknown.
 
-    `kv_values_per_token`: numbers that one token keeps in the cache over all layers, 0 when it cannot be told;
-    so are `hidden_size` and `layers`. `labels`: how many classes a classifier tells apart, None when it cannot be told.
+    `tokens` holds those of `families.NEEDED_TOKENS` that the tokenizer has. `kv_values_per_token` is how many numbers
+    a token adds to the cache over all layers. `labels` is the number of classes of a classifier.
     """
 
     model_type: str
@@ -43,7 +43,7 @@ class FolderFacts:
     has_video: bool
     has_audio: bool
     template: str | None
-    words: frozenset[str] | None
+    tokens: frozenset[str] | None
     kv_values_per_token: int
     weight_bytes: int
     labels: int | None = None
@@ -52,11 +52,11 @@ class FolderFacts:
 
 
 def read_folder(folder: Path) -> FolderFacts:
-    """Raises `ModelProblem` when a file is missing, damaged or cut off."""
+    """Read the folder. Raises `ModelProblem` if a file is missing, damaged or truncated."""
     if not (folder / "config.json").exists() and (folder / "params.json").exists():
         return _mistral_format(folder)
     config = read_json(folder, "config.json")
-    # Models that also speak keep the part that reads and writes in a configuration of its own.
+    # Models with speech output keep the configuration of their text model in a section of its own.
     thinker = config["thinker_config"] if isinstance(config.get("thinker_config"), dict) else config
     text = next((thinker[k] for k in _TEXT_KEYS if isinstance(thinker.get(k), dict)), thinker)
     architectures = tuple(str(a) for a in config.get("architectures") or ())
@@ -72,7 +72,7 @@ def read_folder(folder: Path) -> FolderFacts:
         has_video=any(key in thinker for key in _VIDEO_KEYS),
         has_audio=any(key in thinker for key in _AUDIO_KEYS),
         template=_chat_template(folder),
-        words=_words(folder),
+        tokens=_tokens(folder),
         kv_values_per_token=_kv_values_per_token(text),
         weight_bytes=_check_weights(folder),
         labels=_labels(config),
@@ -82,7 +82,7 @@ def read_folder(folder: Path) -> FolderFacts:
 
 
 def _mistral_format(folder: Path) -> FolderFacts:
-    """Mistral's own layout: params.json, consolidated weights, tekken.json; the template is in its tokenizer."""
+    """Read Mistral's own layout: params.json, consolidated weights, tekken.json with the chat template."""
     params = read_json(folder, "params.json")
     length = params.get("max_seq_len") or params.get("max_position_embeddings")
     return FolderFacts(
@@ -95,14 +95,14 @@ def _mistral_format(folder: Path) -> FolderFacts:
         has_video=False,
         has_audio="whisper_model_args" in params.get("multimodal", {}),
         template=None,
-        words=None,
+        tokens=None,
         kv_values_per_token=0,
         weight_bytes=_check_weights(folder),
     )
 
 
 def read_json(folder: Path, name: str, *, whose: str = "the model's") -> dict[str, Any]:
-    """Raises `ModelProblem`."""
+    """Read a JSON object. Raises `ModelProblem`."""
     try:
         content = json.loads((folder / name).read_bytes())
     except FileNotFoundError:
@@ -119,7 +119,7 @@ def _brief(error: Exception) -> str:
 
 
 def _only_embeds(architecture: str) -> bool:
-    """`BertModel`, `RobertaModel`, `…ForSequenceClassification`: there is no head that makes words."""
+    """Return whether an architecture such as `BertModel` or `…ForSequenceClassification` has no language model head."""
     return architecture.endswith(("Model", "ForSequenceClassification", "ForTextEncoding", "ForMaskedLM"))
 
 
@@ -131,7 +131,7 @@ def _labels(config: dict[str, Any]) -> int | None:
 
 
 def _has_image_processor(folder: Path) -> bool:
-    """For models whose config.json has a name of its own for the part that sees."""
+    """Return whether a processor file names an image processor, for models whose config.json has none of the keys."""
     for name, key in (
         ("preprocessor_config.json", "image_processor_type"),
         ("processor_config.json", "image_processor"),
@@ -151,7 +151,7 @@ def _context_length(folder: Path, config: dict[str, Any], text: dict[str, Any]) 
 
 
 def _chat_template(folder: Path) -> str | None:
-    """The template's text, all of them when there are several; empty when there is none. None: in the tokenizer."""
+    """Return the text of the templates; empty: there is none; None: it is part of the tokenizer."""
     file = folder / "chat_template.jinja"
     try:
         if file.exists():
@@ -164,20 +164,20 @@ def _chat_template(folder: Path) -> str | None:
     return None if any(folder.glob("tekken*.json")) or any(folder.glob("tokenizer.model.v*")) else ""
 
 
-def _words(folder: Path) -> frozenset[str] | None:
-    """Looked for in the text: reading a whole vocabulary as JSON would take a second."""
+def _tokens(folder: Path) -> frozenset[str] | None:
+    """Return the needed tokens that the tokenizer has, found as text: parsing the vocabulary takes a second."""
     try:
         text = (folder / "tokenizer.json").read_bytes()
     except OSError:
         return None
-    spellings = {word: {json.dumps(word, ensure_ascii=a).encode() for a in (True, False)} for word in NEEDED_WORDS}
-    return frozenset(word for word, forms in spellings.items() if any(form in text for form in forms))
+    spellings = {token: {json.dumps(token, ensure_ascii=a).encode() for a in (True, False)} for token in NEEDED_TOKENS}
+    return frozenset(token for token, forms in spellings.items() if any(form in text for form in forms))
 
 
 def _kv_values_per_token(text: dict[str, Any]) -> int:
     layers = _number(text, "num_hidden_layers", "n_layer")
     heads = _number(text, "num_attention_heads", "n_head")
-    if text.get("kv_lora_rank"):  # latent attention keeps one compressed vector
+    if text.get("kv_lora_rank"):  # latent attention caches one compressed vector
         return layers * (_number(text, "kv_lora_rank") + _number(text, "qk_rope_head_dim"))
     head_dim = _number(text, "head_dim") or (_number(text, "hidden_size", "n_embd") // heads if heads else 0)
     return layers * (_number(text, "num_key_value_heads") or heads) * head_dim * 2
@@ -188,7 +188,7 @@ def _number(text: dict[str, Any], *names: str) -> int:
 
 
 def _check_weights(folder: Path) -> int:
-    """Bytes of all weights. Raises `ModelProblem` when there are none, or a part is missing or cut off."""
+    """Return the size of all weights. Raises `ModelProblem` if there are none, or a part is missing or truncated."""
     for index in sorted(folder.glob("*.index.json")):
         named = read_json(folder, index.name).get("weight_map")
         parts = set(named.values()) if isinstance(named, dict) else set()
@@ -205,14 +205,15 @@ def _check_weights(folder: Path) -> int:
 
 
 def read_safetensors(file: Path) -> dict[str, list[int]]:
-    """The tensors' shapes. Compares the file's length with its header: 8 bytes of length, JSON with every tensor's
-    offsets. Raises `ModelProblem`.
+    """Return the shapes of the tensors. Raises `ModelProblem` if the file is damaged or truncated.
+
+    The header is 8 bytes of length and JSON with the offsets of every tensor.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0  # noqa: PLR2004
-        if not 0 < length <= min(size, _LONGEST_HEADER):
+        if not 0 < length <= min(size, _MAX_HEADER_BYTES):
             raise ModelProblem(f"{file.name} is damaged or cut off after {size} bytes")
         try:
             header = json.loads(stream.read(length))

@@ -1,6 +1,6 @@
-"""Reads LoRA adapters in PEFT's layout without loading them: the rank, and whether they can fit their base.
+"""LoRA adapters in PEFT's layout, read without loading them: their rank, and whether they fit their base model.
 
-Called by the vLLM adapter, in a thread. The messages name adapters and files, never folders.
+Error messages name adapters and files, never folders. Blocking: runs in a thread.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 from llm_api_server.engines.base import ModelProblem
 from llm_api_server.engines.model_formats.hf_folder import FolderFacts, read_json, read_safetensors
 
-#: What vLLM allows for `max_lora_rank`.
+#: Values that vLLM allows for `max_lora_rank`.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_MOST_BATCHED = 4
+_MAX_BATCHED = 4
 _OTHER_WEIGHTS = ("adapter_model.bin", "adapter_model.pt")
-#: Members of adapter_config.json that, when set, make an adapter more than vLLM's LoRA.
+#: Members of adapter_config.json that vLLM does not support.
 _UNSUPPORTED = ("use_dora", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication")
-#: Modules that read the hidden state, in a decoder's numbered layer.
+#: Modules of a numbered decoder layer whose input is the hidden state.
 _READS_HIDDEN = re.compile(r"\.layers\.(?P<layer>\d+)\..*\b(?:q|k|v|gate|up)_proj\.lora_A\.weight$")
 _NOT_THE_DECODER = re.compile(r"vision|visual|audio|encoder", re.IGNORECASE)
 
 
 def adapter_options(adapters: Mapping[str, str], base: FolderFacts | None) -> dict[str, Any]:
-    """vLLM's options to serve `adapters` (name -> absolute path). Raises `ModelProblem` for what cannot be served."""
+    """Return vLLM's options to serve `adapters` (name -> absolute path). Raises `ModelProblem`."""
     if not adapters:
         return {}
     rank = max(_read(name, Path(path), base) for name, path in adapters.items())
@@ -33,13 +33,13 @@ def adapter_options(adapters: Mapping[str, str], base: FolderFacts | None) -> di
         "enable_lora": True,
         "lora_modules": [{"name": name, "path": path} for name, path in adapters.items()],
         "max_lora_rank": next(allowed for allowed in _RANKS if allowed >= rank),
-        "max_loras": min(len(adapters), _MOST_BATCHED),
-        "max_cpu_loras": len(adapters),  # none has to be read again
+        "max_loras": min(len(adapters), _MAX_BATCHED),
+        "max_cpu_loras": len(adapters),  # all stay in RAM
     }
 
 
 def _read(name: str, folder: Path, base: FolderFacts | None) -> int:
-    """The adapter's rank."""
+    """Check an adapter and return its rank."""
     try:
         config = read_json(folder, "adapter_config.json", whose="its")
         _check_kind(config)
@@ -52,7 +52,7 @@ def _read(name: str, folder: Path, base: FolderFacts | None) -> int:
 def _check_kind(config: dict[str, Any]) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        raise ModelProblem(f"it is of the kind {kind}; vLLM serves LORA")
+        raise ModelProblem(f"its type is {kind}; vLLM serves LORA")
     if unsupported := [member for member in _UNSUPPORTED if config.get(member)]:
         raise ModelProblem(f"vLLM does not support {unsupported[0]} of its adapter_config.json")
     if config.get("bias", "none") != "none":

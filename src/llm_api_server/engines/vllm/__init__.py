@@ -1,1 +1,1 @@
-"""vLLM: its argument list, its zygote, what is asked of an installed version."""
+"""vLLM: the adapter, its arguments, the zygote that forks engines, and the parsers of the installed version."""

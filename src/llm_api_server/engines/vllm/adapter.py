@@ -1,20 +1,18 @@
-"""The vLLM adapter: from a model entry to the argument list that `vllm serve` would get, on GPUs or on a CPU."""
+"""The vLLM adapter: sizes the context and the cache, chooses parsers and builds the arguments of `vllm serve`."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from llm_api_server.config.document import suggest
-from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.config.models import ModelConfig
 from llm_api_server.devices.host import Host
 from llm_api_server.engines import explain, readiness
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, ModelProblem, Need, Placement, SleepFootprint, Warmup
@@ -22,58 +20,49 @@ from llm_api_server.engines.families import Clues, Parsers, family_of, parsers_f
 from llm_api_server.engines.model_formats.chat_template import given_template, template_text
 from llm_api_server.engines.model_formats.hf_folder import FolderFacts, read_folder
 from llm_api_server.engines.model_formats.lora_adapters import adapter_options
+from llm_api_server.engines.settings import EngineSettings
+from llm_api_server.engines.vllm.engine_args import (
+    checked,
+    command_line,
+    names_parsers,
+    positive_integer,
+    positive_number,
+    underscored_names,
+    unknown_parsers,
+)
 from llm_api_server.engines.vllm.installed import InstalledVllm, ParserNames, VllmNotInstalled
 from llm_api_server.formats import memory_size
 from llm_api_server.types import EngineName, Task
 
-# Deprecated in favour of `vllm serve`, but the only one that starts on builds whose distribution is not called `vllm`.
+# Deprecated in favour of `vllm serve`, which fails on builds whose distribution is not called `vllm`.
 _MODULE = "vllm.entrypoints.openai.api_server"
 
 _DEFAULT_CPU_SEQUENCES = 4
 _DEFAULT_GPU_SEQUENCES = 256
-_LEAST_CONTEXT = 4096
-_BLOCK_TOKENS = 128  # of vLLM's cache on CPU; every sequence may leave one half empty
+_MIN_CONTEXT = 4096
+#: Block size of vLLM's cache on CPUs. Each sequence may leave half of one unused.
+_BLOCK_TOKENS = 128
 _GIB = 1024**3
 _CACHE_VALUE_BYTES = 2
-#: Pictures per request: more than chats send, fewer than would keep the engine's server busy before it counts tokens.
-_MOST_IMAGES = 16
-#: What vLLM takes of a GPU unless told otherwise.
-#: Of a hub id.
-_UNKNOWN = "whose size is not known before they are downloaded"
+#: Images per request: more than chats send, few enough that the engine's server stays responsive meanwhile.
+_MAX_IMAGES = 16
+#: Fraction of a GPU that vLLM takes by default.
 _DEFAULT_SHARE = 0.9
-#: Beside weights and cache: on a CPU, its three processes; on a GPU the least, and what steps and graphs may need.
+#: Size of the weights behind a hub id, in messages.
+_UNKNOWN_SIZE = "whose size is not known before they are downloaded"
+#: Memory beside weights and cache: on a CPU that of vLLM's three processes; on a GPU the minimum, and the maximum with
+#: buffers of a step and graphs.
 _CPU_OVERHEAD = 3 * _GIB // 2
-_LEAST_GPU_OVERHEAD = _GIB
-_MOST_GPU_OVERHEAD = 3 * _GIB
-#: What a sleeping engine keeps of a GPU: contexts, graphs, communication.
-_ASLEEP_BYTES = 2 * _GIB
-#: Tokens per step on GPUs: a long prompt is through in few steps, and first tokens come early.
+_MIN_GPU_OVERHEAD = _GIB
+_MAX_GPU_OVERHEAD = 3 * _GIB
+#: GPU memory that a sleeping engine keeps: contexts, graphs, communication buffers.
+_SLEEPING_BYTES = 2 * _GIB
+#: Tokens per step on GPUs: large, so that prefill of a long prompt takes few steps.
 _PREFILL_TOKENS = 8192
-
-#: Set by us; a second opinion in `engine_args` would leave the server unreachable or open.
-_RESERVED = frozenset(
-    {
-        "model",
-        "served_model_name",
-        "uds",
-        "host",
-        "port",
-        "api_key",
-        "ssl_keyfile",
-        "ssl_certfile",
-        "root_path",
-        "enable_sleep_mode",
-    }
-)
 
 _EMBEDDING_TASKS: tuple[Task, ...] = ("embed", "rank", "score", "pool")
 _RANKING_TASKS: tuple[Task, ...] = ("rank", "score", "classify", "pool")
 _CLASSIFYING_TASKS: tuple[Task, ...] = ("classify", "pool")
-#: Arguments that name a parser: the registry it must be in, and the argument that may add to that.
-_PARSER_ARGUMENTS = {
-    "tool_call_parser": ("tool", "tool_parser_plugin"),
-    "reasoning_parser": ("reasoning", "reasoning_parser_plugin"),
-}
 
 _LOG_PREFIX = re.compile(
     r"^(?:\([^)]*\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?", re.MULTILINE
@@ -86,7 +75,7 @@ _REASONS = [
     (r"((?:Available|Free) memory on (?:node|device).*?)(?: On the CPU backend,| Decrease GPU|$)", r"\1"),
     (r"Value error, (.*?)(?: \[type=|$)", r"\1"),
 ]
-#: The last of `configuration` is where the worker begins, after its own imports where it does not fork.
+#: `configuration` ends when the worker starts, after its own imports if it is not forked.
 _PHASE_MARKS = (
     ("imports", r"non-default args|vLLM API server version|\bversion \d"),
     ("configuration", r"Starting to load model|Initializing model took"),
@@ -95,31 +84,34 @@ _PHASE_MARKS = (
     ("server", r"Application startup complete"),
 )
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception)): (.+)$", re.MULTILINE)
-#: Raised in one process because another has failed: never the reason.
+#: Errors raised in one process because another has failed; never the reason.
 _WRAPPERS = ("Engine core initialization failed", "WorkerProc initialization failed", "Cancelled", "EngineCore")
 
 
 @dataclass(frozen=True)
 class _Sizing:
-    """None: left to vLLM."""
+    """Sizes of an instance; None: left to vLLM."""
 
     context: int | None
     sequences: int | None
     cache_bytes: int | None = None
-    #: On CPUs: all that it takes.
+    #: Total memory of the engine, on CPUs only.
     memory_bytes: int = 0
 
 
 class VllmEngine:
-    """Satisfies `base.Engine`. Remembers which parsers vLLM registers; `inspect`, which may wait, asks for them."""
+    """Adapter of vLLM (`base.Engine`). `inspect`, which may block, fetches the parsers that vLLM registers."""
 
     name: EngineName = "vllm"
     phase_marks: Sequence[tuple[str, str]] = _PHASE_MARKS
 
-    def __init__(self, config: Config, host: Host) -> None:
-        self._config = config
+    def __init__(self, settings: EngineSettings, host: Host, *, zygote: bool = True) -> None:
+        self._python = settings.python
+        self._inference = settings.inference
+        self._template_folders = settings.template_folders
         self._host = host
-        self._installed = InstalledVllm(config.vllm_python)
+        self._zygote = zygote
+        self._installed = InstalledVllm(settings.python)
         self._registered: ParserNames | None = None
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
@@ -136,25 +128,24 @@ class VllmEngine:
             embedding_tasks=_EMBEDDING_TASKS if task == "generate" else (),
             need=self._need(model, facts, sizing),
             sleep_footprint=self._sleep_footprint(model, facts),
-            slots=_integer(model, "max_num_seqs") or self._sequences(sizing, task),
+            slots=positive_integer(model, "max_num_seqs") or self._sequences(sizing, task),
         )
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         facts = self._facts(model)
         task = _task(model, facts)
-        given = _checked(model.engine_args, "lora_modules" if model.adapters else None)
-        if (template := given_template(self._config, given)) is not None:
+        given = checked(model.engine_args, has_adapters=bool(model.adapters))
+        if (template := given_template(self._template_folders, given)) is not None:
             given["chat_template"] = str(template)
-        options = self._options(name, model, facts, task) | self._seating(facts, placement) | given
+        options = self._options(name, model, facts, task) | self._device_options(facts, placement) | given
         options.setdefault("enable_auto_tool_choice", True if options.get("tool_call_parser") else None)
         fixed = {"model": model.path, "served_model_name": name, "uds": str(socket)}
-        python = self._config.vllm_python
         return LaunchPlan(
-            argv=[python, "-m", _MODULE, *arguments(fixed | options)],
+            argv=[self._python, "-m", _MODULE, *command_line(fixed | options)],
             address=f"unix:{socket}",
-            env=self._env(python, is_local=facts is not None) | _visible_devices(placement) | model.env,
+            env=self._env(is_local=facts is not None) | _visible_devices(placement) | model.env,
             warmup=self._warmup(name, task),
-            is_forkable=self._config.engines.vllm.zygote,
+            is_forkable=self._zygote,
         )
 
     async def wait_ready(self, plan: LaunchPlan) -> None:
@@ -171,7 +162,7 @@ class VllmEngine:
         return explain.exit_reason("vLLM", exit_code)
 
     def _facts(self, model: ModelConfig) -> FolderFacts | None:
-        """None for a hub id: nothing is known of it without the network."""
+        """Return None for a hub id, of which nothing is known without the network."""
         path = Path(model.path)
         if not path.is_absolute():
             return None
@@ -182,75 +173,76 @@ class VllmEngine:
         return read_folder(path)
 
     def _sizing(self, model: ModelConfig, facts: FolderFacts | None) -> _Sizing:
-        inference = self._config.inference
         own = facts.context_length if facts else None
-        lengths = [n for n in (model.max_tokens, inference.max_total_tokens) if n]
+        lengths = [n for n in (model.max_tokens, self._inference.max_total_tokens) if n]
         context = min([*lengths, *([own] if own else [])]) if lengths else None
         if self._host.has_nvidia:
-            sequences = inference.max_batch_size or _DEFAULT_GPU_SEQUENCES
-            return _Sizing(_integer(model, "max_model_len") or context or own, sequences)
+            sequences = self._inference.max_batch_size or _DEFAULT_GPU_SEQUENCES
+            return _Sizing(positive_integer(model, "max_model_len") or context or own, sequences)
         return self._cpu_sizing(model, facts, context or own)
 
     def _cpu_sizing(self, model: ModelConfig, facts: FolderFacts | None, context: int | None) -> _Sizing:
-        """An absolute cache: vLLM would else ask for nearly all memory of the machine, and refuse if it is in use."""
-        sequences = self._config.inference.max_batch_size or _DEFAULT_CPU_SEQUENCES
+        """Size the cache in bytes, because vLLM would otherwise claim nearly all RAM and fail if it is in use."""
+        sequences = self._inference.max_batch_size or _DEFAULT_CPU_SEQUENCES
         budget = self._host.memory_bytes // 4
         token_bytes = facts.kv_values_per_token * _CACHE_VALUE_BYTES if facts else 0
-        if token_bytes and context and not (model.max_tokens or self._config.inference.max_total_tokens):
-            context = min(context, max(_LEAST_CONTEXT, budget // token_bytes - _BLOCK_TOKENS))
-        context = _integer(model, "max_model_len") or context
-        tokens = (context or _LEAST_CONTEXT) + _BLOCK_TOKENS
+        if token_bytes and context and not (model.max_tokens or self._inference.max_total_tokens):
+            context = min(context, max(_MIN_CONTEXT, budget // token_bytes - _BLOCK_TOKENS))
+        context = positive_integer(model, "max_model_len") or context
+        tokens = (context or _MIN_CONTEXT) + _BLOCK_TOKENS
         cache = max(min(tokens * sequences * token_bytes, budget), tokens * token_bytes) if token_bytes else _GIB
         needed = (facts.weight_bytes if facts else _GIB) + cache + _CPU_OVERHEAD
         return _Sizing(context, sequences, cache, needed)
 
     def _sequences(self, sizing: _Sizing, task: str) -> int | None:
-        """Computed together. Of what it does not generate vLLM takes as many as it likes."""
-        return sizing.sequences if task == "generate" else self._config.inference.max_batch_size
+        """Return the number of concurrent sequences; for pooling models vLLM chooses it unless configured."""
+        return sizing.sequences if task == "generate" else self._inference.max_batch_size
 
     def _need(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing) -> Need:
         if not self._host.has_nvidia:
             weights = (
                 f"{memory_size(facts.weight_bytes)} of weights"
                 if facts
-                else f"{memory_size(_GIB)} for weights {_UNKNOWN}"
+                else f"{memory_size(_GIB)} for weights {_UNKNOWN_SIZE}"
             )
             cache = memory_size(sizing.cache_bytes or 0)
             note = f"{weights}, {cache} of cache, {memory_size(_CPU_OVERHEAD)} for vLLM"
             return Need("ram", sizing.memory_bytes, note=note)
-        count = model.tensor_parallel_size * (_integer(model, "pipeline_parallel_size") or 1)
+        count = model.tensor_parallel_size * (positive_integer(model, "pipeline_parallel_size") or 1)
         weights_bytes = facts.weight_bytes // count if facts else 0
-        share = _number(model, "gpu_memory_utilization") or model.gpu_memory_utilization
+        share = positive_number(model, "gpu_memory_utilization") or model.gpu_memory_utilization
         return Need(
             "gpu",
-            weights_bytes + _LEAST_GPU_OVERHEAD,
+            weights_bytes + _MIN_GPU_OVERHEAD,
             count,
             share or _DEFAULT_SHARE,
             is_share_soft=share is None,
             measures_memory=True,
             gpus=None if model.gpus is None else tuple(model.gpus),
-            note=f"{memory_size(weights_bytes)} of weights on each" if facts else f"without weights, {_UNKNOWN}",
+            note=f"{memory_size(weights_bytes)} of weights on each" if facts else f"without weights, {_UNKNOWN_SIZE}",
         )
 
     def _sleep_footprint(self, model: ModelConfig, facts: FolderFacts | None) -> SleepFootprint | None:
-        """vLLM refuses to sleep on CPUs; of a hub id it is not known how much RAM its sleep takes."""
+        """Return None on CPUs, where vLLM cannot sleep, and for hub ids, whose weights have no known size."""
         if not (model.sleep and self._host.has_nvidia and facts):
             return None
-        return SleepFootprint(_ASLEEP_BYTES, facts.weight_bytes)
+        return SleepFootprint(_SLEEPING_BYTES, facts.weight_bytes)
 
-    def _seating(self, facts: FolderFacts | None, placement: Placement | None) -> dict[str, Any]:
-        """The share of the devices it was given. Beside another instance the cache is an absolute number, as vLLM would
-        take what the other allocates or frees meanwhile for its own.
+    def _device_options(self, facts: FolderFacts | None, placement: Placement | None) -> dict[str, Any]:
+        """Return the share of the devices that vLLM may use.
+
+        Beside another instance the cache size is given in bytes, because vLLM would count memory that the other
+        allocates or frees during the start as its own.
         """
         if placement is None or not placement.devices or not self._host.has_nvidia:
             return {}
-        seating: dict[str, Any] = {"gpu_memory_utilization": math.floor(placement.share * 1000) / 1000}
+        options: dict[str, Any] = {"gpu_memory_utilization": math.floor(placement.share * 1000) / 1000}
         if placement.is_shared and facts is not None:
             weights = facts.weight_bytes * 21 // 20 // len(placement.devices)
-            cache = min(seat.size for seat in placement.devices) - weights - _MOST_GPU_OVERHEAD
+            cache = min(device.size for device in placement.devices) - weights - _MAX_GPU_OVERHEAD
             if cache > 0:
-                seating["kv_cache_memory_bytes"] = cache
-        return seating
+                options["kv_cache_memory_bytes"] = cache
+        return options
 
     def _options(self, name: str, model: ModelConfig, facts: FolderFacts | None, task: str) -> dict[str, Any]:
         sizing = self._sizing(model, facts)
@@ -277,15 +269,15 @@ class VllmEngine:
         return options
 
     def _passed_context(self, model: ModelConfig, facts: FolderFacts | None, sizing: _Sizing, task: str) -> int | None:
-        """Said only where it may differ from what vLLM finds by itself."""
-        is_configured = bool(model.max_tokens or self._config.inference.max_total_tokens)
+        """Return the context length if it may differ from the one vLLM derives."""
+        is_configured = bool(model.max_tokens or self._inference.max_total_tokens)
         is_reduced = facts is not None and sizing.context != facts.context_length
         is_sized = not self._host.has_nvidia and (task == "generate" or is_reduced)
         return sizing.context if is_configured or is_sized else None
 
     def _generation_options(self, name: str, model: ModelConfig, facts: FolderFacts | None) -> dict[str, Any]:
         parsers = self._default_parsers(name, model, facts)
-        favours_first_token = self._config.inference.optimize_first_token
+        favours_first_token = self._inference.optimize_first_token
         return {
             "enable_prefix_caching": favours_first_token,
             "max_num_batched_tokens": _PREFILL_TOKENS if favours_first_token and self._host.has_nvidia else None,
@@ -294,37 +286,37 @@ class VllmEngine:
         }
 
     def _default_parsers(self, name: str, model: ModelConfig, facts: FolderFacts | None) -> Parsers:
-        """The family's, without those that came after the installed vLLM."""
+        """Return the parsers of the model's family that the installed vLLM has."""
         parsers = self._family_parsers(model, facts)
         if self._registered is None:
             return parsers
         has_tool = parsers.tool is None or parsers.tool in self._registered.tool
         has_reasoning = parsers.reasoning is None or parsers.reasoning in self._registered.reasoning
         for parser in [*([] if has_tool else [parsers.tool]), *([] if has_reasoning else [parsers.reasoning])]:
-            logger.warning("model {}: the installed vLLM has no parser '{}'; served without it", name, parser)
+            logger.warning("model {}: the installed vLLM has no parser '{}'; it is served without one", name, parser)
         return Parsers(parsers.tool if has_tool else None, parsers.reasoning if has_reasoning else None)
 
     def _family_parsers(self, model: ModelConfig, facts: FolderFacts | None) -> Parsers:
         clues = Clues(model.path.lower())
         if facts is not None:
-            clues = Clues(Path(model.path).name.lower(), facts.model_type, facts.template, facts.words)
-        if (template := given_template(self._config, _underscored_names(model.engine_args))) is not None:
+            clues = Clues(Path(model.path).name.lower(), facts.model_type, facts.template, facts.tokens)
+        if (template := given_template(self._template_folders, underscored_names(model.engine_args))) is not None:
             clues = replace(clues, template=template_text(template))
         return parsers_for(family_of(model.type, clues), clues)
 
     def _check_parsers(self, model: ModelConfig, facts: FolderFacts | None) -> None:
-        """Raises `ModelProblem` when the entry names a parser that vLLM does not have."""
+        """Raise `ModelProblem` if the entry names a parser that vLLM does not have."""
         if self._family_parsers(model, facts) == Parsers() and not names_parsers(model):
             return
         try:
             self._registered = self._installed.parser_names(may_import=True)
         except VllmNotInstalled:
-            return  # the load says so
+            return  # the load reports it
         for _, sentence in unknown_parsers(model, self._registered):
             raise ModelProblem(sentence)
 
     def _cpu_options(self, sizing: _Sizing) -> dict[str, Any]:
-        """Eager: compiled, a small model gave a fifth more tokens a second, but each start took a minute, not 3 s."""
+        """Return options without compilation: it gave a small model 20 % more tokens/s, but starts of 60 s, not 3 s."""
         share = min(0.9, max(0.05, round(sizing.memory_bytes / self._host.memory_bytes, 2)))
         return {
             "gpu_memory_utilization": share,
@@ -333,92 +325,38 @@ class VllmEngine:
             "compilation_config": {"custom_ops": ["none"]},
         }
 
-    def _env(self, python: str, *, is_local: bool) -> dict[str, str]:
+    def _env(self, *, is_local: bool) -> dict[str, str]:
         env = {
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            "VLLM_MAX_IMAGE_PIXELS": str(self._config.inference.max_image_pixels),  # its own limit may be lower
-            # Its endpoints to end a request and to sleep; nobody but us reaches its socket.
+            "VLLM_MAX_IMAGE_PIXELS": str(self._inference.max_image_pixels),  # vLLM's default may be lower
+            # Endpoints that abort a request and put the engine to sleep; only this server can reach its socket.
             "VLLM_SERVER_DEV_MODE": "1",
             "PYTHONSAFEPATH": "1",  # `-m` must not import from the folder the server was started in
-            # Kernels are built at run time with the `ninja` of vLLM's own environment.
-            "PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)]),
+            # vLLM builds kernels at run time with the `ninja` of its own environment.
+            "PATH": os.pathsep.join([str(Path(self._python).parent), os.environ.get("PATH", os.defpath)]),
         }
         if is_local:
             env["HF_HUB_OFFLINE"] = "1"
         if not self._host.has_nvidia:
-            # Not bound to cores: several engines would all take the first ones.
+            # Not bound to cores: several engines would all use the first ones.
             env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self._host.cores)}
         return env
 
     def _warmup(self, name: str, task: str) -> Warmup | None:
-        if not self._config.inference.optimize_first_token or task == "rank":
+        if not self._inference.optimize_first_token or task == "rank":
             return None
         if task == "embed":
             return Warmup("/v1/embeddings", {"model": name, "input": "Hello"})
         return Warmup("/v1/completions", {"model": name, "prompt": "Hello", "max_tokens": 1})
 
 
-def arguments(options: Mapping[str, Any]) -> list[str]:
-    """`a_b: x` becomes `--a-b x`, true `--a-b`, false `--no-a-b`, a mapping or list of mappings JSON; null nothing."""
-    argv: list[str] = []
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        match value:
-            case None:
-                continue
-            case True:
-                argv.append(flag)
-            case False:
-                argv.append("--no-" + flag[2:])
-            case dict():
-                argv += [flag, json.dumps(value, ensure_ascii=False)]
-            case list():
-                argv += [flag, *(json.dumps(v) if isinstance(v, dict) else str(v) for v in value)]
-            case _:
-                # One word, so that a value that begins with a dash is not taken for an option.
-                argv += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
-    return argv
-
-
-def names_parsers(model: ModelConfig) -> bool:
-    return any(_underscored(name) in _PARSER_ARGUMENTS for name in model.engine_args)
-
-
-def unknown_parsers(model: ModelConfig, registered: ParserNames | None) -> Iterator[tuple[str, str]]:
-    """The keys of `engine_args` that name a parser which is not registered, each with what is wrong."""
-    given = _underscored_names(model.engine_args)
-    for key, value in model.engine_args.items():
-        kind, plugin = _PARSER_ARGUMENTS.get(_underscored(key), (None, ""))
-        if kind is None or value is None or registered is None or given.get(plugin):
-            continue
-        names = registered.tool if kind == "tool" else registered.reasoning
-        if not (isinstance(value, str) and value in names):
-            yield key, f"the installed vLLM has no {kind} parser '{value}'{suggest(value, sorted(names))}"
-
-
-def _underscored(name: str) -> str:
-    return name.lstrip("-").replace("-", "_")
-
-
-def _underscored_names(engine_args: dict[str, Any]) -> dict[str, Any]:
-    return {_underscored(name): value for name, value in engine_args.items()}
-
-
-def _checked(engine_args: dict[str, Any], reserved: str | None) -> dict[str, Any]:
-    named = _underscored_names(engine_args)
-    for name in named:
-        if name in _RESERVED or name == reserved:
-            raise ModelProblem(f"engine_args: {name} is set by the server and cannot be changed")
-    return named
-
-
 def _vision_options(facts: FolderFacts) -> dict[str, Any]:
-    """vLLM's own limit is 999 of each kind, and it makes room for the largest video of models that see videos."""
+    """Return limits of media per request. vLLM's default is 999, and it reserves memory for the largest video."""
     return {
-        "limit_mm_per_prompt": {"image": _MOST_IMAGES, "video": int(facts.has_video), "audio": int(facts.has_audio)},
-        # With vLLM 0.32's cache of prepared pictures, `/v1/messages/count_tokens` makes the next request with the same
-        # picture fail: its server believes that the engine has what it never sent.
+        "limit_mm_per_prompt": {"image": _MAX_IMAGES, "video": int(facts.has_video), "audio": int(facts.has_audio)},
+        # With vLLM 0.32's cache of processed images, `/v1/messages/count_tokens` makes the next request with the same
+        # image fail: the server assumes that the engine has an image it never sent.
         "mm_processor_cache_gb": 0,
     }
 
@@ -429,18 +367,18 @@ def _check_env(env: dict[str, str]) -> None:
 
 
 def _visible_devices(placement: Placement | None) -> dict[str, str]:
-    indexes = [str(seat.index) for seat in placement.devices if seat.index is not None] if placement else []
+    indexes = [str(device.index) for device in placement.devices if device.index is not None] if placement else []
     if not indexes:
         return {}
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(indexes)}
 
 
 def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
-    """`generate`, `embed`, or `rank`: any classifier; one with a single label serves `/rerank` and `/score`."""
-    args = {name.lstrip("-").replace("-", "_"): value for name, value in model.engine_args.items()}
+    """Return `generate`, `embed`, or `rank` for a classifier; with a single label it serves `/rerank`, `/score`."""
+    args = underscored_names(model.engine_args)
     overrides = args.get("hf_overrides")
-    told = overrides.get("architectures") if isinstance(overrides, dict) else None
-    architectures = told if isinstance(told, list) else facts.architectures if facts else ()
+    override = overrides.get("architectures") if isinstance(overrides, dict) else None
+    architectures = override if isinstance(override, list) else facts.architectures if facts else ()
     if any(str(one).endswith("ForSequenceClassification") for one in architectures):
         return "rank"
     if model.task != "auto":
@@ -451,26 +389,16 @@ def _task(model: ModelConfig, facts: FolderFacts | None) -> str:
 
 
 def _conversion(task: str, facts: FolderFacts | None) -> str | None:
-    """What vLLM must make of a model that was made for something else; of a hub id it finds out itself to embed."""
+    """Return the conversion of a generative model for pooling; vLLM detects it for the embeddings of a hub id."""
     if task == "rank":
         return "classify" if facts is None or facts.is_generative else None
     return "embed" if facts and facts.is_generative else None
 
 
 def _tasks(task: str, facts: FolderFacts | None) -> tuple[Task, ...]:
-    """What vLLM's server offers then. It ranks by a classifier of one label only, and by cosine with embeddings."""
+    """Return the tasks of vLLM's server. It ranks with embeddings, by cosine, and with classifiers of one label."""
     if task == "generate":
         return ("generate",)
     if task == "embed":
         return _EMBEDDING_TASKS
     return _RANKING_TASKS if facts is None or facts.labels in {1, None} else _CLASSIFYING_TASKS
-
-
-def _integer(model: ModelConfig, name: str) -> int | None:
-    value = _number(model, name)
-    return int(value) if value else None
-
-
-def _number(model: ModelConfig, name: str) -> float | None:
-    value = model.engine_args.get(name, model.engine_args.get(name.replace("_", "-")))
-    return value if isinstance(value, (int, float)) and value > 0 else None

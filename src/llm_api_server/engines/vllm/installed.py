@@ -1,6 +1,6 @@
-"""What the installed vLLM offers, asked of its own interpreter (`vllm_parsers.py`) and remembered on disk.
+"""Parsers of the installed vLLM, listed by its own interpreter (`vllm_parsers.py`) and cached on disk.
 
-Used by the vLLM adapter and by the checks of a configuration. An answer holds until vLLM's files change.
+An entry of the cache is valid until vLLM's files change.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ class VllmNotInstalled(Exception):
 
 
 class ParserNames(msgspec.Struct, frozen=True):
+    """Parsers that vLLM registers, by registry."""
+
     tool: frozenset[str]
     reasoning: frozenset[str]
 
 
-class _Answer(msgspec.Struct):
-    """The script's; `files` tell that vLLM has changed."""
+class _Output(msgspec.Struct):
+    """Output of the script. `files` change when vLLM changes."""
 
     tool: frozenset[str] = frozenset()
     reasoning: frozenset[str] = frozenset()
@@ -39,83 +41,82 @@ class _Answer(msgspec.Struct):
     slow: bool = False
 
 
-class _Remembered(msgspec.Struct):
+class _CacheEntry(msgspec.Struct):
     python: str
     stamps: dict[str, tuple[int, int]]
     names: ParserNames
 
 
 class InstalledVllm:
-    """The vLLM of one interpreter. `cache` is the folder to remember in."""
+    """The vLLM of one interpreter. `cache` is the folder of the disk cache."""
 
     def __init__(self, python: str, cache: Path | None = None) -> None:
         self.python = python
         self._file = (cache or cache_folder()) / f"vllm-{hashlib.sha256(python.encode()).hexdigest()[:16]}.json"
         self._lock = Lock()
-        self._known: _Remembered | None = None
-        self._is_silent = False
+        self._entry: _CacheEntry | None = None
+        self._has_failed = False
 
     def parser_names(self, *, may_import: bool) -> ParserNames | None:
-        """The parsers that vLLM registers; None when it does not tell. Waits: call it in a thread.
+        """Return the parsers that vLLM registers, or None if they cannot be listed. Raises `VllmNotInstalled`.
 
-        A tenth of a second, nothing when remembered; a version that must be imported for it takes many, or is not
-        asked without `may_import`. Raises `VllmNotInstalled`.
+        Blocking: call it in a thread. It takes 0.1 s, or nothing if cached. A version that lists its parsers only
+        after an import takes many seconds, and is not started without `may_import`.
         """
         with self._lock:
-            known = self._known or self._read()
-            if known is None or known.python != self._resolved or known.stamps != _stamps(known.stamps):
-                known = None if self._is_silent else self._ask(may_import=may_import)
-            self._known, self._is_silent = known, known is None and may_import
-            return known.names if known else None
+            entry = self._entry or self._read()
+            if entry is None or entry.python != self._resolved or entry.stamps != _stamps(entry.stamps):
+                entry = None if self._has_failed else self._list(may_import=may_import)
+            self._entry, self._has_failed = entry, entry is None and may_import
+            return entry.names if entry else None
 
     @property
     def _resolved(self) -> str:
         return shutil.which(self.python) or self.python
 
-    def _ask(self, *, may_import: bool) -> _Remembered | None:
+    def _list(self, *, may_import: bool) -> _CacheEntry | None:
         python = self._resolved
-        answer = _run(python, "quick", _QUICK_TIMEOUT)
-        if answer is not None and answer.slow and may_import:
-            answer = _run(python, "import", _IMPORT_TIMEOUT)
-        if answer is not None and answer.missing:
+        output = _run(python, "quick", _QUICK_TIMEOUT)
+        if output is not None and output.slow and may_import:
+            output = _run(python, "import", _IMPORT_TIMEOUT)
+        if output is not None and output.missing:
             raise VllmNotInstalled
-        if answer is None or answer.slow:
+        if output is None or output.slow:
             return None
-        known = _Remembered(python, _stamps(answer.files), ParserNames(answer.tool, answer.reasoning))
-        self._write(known)
-        return known
+        entry = _CacheEntry(python, _stamps(output.files), ParserNames(output.tool, output.reasoning))
+        self._write(entry)
+        return entry
 
-    def _read(self) -> _Remembered | None:
+    def _read(self) -> _CacheEntry | None:
         with suppress(OSError, msgspec.DecodeError):
-            return msgspec.json.decode(self._file.read_bytes(), type=_Remembered)
+            return msgspec.json.decode(self._file.read_bytes(), type=_CacheEntry)
         return None
 
-    def _write(self, known: _Remembered) -> None:
-        """Where nothing can be written, vLLM is asked again the next time."""
+    def _write(self, entry: _CacheEntry) -> None:
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._file.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(msgspec.json.encode(known))
+            temporary.write_bytes(msgspec.json.encode(entry))
             temporary.replace(self._file)
 
 
 def cache_folder() -> Path:
+    """Return the user's cache folder for this program (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "llm-api-server"  # noqa: PTH117
 
 
-def _run(python: str, mode: str, timeout: float) -> _Answer | None:
-    """The script's answer, or None when it fails. It is handed over as text: beside it are modules with the names of
-    the standard library's.
-    """
+def _run(python: str, mode: str, timeout: float) -> _Output | None:
+    """Run the script and return its output, or None if it fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     try:
+        # Passed as text, because modules of its folder could hide those of the standard library.
         result = subprocess.run(
             [python, "-c", _SCRIPT.read_text("utf-8"), mode],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             cwd="/", env=environment, timeout=timeout, check=True,
         )  # fmt: skip
-        return msgspec.json.decode(result.stdout.splitlines()[-1], type=_Answer)
+        return msgspec.json.decode(result.stdout.splitlines()[-1], type=_Output)
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         raise VllmNotInstalled from None
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError, IndexError):
@@ -123,7 +124,7 @@ def _run(python: str, mode: str, timeout: float) -> _Answer | None:
 
 
 def _stamps(files: list[str] | dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """Time of change and size of each; zeros for what is not there."""
+    """Return modification time and size of each file; zeros for a missing one."""
     stamps = {}
     for file in files:
         try:

@@ -1,14 +1,14 @@
-"""Imports vLLM once and forks engines from that. A script: standard library and vLLM only, run by vLLM's interpreter.
+"""The zygote: a process that imports vLLM once and forks engines. A script of the standard library and vLLM only.
 
-`manager/forking.py` starts it with one end of a socket pair and asks for engines over it. Each engine gets the
-arguments, environment and output that exec would have given it, under a guard of its own (`manager/guard.py`), and
-keeps nothing of this process. This process stays single-threaded, touches no device, and ends with its manager.
+The manager holds the other end of a socket pair. Each engine gets the arguments, environment and output that exec
+would have given it, under a guard of its own (`manager/instances/guard.py`), and keeps nothing of this process. The
+zygote stays single-threaded, touches no device, and ends with its manager.
 
-Usage: zygote.py SOCKET_FD MODULE      (MODULE is what engines run, as `python -m MODULE` would)
+Usage: zygote.py SOCKET_FD MODULE      (engines run MODULE, as `python -m MODULE` would)
 
-Messages, one JSON object per packet: first `{"ready": seconds}` or `{"error": why}`. A request is
-`{"argv", "env", "guard"}` with two descriptors, the engine's output and a socket that is answered
-`{"pid"}` with a pidfd of the guard, and when that ends `{"code"}`.
+Messages are one JSON object per packet. The first is `{"ready": seconds}` or `{"error": reason}`. A request is
+`{"argv", "env", "guard"}` with two descriptors: the engine's output, and a socket for the responses. These are
+`{"pid"}` with a pidfd of the guard, and when the guard ends `{"code"}`.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_LARGEST_MESSAGE = 1 << 20
-#: What the guard waits for; blocked until it does, so that nothing is lost before.
+_MAX_MESSAGE_BYTES = 1 << 20
+#: Signals the guard waits for; blocked until then, so that none is lost.
 _GUARDED_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
-#: What a start imports late, in one of its processes. Names that a version does not have are skipped.
+#: Modules that vLLM imports late in a start, in one of its processes. Names unknown to a version are skipped.
 _LATE_IMPORTS = [
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
@@ -76,28 +76,28 @@ _LATE_IMPORTS = [
 
 
 class _Job(NamedTuple):
-    """What an engine runs once it has left the zygote's stack behind."""
+    """Arguments and environment of an engine, run after the fork has left the zygote's stack."""
 
     argv: list[str]
     env: dict[str, str]
 
 
 def main() -> None:
-    """Ends in the zygote when the manager is gone; in a forked engine, when the engine ends."""
+    """Return in the zygote when the manager is gone, in a forked engine when the engine ends."""
     control, module = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     _end_with_the_manager()
-    _set_title(" ".join(sys.orig_argv))  # finds where titles go, which it cannot once the environment has moved
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy would start threads when it is imported
+    _set_title(" ".join(sys.orig_argv))  # before the environment moves: setproctitle locates its memory at first use
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # otherwise importing numpy starts threads
     _preload_openmp()
     job = _serve(control, module)
     if job is None:
         sys.stdout.flush()
-        os._exit(0)  # what vLLM registered for the end of a server is not for us
+        os._exit(0)  # skip exit handlers that vLLM registered for servers
     _run(job, module)
 
 
 def _end_with_the_manager() -> None:
-    """Also while the imports run, when nobody looks at the socket."""
+    """End with the manager even during the imports, when the socket is not read."""
     manager = os.getppid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if manager == 1:
@@ -105,8 +105,9 @@ def _end_with_the_manager() -> None:
 
 
 def _preload_openmp() -> None:
-    """On CPUs, start again with torch's OpenMP loaded before any other: vLLM does so for the workers it spawns, and a
-    fork cannot.
+    """Start again on CPUs with torch's OpenMP library preloaded.
+
+    vLLM preloads it for the workers it spawns; a forked worker cannot preload anything.
     """
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ or "libgomp" in os.environ.get("LD_PRELOAD", ""):
         return
@@ -118,12 +119,12 @@ def _preload_openmp() -> None:
 
 
 def _serve(control: socket.socket, module: str) -> _Job | None:
-    """Answer requests until the manager is gone. Returns a job in each engine, None in the zygote itself."""
+    """Serve requests until the manager is gone. Return a job in each engine, None in the zygote itself."""
     begun = time.monotonic()
     try:
         _import_all(module)
         problem = _unfit_to_fork()
-    except Exception as error:  # noqa: BLE001 - whatever the imports raise, the manager must hear of it
+    except Exception as error:  # noqa: BLE001 - whatever the imports raise is reported to the manager
         traceback.print_exc()
         problem = f"{type(error).__name__}: {error}"
     if problem:
@@ -137,21 +138,21 @@ def _serve(control: socket.socket, module: str) -> _Job | None:
 
 def _import_all(module: str) -> None:
     for name in (module, *_LATE_IMPORTS, *_platform_modules(), *_routers()):
-        with contextlib.suppress(Exception):  # only `module` must be there; a start may never need the others
+        with contextlib.suppress(Exception):  # only `module` is required
             importlib.import_module(name)
     if module not in sys.modules:
-        importlib.import_module(module)  # the one that must be there: raises why it is not
+        importlib.import_module(module)  # raises the reason
 
 
 def _platform_modules() -> list[str]:
-    """The worker of the device at hand."""
+    """Return the modules of the worker for this machine's device."""
     kind = "cpu" if _is_cpu() else "gpu"
     attention = ["vllm.v1.attention.backends.cpu_attn"] if _is_cpu() else []
     return [f"vllm.v1.worker.{kind}_worker", f"vllm.v1.worker.{kind}_model_runner", *attention]
 
 
 def _routers() -> list[str]:
-    """Every endpoint's: the server imports them when it knows what the model can do."""
+    """Return the modules of all endpoints; vLLM imports those that suit the model."""
     package = getattr(sys.modules.get("vllm"), "__file__", None)
     if package is None:
         return []
@@ -161,7 +162,7 @@ def _routers() -> list[str]:
 
 
 def _is_cpu() -> bool:
-    """False as well where there is no vLLM (a stand-in in a test)."""
+    """Return whether vLLM runs on the CPU; False without vLLM, as in tests."""
     try:
         platform = importlib.import_module("vllm.platforms").current_platform
     except ImportError:
@@ -189,7 +190,7 @@ def _loop(control: socket.socket) -> _Job | None:
                 poll.unregister(descriptor)
                 _report_end(descriptor, *guards.pop(descriptor))
                 continue
-            data, received, _, _ = socket.recv_fds(control, _LARGEST_MESSAGE, 2)
+            data, received, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, 2)
             if not data:
                 return None
             output, report = received[0], socket.socket(fileno=received[1])
@@ -202,7 +203,7 @@ def _loop(control: socket.socket) -> _Job | None:
             poll.register(pidfd, select.POLLIN)
             try:
                 socket.send_fds(report, [json.dumps({"pid": pid}).encode()], [pidfd])
-            except OSError:  # nobody waits for this engine any more
+            except OSError:  # the manager no longer waits for this engine
                 os.kill(pid, signal.SIGTERM)
 
 
@@ -214,7 +215,7 @@ def _report_end(pidfd: int, pid: int, report: socket.socket) -> None:
 
 
 def _fork(request: dict[str, Any], output: int) -> tuple[int, _Job | None]:
-    """The guard's pid; a job in the engine. The guard is first a copy of us, forks the engine and execs its script."""
+    """Fork a guard, which forks the engine and execs its script. Return the guard's pid, and a job in the engine."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -232,13 +233,13 @@ def _fork(request: dict[str, Any], output: int) -> tuple[int, _Job | None]:
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _GUARDED_SIGNALS)
         return 0, _Job(request["argv"], request["env"])
-    except BaseException:  # noqa: BLE001 - a fork that fails must never become a second zygote
+    except BaseException:  # noqa: BLE001 - a failed fork must never become a second zygote
         traceback.print_exc()
         os._exit(127)
 
 
 def _detach(output: int) -> None:
-    """A session of its own, no descriptor but null and the output, no signal handler, orphans come to us."""
+    """Start a session, keep only null and the output, reset signal handlers, and adopt orphans."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _GUARDED_SIGNALS)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if callable(signal.getsignal(number)) and number != signal.SIGINT:
@@ -253,20 +254,21 @@ def _detach(output: int) -> None:
 
 
 def _run(job: _Job, module: str) -> None:
-    """What `python -m MODULE ARGUMENTS` does, in an interpreter that has imported everything already."""
+    """Do what `python -m MODULE ARGUMENTS` does, in an interpreter that has imported everything."""
     os.environ.clear()
     os.environ.update(job.env)
     if _is_cpu() and "VLLM_WORKER_MULTIPROC_METHOD" not in job.env and "--numa-bind" not in job.argv:
         _fork_workers()
     _set_title(f"{sys.executable} -m {module} {' '.join(job.argv)}")
     sys.argv = [module, *job.argv]
-    sys.modules.pop(module, None)  # as with -m: it runs as __main__, and is not imported before
+    sys.modules.pop(module, None)  # as with -m, it runs as __main__ and is not imported before
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _fork_workers() -> None:
-    """vLLM's CPU platform demands `spawn`, which imports everything anew in each process, because OpenMP may have
-    threads already. Here it has none, so what asks for `spawn` gets `fork`.
+    """Make `multiprocessing` fork where vLLM asks for `spawn`, which would import everything again in each process.
+
+    vLLM's CPU platform asks for it because OpenMP may have threads. The zygote has none.
     """
     get_context = multiprocessing.get_context
 
@@ -277,7 +279,7 @@ def _fork_workers() -> None:
 
 
 def _set_title(title: str) -> None:
-    """What process lists show; without it, every engine looks like the zygote."""
+    """Set the title in process lists, where every engine would look like the zygote."""
     with contextlib.suppress(ImportError):
         importlib.import_module("setproctitle").setproctitle(title)
 

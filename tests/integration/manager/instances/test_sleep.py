@@ -17,6 +17,7 @@ import pytest
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, Need, Placement, SleepFootprint
+from llm_api_server.engines.settings import EngineSettings
 from llm_api_server.engines.vllm.adapter import VllmEngine
 from llm_api_server.ipc.lease_messages import Granted
 from llm_api_server.ipc.model_status import ModelStatus
@@ -210,5 +211,5 @@ async def test_sleepers_of_a_killed_manager_are_not_adopted(tmp_path: Path) -> N
 
 
 def test_on_a_cpu_vllm_models_do_not_sleep() -> None:
-    engine = VllmEngine(Config(), Host(8 * GIB, 2, has_nvidia=False))
+    engine = VllmEngine(EngineSettings(), Host(8 * GIB, 2, has_nvidia=False))
     assert engine.inspect(ModelConfig(path="org/model", sleep=True)).sleep_footprint is None

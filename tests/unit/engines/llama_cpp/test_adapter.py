@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.config.models import Config, EnginesConfig, InferenceConfig, LlamaCppConfig, ModelConfig
+from llm_api_server.config.models import InferenceConfig, ModelConfig
 from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import DeviceAllocation, LaunchPlan, ModelProblem, Placement
 from llm_api_server.engines.llama_cpp.adapter import LlamaCppEngine
+from llm_api_server.engines.settings import EngineSettings
 from tests.gguf_files import LLAMA, write_gguf
 
 GIB = 1024**3
@@ -27,7 +28,7 @@ HOST = Host(16 * GIB, 6, has_nvidia=False)
 
 
 def engine_with(host: Host = HOST, **inference: Any) -> LlamaCppEngine:
-    return LlamaCppEngine(Config(inference=InferenceConfig(**inference)), host)
+    return LlamaCppEngine(EngineSettings(inference=InferenceConfig(**inference)), host)
 
 
 def job_of(plan: LaunchPlan) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def test_slots_are_fewer_where_their_caches_do_not_fit_and_the_log_says_so(large
     job = job_of(engine.plan("name", ModelConfig(path=large), Path("/run/e.sock")))
     assert job["params"]["n_parallel"] == 8
     assert job["params"]["n_ctx"] == 8 * 4096
-    assert job["notes"] == ["8 slots instead of 32: one's cache is 512 MiB, and a quarter of memory is for caches"]
+    assert job["notes"] == ["8 slots instead of 32: one's cache is 512 MiB, and caches get a quarter of memory"]
 
 
 def test_a_smaller_cache_type_leaves_room_for_more_slots(large: str) -> None:
@@ -218,9 +219,8 @@ def test_a_projector_makes_a_model_see_when_it_holds_a_vision_encoder(small: str
 
 
 def test_the_child_runs_isolated_in_the_configured_python_with_the_models_environment(small: str) -> None:
-    config = Config(engines=EnginesConfig(llama_cpp=LlamaCppConfig(python="/opt/python", threads=3)))
     model = ModelConfig(path=small, env={"GGML_X": "1"}, api_key="sk-not-for-argv")
-    plan = LlamaCppEngine(config, HOST).plan("name", model, Path("/run/e.sock"))
+    plan = LlamaCppEngine(EngineSettings("/opt/python"), HOST, threads=3).plan("name", model, Path("/run/e.sock"))
     assert plan.argv[:2] == ["/opt/python", "-I"]
     assert Path(plan.argv[2]).name == "llama_cpp_server.py"
     assert plan.env == {"GGML_X": "1"}
@@ -259,7 +259,7 @@ def test_a_file_that_changes_is_read_anew(small: str) -> None:
         ("0.0.0.1 I all is well", 137, "llama.cpp was killed, most likely because the machine ran out of memory"),
         ("", -11, "llama.cpp crashed (SIGSEGV); see the model's log"),
         ("", 1, "llama.cpp ended with exit code 1; see the model's log"),
-        ("", None, "llama.cpp ended without saying why; see the model's log"),
+        ("", None, "llama.cpp ended without giving a reason; see the model's log"),
     ],
 )
 def test_the_reason_is_found_in_the_log(log: str, exit_code: int | None, reason: str) -> None:

@@ -151,9 +151,9 @@ def test_the_template_of_mistrals_tokenizer_cannot_be_read(tmp_path: Path) -> No
 def test_words_that_parsers_need_are_found_in_the_tokenizer(tmp_path: Path, ensure_ascii: bool) -> None:
     added = [{"content": "<think>"}, {"content": "<｜tool▁calls▁begin｜>"}, {"content": "my[TOOL_CALLS]"}]
     tokenizer = json.dumps({"added_tokens": added}, ensure_ascii=ensure_ascii)
-    assert read_folder(write_folder(tmp_path)).words is None
+    assert read_folder(write_folder(tmp_path)).tokens is None
     facts = read_folder(write_folder(tmp_path, tokenizer__json=tokenizer))
-    assert facts.words == frozenset({"<think>", "<｜tool▁calls▁begin｜>"})
+    assert facts.tokens == frozenset({"<think>", "<｜tool▁calls▁begin｜>"})
 
 
 def test_without_config_json_it_is_no_model(tmp_path: Path) -> None:

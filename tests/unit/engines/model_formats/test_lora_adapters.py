@@ -17,6 +17,7 @@ from llm_api_server.engines.model_formats.hf_folder import FolderFacts, read_fol
 from llm_api_server.engines.model_formats.lora_adapters import adapter_options
 from llm_api_server.engines.remote import RemoteEngine
 from llm_api_server.engines.select import engines_by_model
+from llm_api_server.engines.settings import EngineSettings
 from llm_api_server.engines.vllm.adapter import VllmEngine
 from tests.gguf_files import write_gguf
 from tests.unit.engines.model_formats.test_hf_folder import write_folder
@@ -75,7 +76,7 @@ def test_the_largest_rank_of_a_pattern_counts(tmp_path: Path) -> None:
         ({"r": "8"}, "no rank"),
         ({"r": 1024}, "between 1 and 512"),
         ({"rank_pattern": {"v_proj": 1024}}, "no rank"),
-        ({"peft_type": "IA3"}, "of the kind IA3"),
+        ({"peft_type": "IA3"}, "type is IA3"),
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias"),
     ],
@@ -143,7 +144,7 @@ def test_vllm_gets_them_by_their_place_under_models_dir(tmp_path: Path) -> None:
     entry = ModelConfig(path="base", adapters={"mine": "adapters/one"})
     config = Config(models=ModelsConfig(available={"m": entry}), source=tmp_path / "config.yaml")
     _, resolved = engines_by_model(config)["m"]
-    engine = VllmEngine(config, HOST)
+    engine = VllmEngine(EngineSettings(), HOST)
     engine.inspect(resolved)
     argv = engine.plan("m", resolved, Path("/run/e.sock")).argv
     assert "--enable-lora" in argv
@@ -157,21 +158,21 @@ def test_adapters_are_named_in_one_place(tmp_path: Path) -> None:
     args = {"lora-modules": ["x=/y"]}
     model = ModelConfig(path=str(tmp_path), adapters={"mine": str(adapter)}, engine_args=args)
     with pytest.raises(ModelProblem, match="lora_modules is set by the server"):
-        VllmEngine(Config(), HOST).plan("m", model, Path("/run/e.sock"))
+        VllmEngine(EngineSettings(), HOST).plan("m", model, Path("/run/e.sock"))
     alone = ModelConfig(path=str(tmp_path), engine_args=args)
-    assert "--lora-modules" in VllmEngine(Config(), HOST).plan("m", alone, Path("/run/e.sock")).argv
+    assert "--lora-modules" in VllmEngine(EngineSettings(), HOST).plan("m", alone, Path("/run/e.sock")).argv
 
 
 def test_a_broken_adapter_is_a_problem_of_its_model(tmp_path: Path) -> None:
     write_folder(tmp_path)
     model = ModelConfig(path=str(tmp_path), adapters={"mine": str(tmp_path / "none")})
     with pytest.raises(ModelProblem, match="adapter 'mine'"):
-        VllmEngine(Config(), HOST).inspect(model)
+        VllmEngine(EngineSettings(), HOST).inspect(model)
 
 
 def test_only_vllm_serves_them(tmp_path: Path) -> None:
     gguf = str(write_gguf(tmp_path / "m.gguf"))
     with pytest.raises(ModelProblem, match=r"adapters need vLLM; llama\.cpp takes engine_args"):
-        LlamaCppEngine(Config(), HOST).inspect(ModelConfig(path=gguf, adapters={"mine": "x"}))
+        LlamaCppEngine(EngineSettings(), HOST).inspect(ModelConfig(path=gguf, adapters={"mine": "x"}))
     with pytest.raises(ModelProblem, match="adapters need vLLM"):
         RemoteEngine().inspect(ModelConfig(path="https://x.test/v1", adapters={"mine": "x"}))

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from llm_api_server.config.models import Config, EnginesConfig, InferenceConfig, ModelConfig, VllmConfig
+from llm_api_server.config.models import InferenceConfig, ModelConfig
 from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import ModelProblem
-from llm_api_server.engines.vllm.adapter import VllmEngine, arguments
+from llm_api_server.engines.settings import EngineSettings
+from llm_api_server.engines.vllm.adapter import VllmEngine
 from tests.fake_vllm import fake_vllm
 from tests.unit.engines.model_formats.test_hf_folder import LLAMA, write_folder
 
@@ -22,8 +23,7 @@ CPU, GPU = Host(16 * GIB, 4, has_nvidia=False), Host(64 * GIB, 16, has_nvidia=Tr
 
 
 def engine_on(host: Host, **inference: Any) -> VllmEngine:
-    engines = EnginesConfig(vllm=VllmConfig(python="/opt/vllm/python"))
-    return VllmEngine(Config(inference=InferenceConfig(**inference), engines=engines), host)
+    return VllmEngine(EngineSettings("/opt/vllm/python", InferenceConfig(**inference)), host)
 
 
 def argv_of(engine: VllmEngine, model: ModelConfig) -> list[str]:
@@ -212,7 +212,7 @@ def test_a_model_without_tools_gets_no_parsers(tmp_path: Path) -> None:
 def engine_with(folder: Path, tool: list[str], reasoning: list[str]) -> VllmEngine:
     """One whose vLLM registers these parsers."""
     python = fake_vllm(folder, tool, reasoning)
-    return VllmEngine(Config(engines=EnginesConfig(vllm=VllmConfig(python=str(python)))), CPU)
+    return VllmEngine(EngineSettings(str(python)), CPU)
 
 
 @pytest.fixture
@@ -309,20 +309,6 @@ def test_engine_args_override_and_remove_ours() -> None:
 def test_engine_args_cannot_move_the_server(name: str) -> None:
     with pytest.raises(ModelProblem, match="is set by the server"):
         argv_of(engine_on(GPU), ModelConfig(path="org/model", engine_args={name: "x"}))
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"a_b": "x"}, ["--a-b", "x"]),
-        ({"a": True, "b": False, "c": None}, ["--a", "--no-b"]),
-        ({"a": {"k": [1]}}, ["--a", '{"k": [1]}']),
-        ({"a": ["x", 2]}, ["--a", "x", "2"]),
-        ({"a": -1}, ["--a=-1"]),
-    ],
-)
-def test_arguments(options: dict[str, Any], expected: list[str]) -> None:
-    assert arguments(options) == expected
 
 
 def test_context_and_sight_are_told_without_loading(tmp_path: Path) -> None:

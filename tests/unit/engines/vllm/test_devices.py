@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.config.models import ModelConfig
 from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import DeviceAllocation, ModelProblem, Need, Placement
+from llm_api_server.engines.settings import EngineSettings
 from llm_api_server.engines.vllm.adapter import VllmEngine
 from tests.unit.engines.model_formats.test_hf_folder import LLAMA, write_folder
 
@@ -18,14 +19,13 @@ CPU, GPU = Host(16 * GIB, 4, has_nvidia=False), Host(64 * GIB, 16, has_nvidia=Tr
 SOCKET = Path("/run/e.sock")
 
 
-def engine_on(host: Host, *models: ModelConfig) -> VllmEngine:
-    available = {f"m{number}": model.model_dump() for number, model in enumerate(models)}
-    return VllmEngine(Config.model_validate({"models": {"available": available}}), host)
+def engine_on(host: Host) -> VllmEngine:
+    return VllmEngine(EngineSettings(), host)
 
 
 def need_of(host: Host, **entry: Any) -> Need:
     model = ModelConfig(**{"path": "org/model", **entry})
-    need = engine_on(host, model).inspect(model).need
+    need = engine_on(host).inspect(model).need
     assert need is not None
     return need
 
@@ -33,7 +33,7 @@ def need_of(host: Host, **entry: Any) -> Need:
 def plan_of(placement: Placement, **entry: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Flags with their values, and the environment."""
     model = ModelConfig(**{"path": "org/model", **entry})
-    plan = engine_on(GPU, model).plan("m0", model, SOCKET, placement)
+    plan = engine_on(GPU).plan("m0", model, SOCKET, placement)
     pairs = zip(plan.argv, [*plan.argv[1:], ""], strict=True)
     return {word: following for word, following in pairs if word.startswith("--")}, plan.env
 
@@ -98,7 +98,7 @@ def test_beside_another_instance_the_cache_is_absolute(tmp_path: Path) -> None:
 def test_sleep_is_switched_on_where_it_is_wanted(tmp_path: Path) -> None:
     folder = str(write_folder(tmp_path, LLAMA))
     wanted, other = ModelConfig(path=folder, sleep=True), ModelConfig(path=folder)
-    engine = engine_on(GPU, wanted, other)
+    engine = engine_on(GPU)
     assert engine.inspect(wanted).sleep_footprint is not None
     assert "--enable-sleep-mode" in engine.plan("m0", wanted, SOCKET).argv
     assert engine.inspect(other).sleep_footprint is None
@@ -108,7 +108,7 @@ def test_sleep_is_switched_on_where_it_is_wanted(tmp_path: Path) -> None:
 
 def test_vllm_does_not_sleep_on_a_cpu(tmp_path: Path) -> None:
     model = ModelConfig(path=str(write_folder(tmp_path, LLAMA)), sleep=True)
-    engine = engine_on(CPU, model)
+    engine = engine_on(CPU)
     assert engine.inspect(model).sleep_footprint is None
     assert "--enable-sleep-mode" not in engine.plan("m0", model, SOCKET).argv
 
@@ -116,4 +116,4 @@ def test_vllm_does_not_sleep_on_a_cpu(tmp_path: Path) -> None:
 def test_devices_are_not_chosen_by_environment() -> None:
     model = ModelConfig(path="org/model", env={"CUDA_VISIBLE_DEVICES": "1"})
     with pytest.raises(ModelProblem, match=r"gpus: \[0, 1\]"):
-        engine_on(GPU, model).inspect(model)
+        engine_on(GPU).inspect(model)

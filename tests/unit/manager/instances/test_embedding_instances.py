@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.config.models import ModelConfig
 from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import Engine, ModelFacts
 from llm_api_server.engines.remote import RemoteEngine
+from llm_api_server.engines.settings import EngineSettings
 from llm_api_server.engines.vllm.adapter import VllmEngine
 from llm_api_server.manager.instances.embedding_instances import EmbeddingInstances, refusal
 from llm_api_server.types import Task
@@ -21,7 +22,7 @@ EMBEDDING = ModelFacts(tasks=("embed", "rank"))
 
 def twins(engine: Engine | None = None, **options: Any) -> EmbeddingInstances:
     """Those of one model, `m`."""
-    vllm = VllmEngine(Config(), Host(1, 1, has_nvidia=False))
+    vllm = VllmEngine(EngineSettings(), Host(1, 1, has_nvidia=False))
     return EmbeddingInstances({"m": (engine or vllm, ModelConfig(path="/m", **options))})
 
 
