@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the commands that there are: `python scripts/commands_page.py > docs/commands.md`."""
+"""Write docs/commands.md from the commands: `python scripts/commands_page.py > docs/commands.md`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from llm_api_server.types import ExitCode
 _HEAD = """\
 # Commands
 
-`llm-api-server COMMAND --help` says the same. With `--json` a command prints one JSON value on standard output, also
-where it fails: `{"error": {"code": ..., "message": ...}}` (`models pull` and `logs` print an object a line; a command
-line that cannot be read is always told as text). What is on its way goes to standard error.
+`llm-api-server COMMAND --help` prints the same texts. With `--json` a command prints one JSON value on standard output,
+and `{"error": {"code": ..., "message": ...}}` if it fails (`models pull` and `logs` print one object per line; an
+invalid command line is always reported as text). Progress goes to standard error.
 
-`llm-api-server --install-completion` teaches bash, zsh, fish or PowerShell to complete commands, options and the names
-of models.
+`llm-api-server --install-completion` installs completion of commands, options and model names for bash, zsh, fish or
+PowerShell.
 
 ## Exit codes
 
@@ -34,7 +34,7 @@ def page() -> str:
 
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """All that do something, with their whole names. Typer's own copy of click has no public types."""
+    """Yield all commands with their full names. Typer's own copy of click has no public types."""
     if hasattr(command, "commands"):
         for word, inner in command.commands.items():
             yield from commands(inner, f"{name} {word}")

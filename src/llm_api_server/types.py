@@ -23,11 +23,11 @@ class ExitCode(IntEnum):
 
     meaning: str
 
-    DONE = 0, "It is done."
-    FAILED = 1, "It failed; the message says why and what to do."
-    WRONG = 2, "The configuration or the command line is wrong."
-    NOT_RUNNING = 3, "No server is running, or none answers at the address."
-    INTERRUPTED = 130, "It was ended with Ctrl-C."
+    DONE = 0, "Success."
+    FAILED = 1, "Failure; the message gives the reason and what to do."
+    WRONG = 2, "The configuration or the command line is invalid."
+    NOT_RUNNING = 3, "No server is running, or none responds at the address."
+    INTERRUPTED = 130, "Interrupted with Ctrl-C."
 
     def __new__(cls, code: int, meaning: str) -> Self:
         member = int.__new__(cls, code)

@@ -135,7 +135,7 @@ def test_status_knows_a_port_from_the_command_line(tmp_path: Path) -> None:
     try:
         server.start()
         assert json.loads(server.command("status", "--json").stdout)["url"] == f"http://127.0.0.1:{port}"
-        assert f"answers at http://127.0.0.1:{port}" in server.command("doctor").stdout
+        assert f"responds at http://127.0.0.1:{port}" in server.command("doctor").stdout
         assert server.stop() == 0
     finally:
         server.kill_all()
@@ -186,7 +186,7 @@ def test_chat_answers_a_script(server: Server) -> None:
 
 def test_chat_keeps_a_conversation_until_ctrl_d(server: Server) -> None:
     with Terminal(server, "chat", "--system", "Be brief.", "--max-tokens", "5") as terminal:
-        for line, answer in (("/nothing", "There is no command /nothing"), ("/reset", "Forgotten.")):
+        for line, answer in (("/nothing", "Unknown command /nothing"), ("/reset", "New conversation.")):
             terminal.shows("> ")
             terminal.type(f"{line}\n")
             terminal.shows(answer)

@@ -177,7 +177,7 @@ def test_a_folder_for_vllm(user: User, here: Hub) -> None:
         (["tests/no-gguf"], "It is kept in"),
         ([REPO, "--revision", "v9"], "has no revision 'v9'"),
         ([f"{REPO}:Q9_9"], "has no file 'Q9_9'. It has model-Q4_K_M.gguf (10 MB)"),
-        (["nonsense"], "is no place that models come from"),
+        (["nonsense"], "is not a source of models"),
         (["http://127.0.0.1:9/x.gguf"], "x.gguf cannot be reached: Connection refused. Check the network"),
     ],
 )
@@ -235,7 +235,7 @@ def test_one_at_a_time(user: User, here: Hub) -> None:
         wait_until(lambda: bool(of_weights(here)))
         second = user.pull(REPO)
         assert second.returncode == 1
-        assert "is being downloaded already" in second.stderr
+        assert "is already being downloaded" in second.stderr
     finally:
         first.kill()
         first.wait()
@@ -261,7 +261,7 @@ def test_ctrl_c_says_that_nothing_is_lost(user: User, here: Hub) -> None:
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors.splitlines()) == (
         130,
-        ["Interrupted. What has come is kept: the same command goes on with it."],
+        ["Interrupted. Downloaded data is kept: run the same command again to resume."],
     )
 
 
@@ -302,7 +302,7 @@ def test_a_running_server_has_it_at_once(tmp_path: Path, here: Hub, smollm2_gguf
         user.environment = {**os.environ, **here.environment(), "HOME": str(tmp_path)}
         done = user.pull(REPO)
         assert done.returncode == 0, done.stderr
-        assert "The running server follows." in done.stdout
+        assert "The running server has applied the change." in done.stdout
         assert answer(server, "tiny") == 200
         gone = user.command("rm", "tiny", "--yes")
         assert gone.returncode == 0, gone.stderr

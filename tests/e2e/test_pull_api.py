@@ -116,7 +116,7 @@ def test_what_goes_wrong_is_told(server: Server) -> None:
         for source, reason in (
             ("tests/nothing", "does not exist on Hugging Face"),
             (f"{REPO}:Q9_9", "has no file 'Q9_9'"),
-            ("--help/me", "is no place"),
+            ("--help/me", "is not a source of models"),
         ):
             answer = client.post(PULL, json={"source": source})
             if answer.status_code == 202:

@@ -1,1 +1,1 @@
-"""The command `llm-api-server`: parses, calls one function, prints. `*_view.py` make the texts."""
+"""Command `llm-api-server`. Each module holds the commands of one subject, and how their results are printed."""

@@ -1,6 +1,6 @@
-"""What all commands share: options, and errors as messages with an exit code (`types.ExitCode`).
+"""Options, configuration, output and errors that all commands share.
 
-A command with `--json` prints one JSON value on standard output, also where it fails: an object with `error`.
+With `--json` a command prints one JSON value on standard output; if it fails, an object with `error`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -19,41 +19,48 @@ from llm_api_server.types import ExitCode
 if TYPE_CHECKING:
     from llm_api_server.config.checks import Checks
     from llm_api_server.config.models import Config
+    from llm_api_server.ipc.messages import Command, CommandResponse
+    from llm_api_server.store.database import Database
 
-#: Instead of --key.
+    ResponseT = TypeVar("ResponseT", bound=CommandResponse)
+
+#: Environment variable that `--key` defaults to.
 KEY_VARIABLE = "LLM_API_SERVER_KEY"
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Configuration file; default: $LLM_API_SERVER_CONFIG, else ./config.yaml."),
+    typer.Option("--config", "-c", help="Configuration file. Default: $LLM_API_SERVER_CONFIG, else ./config.yaml."),
 ]
 ModelArgument = Annotated[
-    str | None, typer.Argument(help="A model's name or alias; default: models.default, else the first that chats.")
+    str | None,
+    typer.Argument(help="Name or alias of a model. Default: models.default, else the first model that can chat."),
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="Address of a server; default: that of the one that runs with the configuration."),
+    typer.Option(metavar="URL", help="Address of a server. Default: the running server of the configuration."),
 ]
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        metavar="KEY", envvar=KEY_VARIABLE, help="API key; default: the first of the configuration that may chat."
+        metavar="KEY", envvar=KEY_VARIABLE, help="API key. Default: the first key of the configuration that may chat."
     ),
 ]
-#: Of the command that runs: its errors are told in the same form.
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+#: Whether the running command prints its errors as JSON.
 _WANTS_JSON: ContextVar[bool] = ContextVar("wants_json", default=False)
 
 
-def note_json(value: bool) -> bool:
-    """Called for each option `--json`, and with false before any command, since some have none."""
+def set_json(value: bool) -> bool:
+    """Print errors as JSON from now on, or as text. Runs before every command and again for its option `--json`."""
     _WANTS_JSON.set(value)
     return value
 
 
-JsonOption = Annotated[bool, typer.Option("--json", callback=note_json, help="Print JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", callback=set_json, help="Print JSON.")]
 
 
 def load(path: Path | None, checks: Checks | None = None) -> Config:
+    """Return the configuration; end the command if it is invalid."""
     from llm_api_server.config.load import find_config, load_config
     from llm_api_server.errors import ConfigError
 
@@ -63,8 +70,16 @@ def load(path: Path | None, checks: Checks | None = None) -> Config:
         fail(str(error), ExitCode.WRONG)
 
 
+@contextmanager
+def running_server(path: Path | None) -> Iterator[Config]:
+    """Yield the configuration that reaches the running server; see `errors`."""
+    config = load_running(path)
+    with errors(config):
+        yield config
+
+
 def load_running(path: Path | None) -> Config:
-    """For commands to a running server: where the file cannot be used any more, what the server follows."""
+    """Return the configuration; if the file is invalid by now, the one that the running server uses."""
     from llm_api_server.config.load import find_config, load_config
     from llm_api_server.errors import ConfigError
     from llm_api_server.lifecycle.config_handover import likely_run_dir, running_config
@@ -78,9 +93,32 @@ def load_running(path: Path | None) -> Config:
         return running
 
 
+def call_manager(
+    config: Config, command: Command, response: type[ResponseT], *, timeout: float | None = 10.0
+) -> ResponseT:
+    """Send one command to the manager and return its response. Raises `ControlError`."""
+    from llm_api_server.ipc import client
+    from llm_api_server.ipc.run_dir import RunDir
+
+    return client.call(RunDir(config.run_dir), command, response, timeout=timeout)
+
+
+@contextmanager
+def open_database(config: Config) -> Iterator[Database]:
+    """Yield the database of the configuration; see `errors`."""
+    from llm_api_server.store.database import Database
+
+    with errors(config):
+        database = Database(config.storage_url)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
 @contextmanager
 def errors(config: Config | None = None) -> Iterator[None]:
-    """Turn what can go wrong into a message and an exit code."""
+    """End the command with a message and an exit code if the block raises an expected error."""
     from llm_api_server.errors import ConfigError, ControlError, InvalidKeyField, ServerError, Unreachable
     from llm_api_server.lifecycle.running_server import is_absent
 
@@ -97,30 +135,38 @@ def errors(config: Config | None = None) -> Iterator[None]:
     except Unreachable as error:
         fail(str(error), ExitCode.NOT_RUNNING)
     except BrokenPipeError:
-        raise  # whoever read our output has enough: typer ends the command without a word
+        raise  # the reader of the output has closed it: typer ends the command silently
     except (ServerError, OSError) as error:
         fail(str(error), ExitCode.FAILED)
 
 
 def not_running(config: Config) -> NoReturn:
     fail(
-        f"No server is running with {config.source}. Start one with `llm-api-server serve`, or name its file with "
-        "--config.",
+        f"No server is running with {config.source}. Start one with `llm-api-server serve`, or give its configuration "
+        "file with --config.",
         ExitCode.NOT_RUNNING,
     )
 
 
 def fail(message: str, code: ExitCode) -> NoReturn:
     if _WANTS_JSON.get():
-        # On one line: what tells of its progress tells line by line.
+        # On one line, since some commands print one JSON value per line.
         typer.echo(json.dumps({"error": {"code": code.name.lower(), "message": message}}, ensure_ascii=False))
     else:
         typer.echo(message, err=True)
     raise typer.Exit(code)
 
 
+def show(text: str, content: Any, *, as_json: bool) -> None:
+    """Print a result: `content` as JSON, or `text`."""
+    if as_json:
+        print_json(content)
+    else:
+        typer.echo(text)
+
+
 def print_json(content: Any) -> None:
-    """Whatever msgspec can encode."""
+    """Print whatever msgspec can encode, indented."""
     import msgspec
 
     typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())

@@ -1,9 +1,8 @@
-"""What `llm-api-server doctor` looks at. Each check answers with findings and leaves everything as it is."""
+"""Checks of `doctor`. Each returns findings and changes nothing."""
 
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import os
 import platform
 import resource
@@ -28,6 +27,7 @@ from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.engines.select import engine_for
 from llm_api_server.errors import ConfigError, StoreError
 from llm_api_server.formats import memory_size
+from llm_api_server.http_client import blocking
 from llm_api_server.lifecycle.config_handover import running_config
 from llm_api_server.lifecycle.server_lock import CannotServe, ServerLock, listen, local_host, local_url
 from llm_api_server.store.database import Database
@@ -36,16 +36,17 @@ from llm_api_server.types import EngineName
 
 Verdict = Literal["ok", "warning", "problem"]
 
-_ASK_TIMEOUT = 60.0
-_ANSWER_TIMEOUT = 10.0
-_LITTLE_RAM = 1024**3
-_LITTLE_DISK = 1024**3
-#: Each request under way takes two, and every connection one.
+_INTERPRETER_TIMEOUT = 60.0
+_RESPONSE_TIMEOUT = 10.0
+#: Bytes, below which a warning is given.
+_LOW_RAM = 1024**3
+_LOW_DISK = 1024**3
+#: Each connection takes one descriptor, and each request in flight two.
 _FEW_DESCRIPTORS = 4096
 
 
 class Finding(msgspec.Struct, omit_defaults=True):
-    """`advice` is one sentence on what to do."""
+    """Result of one check. `advice` is one sentence on what to do."""
 
     name: str
     verdict: Verdict
@@ -54,7 +55,7 @@ class Finding(msgspec.Struct, omit_defaults=True):
 
 
 def examine(path: Path) -> list[Finding]:
-    """All there is to know with the configuration file `path`; without a usable one, what does not depend on it."""
+    """Run all checks with the configuration file `path`; if it is invalid, those that do not depend on it."""
     host = this_host()
     config, findings = _configuration(path)
     usable = config or Config()
@@ -62,9 +63,6 @@ def examine(path: Path) -> list[Finding]:
     if config is not None:
         found += [_port(config), *_folders(config), _database(config)]
     return found
-
-
-# ── what is installed ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _programs(config: Config, host: Host) -> Iterator[Finding]:
@@ -76,32 +74,34 @@ def _programs(config: Config, host: Host) -> Iterator[Finding]:
 
 
 def _llama_cpp(config: Config) -> Finding:
-    """Imported, in a process of its own: a build for other processors ends that."""
+    """Import xllamacpp in a process of its own: a build for another processor kills it."""
     python = config.llama_cpp_python
-    output, reason = _ask(python, "import importlib.metadata as m, xllamacpp; print(m.version('xllamacpp'))")
+    output, reason = _run(python, "import importlib.metadata as m, xllamacpp; print(m.version('xllamacpp'))")
     if reason is None:
         return Finding("llama.cpp", "ok", f"xllamacpp {output} in {python}")
-    advice = "Run `make install`, or set engines.llama_cpp.python to an interpreter that has it."
     return Finding(
-        "llama.cpp", _if_needed(config, "llama_cpp"), f"xllamacpp cannot be used in {python}: {reason}", advice
+        "llama.cpp",
+        "problem" if _needs(config, "llama_cpp") else "warning",
+        f"xllamacpp cannot be used in {python}: {reason}",
+        "Run `make install`, or set engines.llama_cpp.python to an interpreter that has it.",
     )
 
 
 def _vllm(config: Config, host: Host) -> Finding:
-    """By its files: an import takes half a minute."""
+    """Look for vLLM's files, since importing it takes half a minute."""
     python = config.vllm_python
     program = (
         "from importlib import metadata as m, util; name = m.packages_distributions()['vllm'][0]; "
         "assert util.find_spec('vllm'); print(name, m.version(name))"
     )
-    output, reason = _ask(python, program)
+    output, reason = _run(python, program)
     if reason is None:
         return Finding("vLLM", "ok", f"{output} in {python}")
     advice = "Run `make vllm`, or set engines.vllm.python to an interpreter that has it."
     if _needs(config, "vllm"):
-        return Finding("vLLM", "problem", f"not in {python}, but models are configured that need it", advice)
+        return Finding("vLLM", "problem", f"not in {python}, but configured models need it", advice)
     if host.has_nvidia:
-        return Finding("vLLM", "warning", f"not in {python}, so models cannot run on the GPU with it", advice)
+        return Finding("vLLM", "warning", f"not in {python}, so it cannot run models on the GPU", advice)
     return Finding("vLLM", "ok", "not installed; only models in Hugging Face folders need it (`make vllm`)")
 
 
@@ -109,29 +109,23 @@ def _needs(config: Config, engine: EngineName) -> bool:
     return any(engine_for(model) == engine for model in config.models.available.values())
 
 
-def _if_needed(config: Config, engine: EngineName) -> Verdict:
-    return "problem" if _needs(config, engine) else "warning"
-
-
-def _ask(python: str, program: str) -> tuple[str, str | None]:
-    """What a program prints in another environment, and why it could not."""
+def _run(python: str, program: str) -> tuple[str, str | None]:
+    """Return the output of a program in another environment, and the reason if it failed."""
     try:
         result = subprocess.run(
             [python, "-I", "-c", program],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", timeout=_ASK_TIMEOUT, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", check=False,
+            timeout=_INTERPRETER_TIMEOUT,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return "", f"it does not answer within {_ASK_TIMEOUT:.0f} s"
+        return "", f"it does not finish within {_INTERPRETER_TIMEOUT:.0f} s"
     except OSError as error:
         return "", f"the interpreter cannot be started: {error.strerror}"
     if result.returncode < 0:
-        return "", f"it ends with signal {-result.returncode}, as a build for other processors does"
+        return "", f"it ends with signal {-result.returncode}, as a build for another processor does"
     if result.returncode > 0:
         return "", (result.stderr.strip().splitlines() or ["it fails"])[-1]
     return result.stdout.strip(), None
-
-
-# ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _gpus(host: Host) -> Iterator[Finding]:
@@ -150,31 +144,28 @@ def _gpus(host: Host) -> Iterator[Finding]:
         advice = (
             "Models run on the processor until `nvidia-smi` works: install the driver, or give the container its GPUs."
         )
-        yield Finding("GPU", "problem", f"the NVIDIA driver does not answer: {error}", advice)
+        yield Finding("GPU", "problem", f"the NVIDIA driver does not respond: {error}", advice)
 
 
 def _ram(config: Config, host: Host) -> Finding:
     inventory = HostInventory(config.devices, dataclasses.replace(host, has_nvidia=False))
     free = host.memory_bytes - inventory.used().get(RAM, 0)
     message = f"{memory_size(free)} of {memory_size(host.memory_bytes)} free, {host.cores} cores"
-    if free < _LITTLE_RAM:
+    if free < _LOW_RAM:
         return Finding("RAM", "warning", message, "End other programs: models in RAM need more than that.")
     return Finding("RAM", "ok", message)
 
 
 def _descriptors() -> Finding:
-    """The server raises its own limit as far as it may."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:
-        return Finding("descriptors", "ok", "no limit of open files")
-    message = f"at most {most} open files"
-    if most < _FEW_DESCRIPTORS:
+    """Check the hard limit, to which the server raises its own limit."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard_limit == resource.RLIM_INFINITY:
+        return Finding("descriptors", "ok", "open files are not limited")
+    message = f"at most {hard_limit} open files"
+    if hard_limit < _FEW_DESCRIPTORS:
         advice = f"Raise the hard limit to {_FEW_DESCRIPTORS} or more (`ulimit -Hn`; LimitNOFILE= for systemd)."
         return Finding("descriptors", "warning", message, advice)
     return Finding("descriptors", "ok", message)
-
-
-# ── the configuration and what it names ──────────────────────────────────────────────────────────────────────────
 
 
 def _configuration(path: Path) -> tuple[Config | None, list[Finding]]:
@@ -191,38 +182,38 @@ def _configuration(path: Path) -> tuple[Config | None, list[Finding]]:
 def _port(config: Config) -> Finding:
     pid = ServerLock(config.run_dir).holder()
     if pid is not None:
-        return _running(config, pid)
+        return _running_server(config, pid)
     server = config.server
     try:
         listen(server.host, server.port).close()
     except CannotServe as error:
         return Finding("port", "problem", str(error))
-    which = f"port {server.port}" if server.port else "a port that is chosen then (server.port: 0)"
-    return Finding("port", "ok", f"{which} on {server.host} is free; no server runs with this configuration")
+    port = f"port {server.port}" if server.port else "a port that the server chooses (server.port: 0)"
+    return Finding("port", "ok", f"{port} on {server.host} is free; no server runs with this configuration")
 
 
-def _running(config: Config, pid: int) -> Finding:
-    """The server may have been started with another port than the file's."""
+def _running_server(config: Config, pid: int) -> Finding:
+    # The server may have been started with another port than the file's.
     server = (running_config(config.run_dir) or config).server
     if not server.port:
         return Finding("port", "ok", f"the server runs (pid {pid}) on a port that it chose itself (server.port: 0)")
-    connection = http.client.HTTPConnection(local_host(server.host), server.port, timeout=_ANSWER_TIMEOUT)
+    url = f"http://{local_host(server.host)}:{server.port}/livez"
     try:
-        connection.request("GET", "/livez")
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        advice = "It may be starting or stopping; `llm-api-server logs` says more."
+        with blocking.request("GET", url, timeout=_RESPONSE_TIMEOUT) as response:
+            status = response.status
+    except blocking.FAILURES as error:
         return Finding(
-            "port", "problem", f"the server (pid {pid}) does not answer on port {server.port}: {error}", advice
+            "port",
+            "problem",
+            f"the server (pid {pid}) does not respond on port {server.port}: {error}",
+            "It may be starting or stopping; see `llm-api-server logs`.",
         )
-    finally:
-        connection.close()
-    return Finding("port", "ok", f"the server (pid {pid}) answers at {local_url(server.host, server.port)} ({status})")
+    return Finding("port", "ok", f"the server (pid {pid}) responds at {local_url(server.host, server.port)} ({status})")
 
 
 def _folders(config: Config) -> Iterator[Finding]:
-    yield _folder("run directory", config.run_dir, "problem", "Set server.run_dir to a folder of this user's.")
-    yield _folder("log directory", config.log_dir, "warning", "Set logging.path, or only the console gets the log.")
+    yield _folder("run directory", config.run_dir, "problem", "Set server.run_dir to a folder that this user owns.")
+    yield _folder("log directory", config.log_dir, "warning", "Set logging.path; else logs go only to the console.")
     advice = "Set models.models_dir, or put the files there as another user."
     yield _folder("models directory", config.models_dir, "warning", advice)
     if config.run_dir.exists():
@@ -232,15 +223,15 @@ def _folders(config: Config) -> Iterator[Finding]:
             yield Finding("run directory", "problem", str(error))
 
 
-def _folder(name: str, path: Path, otherwise: Verdict, advice: str) -> Finding:
-    """One that is not there is made where its parents can be written to."""
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return Finding(name, otherwise, f"{path} cannot be written to", advice)
-    free = shutil.disk_usage(there).free
-    message = f"{path} {'is writable' if there == path else 'can be made'}, {memory_size(free)} free on its disk"
-    if free < _LITTLE_DISK:
-        return Finding(name, "warning", message, "Free some space: logs, records and models need it.")
+def _folder(name: str, path: Path, unwritable: Verdict, advice: str) -> Finding:
+    """Check that the folder is writable, or can be created in its nearest existing parent."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding(name, unwritable, f"{path} is not writable", advice)
+    free = shutil.disk_usage(existing).free
+    message = f"{path} {'is writable' if existing == path else 'can be created'}, {memory_size(free)} free on its disk"
+    if free < _LOW_DISK:
+        return Finding(name, "warning", message, "Free disk space: logs, the database and models need it.")
     return Finding(name, "ok", message)
 
 
@@ -249,14 +240,14 @@ def _database(config: Config) -> Finding:
     try:
         version = database.look()
     except StoreError as error:
-        return Finding("database", "problem", str(error), "Mend it, or set storage.url to another one.")
+        return Finding("database", "problem", str(error), "Repair it, or set storage.url to another one.")
     if version == HEAD:
-        return Finding("database", "ok", f"{database} answers")
+        return Finding("database", "ok", f"{database} responds")
     if version is not None:
-        return Finding("database", "ok", f"{database} answers; its tables are upgraded when the server starts")
+        return Finding("database", "ok", f"{database} responds; starting the server upgrades its tables")
     scheme, _, file = config.storage_url.partition("sqlite:///")
     if not scheme and not Path(file).exists():
         return _folder(
-            "database", Path(file).parent, "problem", "Set storage.url to a file in a folder of this user's."
+            "database", Path(file).parent, "problem", "Set storage.url to a file in a folder that this user owns."
         )
-    return Finding("database", "ok", f"{database} answers; its tables are made when the server starts")
+    return Finding("database", "ok", f"{database} responds; starting the server creates its tables")

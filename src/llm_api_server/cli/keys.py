@@ -1,59 +1,117 @@
-"""`llm-api-server keys`: makes, shows and changes keys in the database itself, whether or not a server runs."""
+"""Commands `keys …`: create, show and change keys in the database itself, whether or not a server runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llm_api_server import formats
 from llm_api_server.cli import base
 from llm_api_server.cli.base import ConfigOption, JsonOption
+from llm_api_server.redaction import one_line
+from llm_api_server.times import as_utc
 from llm_api_server.types import ExitCode, PriorityClass
 
 if TYPE_CHECKING:
     from llm_api_server.admin.keys import ListedKey, ManagedKeys
-    from llm_api_server.store.key_fields import Actor, KeyFields
+    from llm_api_server.store.key_fields import Actor, AuditEntry, KeyFields
     from llm_api_server.store.keys import Keys
 
 app = typer.Typer(help="Keys, their limits, and who changed them.", no_args_is_help=True, rich_markup_mode=None)
 
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="A key's name or id.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the secret alone.")]
-_LIMIT = "NUMBER|none"
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Name or id of a key.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the secret.")]
+_NAME_HELP = "Unique name, shown in logs and usage."
 
-NameOption = Annotated[str | None, typer.Option(help="Its name, in logs and accounts; unique.")]
-NoteOption = Annotated[str | None, typer.Option(help="Whose it is, or what for; empty: none.")]
-PermissionOption = Annotated[
-    list[str] | None, typer.Option(help="What it may call; several: again, or with commas. Default: all.")
-]
-ModelOption = Annotated[
-    list[str] | None, typer.Option(help="Models it may use, shell patterns; several: again, or with commas.")
-]
-RequestsOption = Annotated[str | None, typer.Option(metavar=_LIMIT, help="Most requests in any 60 seconds.")]
-TokensOption = Annotated[str | None, typer.Option(metavar=_LIMIT, help="Most tokens in any 60 seconds.")]
-ConcurrentOption = Annotated[str | None, typer.Option(metavar=_LIMIT, help="Most requests at the same time.")]
-DayOption = Annotated[str | None, typer.Option(metavar=_LIMIT, help="Most tokens in a day (UTC).")]
-MonthOption = Annotated[str | None, typer.Option(metavar=_LIMIT, help="Most tokens in a month (UTC).")]
-PriorityOption = Annotated[float | None, typer.Option(help="Weight of its requests where several wait. Default: 1.")]
-ClassOption = Annotated[
-    PriorityClass | None, typer.Option(help="batch: served when no other request waits. Default: interactive.")
-]
-ExpiresOption = Annotated[
-    str | None, typer.Option(metavar="TIME|never", help="When it ends: 30d, 2027-01-31, 2027-01-31T12:00:00Z.")
-]
-NetworkOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Networks it may be used from, such as 10.0.0.0/8; several: as above; none: all."),
-]
-EnabledOption = Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether it is let in.")]
+
+def _limit(help_text: str) -> Any:
+    return Annotated[str | None, typer.Option(metavar="NUMBER|none", help=help_text)]
+
+
+#: Options of `create` and `update`: parameter, field of the key, type.
+_FIELD_OPTIONS: tuple[tuple[str, str, Any], ...] = (
+    ("note", "note", Annotated[str | None, typer.Option(help="Owner or purpose. Empty: none.")]),
+    (
+        "permission",
+        "permissions",
+        Annotated[list[str] | None, typer.Option(help="What the key may call. Repeat, or use commas. Default: all.")],
+    ),
+    (
+        "model",
+        "models",
+        Annotated[list[str] | None, typer.Option(help="Allowed models, as shell patterns. Repeat, or use commas.")],
+    ),
+    ("requests_per_minute", "requests_per_minute", _limit("Max requests in any 60 seconds.")),
+    ("tokens_per_minute", "tokens_per_minute", _limit("Max tokens in any 60 seconds.")),
+    ("max_concurrent", "max_concurrent", _limit("Max concurrent requests.")),
+    ("tokens_per_day", "tokens_per_day", _limit("Max tokens per day (UTC).")),
+    ("tokens_per_month", "tokens_per_month", _limit("Max tokens per month (UTC).")),
+    (
+        "priority",
+        "priority",
+        Annotated[float | None, typer.Option(help="Weight of the key's requests in the queue. Default: 1.")],
+    ),
+    (
+        "priority_class",
+        "priority_class",
+        Annotated[
+            PriorityClass | None,
+            typer.Option(help="batch: served only when no other request waits. Default: interactive."),
+        ],
+    ),
+    (
+        "expires",
+        "expires_at",
+        Annotated[
+            str | None, typer.Option(metavar="TIME|never", help="Expiry: 30d, 2027-01-31 or 2027-01-31T12:00:00Z.")
+        ],
+    ),
+    (
+        "network",
+        "networks",
+        Annotated[
+            list[str] | None,
+            typer.Option(help="Allowed client networks, such as 10.0.0.0/8. Repeat, or use commas. none: all."),
+        ],
+    ),
+    (
+        "enabled",
+        "enabled",
+        Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether the key is accepted.")],
+    ),
+)
+
+
+def _with_field_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter `fields` of a command by `_FIELD_OPTIONS`; `fields` receives the options that are given."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {field: values.pop(name) for name, field, _ in _FIELD_OPTIONS}
+        command(**values, fields={field: value for field, value in given.items() if value not in (None, [])})
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name == "fields":
+            parameters += [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+                for name, _, kind in _FIELD_OPTIONS
+            ]
+        else:
+            parameters.append(parameter)
+    vars(run)["__signature__"] = inspect.Signature(parameters)  # typer reads it
+    return run
 
 
 @app.command("new")
 def keys_new(*, as_json: JsonOption = False) -> None:
-    """Print a random key and the line that admits it without holding it. Stores nothing."""
+    """Print a random key, and a configuration line with its hash that accepts it. Stores nothing."""
     from llm_api_server.auth.access import digest, new_key
 
     key = new_key()
@@ -62,93 +120,59 @@ def keys_new(*, as_json: JsonOption = False) -> None:
         return
     typer.echo(f"key:    {key}")
     typer.echo(f'config: - {{key: "sha256:{digest(key)}", name: NAME, permissions: [all]}}')
-    typer.echo("The key is shown only here. Put the line into auth.api_keys, then `llm-api-server reload`.", err=True)
+    typer.echo("The key is shown only here. Add the line to auth.api_keys, then run `llm-api-server reload`.", err=True)
 
 
 @app.command("create")
+@_with_field_options
 def keys_create(
     *,
-    name: Annotated[str, typer.Option(help="Its name, in logs and accounts; unique.")],
-    note: NoteOption = None,
-    permission: PermissionOption = None,
-    model: ModelOption = None,
-    requests_per_minute: RequestsOption = None,
-    tokens_per_minute: TokensOption = None,
-    max_concurrent: ConcurrentOption = None,
-    tokens_per_day: DayOption = None,
-    tokens_per_month: MonthOption = None,
-    priority: PriorityOption = None,
-    priority_class: ClassOption = None,
-    expires: ExpiresOption = None,
-    network: NetworkOption = None,
-    enabled: EnabledOption = None,
+    name: Annotated[str, typer.Option(help=_NAME_HELP)],
+    fields: dict[str, Any],
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Make a key in the store. A running server knows it at once."""
-    given = {
-        "name": name, "note": note, "permissions": permission, "models": model,
-        "requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute,
-        "max_concurrent": max_concurrent, "tokens_per_day": tokens_per_day, "tokens_per_month": tokens_per_month,
-        "priority": priority, "priority_class": priority_class, "expires_at": expires, "networks": network,
-        "enabled": enabled,
-    }  # fmt: skip
+    """Create a key in the database. A running server accepts it at once."""
     with _managed(config) as (keys, _):
-        key, secret = keys.create(_fields(given), _actor())
+        key, secret = keys.create(_key_fields({"name": name, **fields}), _actor())
         _print_secret(f"Created the key {key.name!r} ({key.id}).", key, secret, quiet=quiet, as_json=as_json)
 
 
 @app.command("list")
 def keys_list(*, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Show all keys, those of the configuration among them."""
-    from llm_api_server.cli import keys_view
-
+    """List all keys, including those of the configuration."""
     with _managed(config) as (keys, _):
         listed = keys.list()
-        typer.echo(keys_view.as_json(listed) if as_json else keys_view.as_table(listed))
+        base.show(_table(listed), listed, as_json=as_json)
 
 
 @app.command("show")
 def keys_show(key: KeyArgument, *, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Show all there is to know about one key."""
+    """Show everything about one key."""
     with _managed(config) as (keys, _):
-        _print_key(keys.get(key), as_json=as_json)
+        found = keys.get(key)
+        base.show(_lines(found), found, as_json=as_json)
 
 
 @app.command("update")
+@_with_field_options
 def keys_update(
     key: KeyArgument,
     *,
-    name: NameOption = None,
-    note: NoteOption = None,
-    permission: PermissionOption = None,
-    model: ModelOption = None,
-    requests_per_minute: RequestsOption = None,
-    tokens_per_minute: TokensOption = None,
-    max_concurrent: ConcurrentOption = None,
-    tokens_per_day: DayOption = None,
-    tokens_per_month: MonthOption = None,
-    priority: PriorityOption = None,
-    priority_class: ClassOption = None,
-    expires: ExpiresOption = None,
-    network: NetworkOption = None,
-    enabled: EnabledOption = None,
+    name: Annotated[str | None, typer.Option(help=_NAME_HELP)] = None,
+    fields: dict[str, Any],
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Change what is given; `none` and `never` take a limit away. All workers know within a second."""
-    given = {
-        "name": name, "note": note, "permissions": permission, "models": model,
-        "requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute,
-        "max_concurrent": max_concurrent, "tokens_per_day": tokens_per_day, "tokens_per_month": tokens_per_month,
-        "priority": priority, "priority_class": priority_class, "expires_at": expires, "networks": network,
-        "enabled": enabled,
-    }  # fmt: skip
-    if all(value is None or value == [] for value in given.values()):
+    """Change fields of a key; `none` and `never` remove a limit. All workers apply the change within a second."""
+    if name is not None:
+        fields = {"name": name, **fields}
+    if not fields:
         base.fail("Nothing to change: give at least one option.", ExitCode.WRONG)
     with _managed(config) as (keys, _):
-        _print_key(keys.update(key, _fields(given), _actor()), as_json=as_json)
+        updated = keys.update(key, _key_fields(fields), _actor())
+        base.show(_lines(updated), updated, as_json=as_json)
 
 
 @app.command("rotate")
@@ -156,14 +180,14 @@ def keys_rotate(
     key: KeyArgument,
     *,
     overlap: Annotated[
-        str, typer.Option(metavar="DURATION", help="How long the old secret stays valid; 0: ends now.")
+        str, typer.Option(metavar="DURATION", help="How long the old secret stays valid. 0: not at all.")
     ] = "24h",
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Give a key a new secret."""
-    from llm_api_server.times import as_utc, parse_duration
+    from llm_api_server.times import parse_duration
 
     try:
         seconds = parse_duration(overlap)
@@ -172,63 +196,58 @@ def keys_rotate(
     with _managed(config) as (keys, _):
         new, secret = keys.rotate(key, seconds, _actor())
         until = new.old_secret_until
-        old = "The old secret has ended." if until is None else f"The old secret ends at {as_utc(until)}."
+        old = (
+            "The old secret is no longer valid." if until is None else f"The old secret is valid until {as_utc(until)}."
+        )
         _print_secret(f"Rotated the key {new.name!r} ({new.id}). {old}", new, secret, quiet=quiet, as_json=as_json)
 
 
 @app.command("revoke")
 def keys_revoke(key: KeyArgument, *, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """End a key for good, and the tokens made from it; its record stays."""
+    """Revoke a key for good, and the tokens that were made from it. Its record is kept."""
     with _managed(config) as (keys, _):
         revoked = keys.revoke(key, _actor())
-        if as_json:
-            _print_key(revoked, as_json=True)
-        else:
-            typer.echo(f"Revoked the key {revoked.name!r} ({revoked.id}).")
+        base.show(f"Revoked the key {revoked.name!r} ({revoked.id}).", revoked, as_json=as_json)
 
 
 @app.command("delete")
 def keys_delete(key: KeyArgument, *, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Remove a key; what it used and who changed it stays under its name."""
+    """Delete a key. Its usage and its audit log are kept under its name."""
     with _managed(config) as (keys, _):
-        gone = keys.delete(key, _actor())
-        if as_json:
-            base.print_json({"deleted": gone.id, "name": gone.name})
-        else:
-            typer.echo(f"Deleted the key {gone.name!r} ({gone.id}).")
+        deleted = keys.delete(key, _actor())
+        base.show(
+            f"Deleted the key {deleted.name!r} ({deleted.id}).",
+            {"deleted": deleted.id, "name": deleted.name},
+            as_json=as_json,
+        )
 
 
 @app.command("audit")
 def keys_audit(
-    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="A key's name, also a former one, or id.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="Name or id of a key, including former names.")
+    ] = None,
     *,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most changes to show.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Max changes to show.")] = 100,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Show who changed which key, newest first."""
-    from llm_api_server.cli import keys_view
-
     with _managed(config) as (_, store):
         entries = store.audit(key=key, limit=limit)
-        typer.echo(keys_view.as_json(entries) if as_json else keys_view.audit_table(entries))
+        base.show(_audit_table(entries), entries, as_json=as_json)
 
 
 @contextmanager
 def _managed(path: Path | None) -> Iterator[tuple[ManagedKeys, Keys]]:
-    """All keys, and those of the store alone, while the database is open."""
-    loaded = base.load(path)
-    with base.errors(loaded):
+    """Yield all keys, and those of the database, while it is open."""
+    config = base.load(path)
+    with base.open_database(config) as database:
         from llm_api_server.admin.keys import ManagedKeys
-        from llm_api_server.store.database import Database
         from llm_api_server.store.keys import Keys
 
-        database = Database(loaded.storage_url)
-        try:
-            keys = Keys(database)
-            yield ManagedKeys(loaded, keys), keys
-        finally:
-            database.close()
+        keys = Keys(database)
+        yield ManagedKeys(config, keys), keys
 
 
 def _actor() -> Actor:
@@ -244,14 +263,14 @@ def _actor() -> Actor:
     return Actor(f"cli:{user}")
 
 
-def _fields(given: dict[str, Any]) -> KeyFields:
-    """What the options say. Raises `InvalidKeyField`."""
+def _key_fields(options: dict[str, Any]) -> KeyFields:
+    """Return the fields that the options give. Raises `InvalidKeyField`."""
     from llm_api_server.store.key_fields import KeyFields
 
-    return KeyFields(**{field: _value(field, value) for field, value in given.items() if value not in (None, [])})
+    return KeyFields(**{field: _parse(field, value) for field, value in options.items()})
 
 
-def _value(field: str, value: Any) -> Any:
+def _parse(field: str, value: Any) -> Any:
     import time
 
     from llm_api_server.errors import InvalidKeyField
@@ -259,7 +278,8 @@ def _value(field: str, value: Any) -> Any:
 
     match field:
         case "permissions" | "models" | "networks":
-            return _words(value)
+            words = [word.strip() for text in value for word in text.split(",") if word.strip()]
+            return [] if words == ["none"] else words
         case "note":
             return value or None
         case "expires_at":
@@ -277,26 +297,74 @@ def _value(field: str, value: Any) -> Any:
         raise InvalidKeyField(field, f"{value!r} is neither a number nor 'none'.") from error
 
 
-def _words(values: Sequence[str]) -> list[str]:
-    words = [word.strip() for value in values for word in value.split(",") if word.strip()]
-    return [] if words == ["none"] else words
-
-
-def _print_key(key: ListedKey, *, as_json: bool) -> None:
-    from llm_api_server.cli import keys_view
-
-    typer.echo(keys_view.as_json(key) if as_json else keys_view.as_lines(key))
-
-
 def _print_secret(done: str, key: ListedKey, secret: str, *, quiet: bool, as_json: bool) -> None:
-    """The only place that shows it."""
-    from llm_api_server.cli import keys_view
+    """Print the secret of a new or rotated key. No other output contains one."""
+    import msgspec
 
     if as_json:
-        typer.echo(keys_view.as_json(key, secret=secret))
+        base.print_json({**msgspec.to_builtins(key), "secret": secret})
     elif quiet:
         typer.echo(secret)
     else:
         typer.echo(done)
         typer.echo(f"key: {secret}")
-        typer.echo("The key is shown only here: keep it now.", err=True)
+        typer.echo("The key is shown only here: save it now.", err=True)
+
+
+_COLUMNS: dict[str, Callable[[ListedKey], str]] = {
+    "NAME": lambda key: one_line(key.name),
+    "ID": lambda key: key.id,
+    "ENDS WITH": lambda key: key.hint or "-",
+    "STATE": lambda key: key.state,
+    "PERMISSIONS": lambda key: ",".join(key.permissions) or "-",
+    "MODELS": lambda key: one_line(",".join(key.models)) or "-",
+    "EXPIRES": lambda key: _time(key.expires_at) or "never",
+    "LAST USED": lambda key: _time(key.last_used_at) or "-",
+    "SOURCE": lambda key: key.source,
+}
+_TIMES = ("expires_at", "created_at", "last_used_at", "revoked_at", "old_secret_until")
+
+
+def _table(keys: Sequence[ListedKey]) -> str:
+    if not keys:
+        return "There are no keys: create one with `llm-api-server keys create --name NAME`."
+    return formats.as_table([list(_COLUMNS), *([show(key) for show in _COLUMNS.values()] for key in keys)])
+
+
+def _lines(key: ListedKey) -> str:
+    """Return one line for each field that has a value."""
+    import msgspec
+
+    return formats.as_lines({name: _text(name, value) for name, value in msgspec.to_builtins(key).items()})
+
+
+def _audit_table(entries: Sequence[AuditEntry]) -> str:
+    if not entries:
+        return "No changes are recorded."
+    rows = [[as_utc(entry.at), entry.actor, entry.action, entry.key_name, _changes(entry)] for entry in entries]
+    heading = ["TIME", "ACTOR", "ACTION", "KEY", "CHANGES"]
+    return formats.as_table([heading, *([one_line(cell) for cell in row] for row in rows)])
+
+
+def _changes(entry: AuditEntry) -> str:
+    """Return what became of each changed field, without the defaults of a new key and the values of a deleted one."""
+    if entry.action == "delete":
+        return ""
+    changed = {name: (old, new) for name, (old, new) in entry.changes.items() if name != "hint"}
+    if entry.action == "create":
+        return ", ".join(f"{name}={_text(name, new)}" for name, (_, new) in changed.items() if new not in (None, []))
+    return ", ".join(
+        f"{name}: {_text(name, old) or 'none'} -> {_text(name, new) or 'none'}" for name, (old, new) in changed.items()
+    )
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is None or value == []:
+        return None
+    if name in _TIMES:
+        return _time(value)
+    return one_line(", ".join(value) if isinstance(value, list) else str(value))
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else as_utc(seconds)

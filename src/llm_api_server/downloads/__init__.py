@@ -1,3 +1,4 @@
-"""Getting models: what to take (`source.py`, `choice.py`), from where (a `hub.py` each), safely (`pull.py`), and their
-entry in the file (`entry.py`, `config_edit.py`). No hub's library enters a worker or the manager.
+"""Downloads of models: the source, the choice of files, one hub each, the transfer, and the configuration entry.
+
+No hub's library is imported by a worker or the manager.
 """

@@ -1,7 +1,7 @@
-"""Puts a model's entry into the text of a configuration file, or takes it out, and leaves every other line as it is.
+"""Adds or removes a model's entry in the text of a configuration file, and keeps every other line.
 
-The new text is parsed and compared before it counts: whatever is unusual about a file, it never comes out changed in
-another way than was meant.
+The new text is parsed and compared with the intended data before it is written, so an unusual file is refused rather
+than damaged.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _INDENT = 2
 
 
 def entry_text(name: str, entry: dict[str, Any], indent: int = 0) -> str:
-    """The entry as YAML, each line indented."""
+    """Return the entry as YAML, each line indented."""
     text = yaml.safe_dump({name: entry}, sort_keys=False, allow_unicode=True, width=1000, indent=_INDENT)
     return "".join(f"{' ' * indent}{line}\n" for line in text.splitlines())
 
 
 def with_model(text: str, name: str, entry: dict[str, Any]) -> str:
-    """Raises `DownloadError` where the name is taken, or the file is too unusual."""
+    """Return the text with a new entry. Raises `DownloadError` if the name is taken or the layout is not supported."""
     before = _data(text)
     models = before.get("models") or {}
     if name in (models.get("available") or {}):
@@ -37,7 +37,7 @@ def with_model(text: str, name: str, entry: dict[str, Any]) -> str:
 
 
 def without_model(text: str, name: str) -> str:
-    """Raises `DownloadError` where there is none, or the file is too unusual."""
+    """Return the text without an entry. Raises `DownloadError` if there is none or the layout is not supported."""
     before = _data(text)
     models = before.get("models") or {}
     if name not in (models.get("available") or {}):
@@ -48,7 +48,7 @@ def without_model(text: str, name: str) -> str:
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:
-    """Write the changed text in the place of the old, all or nothing; links and rights stay. Raises `DownloadError`."""
+    """Replace the file atomically by its changed text; keeps links, owner and mode. Raises `DownloadError`."""
     path = path.resolve()
     try:
         text = change(path.read_text(encoding="utf-8"))
@@ -74,10 +74,10 @@ def _data(text: str) -> dict[str, Any]:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise DownloadError(
-            "The configuration file is no valid YAML; `llm-api-server check-config` says where."
+            "The configuration file is not valid YAML; `llm-api-server check-config` shows where."
         ) from error
     if data is not None and not isinstance(data, dict):
-        raise DownloadError("The configuration file is no mapping; `llm-api-server check-config` says more.")
+        raise DownloadError("The configuration file is not a mapping; see `llm-api-server check-config`.")
     return data or {}
 
 
@@ -87,7 +87,7 @@ def _checked(text: str, wanted: dict[str, Any]) -> str:
             return text
     except DownloadError:
         pass
-    raise DownloadError("The configuration file is written in a way that is not changed here; edit it by hand.")
+    raise DownloadError("The layout of the configuration file is not supported; edit it by hand.")
 
 
 def _insert(text: str, name: str, entry: dict[str, Any]) -> str:
@@ -97,22 +97,22 @@ def _insert(text: str, name: str, entry: dict[str, Any]) -> str:
     models = _find(yaml.compose(text), "models")
     if models is None:
         return f"{text}models:\n{' ' * _INDENT}available:\n{entry_text(name, entry, 2 * _INDENT)}"
-    if not isinstance(models[1], yaml.MappingNode):  # `models:` and nothing
+    if not isinstance(models[1], yaml.MappingNode):  # `models:` without a value
         block = f"{' ' * _INDENT}available:\n{entry_text(name, entry, 2 * _INDENT)}"
-        return _with_lines(lines, models[0].start_mark.line + 1, block)
+        return _insert_block(lines, models[0].start_mark.line + 1, block)
     available = _find(models[1], "available")
     if available is None:
         indent = models[1].value[0][0].start_mark.column
         block = f"{' ' * indent}available:\n{entry_text(name, entry, indent + _INDENT)}"
-        return _with_lines(lines, _last_line(models[1]) + 1, block)
+        return _insert_block(lines, _last_line(models[1]) + 1, block)
     key, node = available
     if isinstance(node, yaml.MappingNode) and node.value and not node.flow_style:
-        return _with_lines(lines, _last_line(node) + 1, entry_text(name, entry, node.value[0][0].start_mark.column))
+        return _insert_block(lines, _last_line(node) + 1, entry_text(name, entry, node.value[0][0].start_mark.column))
     line = key.start_mark.line  # `available:`, or `available: {}`
     head = text.splitlines()[line][: key.end_mark.column]
     if node.end_mark.line > line + 1 or getattr(node, "value", None):
         raise DownloadError("models.available is written in braces: add the entry by hand.")
-    return _with_lines(
+    return _insert_block(
         [*lines[:line], f"{head}:\n", *lines[line + 1 :]],
         line + 1,
         entry_text(name, entry, key.start_mark.column + _INDENT),
@@ -125,7 +125,7 @@ def _delete(text: str, name: str, *, is_last: bool) -> str:
     available = _find(models[1], "available") if models else None
     found = _find(available[1], name) if available else None
     if available is None or found is None or available[1].flow_style:
-        raise DownloadError("models.available is written in braces: take the entry out by hand.")
+        raise DownloadError("models.available is written in braces: remove the entry by hand.")
     first, last = found[0].start_mark.line, _last_line(found[1])
     kept = [*lines[:first], *lines[last + 1 :]]
     if is_last:
@@ -135,14 +135,14 @@ def _delete(text: str, name: str, *, is_last: bool) -> str:
 
 
 def _find(node: Any, name: str) -> tuple[yaml.Node, Any] | None:
-    """The key of a mapping and its value."""
+    """Return the key node and the value node of an entry."""
     if not isinstance(node, yaml.MappingNode):
         return None
     return next(((key, value) for key, value in node.value if key.value == name), None)
 
 
 def _last_line(node: yaml.Node) -> int:
-    """Of what is written there; comments after it are not."""
+    """Return the last line of a value, without the comments after it."""
     if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
         return _last_line(node.value[-1][1])
     if isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value:
@@ -150,5 +150,5 @@ def _last_line(node: yaml.Node) -> int:
     return node.end_mark.line - (1 if node.end_mark.column == 0 else 0)
 
 
-def _with_lines(lines: list[str], at: int, block: str) -> str:
+def _insert_block(lines: list[str], at: int, block: str) -> str:
     return "".join([*lines[:at], block, *lines[at:]])

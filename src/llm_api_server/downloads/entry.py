@@ -1,4 +1,4 @@
-"""The entry that a downloaded model gets in the configuration: little, and what people would look for."""
+"""Configuration entry of a downloaded model: few options, and those that people look for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_api_server.config.models import Config, ModelConfig
-from llm_api_server.downloads.download import Pulled
+from llm_api_server.downloads.download import Downloaded
 from llm_api_server.downloads.source import Source, file_name
 from llm_api_server.engines.base import ModelFacts, ModelProblem
 from llm_api_server.engines.families import Clues, family_of
@@ -17,54 +17,55 @@ from llm_api_server.engines.model_formats.hf_folder import read_json
 from llm_api_server.engines.select import build_engines, engine_for
 from llm_api_server.errors import DownloadError
 
-#: Longer contexts take much memory and few use them: they have to be asked for.
-MOST_CONTEXT = 32_768
+#: Default limit of the context: longer ones take much memory, and few requests use them.
+MAX_CONTEXT = 32_768
 _QUANTIZATION = re.compile(r"[-_.](?:I?Q\d\w*|B?F16|F32|MXFP4\w*)$", re.IGNORECASE)
 _FORBIDDEN = re.compile(r"[^\w.\-]+")
 
 
-def name_of(source: Source, pulled: Pulled) -> str:
-    """Of the repository, without the word for the format; or of the file, without the quantization."""
+def name_of(source: Source, downloaded: Downloaded) -> str:
+    """Return the name of the repository without its format, or of the file without its quantization."""
     if source.folder:
         name = re.sub(r"[-_.]GGUF$", "", source.folder, flags=re.IGNORECASE)
     else:
-        name = _QUANTIZATION.sub("", Path(file_name(source.place) if source.kind == "url" else pulled.path).stem)
+        file = file_name(source.location) if source.kind == "url" else downloaded.path
+        name = _QUANTIZATION.sub("", Path(file).stem)
     return _FORBIDDEN.sub("-", name)
 
 
-def free_name(config: Config, name: str, pulled: Pulled) -> str:
-    """`name`, or one that tells this file from the model that has it already, such as another quantization."""
+def free_name(config: Config, name: str, downloaded: Downloaded) -> str:
+    """Return `name`, or if another model has it, the name of the file or a numbered one."""
     numbered = (f"{name}-{count}" for count in itertools.count(2))
-    names = itertools.chain((name, _FORBIDDEN.sub("-", Path(pulled.path).stem)), numbered)
+    names = itertools.chain((name, _FORBIDDEN.sub("-", Path(downloaded.path).stem)), numbered)
     return next(one for one in names if one not in config.models.available)
 
 
 def may_be_of(config: Config, name: str, source: Source) -> bool:
-    """Whether the model `name` may be what comes from there; which file it will be is known later."""
-    place = source.folder or (file_name(source.place) if source.kind == "url" else "")
-    return config.resolve_model_path(config.models.available[name].path).is_relative_to(config.models_dir / place)
+    """Return whether the model `name` may come from this source; its file is chosen later."""
+    folder = source.folder or (file_name(source.location) if source.kind == "url" else "")
+    return config.resolve_model_path(config.models.available[name].path).is_relative_to(config.models_dir / folder)
 
 
-def entry_of(config: Config, pulled: Pulled) -> dict[str, Any]:
-    """As it is written into the file. Raises `DownloadError` when no engine can load what has come."""
-    entry: dict[str, Any] = {"path": pulled.path}
-    if pulled.projector:
-        entry["mmproj"] = pulled.projector
+def entry_of(config: Config, downloaded: Downloaded) -> dict[str, Any]:
+    """Return the entry for the file. Raises `DownloadError` if no engine can load the model."""
+    entry: dict[str, Any] = {"path": downloaded.path}
+    if downloaded.projector:
+        entry["mmproj"] = downloaded.projector
     model = ModelConfig.model_validate({key: _absolute(config, value) for key, value in entry.items()})
     try:
         engine = engine_for(model)
         family = _family(model)
         facts = build_engines(config)[engine].inspect(model)
     except ModelProblem as problem:
-        place = _absolute(config, pulled.path)
+        path = _absolute(config, downloaded.path)
         raise DownloadError(
-            f"What has come cannot be loaded: {problem}. It is kept in {place}: delete it if it is of no use."
+            f"The downloaded model cannot be loaded: {problem}. It is kept in {path}: delete it if it is of no use."
         ) from problem
     entry["engine"] = engine
     if family != "other":
         entry["type"] = family
-    if _generates(facts) and facts.context_length is not None and _own_context(model) > MOST_CONTEXT:
-        entry["max_tokens"] = MOST_CONTEXT
+    if _generates(facts) and facts.context_length is not None and _trained_context(model) > MAX_CONTEXT:
+        entry["max_tokens"] = MAX_CONTEXT
     return entry
 
 
@@ -85,7 +86,7 @@ def _family(model: ModelConfig) -> str:
     return family_of("auto", Clues(path.name.lower(), model_type.lower()))
 
 
-def _own_context(model: ModelConfig) -> int:
+def _trained_context(model: ModelConfig) -> int:
     path = Path(model.path)
     if path.suffix.lower() == ".gguf":
         metadata = read_header(path)[0].metadata

@@ -1,4 +1,4 @@
-"""The files of a configured model, and their removal: only what is under `models_dir` and no other model's."""
+"""Files of a configured model, and their removal: only files under `models_dir` that no other model uses."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from llm_api_server.engines.select import is_url, resolve_path
 
 
 def files_of(config: Config, name: str) -> list[Path]:
-    """Files and folders that only this model has. A folder under `models_dir` is one model's unless others name it."""
+    """Return files and folders of this model alone: its folder under `models_dir`, unless other models use it, too."""
     top = config.models_dir.resolve()
     others = {path for other in config.models.available if other != name for path in _paths(config, other)}
     found: list[Path] = []
     for path in _paths(config, name):
         if not path.is_relative_to(top) or path == top or not path.exists():
             continue
-        whole = top / path.relative_to(top).parts[0]
-        target = path if any(other.is_relative_to(whole) for other in others) else whole
+        folder = top / path.relative_to(top).parts[0]
+        target = path if any(other.is_relative_to(folder) for other in others) else folder
         if target not in others and target not in found:
             found.append(target)
     return found
 
 
 def why_needed(config: Config, name: str) -> str | None:
-    """Why the configuration cannot do without this model, else None."""
+    """Return why the configuration needs this model, or None."""
     if name in {config.models.default, *config.models.preload}:
-        return f"{name!r} is named by models.default or models.preload; take it out there first."
+        return f"models.default or models.preload contains {name!r}: remove it there first."
     return None
 
 
 def delete(paths: Iterable[Path]) -> None:
-    """Raises `OSError`."""
+    """Delete files and folders. Raises `OSError`."""
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path)
@@ -42,11 +42,11 @@ def delete(paths: Iterable[Path]) -> None:
 
 
 def _paths(config: Config, name: str) -> list[Path]:
-    """Absolute ones; those of hub ids are where such a folder would be."""
+    """Return the model's absolute paths; for a hub id, the folder that it would have."""
     entry = config.models.available[name]
-    named = [
+    configured = [
         resolve_path(entry, config.models_dir),
         *((entry.mmproj,) if entry.mmproj else ()),
         *entry.adapters.values(),
     ]
-    return [config.resolve_model_path(path).resolve() for path in named if not is_url(path)]
+    return [config.resolve_model_path(path).resolve() for path in configured if not is_url(path)]

@@ -1,4 +1,4 @@
-"""What a hub is to `pull.py`, and how the errors of its library become words."""
+"""Interface of the hubs, and error messages for what their libraries raise."""
 
 from __future__ import annotations
 
@@ -10,52 +10,53 @@ from typing import Protocol
 from llm_api_server.downloads.choice import RemoteFile
 from llm_api_server.errors import DownloadError
 
-#: Called with bytes that have come, or that were there already; negative: they were given up.
+#: Receives the number of bytes that arrived, or were on disk already; a negative one if they were discarded.
 OnBytes = Callable[[int], None]
 
-#: Of one request, in seconds.
+#: Seconds that one read of a response may take.
 TIMEOUT = 30.0
 
 
 class Hub(Protocol):
-    """`revision` is the one that was found, where there are revisions."""
+    """Repository or file on the network. `revision` is the one that was found, if there are revisions."""
 
     revision: str | None
 
     def files(self) -> list[RemoteFile]:
-        """What is there. Raises `DownloadError`."""
+        """Return the files of the source. Raises `DownloadError`."""
 
     def fetch(self, file: RemoteFile, folder: Path, on_bytes: OnBytes) -> None:
-        """Put it at its path under `folder`, going on with what is there of it. Raises `DownloadError`."""
+        """Download a file to its path under `folder`, resuming a partial one. Raises `DownloadError`."""
 
 
 @contextmanager
-def hub_errors(hub: str, explain: Callable[..., str | None], *what: str | None) -> Iterator[None]:
-    """`explain(error, *what)` knows the library's own errors; the others are the disk's or the network's."""
+def hub_errors(hub: str, explain: Callable[..., str | None], *details: str | None) -> Iterator[None]:
+    """Raise `DownloadError` for any error: `explain(error, *details)` covers the library's own ones."""
     try:
         yield
     except DownloadError:
         raise
     except Exception as error:
-        raise DownloadError(explain(error, *what) or of_disk(error) or unreachable(hub, error)) from error
+        message = explain(error, *details) or _disk_error(error) or unreachable(hub, error)
+        raise DownloadError(message) from error
 
 
-def of_disk(error: Exception) -> str | None:
-    is_of_network = isinstance(error, ConnectionError | TimeoutError)
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None and not is_of_network:
+def _disk_error(error: Exception) -> str | None:
+    is_network_error = isinstance(error, ConnectionError | TimeoutError)
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None and not is_network_error:
         return f"The model cannot be written: {error.strerror}."
     return None
 
 
-def unreachable(whom: str, error: object) -> str:
+def unreachable(hub: str, error: object) -> str:
     return (
-        f"{whom} cannot be reached: {reason_of(error)}. Check the network and proxy settings; what has come is kept, "
-        "and the same command goes on with it."
+        f"{hub} cannot be reached: {_reason(error)}. Check the network and proxy settings, then run the same command "
+        "again to resume: downloaded data is kept."
     )
 
 
-def reason_of(error: object) -> str:
-    """What the operating system said, where it did; libraries wrap it in much else."""
+def _reason(error: object) -> str:
+    """Return the operating system's message from the chain of causes, else the first line of the error."""
     cause = error if isinstance(error, BaseException) else None
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -1,4 +1,4 @@
-"""Repositories of Hugging Face, as its own library knows them: HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, proxies hold."""
+"""Hugging Face repositories, by its own library: HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and proxies apply."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ _NAME = "Hugging Face"
 
 
 class HuggingFace:
+    """Repository of Hugging Face."""
+
     def __init__(self, source: Source) -> None:
-        self._repo = source.place
+        self._repo = source.location
         self.revision = source.revision
 
     def files(self) -> list[RemoteFile]:
@@ -32,7 +34,7 @@ class HuggingFace:
         ]
 
     def fetch(self, file: RemoteFile, folder: Path, on_bytes: OnBytes) -> None:
-        """By ourselves: the library begins anew after its process was killed."""
+        # The library cannot resume a download whose process was killed.
         url = hf_hub_url(self._repo, file.path, revision=self.revision)
         with hub_errors(_NAME, _explain, self._repo, self.revision):
             tag = file.sha256 or file.git_sha1 or ""
@@ -42,21 +44,22 @@ class HuggingFace:
 def _explain(error: Exception, repo: str, revision: str | None) -> str | None:
     match error:
         case errors.GatedRepoError():
-            known = "with the account of the token that is set here, or set HF_TOKEN to another"
-            first = "then set HF_TOKEN to a token of your account"
-            return (
-                f"huggingface.co/{repo} is gated: accept its licence on that page, {known if get_token() else first}."
+            account = (
+                "with the account of the configured token, or set HF_TOKEN to another one"
+                if get_token()
+                else "then set HF_TOKEN to a token of your account"
             )
+            return f"huggingface.co/{repo} is gated: accept its licence on that page, {account}."
         case errors.RepositoryNotFoundError():
             return f"{repo} does not exist on Hugging Face, or is private: check the name, or set HF_TOKEN."
         case errors.RevisionNotFoundError():
-            return f"{repo} has no revision {revision!r}: name a branch, a tag or a commit that its page lists."
+            return f"{repo} has no revision {revision!r}: give a branch, tag or commit that its page lists."
         case errors.OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set: unset it to download."
         case errors.HfHubHTTPError():
-            return f"Hugging Face answered: {first_line(error)}. What has come is kept; try again later."
+            return f"Hugging Face responded: {first_line(error)}. Downloaded data is kept; try again later."
         case urllib.error.HTTPError():
-            return f"Hugging Face answered {error.code} {error.reason} for a file of {repo}. Try again later."
+            return f"Hugging Face responded {error.code} {error.reason} for a file of {repo}. Try again later."
         case urllib.error.URLError():
             return unreachable(_NAME, error.reason)
     return None

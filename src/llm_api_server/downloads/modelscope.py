@@ -1,4 +1,4 @@
-"""Repositories of ModelScope, as its own SDK knows them: MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT and proxies hold."""
+"""ModelScope repositories, by its own SDK: MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT and proxies apply."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from llm_api_server.downloads.hub import OnBytes, hub_errors, unreachable
 from llm_api_server.downloads.source import Source
 
 _NAME = "ModelScope"
-#: Where no revision is named.
-_BRANCH = "master"
+_DEFAULT_REVISION = "master"
 
 
 class ModelScope:
+    """Repository of ModelScope."""
+
     def __init__(self, source: Source) -> None:
-        self._repo = source.place
+        self._repo = source.location
         self.revision = source.revision
 
     def files(self) -> list[RemoteFile]:
@@ -30,16 +31,16 @@ class ModelScope:
         return [RemoteFile(one.path, one.size, one.sha256 or None) for one in found if not one.is_dir]
 
     def fetch(self, file: RemoteFile, folder: Path, on_bytes: OnBytes) -> None:
-        """By ourselves, as from Hugging Face: the SDK draws bars of its own, and logs."""
+        # The SDK's own download logs, and draws progress bars.
         api = _api()
-        url = api.legacy.get_download_url(self._repo, "model", file.path, self.revision or _BRANCH)
+        url = api.legacy.get_download_url(self._repo, "model", file.path, self.revision or _DEFAULT_REVISION)
         with hub_errors(_NAME, _explain, self._repo):
             tag, token = file.sha256 or "", HubConfig().token
             transfer.fetch(url, folder / file.path, file.size, on_bytes, tag=tag, token=token)
 
 
 def _api() -> HubApi:
-    """It tells of each try on a logger of its own; how it ends is told by us."""
+    # The SDK logs each failed try, and the error is reported at the end.
     logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
     return HubApi(endpoint=os.environ.get("MODELSCOPE_ENDPOINT"))
 
@@ -52,9 +53,9 @@ def _explain(error: Exception, repo: str) -> str | None:
                 "MODELSCOPE_API_TOKEN."
             )
         case errors.AuthenticationError() | errors.PermissionDeniedError():
-            return f"ModelScope does not give {repo} to everybody: set MODELSCOPE_API_TOKEN."
+            return f"{repo} on ModelScope needs an account with access: set MODELSCOPE_API_TOKEN."
         case urllib.error.HTTPError():
-            return f"ModelScope answered {error.code} {error.reason} for a file of {repo}. Try again later."
+            return f"ModelScope responded {error.code} {error.reason} for a file of {repo}. Try again later."
         case urllib.error.URLError():
             return unreachable(_NAME, error.reason)
         case errors.NetworkError():

@@ -1,4 +1,4 @@
-"""One file at a URL."""
+"""Single file at a URL."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from llm_api_server.errors import DownloadError
 
 
 class PlainFile:
+    """File at a URL, without revisions or checksums."""
+
     revision: str | None = None
 
     def __init__(self, source: Source) -> None:
-        self._url = source.place
+        self._url = source.location
         self._tag = ""
 
     def files(self) -> list[RemoteFile]:
@@ -25,7 +27,7 @@ class PlainFile:
         length = headers.get("content-length", "")
         if not length.isdigit() or length == "0":
             raise DownloadError(
-                f"{self._url} does not tell how large the file is; download it yourself into models_dir."
+                f"{self._url} does not give the size of the file; download it into models_dir by other means."
             )
         self._tag = headers.get("etag") or headers.get("last-modified") or ""
         return [RemoteFile(file_name(self._url), int(length))]
@@ -37,7 +39,7 @@ class PlainFile:
 
 def _explain(error: Exception, url: str) -> str | None:
     if isinstance(error, urllib.error.HTTPError):
-        return f"{url} answered {error.code} {error.reason}. Check the address."
+        return f"{url} responded {error.code} {error.reason}. Check the address."
     if isinstance(error, urllib.error.URLError):
         return unreachable(url, error.reason)
     return None

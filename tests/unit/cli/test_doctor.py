@@ -1,4 +1,4 @@
-"""`doctor`: what it finds, what it advises, and that it changes nothing. The machine's own state is not asserted."""
+"""`doctor`: its findings and advice, and that it changes nothing. The state of the machine itself is not asserted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """A configuration whose engines' interpreters answer at once."""
+    """Write a configuration whose engine interpreters respond at once."""
     monkeypatch.chdir(tmp_path)
     interpreter(tmp_path / "python", "echo 1.2.3")
     (tmp_path / "a.gguf").touch()
@@ -51,7 +51,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 @pytest.fixture
 def examine(write: Write) -> Examine:
-    """The findings by name; the worst of those with the same name."""
+    """Return the findings by name; of those with the same name, the worst."""
 
     def run_and_read(*, code: int = 0) -> dict[str, dict[str, Any]]:
         result = CliRunner().invoke(app, ["doctor", "--json"])
@@ -75,18 +75,18 @@ def text(code: int = 0) -> Result:
     return result
 
 
-def test_a_sound_machine_has_no_problems_and_nothing_is_changed(examine: Examine, tmp_path: Path) -> None:
+def test_a_healthy_machine_has_no_problems_and_nothing_is_changed(examine: Examine, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     found = examine()
     assert {name for name, check in found.items() if check["verdict"] == "problem"} == set()
     assert {"server", "llama.cpp", "vLLM", "GPU", "RAM", "port", "run directory", "database"} <= set(found)
     assert "1.2.3" in found["llama.cpp"]["message"]
-    assert "can be made" in found["run directory"]["message"]
+    assert "can be created" in found["run directory"]["message"]
     assert sorted(tmp_path.rglob("*")) == before
     assert text().stdout.startswith("ok ")
 
 
-def test_without_a_usable_file_the_rest_is_still_looked_at(examine: Examine, write: Write, tmp_path: Path) -> None:
+def test_an_invalid_file_does_not_prevent_the_other_checks(examine: Examine, write: Write, tmp_path: Path) -> None:
     write(more="sevrer: {}")
     found = examine(code=1)
     assert "unknown key" in found["configuration"]["message"]
@@ -96,7 +96,7 @@ def test_without_a_usable_file_the_rest_is_still_looked_at(examine: Examine, wri
     assert "1 problem" in text(1).stdout
 
 
-def test_what_is_unwise_in_the_file_is_a_warning(examine: Examine, write: Write) -> None:
+def test_warnings_of_the_configuration_are_reported(examine: Examine, write: Write) -> None:
     write(path="none.gguf")
     check = examine()["configuration"]
     assert check["verdict"] == "warning"
@@ -107,7 +107,7 @@ def test_what_is_unwise_in_the_file_is_a_warning(examine: Examine, write: Write)
     ("script", "reason"),
     [("echo 'No module named xllamacpp' >&2; exit 1", "No module named"), ("kill -ILL $$", "ends with signal 4")],
 )
-def test_a_llama_cpp_that_cannot_run_is_a_problem_where_it_is_needed(
+def test_an_unusable_llama_cpp_is_a_problem_if_a_model_needs_it(
     examine: Examine, write: Write, tmp_path: Path, script: str, reason: str
 ) -> None:
     interpreter(tmp_path / "python", script)
@@ -117,7 +117,7 @@ def test_a_llama_cpp_that_cannot_run_is_a_problem_where_it_is_needed(
     assert examine()["llama.cpp"]["verdict"] == "warning"
 
 
-def test_a_missing_vllm_is_a_problem_where_it_is_needed(examine: Examine, write: Write) -> None:
+def test_a_missing_vllm_is_a_problem_if_a_model_needs_it(examine: Examine, write: Write) -> None:
     write(vllm="./missing")
     assert examine()["vLLM"]["verdict"] == "ok"
     write(vllm="./missing", path="org/model")
@@ -125,7 +125,7 @@ def test_a_missing_vllm_is_a_problem_where_it_is_needed(examine: Examine, write:
     assert (check["verdict"], "make vllm" in check["advice"]) == ("problem", True)
 
 
-def test_gpus_are_told_with_memory_and_driver(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_listed_with_memory_and_driver(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_checks, "this_host", lambda: Host(2**40, 8, has_nvidia=True))
     for name, answer in {
         "nvmlInit": None, "nvmlSystemGetDriverVersion": "570.1", "nvmlDeviceGetCount": 2,
@@ -137,7 +137,7 @@ def test_gpus_are_told_with_memory_and_driver(examine: Examine, monkeypatch: pyt
     assert found["gpu1"]["message"] == "H200, 1.0 GiB of 2.0 GiB free, driver 570.1"
 
 
-def test_a_driver_that_does_not_answer_is_a_problem(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_driver_is_a_problem(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
@@ -156,7 +156,7 @@ def test_a_taken_port_is_a_problem_and_a_free_one_is_not(examine: Examine, write
     assert "is free" in examine()["port"]["message"]
 
 
-def test_folders_that_cannot_be_made_are_named_with_their_option(
+def test_folders_that_cannot_be_created_are_reported_with_their_option(
     examine: Examine, write: Write, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -173,20 +173,20 @@ def test_a_run_directory_that_others_may_write_to_is_a_problem(examine: Examine,
     assert "others may write" in examine(code=1)["run directory"]["message"]
 
 
-def test_the_database_is_looked_at(examine: Examine, tmp_path: Path) -> None:
+def test_the_database_is_checked(examine: Examine, tmp_path: Path) -> None:
     file = tmp_path / "llm-api-server.db"
     database = Database(f"sqlite:///{file}")
     database.open()
     database.close()
-    assert examine()["database"]["message"].endswith("answers")
+    assert examine()["database"]["message"].endswith("responds")
     with database.writing() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'older'")
     database.close()
-    assert "upgraded" in examine()["database"]["message"]
+    assert "upgrades its tables" in examine()["database"]["message"]
     file.write_text("this is no database, " * 100)
     assert "cannot be used" in examine(code=1)["database"]["message"]
     file.write_text("")
-    assert "are made when the server starts" in examine()["database"]["message"]
+    assert "starting the server creates its tables" in examine()["database"]["message"]
 
 
 def test_few_descriptors_are_a_warning(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:

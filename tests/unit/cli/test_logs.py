@@ -1,4 +1,4 @@
-"""`logs`: which files there are, their last lines, and what is added while they are rotated."""
+"""`logs`: the files, their last lines, and lines that are added while the files are rotated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from llm_api_server.cli.log_files import Tail
+from llm_api_server.cli.logs import Tail
 from llm_api_server.cli.main import app
 
 CONFIG = """
@@ -55,14 +55,14 @@ def logs(folder: Path) -> Path:
     return folder / "logs"
 
 
-def test_gateway_and_manager_are_told_in_the_order_of_time(run: Run, logs: Path) -> None:
+def test_gateway_and_manager_are_merged_by_time(run: Run, logs: Path) -> None:
     lines = run().stdout.splitlines()
     assert [line.split()[-1] for line in lines] == ["one", "two", "three", "Traceback", "deep", "four", "five"]
     assert lines[1].startswith("manager | 2026")
     assert lines[4] == "gateway |       deep"
 
 
-def test_the_last_lines_are_counted_over_both(run: Run, logs: Path) -> None:
+def test_the_number_of_lines_counts_both_logs(run: Run, logs: Path) -> None:
     assert [line.split()[-1] for line in run("-n", "2").stdout.splitlines()] == ["four", "five"]
     assert run("-n", "0").stdout == ""
 
@@ -73,7 +73,7 @@ def test_without_times_one_file_follows_the_other(run: Run, logs: Path) -> None:
     assert run().stdout == "gateway | b\nmanager | a\n"
 
 
-def test_one_log_is_shown_as_it_is(run: Run, logs: Path) -> None:
+def test_a_single_log_is_printed_unchanged(run: Run, logs: Path) -> None:
     assert run("gateway").stdout == GATEWAY
 
 
@@ -83,22 +83,22 @@ def test_a_models_log_is_found_by_name_or_alias(run: Run, logs: Path, name: str,
     assert run(name).stdout == "loaded\n"
 
 
-def test_the_log_of_a_model_that_is_gone_or_of_a_twin_is_found(run: Run, logs: Path) -> None:
+def test_logs_of_removed_models_and_embedding_instances_are_found(run: Run, logs: Path) -> None:
     (logs / "engines" / "good (embeddings).log").write_text("loaded\n")
     assert run("good (embeddings)").stdout == "loaded\n"
 
 
-def test_an_unknown_name_is_an_error_that_lists_the_names(run: Run, logs: Path) -> None:
+def test_an_unknown_name_is_an_error_that_lists_the_logs(run: Run, logs: Path) -> None:
     message = run("none", code=1).stderr
-    assert message == "There is no log of 'none'. Logs: gateway, manager, zygote, good, org/big.\n"
+    assert message == "There is no log 'none'. Logs: gateway, manager, zygote, good, org/big.\n"
 
 
-def test_what_is_not_there_yet_is_said(run: Run, folder: Path) -> None:
-    assert "llm-api-server serve" in run(code=1).stderr
-    assert "models load" in run("good", code=1).stderr
+@pytest.mark.parametrize(("words", "advice"), [([], "llm-api-server serve"), (["good"], "models load")])
+def test_without_logs_the_error_names_the_command_that_writes_them(run: Run, words: list[str], advice: str) -> None:
+    assert advice in run(*words, code=1).stderr
 
 
-def test_last_words_without_an_end_are_shown_and_cannot_drive_a_terminal(run: Run, logs: Path) -> None:
+def test_an_unfinished_last_line_is_shown_without_control_characters(run: Run, logs: Path) -> None:
     (logs / "engines" / "good.log").write_bytes(b"\x1b[31mred\x1b[0m\r\n\x1b]0;title\x07 \xff")
     assert run("good").stdout == "red\n\\x1b]0;title\\x07 \N{REPLACEMENT CHARACTER}\n"
 
@@ -106,9 +106,6 @@ def test_last_words_without_an_end_are_shown_and_cannot_drive_a_terminal(run: Ru
 def test_many_lines_are_read_from_the_end(run: Run, logs: Path) -> None:
     (logs / "manager.log").write_text("".join(f"{number:0999}\n" for number in range(500)))
     assert [int(line) for line in run("manager", "-n", "130").stdout.split()] == list(range(370, 500))
-
-
-# ── following ──
 
 
 @pytest.fixture
@@ -126,7 +123,7 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def test_whole_lines_are_read_once_they_are_whole(tmp_path: Path, tail: Tail) -> None:
+def test_lines_are_read_once_they_are_complete(tmp_path: Path, tail: Tail) -> None:
     path = tmp_path / "a.log"
     append(path, "old\n")
     assert [line.text for line in tail.last(10)] == ["old"]
@@ -137,7 +134,7 @@ def test_whole_lines_are_read_once_they_are_whole(tmp_path: Path, tail: Tail) ->
     assert added(tail) == ["two"]
 
 
-def test_a_file_that_appears_is_read_from_its_beginning(tmp_path: Path, tail: Tail) -> None:
+def test_a_new_file_is_read_from_its_beginning(tmp_path: Path, tail: Tail) -> None:
     assert tail.last(10) == []
     assert added(tail) == []
     append(tmp_path / "a.log", "one\n")
@@ -159,7 +156,7 @@ def test_nothing_is_lost_when_the_file_is_rotated(tmp_path: Path, tail: Tail) ->
     assert added(tail) == ["five"]
 
 
-def test_an_emptied_file_is_read_from_its_beginning(tmp_path: Path, tail: Tail) -> None:
+def test_a_truncated_file_is_read_from_its_beginning(tmp_path: Path, tail: Tail) -> None:
     path = tmp_path / "a.log"
     append(path, "a long line\n")
     tail.last(10)

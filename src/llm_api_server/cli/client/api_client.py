@@ -1,11 +1,11 @@
-"""A client of the HTTP API, for `chat` and `bench`: finds the server, key and model, and streams answers. Blocking."""
+"""Blocking client of the HTTP API for `chat` and `bench`; it finds the server, key and model, and streams responses."""
 
 from __future__ import annotations
 
-import http.client
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -16,20 +16,21 @@ from llm_api_server.auth.keys import key_of
 from llm_api_server.cli import base
 from llm_api_server.config.models import Config
 from llm_api_server.errors import ServerError, Unreachable
+from llm_api_server.http_client import blocking
 from llm_api_server.lifecycle.config_handover import running_config
 from llm_api_server.lifecycle.server_lock import ServerLock, local_url
 from llm_api_server.types import ExitCode, Task
 
-AnswerT = TypeVar("AnswerT")
+ContentT = TypeVar("ContentT")
 
-#: Between two reads. The server sends comments while a stream waits.
+#: Seconds between two reads. The server sends comments while a stream waits.
 _READ_TIMEOUT = 600.0
 _READ_SIZE = 65536
 _UNAUTHORIZED = 401
 
 
 class ApiFailure(ServerError):
-    """The server answered with an error, or not to the end; the message is its own where it has one."""
+    """The server responded with an error or an incomplete response; the message is the server's, if it sent one."""
 
 
 class TokenUsage(msgspec.Struct, frozen=True):
@@ -38,7 +39,7 @@ class TokenUsage(msgspec.Struct, frozen=True):
 
 
 class ContentDelta(msgspec.Struct, frozen=True):
-    """A piece of a streamed answer: text, text of its reasoning, the usage at its end, or a comment while it waits."""
+    """Part of a streamed response: text, reasoning, the final usage, or a comment sent while the request waits."""
 
     text: str = ""
     reasoning: str = ""
@@ -75,99 +76,87 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-class _Refusal(msgspec.Struct):
+class _ErrorBody(msgspec.Struct):
     error: _Error
 
 
 class ApiClient:
-    """Of the server at `url`, with or without `/v1`. Threads may share it: each request has its own connection."""
+    """Client of the server at `url`, given with or without `/v1`. Safe to share between threads."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        """Raises `ValueError` with a sentence when one of them cannot be used."""
+        """Raises `ValueError` with a sentence if the URL or the key is invalid."""
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"--url: {url!r} is no URL: give one such as http://localhost:8050.")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+            raise ValueError(f"--url: {url!r} is not a URL: give one such as http://localhost:8050.")
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise ValueError("--key: a key has no characters but those of ASCII.")
+            raise ValueError("--key: a key consists of printable ASCII characters.")
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._is_secure = parts.scheme == "https"
-        self._host, self._port = parts.hostname, parts.port
-        self._prefix = urlsplit(self.url).path
         self._headers = {"content-type": "application/json"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
 
     def first_model(self) -> str:
-        """The first that generates text. Raises `ApiFailure`, `Unreachable`."""
+        """Return the first model that generates text. Raises `ApiFailure`, `Unreachable`."""
         for model in self._get("/v1/models", _Models).data:
             if model.tasks is None or "generate" in model.tasks:
                 return model.id
         raise ApiFailure("There is no model that this key may chat with: add one to models.available.")
 
     def require_model(self, name: str) -> None:
-        """Raises `ApiFailure` with the server's own words when there is none of that name for this key."""
+        """Raises `ApiFailure` with the server's message if this key cannot use such a model."""
         self._get(f"/v1/models/{quote(name)}", _Model)
 
     def stream(self, body: dict[str, Any]) -> Generator[ContentDelta]:
-        """The answer to a chat request as it comes. Raises `ApiFailure`, `Unreachable`.
+        """Yield the streamed response to a chat request. Raises `ApiFailure`, `Unreachable`.
 
-        Closed early, it gives up the connection, and the server stops.
+        Closing the generator early closes the connection, and so aborts the request.
         """
         request = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        with self._answer("POST", "/v1/chat/completions", msgspec.json.encode(request)) as response:
+        with self._request("POST", "/v1/chat/completions", msgspec.json.encode(request)) as response:
             rest = b""
             while data := response.read1(_READ_SIZE):
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     if line.rstrip() == b"data: [DONE]":
                         return
-                    if (part := _part(line)) is not None:
-                        yield part
-        raise ApiFailure("The answer broke off; `llm-api-server logs` may say why.")
+                    if (delta := _parse_line(line)) is not None:
+                        yield delta
+        raise ApiFailure("The response is incomplete; `llm-api-server logs` may show why.")
 
-    def _get(self, path: str, answer: type[AnswerT]) -> AnswerT:
-        with self._answer("GET", path) as response:
+    def _get(self, path: str, content: type[ContentT]) -> ContentT:
+        with self._request("GET", path) as response:
             try:
-                return msgspec.json.decode(response.read(), type=answer)
+                return msgspec.json.decode(response.read(), type=content)
             except msgspec.DecodeError as error:
-                raise ApiFailure(f"{self.url} does not answer like an OpenAI-compatible server: {error}") from error
+                raise ApiFailure(f"{self.url} is not an OpenAI-compatible server: {error}") from error
 
     @contextmanager
-    def _answer(self, method: str, path: str, body: bytes | None = None) -> Iterator[http.client.HTTPResponse]:
-        kind = http.client.HTTPSConnection if self._is_secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=_READ_TIMEOUT)
+    def _request(self, method: str, path: str, body: bytes | None = None) -> Iterator[HTTPResponse]:
         try:
-            self._connect(connection)
-            connection.request(method, self._prefix + path, body, self._headers)
-            with connection.getresponse() as response:
-                if response.status != http.client.OK:
-                    raise ApiFailure(self._refusal(response))
+            with blocking.request(
+                method, self.url + path, timeout=_READ_TIMEOUT, body=body, headers=self._headers
+            ) as response:
+                if response.status != blocking.OK:
+                    raise ApiFailure(self._error_message(response))
                 yield response
-        except (OSError, http.client.HTTPException) as error:
-            raise ApiFailure(f"The connection to {self.url} broke: {str(error) or type(error).__name__}") from error
-        finally:
-            connection.close()
+        except blocking.ConnectFailed as error:
+            raise Unreachable(f"No server responds at {self.url} ({error}). Check the address.") from error
+        except blocking.FAILURES as error:
+            raise ApiFailure(f"The connection to {self.url} failed: {str(error) or type(error).__name__}") from error
 
-    def _connect(self, connection: http.client.HTTPConnection) -> None:
-        try:
-            connection.connect()
-        except OSError as error:
-            reason = error.strerror or error
-            raise Unreachable(f"Nothing answers at {self.url} ({reason}). Is that the address of a server?") from error
-
-    def _refusal(self, response: http.client.HTTPResponse) -> str:
+    def _error_message(self, response: HTTPResponse) -> str:
         data = response.read()
         try:
-            message = msgspec.json.decode(data, type=_Refusal).error.message
+            message = msgspec.json.decode(data, type=_ErrorBody).error.message
         except msgspec.DecodeError:
-            message = f"{self.url} answers with {response.status} {response.reason}."
+            message = f"{self.url} responded with {response.status} {response.reason}."
         if response.status == _UNAUTHORIZED:
-            return f"{message} (--key, or the environment's {base.KEY_VARIABLE})"
+            return f"{message} (--key, or the environment variable {base.KEY_VARIABLE})"
         return message
 
 
-def _part(line: bytes) -> ContentDelta | None:
-    """None for a line that carries nothing of these."""
+def _parse_line(line: bytes) -> ContentDelta | None:
+    """Return the content of a line of the event stream, or None. Raises `ApiFailure` for an error event."""
     if line.startswith(b":"):
         return ContentDelta(comment=line[1:].strip().decode("utf-8", "replace"))
     if not line.startswith(b"data:"):
@@ -175,21 +164,20 @@ def _part(line: bytes) -> ContentDelta | None:
     try:
         event = msgspec.json.decode(line[5:], type=_Event)
     except msgspec.DecodeError as error:
-        raise ApiFailure(f"The answer cannot be read: {error}") from error
+        raise ApiFailure(f"The response cannot be parsed: {error}") from error
     if event.error is not None:
         raise ApiFailure(event.error.message)
     delta = event.choices[0].delta if event.choices else _Delta()
     return ContentDelta(delta.content or "", delta.reasoning_content or delta.reasoning or "", event.usage)
 
 
-def reach(path: Path | None, url: str | None, key: str | None, model: str | None) -> tuple[ApiClient, str]:
-    """The server that is named, else the running one of the configuration; and the model: that given, else its default.
+def connect(path: Path | None, url: str | None, key: str | None, model: str | None) -> tuple[ApiClient, str]:
+    """Return a client of the server at `url`, or of the running one, and the model: `model`, or the default.
 
-    Ends the command where there is none of these.
+    Ends the command if there is no such server, key or model.
     """
-    if url is not None:
-        default = None
-    else:
+    default = None
+    if url is None:
         config = _running(path)
         default = config.models.default
         url = local_url(config.server.host, config.server.port)
@@ -205,18 +193,19 @@ def reach(path: Path | None, url: str | None, key: str | None, model: str | None
 
 
 def _running(path: Path | None) -> Config:
+    """Return the configuration that the running server uses, or end the command."""
     loaded = base.load_running(path)
     config = running_config(loaded.run_dir)
     if config is None and ServerLock(loaded.run_dir).holder() is None:
         base.not_running(loaded)
     config = config or loaded
     if not config.server.port:
-        base.fail("The server chose its port itself (server.port: 0): give its address with --url.", ExitCode.FAILED)
+        base.fail("The server chose its own port (server.port: 0): give its address with --url.", ExitCode.FAILED)
     return config
 
 
 def _usable_key(config: Config, model: str | None) -> str | None:
-    """The first of the file that may chat (with `model`); None where no key is needed."""
+    """Return the first configured key that may chat with `model`; None if authentication is off."""
     if not config.auth.enabled:
         return None
     for entry in config.auth.api_keys:
@@ -225,7 +214,7 @@ def _usable_key(config: Config, model: str | None) -> str | None:
         if is_valid and not entry.is_hashed and key.may("chat") and (model is None or key.may_use(model)):
             return entry.key
     return base.fail(
-        f"No key in {config.source} can be used: those there are hashed, have ended, or may not chat. Give one with "
-        f"--key or {base.KEY_VARIABLE}.",
+        f"No key in {config.source} is usable: each is hashed, has expired, or may not chat. Give one with --key or "
+        f"{base.KEY_VARIABLE}.",
         ExitCode.WRONG,
     )

@@ -1,4 +1,4 @@
-"""`llm-api-server chat`: a conversation with a model of the running server, on the terminal or in a script."""
+"""Command `chat`: a conversation with a model of the running server, on the terminal or in a script."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from llm_api_server.types import ExitCode
 if TYPE_CHECKING:
     from llm_api_server.cli.client.api_client import ApiClient, ContentDelta
 
-_HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
+_HELP = "/reset starts a new conversation, /exit or Ctrl-D ends the chat, Ctrl-C stops a response."
 
 
 def chat(
     *,
     model: ModelArgument = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before all else.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="M", help="Most tokens of an answer; default: until the model ends it.")
+        int | None, typer.Option(min=1, metavar="M", help="Max tokens per response. Default: until the model stops.")
     ] = None,
     url: UrlOption = None,
     key: KeyOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Chat with a model of the running server. Without a terminal: answer the prompt on standard input, and end."""
+    """Chat with a model of the running server. Without a terminal, answer the prompt on standard input and exit."""
     from llm_api_server.cli.client import api_client
 
     prompt = None if sys.stdin.isatty() else sys.stdin.read().strip()
     if prompt == "":
         base.fail("Standard input is empty: write a prompt to it, or use a terminal.", ExitCode.WRONG)
-    client, name = api_client.reach(config, url, key, model)
+    client, name = api_client.connect(config, url, key, model)
     conversation = Conversation(client, name, system, max_tokens)
     if prompt is None:
-        _talk(conversation, f"{name} at {client.url}. {_HELP}")
+        _run_terminal(conversation, f"{name} at {client.url}. {_HELP}")
     else:
         with base.errors():
-            conversation.ask(prompt)
+            conversation.send(prompt)
 
 
 class Conversation:
-    """What was said so far; each question is answered with all of it."""
+    """Messages so far; all of them are sent with each new one."""
 
     def __init__(self, client: ApiClient, model: str, system: str | None = None, max_tokens: int | None = None) -> None:
         self._client = client
@@ -57,59 +57,58 @@ class Conversation:
     def reset(self) -> None:
         self._messages = list(self._first)
 
-    def ask(self, question: str) -> None:
-        """Print the answer as it comes. Ctrl-C stops it, and what came stays. A question without answer is forgotten.
+    def send(self, message: str) -> None:
+        """Send a message and print the response while it streams. Raises `ServerError`.
 
-        Raises `ServerError`.
+        Ctrl-C stops the response and keeps its text. A message without response is not kept.
         """
-        messages = [*self._messages, {"role": "user", "content": question}]
+        messages = [*self._messages, {"role": "user", "content": message}]
         screen = _Screen()
-        with closing(self._client.stream({**self._options, "messages": messages})) as parts:
-            screen.show(parts)
+        with closing(self._client.stream({**self._options, "messages": messages})) as deltas:
+            screen.show(deltas)
         if screen.text:
             self._messages = [*messages, {"role": "assistant", "content": screen.text}]
 
 
 class _Screen:
-    """One answer on standard output. On a terminal, reasoning and waiting are shown too, and controls are escaped."""
+    """One response on standard output. A terminal also shows reasoning and waiting, with control characters escaped."""
 
     def __init__(self) -> None:
         self.text = ""
         self._is_terminal = sys.stdout.isatty()
-        self._is_waiting = False
+        self._shows_comment = False
         self._has_written = False
 
-    def show(self, parts: Iterable[ContentDelta]) -> None:
+    def show(self, deltas: Iterable[ContentDelta]) -> None:
         try:
-            for part in parts:
-                self._show(part)
+            for delta in deltas:
+                self._show(delta)
         except KeyboardInterrupt:
             if not self._is_terminal:
                 raise
             self._write("\n[stopped]" if self._has_written else "[stopped]", dim=True)
         finally:
-            self._clear()
+            self._clear_comment()
             if self._has_written:
                 self._write("\n")
 
-    def _show(self, part: ContentDelta) -> None:
-        if part.comment and self._is_terminal:
-            self._clear()
-            typer.secho(f"{part.comment} ...", nl=False, dim=True)
-            self._is_waiting = True
-        if part.reasoning and self._is_terminal:
-            self._clear()
-            self._write(part.reasoning, dim=True)
-        if part.text:
-            self._clear()
-            self._write(part.text)
-            self.text += part.text
+    def _show(self, delta: ContentDelta) -> None:
+        if delta.comment and self._is_terminal:
+            self._clear_comment()
+            typer.secho(f"{delta.comment} ...", nl=False, dim=True)
+            self._shows_comment = True
+        if delta.reasoning and self._is_terminal:
+            self._clear_comment()
+            self._write(delta.reasoning, dim=True)
+        if delta.text:
+            self._clear_comment()
+            self._write(delta.text)
+            self.text += delta.text
 
-    def _clear(self) -> None:
-        """Take the line away that says what is waited for."""
-        if self._is_waiting:
+    def _clear_comment(self) -> None:
+        if self._shows_comment:
             typer.echo("\r\x1b[K", nl=False)
-            self._is_waiting = False
+            self._shows_comment = False
 
     def _write(self, text: str, *, dim: bool = False) -> None:
         from llm_api_server.redaction import one_line
@@ -120,35 +119,36 @@ class _Screen:
         self._has_written = True
 
 
-def _talk(conversation: Conversation, greeting: str) -> None:
+def _run_terminal(conversation: Conversation, greeting: str) -> None:
+    """Read messages and commands until the end of the input."""
     from llm_api_server.errors import ServerError
 
     with suppress(ImportError):
         import readline  # noqa: F401 - from then on input() can edit lines and repeat earlier ones
     typer.echo(f"{greeting}\n")
-    while (question := _next_question()) is not None:
-        match question.split():
+    while (line := _next_line()) is not None:
+        match line.split():
             case []:
                 continue
             case ["/exit" | "/quit"]:
                 return
             case ["/reset"]:
                 conversation.reset()
-                typer.echo("Forgotten.\n")
+                typer.echo("New conversation.\n")
             case [word] if word[0] == "/" and word[1:].isalpha():
-                typer.echo(f"There is no command {word}. {_HELP}\n")
+                typer.echo(f"Unknown command {word}. {_HELP}\n")
             case _:
                 try:
-                    conversation.ask(question)
+                    conversation.send(line)
                 except KeyboardInterrupt:
-                    typer.echo()  # it came just before or after the answer
+                    typer.echo()  # Ctrl-C came just before or after the response
                 except ServerError as error:
                     typer.echo(str(error), err=True)
                 typer.echo()
 
 
-def _next_question() -> str | None:
-    """None at the end of the input. Ctrl-C takes back the line."""
+def _next_line() -> str | None:
+    """Return the next line; None at the end of the input. Ctrl-C discards the line."""
     while True:
         try:
             return input("> ")

@@ -1,4 +1,4 @@
-"""A load run for `bench`: a warm-up, then requests from threads that each keep one under way. Blocking."""
+"""Load run of `bench`: a warm-up request, then requests from threads that each have one in flight. Blocking."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORDS = (
 
 
 class LoadRun(msgspec.Struct, frozen=True):
-    """What is asked. `prompt_tokens` and `max_tokens` are those of one request."""
+    """Parameters of a run. `prompt_tokens` and `max_tokens` are per request."""
 
     model: str
     requests: int
@@ -34,7 +34,7 @@ class LoadRun(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct):
-    """One answered request. Seconds; `first_text` is None where it had no text, `gaps` are between chunks with text."""
+    """One request that succeeded, in seconds. `first_text` is None without text; `gaps` are between text chunks."""
 
     seconds: float
     first_text: float | None
@@ -42,8 +42,8 @@ class Sample(msgspec.Struct):
     usage: TokenUsage
 
 
-class Run(msgspec.Struct):
-    """`errors` counts the requests that failed, by message. `seconds` is how long all took, without the warm-up."""
+class LoadResult(msgspec.Struct):
+    """Outcome of a run. `errors` counts failed requests by message; `seconds` excludes the warm-up."""
 
     load: LoadRun
     warm_up_seconds: float
@@ -52,19 +52,22 @@ class Run(msgspec.Struct):
     errors: dict[str, int]
 
 
-def run(client: ApiClient, load: LoadRun, progress: Callable[[int], None]) -> Run:
-    """Raises `ServerError` when the warm-up fails. `progress` is told how many requests are over."""
+def run(client: ApiClient, load: LoadRun, on_progress: Callable[[int], None]) -> LoadResult:
+    """Send all requests; `on_progress` receives the number of finished ones.
+
+    Raises `ServerError` if the warm-up fails.
+    """
     dice = random.Random()  # noqa: S311 - prompts that differ need no cryptography
     warm_up = _measure(client, load, _prompt(dice, load.prompt_tokens))
-    # The template and the words themselves take more tokens than words, or fewer: as many as the warm-up showed.
+    # The chat template adds tokens and words may be several tokens: scale by what the warm-up request took.
     words = max(1, round(load.prompt_tokens * load.prompt_tokens / max(1, warm_up.usage.prompt_tokens)))
-    waiting: SimpleQueue[str] = SimpleQueue()
+    prompts: SimpleQueue[str] = SimpleQueue()
     for _ in range(load.requests):
-        waiting.put(_prompt(dice, words))
+        prompts.put(_prompt(dice, words))
     outcomes: SimpleQueue[Sample | str] = SimpleQueue()
-    began = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(load.concurrency):
-        threading.Thread(target=_work, args=(client, load, waiting, outcomes), daemon=True).start()
+        threading.Thread(target=_send_all, args=(client, load, prompts, outcomes), daemon=True).start()
     samples, errors = [], Counter[str]()
     for done in range(1, load.requests + 1):
         outcome = outcomes.get()
@@ -72,21 +75,21 @@ def run(client: ApiClient, load: LoadRun, progress: Callable[[int], None]) -> Ru
             samples.append(outcome)
         else:
             errors[outcome] += 1
-        progress(done)
-    return Run(load, warm_up.seconds, time.perf_counter() - began, samples, dict(errors))
+        on_progress(done)
+    return LoadResult(load, warm_up.seconds, time.perf_counter() - started, samples, dict(errors))
 
 
-def _work(client: ApiClient, load: LoadRun, waiting: SimpleQueue[str], outcomes: SimpleQueue[Sample | str]) -> None:
+def _send_all(client: ApiClient, load: LoadRun, prompts: SimpleQueue[str], outcomes: SimpleQueue[Sample | str]) -> None:
     while True:
         try:
-            prompt = waiting.get_nowait()
+            prompt = prompts.get_nowait()
         except Empty:
             return
         try:
             outcomes.put(_measure(client, load, prompt))
         except ServerError as error:
             outcomes.put(str(error))
-        except Exception as error:  # noqa: BLE001 - whoever waits for the outcome must get one
+        except Exception as error:  # noqa: BLE001 - `run` waits for one outcome per request
             outcomes.put(repr(error))
 
 
@@ -97,15 +100,15 @@ def _measure(client: ApiClient, load: LoadRun, prompt: str) -> Sample:
         "max_tokens": load.max_tokens,
     }
     usage, times = None, []
-    began = time.perf_counter()
-    for part in client.stream(body):
-        if part.text or part.reasoning:
+    started = time.perf_counter()
+    for delta in client.stream(body):
+        if delta.text or delta.reasoning:
             times.append(time.perf_counter())
-        usage = part.usage or usage
-    seconds = time.perf_counter() - began
+        usage = delta.usage or usage
+    seconds = time.perf_counter() - started
     gaps = [after - before for before, after in pairwise(times)]
-    # Without a count of the server's own, a chunk counts as a token.
-    return Sample(seconds, times[0] - began if times else None, gaps, usage or TokenUsage(0, len(times)))
+    # If the server counts no tokens, a chunk counts as one.
+    return Sample(seconds, times[0] - started if times else None, gaps, usage or TokenUsage(0, len(times)))
 
 
 def _prompt(dice: random.Random, words: int) -> str:
