@@ -1,6 +1,6 @@
-// The whole story in a browser: sign in, get a model, load and pin it, chat, make a key, change it, use it up, see it,
-// read the logs, take all back. Needs URL, KEY, SOURCE and OUT (where pictures go) in the environment, and Debian's
-// Chromium. The configuration has a model `other`, which has room only where the first one goes.
+// Every page in a browser: sign in, download, load and pin a model, chat, create, change and exhaust a key, read usage
+// and logs, and remove everything. Needs URL, KEY, SOURCE and OUT (folder of the screenshots) in the environment, and
+// Debian's Chromium. The configuration has a model `other`, which fits only if the first one is evicted.
 
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
@@ -33,7 +33,7 @@ async function open(options = {}) {
 
 async function signIn(page, secret = key) {
   await page.goto(`${base}/console`);
-  await page.getByLabel("Your key").fill(secret);
+  await page.getByLabel("API key").fill(secret);
   await page.getByRole("button", { name: "Sign in" }).click();
   await page.getByRole("navigation").waitFor();
 }
@@ -48,10 +48,10 @@ const rowOf = (name) => page.locator(".model", { has: page.locator(".name", { ha
 const press = (name, row = page) => row.getByRole("button", { name, exact: true }).click();
 const answer = (name) => page.getByRole("dialog").getByRole("button", { name, exact: true }).click();
 
-// A wrong key is refused, the right one signs in.
+// An invalid key is refused, the right one signs in.
 await page.goto(`${base}/console`);
 await page.screenshot({ path: `${out}/signin-light-1280.png` });
-await page.getByLabel("Your key").fill("sk-wrong");
+await page.getByLabel("API key").fill("sk-wrong");
 await page.getByRole("button", { name: "Sign in" }).click();
 await page.getByText("This key is not valid.").waitFor();
 await signIn(page);
@@ -60,7 +60,7 @@ await signIn(page);
 await page.getByLabel("Source").fill(source);
 await page.getByLabel("Name (optional)").fill(MODEL);
 await press("Download");
-await page.locator(".pulls .tag.ok", { hasText: "done" }).waitFor();
+await page.locator(".downloads .tag.ok", { hasText: "done" }).waitFor();
 await press("Load", rowOf(MODEL));
 await rowOf(MODEL).locator(".phases").waitFor();
 await page.screenshot({ path: `${out}/load-light-1280.png` });
@@ -70,12 +70,12 @@ await page.getByRole("dialog").getByText("It is ready").waitFor();
 await page.screenshot({ path: `${out}/details-light-1280.png` });
 await page.keyboard.press("Escape");
 
-// Who points at Load sees what would go, before it does; a pinned model does not.
+// The pointer on Load previews the eviction; a pinned model is never evicted.
 await page.getByRole("button", { name: "Load", exact: true }).hover();
 await page.getByText(`after evicting ${MODEL}`).waitFor();
 await page.screenshot({ path: `${out}/evict-light-1280.png` });
 await press("Load", rowOf(OTHER));
-await page.getByRole("dialog").getByText(`these are unloaded: ${MODEL}`).waitFor();
+await page.getByRole("dialog").getByText(`unloads: ${MODEL}`).waitFor();
 await answer("Cancel");
 await press("Pin", rowOf(MODEL));
 await rowOf(MODEL).locator(".tag", { hasText: "pinned" }).waitFor();
@@ -92,13 +92,13 @@ await answer("Load");
 await rowOf(MODEL).locator(".tag", { hasText: "ready" }).waitFor();
 await press("Pin", rowOf(MODEL));
 
-// A chat is streamed, with its figures; tools that are no JSON are told.
+// A chat is streamed with its timings; tools that are not JSON are an error.
 await go(page, "Playground");
-await page.getByLabel("Most tokens").fill("40");
+await page.getByLabel("Max tokens").fill("40");
 await page.getByLabel("Message").fill("Say hello.");
 await press("Send");
 await page.getByText(/first token .* tokens\/s/).waitFor();
-check((await page.locator(".bubble").last().textContent()).length > 2, "the answer is shown");
+check((await page.locator(".bubble").last().textContent()).length > 2, "the response is shown");
 await page.screenshot({ path: `${out}/chat-light-1280.png` });
 await page.getByText("More parameters").click();
 await page.getByLabel("Tools (JSON)").fill("[");
@@ -122,10 +122,10 @@ check(await dialog.getByLabel("chat", { exact: true }).isChecked() && !(await di
 await dialog.getByLabel("Requests per minute").fill("2");
 await dialog.getByLabel("Note").fill("for the story");
 await dialog.getByLabel("Tokens per month").fill("1000000");
-await dialog.getByLabel("Ends").fill("nonsense");
+await dialog.getByLabel("Expires").fill("nonsense");
 await press("Save");
 await dialog.getByRole("alert").getByText("expires_at").waitFor();
-await dialog.getByLabel("Ends").fill("30d");
+await dialog.getByLabel("Expires").fill("30d");
 await press("Save");
 await page.getByRole("row", { name: /limited.*for the story.*2 req\/min, 1M tok\/month/ }).waitFor();
 const client = new OpenAI({ baseURL: `${base}/v1`, apiKey: secret, maxRetries: 0 });
@@ -136,7 +136,7 @@ await ask();
 const refusal = await ask().catch((error) => error);
 check(refusal.status === 429, `the limit holds: ${refusal.status}`);
 
-// It is seen in the usage, among the requests and in the metrics.
+// The requests appear in the usage, in the list and in the metrics.
 await go(page, "Usage");
 const row = page.getByRole("row", { name: /limited/ });
 for (let tries = 0; (await row.count()) === 0 && tries < 60; tries += 1) {
@@ -146,35 +146,35 @@ for (let tries = 0; (await row.count()) === 0 && tries < 60; tries += 1) {
 check((await row.textContent()).includes("2"), "the usage has both requests");
 await page.getByLabel("Key", { exact: true }).selectOption({ label: "limited" });
 await page.getByRole("row", { name: /all/ }).waitFor({ state: "detached" });
-await page.getByRole("img", { name: /^Requests: 2, most at/ }).waitFor();
-await page.getByRole("img", { name: /^Latency \(mean\): longest/ }).focus();
+await page.getByRole("img", { name: /^Requests: 2, peak at/ }).waitFor();
+await page.getByRole("img", { name: /^Mean latency: longest/ }).focus();
 await page.keyboard.press("ArrowLeft");
-await page.getByText(/First token .* · Whole answer/).waitFor();
+await page.getByText(/First token .* · Full response/).waitFor();
 await go(page, "Requests");
 await page.getByRole("row", { name: /limited/ }).first().waitFor();
 await page.getByLabel("Filter").fill("no such thing");
-await page.getByText("No request fits.").waitFor();
+await page.getByText("No matching requests.").waitFor();
 const metrics = await (await fetch(`${base}/metrics`, { headers: { authorization: `Bearer ${key}` } })).text();
 check(/limit_hits_total\{key="limited",limit="requests_per_minute"\} 1\.0/.test(metrics), "the metrics have the refusal");
 
-// What runs is seen while it runs.
+// Requests in flight are shown.
 const admin = new OpenAI({ baseURL: `${base}/v1`, apiKey: key, maxRetries: 0 });
 const long = () => admin.completions.create({ model: MODEL, prompt: "Once upon a time", max_tokens: 4000, stream: true, ignore_eos: true });
 const streams = [await long(), await long()];
-await page.getByRole("row", { name: /completions answering/ }).first().waitFor();
+await page.getByRole("row", { name: /completions generating/ }).first().waitFor();
 await page.getByRole("row", { name: /tokens\/s|\d+\.\d$/ }).first().waitFor();
 await page.screenshot({ path: `${out}/live-light-1280.png` });
 for (const stream of streams) stream.controller.abort();
-await page.getByText("Nothing runs at the moment.").waitFor();
+await page.getByText("No requests in flight.").waitFor();
 
-// Who has another key sees its own usage and can try models, and nothing else.
+// A key without the admin permission shows its own usage and the playground only.
 const guest = await open();
 await signIn(guest, secret);
 check((await guest.getByRole("navigation").getByRole("link").allTextContents()).join() === "Playground,Usage", "a guest's pages");
 await go(guest, "Usage");
 await guest.getByText("Requests").first().waitFor();
 
-// Logs are read, searched, held; settings.
+// Logs are shown, searched and paused; settings show no changes.
 await go(page, "Logs");
 await page.getByRole("combobox", { name: "Log" }).selectOption("manager");
 await page.locator(".log", { hasText: `model ${MODEL} ready` }).waitFor();
@@ -182,15 +182,15 @@ await page.getByLabel("Search").fill("READY AFTER");
 await page.locator(".log mark", { hasText: "ready after" }).first().waitFor();
 check((await page.locator(".log > div").allTextContents()).every((line) => line.includes("ready after")), "only what fits is shown");
 await page.getByLabel("Level").selectOption({ label: "Errors only" });
-await page.getByText("No line fits.").waitFor();
+await page.getByText("No matching lines.").waitFor();
 await page.getByLabel("Level").selectOption({ label: "All levels" });
 await press("Pause");
 await page.getByRole("button", { name: "Follow" }).waitFor();
 await go(page, "Settings");
-await press("What would change?");
-await page.getByText("Nothing changes.").waitFor();
+await press("Preview changes");
+await page.getByText("No changes.").waitFor();
 
-// Every page, light and dark, wide and narrow: no control without a name, no serious fault.
+// Every page, light and dark, wide and narrow: axe finds no serious fault.
 for (const [theme, width] of [["light", 1280], ["dark", 1280], ["light", 390], ["dark", 390]]) {
   const other = await open({ colorScheme: theme, viewport: { width, height: 860 }, bypassCSP: true });
   await signIn(other);
@@ -226,7 +226,7 @@ await answer("Revoke");
 await page.getByRole("row", { name: /limited.*revoked/ }).waitFor();
 for (let tries = 0; late.status !== 401 && tries < 20; tries += 1) {
   late = await ask().catch((error) => error);
-  await page.waitForTimeout(250); // workers hear of it within a quarter of a second
+  await page.waitForTimeout(250); // workers follow within a quarter of a second
 }
 check(late.status === 401, `a revoked key is refused: ${late.status}`);
 await go(page, "Models");
@@ -247,7 +247,7 @@ await page.getByRole("dialog").getByLabel("Keep its files").click();
 await answer("Remove");
 await page.getByText("No models yet").waitFor();
 
-// What the first visit costs.
+// Files and bytes of the first visit.
 const first = await open();
 const sizes = [];
 first.on("response", async (answer) => sizes.push((await answer.body()).length));

@@ -1,4 +1,4 @@
-// The server's API with the key of whoever signed in. Errors have the server's own message.
+// Client of the server's API with the key of the session. Errors carry the server's message.
 
 import { t } from "./i18n.js";
 
@@ -16,17 +16,17 @@ export class Api {
   async send(method, path, body, options = {}) {
     const headers = { authorization: `Bearer ${this.key}` };
     if (body !== undefined) headers["content-type"] = "application/json";
-    let answer;
+    let response;
     try {
-      answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), ...options });
+      response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), ...options });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Failure(t("The server does not answer."), 0, "unreachable");
+      throw new Failure(t("The server does not respond."), 0, "unreachable");
     }
-    if (answer.ok) return answer;
+    if (response.ok) return response;
     let problem = {};
-    try { problem = (await answer.json()).error ?? {}; } catch { /* not of the server: a proxy's page */ }
-    throw new Failure(problem.message ?? `${answer.status} ${answer.statusText}`, answer.status, problem.code);
+    try { problem = (await response.json()).error ?? {}; } catch { /* not JSON: the page of a proxy */ }
+    throw new Failure(problem.message ?? `${response.status} ${response.statusText}`, response.status, problem.code);
   }
 
   async get(path) { return (await this.send("GET", path)).json(); }
@@ -38,10 +38,10 @@ export class Api {
   async patch(path, body) { return (await this.send("PATCH", path, body)).json(); }
   async remove(path) { return (await this.send("DELETE", path)).json(); }
 
-  // Calls `tell` with the content of each server-sent event; returns at the end of the stream.
-  async events(method, path, body, tell, signal) {
-    const answer = await this.send(method, path, body, { signal });
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  // Call `onEvent` with the content of each server-sent event; return at the end of the stream.
+  async events(method, path, body, onEvent, signal) {
+    const response = await this.send(method, path, body, { signal });
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
       const { value, done } = await reader.read();
@@ -49,7 +49,7 @@ export class Api {
       const lines = (rest + value).split("\n");
       rest = lines.pop();
       for (const line of lines) {
-        if (line.startsWith("data: ") && line !== "data: [DONE]") tell(JSON.parse(line.slice(6)));
+        if (line.startsWith("data: ") && line !== "data: [DONE]") onEvent(JSON.parse(line.slice(6)));
       }
     }
   }

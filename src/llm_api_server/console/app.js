@@ -1,4 +1,5 @@
-// The frame: sign-in, navigation, theme and language. A page is a function that fills an element and returns how to stop.
+// Frame of the console: sign-in, navigation, theme and language. A page is a function that fills an element; it may
+// return a function that stops it.
 
 import { Api } from "./api.js";
 import { field, h, note } from "./dom.js";
@@ -76,7 +77,7 @@ function drawSignIn(message) {
       }
     },
   }, h("h1", {}, t("Sign in")),
-  field(t("Your key"), input, t("Use a key with the permission admin, or any key to see your own usage and try models.")), problem, button);
+  field(t("API key"), input, t("Use a key with the admin permission. Any other key shows its own usage and can try models.")), problem, button);
   root.replaceChildren(h("main", { class: "signin" }, brand(), h("div", { class: "panel" }, form), h("div", { class: "tools" }, tools())));
   input.focus();
 }

@@ -1,12 +1,12 @@
-// Charts over time: stacked bars or lines in SVG. Who hovers or uses the arrow keys reads the figures of one time; the
-// picture's name says what is to be seen.
+// Charts over time: stacked bars or lines in SVG. The pointer and the arrow keys select a time, whose figures are shown;
+// the label summarizes the chart.
 
 import { h, panelHead, svg } from "./dom.js";
 import { short } from "./format.js";
 
 const HEIGHT = 100;
 
-// `series`: [{title, kind (a class), values}], a value per time in `times` (texts); null: there is none.
+// `series`: [{title, kind (a CSS class), values}] with one value per text in `times`; null: no value.
 export function chart({ title, times, series, isLines = false, show = short, summary }) {
   const totals = times.map((_, i) => (isLines ? Math.max(...series.map(({ values }) => values[i] ?? 0)) : sum(series.map(({ values }) => values[i] ?? 0))));
   const most = niceTop(Math.max(...totals, 0), !isLines);
@@ -54,7 +54,7 @@ function stack(series, i, most) {
   });
 }
 
-// Neighbours are joined; one that stands alone is a spot.
+// Adjacent points are joined; a single point is a dot.
 function lines({ kind, values }, most) {
   const runs = [];
   values.forEach((value, i) => {
@@ -68,7 +68,7 @@ function lines({ kind, values }, most) {
     : svg("path", { class: `${stroke} spot`, d: `M${run[0]}h0` })));
 }
 
-// A round number that is not less; of whole numbers one whose half is whole.
+// Smallest round number that is not less than `value`; for whole numbers, one whose half is whole.
 function niceTop(value, isWhole) {
   if (isWhole && value <= 2) return 2;
   if (value <= 0) return 1;

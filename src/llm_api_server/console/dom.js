@@ -1,4 +1,5 @@
-// Builds elements: h("p", {class: "muted"}, "text", child). `on…` are listeners; false and null children are left out.
+// Builders of elements: h("p", {class: "muted"}, "text", child). `on…` attributes are listeners; null and false children
+// are left out.
 
 const SVG = "http://www.w3.org/2000/svg";
 const PROPERTIES = new Set(["value", "checked", "disabled"]);
@@ -30,7 +31,7 @@ export function fill(element, ...children) {
   element.replaceChildren(...present(children));
 }
 
-// `hint` is read after the label, as a description.
+// Label, input and hint; a screen reader reads the hint after the label.
 export function field(label, input, hint) {
   const named = h("label", {}, h("span", {}, label), input);
   if (!hint) return named;
@@ -48,7 +49,7 @@ export function choice(label, options, attributes = {}) {
   return h("select", { "aria-label": label, ...attributes }, options.map(([value, title]) => h("option", { value }, title)));
 }
 
-// `columns`: [title, cell of a row, class]. On narrow screens a row is a card; its empty cells are left out there.
+// `columns`: [title, function from row to cell, class]. Narrow screens show a row as a card without its empty cells.
 export function table(label, columns, rows) {
   const head = columns.map(([title, , kind]) => h("th", { class: kind, scope: "col" }, title || h("span", { class: "hidden-text" }, label)));
   const body = rows.map((row) => h("tr", {}, columns.map(([title, cell, kind = ""]) => {
@@ -60,7 +61,7 @@ export function table(label, columns, rows) {
     h("table", { class: "cards" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)));
 }
 
-// Names and what they are: [[name, value]]; those without a value are left out.
+// Definition list of [[name, value]]; pairs without a value are left out.
 export function facts(pairs) {
   const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== "–");
   return h("dl", { class: "facts" }, shown.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -86,20 +87,20 @@ export function loading(text) {
   return h("div", { class: "empty", role: "status" }, h("span", { class: "spinner" }), h("p", {}, text));
 }
 
-// A dialog that is gone once it is closed. `content(close)` answers its children; it resolves to what `close` was told.
+// Show a dialog with the children `content(close)`; resolve to the argument of `close`, and remove the dialog.
 export function dialog(label, content, kind = "") {
   return new Promise((resolve) => {
-    let answer;
+    let result;
     const box = h("dialog", { "aria-label": label, class: kind });
-    const close = (value) => { answer = value; box.close(); };
+    const close = (value) => { result = value; box.close(); };
     fill(box, content(close));
-    box.addEventListener("close", () => { box.remove(); resolve(answer); });
+    box.addEventListener("close", () => { box.remove(); resolve(result); });
     document.body.append(box);
     box.showModal();
   });
 }
 
-// Asks before something that cannot be taken back; answers whether to go on. `more` is shown below the question.
+// Ask for confirmation; resolve to true if it is given. `more` is shown below the question.
 export async function confirmed(question, yes, no, { isBad = false, more = null } = {}) {
   return (await dialog(question, (close) => [
     h("p", { class: "wrap" }, question), more,

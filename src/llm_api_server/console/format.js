@@ -1,4 +1,4 @@
-// Numbers as people read them.
+// Numbers and times as text.
 
 export function bytes(value) {
   if (value === null || value === undefined) return "–";
@@ -20,7 +20,7 @@ export function number(value) {
   return value === null || value === undefined ? "–" : value.toLocaleString(document.documentElement.lang);
 }
 
-// 12,300 as 12.3K: for scales.
+// 12,300 as 12.3K, for scales.
 export function short(value) {
   return value.toLocaleString("en", { notation: "compact", maximumFractionDigits: 1 });
 }

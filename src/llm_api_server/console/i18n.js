@@ -1,4 +1,4 @@
-// English is what the code says; `zh.js` has the Chinese for it. A text that is missing there is shown in English.
+// Texts are English in the code; `zh.js` translates them. A text without translation is shown in English.
 
 import { CHINESE } from "./zh.js";
 

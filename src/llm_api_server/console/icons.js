@@ -1,4 +1,4 @@
-// Line drawings of 24 by 24, for navigation and buttons. They say nothing to screen readers: the text beside them does.
+// Line drawings of 24 by 24 for navigation and buttons, hidden from screen readers since a text stands beside each.
 
 import { svg } from "./dom.js";
 

@@ -1,19 +1,19 @@
-// Does `work` now and again until the page is left; a failure is shown and the next try goes on.
+// Run `work` at an interval until the page is left. A failure is shown until the next success.
 
 import { note } from "../dom.js";
 
 export function every(milliseconds, problem, work) {
   let timer = null;
-  let isOver = false;
+  let isStopped = false;
   async function step() {
     try {
       await work();
-      if (!isOver) problem.replaceChildren();
+      if (!isStopped) problem.replaceChildren();
     } catch (error) {
-      if (!isOver) problem.replaceChildren(note(error.message, true));
+      if (!isStopped) problem.replaceChildren(note(error.message, true));
     }
-    if (!isOver) timer = setTimeout(step, document.hidden ? 4 * milliseconds : milliseconds);
+    if (!isStopped) timer = setTimeout(step, document.hidden ? 4 * milliseconds : milliseconds);
   }
   step();
-  return () => { isOver = true; clearTimeout(timer); };
+  return () => { isStopped = true; clearTimeout(timer); };
 }

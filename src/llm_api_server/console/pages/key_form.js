@@ -1,4 +1,4 @@
-// The form of a key, for one to be made and one to be changed.
+// Form of a key, to create or to change it.
 
 import { check, choice, dialog, field, fill, h, note } from "../dom.js";
 import { t } from "../i18n.js";
@@ -6,11 +6,11 @@ import { icon } from "../icons.js";
 
 const PERMISSIONS = ["all", "chat", "completions", "embeddings", "rerank", "audio", "responses", "messages", "tokenize", "batch", "models", "metrics", "admin"];
 const LIMITS = {
-  requests_per_minute: "Requests per minute", tokens_per_minute: "Tokens per minute", max_concurrent: "At the same time",
+  requests_per_minute: "Requests per minute", tokens_per_minute: "Tokens per minute", max_concurrent: "Concurrent requests",
   tokens_per_day: "Tokens per day", tokens_per_month: "Tokens per month",
 };
 
-// Shows the form until `save` takes what it says, or it is closed. `key` is what is changed: then only what differs is told.
+// Show the form until `save` accepts the fields, or it is closed. If `key` is given, `save` gets only the changed fields.
 export function askForKey(title, key, save) {
   const inputs = inputsOf(key);
   const problem = h("div", {});
@@ -25,20 +25,20 @@ export function askForKey(title, key, save) {
       } catch (error) { fill(problem, note(error.message, true)); problem.scrollIntoView({ block: "nearest" }); }
     },
   }, h("h2", {}, key === null ? title : `${title}: ${key.name}`),
-  h("div", { class: "grid" }, field(t("Name"), inputs.name), field(t("Note"), inputs.note, t("Whose it is, or what for."))),
+  h("div", { class: "grid" }, field(t("Name"), inputs.name), field(t("Note"), inputs.note, t("Owner or purpose."))),
   h("fieldset", {}, h("legend", {}, t("Permissions")), h("div", { class: "chips" }, Object.values(inputs.permissions))),
-  field(t("Models it may use"), inputs.models, t("Names or patterns such as qwen*, with commas; * are all.")),
+  field(t("Allowed models"), inputs.models, t("Names or patterns such as qwen*, separated by commas. * allows all.")),
   h("h3", {}, t("Limits")), h("div", { class: "grid" }, Object.entries(LIMITS).map(([name, label]) => field(t(label), inputs[name]))),
-  h("h3", {}, t("Turn and validity")),
-  h("div", { class: "grid" }, field(t("Class"), inputs.priority_class, t("batch: served when no other request waits.")), field(t("Weight"), inputs.priority, t("Its share where several wait.")),
-    field(t("Ends"), inputs.expires_at, t("30d, 2027-01-31, or empty: never.")), field(t("Networks"), inputs.networks, t("Such as 10.0.0.0/8; empty: all."))),
+  h("h3", {}, t("Priority and validity")),
+  h("div", { class: "grid" }, field(t("Priority class"), inputs.priority_class, t("batch: served only when no other request is waiting.")), field(t("Weight"), inputs.priority, t("Share relative to other keys while requests wait.")),
+    field(t("Expires"), inputs.expires_at, t("30d or 2027-01-31. Empty: never.")), field(t("Allowed networks"), inputs.networks, t("Such as 10.0.0.0/8. Empty: all."))),
   inputs.enabled, problem,
   h("footer", {}, h("button", { type: "button", onclick: () => close() }, t("Cancel")), h("button", { class: "primary", type: "submit" }, key === null ? [icon("plus"), t("Create")] : t("Save")))));
 }
 
 function inputsOf(key) {
   const permissions = key?.permissions ?? ["all"];
-  const priority = choice(t("Class"), [["interactive", t("interactive")], ["batch", t("batch")]], { name: "priority_class" });
+  const priority = choice(t("Priority class"), [["interactive", t("interactive")], ["batch", t("batch")]], { name: "priority_class" });
   priority.value = key?.priority_class ?? "interactive";
   return {
     name: h("input", { name: "name", required: true, value: key?.name ?? "" }),

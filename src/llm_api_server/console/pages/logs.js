@@ -1,4 +1,4 @@
-// The ends of the logs: gateway, manager, and each engine; searched here, followed or held.
+// Logs page: the last lines of gateway, manager and each engine, with search, follow and pause.
 
 import { nameInPath } from "../api.js";
 import { choice, empty, fill, h, note, pageHead } from "../dom.js";
@@ -41,7 +41,7 @@ export function logs(main, { api }) {
     const wanted = search.value.toLowerCase();
     const shown = withLevels(all).filter(([line, kind]) => LEVELS[kind] >= Number(level.value) && line.toLowerCase().includes(wanted));
     count.textContent = shown.length === all.length ? `${number(all.length)} ${t("lines")}` : `${number(shown.length)} / ${number(all.length)} ${t("lines")}`;
-    if (shown.length === 0) fill(box, empty(icon("logs"), all.length === 0 ? t("Nothing is logged here yet.") : t("No line fits.")));
+    if (shown.length === 0) fill(box, empty(icon("logs"), all.length === 0 ? t("This log is empty.") : t("No matching lines.")));
     else fill(box, shown.map(([line, kind]) => h("div", { class: kind }, wanted ? marked(line, wanted) : line)));
     if (follows) box.scrollTop = box.scrollHeight;
   }
@@ -55,7 +55,7 @@ export function logs(main, { api }) {
   return () => stop();
 }
 
-// A line that begins with a blank belongs to the one before, and so to its level.
+// An indented line continues the one before it, and has its level.
 function withLevels(lines) {
   let last = "info";
   return lines.map((line) => {

@@ -1,4 +1,4 @@
-// All there is to know of one model, whether it would fit, the end of its log; and its removal.
+// Details of one model: its facts, whether it fits, the end of its log, and its removal.
 
 import { check, confirmed, dialog, facts, h } from "../dom.js";
 import { bytes, number, seconds, time } from "../format.js";
@@ -19,15 +19,15 @@ export async function details(model, path, api) {
       h("div", { class: "preview wrap" }, explanation.message),
       facts([
         [t("State"), t(model.state)], [t("Error"), model.error], [t("Engine"), model.engine], [t("Path"), h("code", {}, model.path)],
-        [t("Can"), (model.tasks ?? []).join(", ")], [t("Context"), model.context_length && `${number(model.context_length)} ${t("tokens")}`], [t("Sees pictures"), model.vision === null ? null : model.vision ? t("Yes") : t("No")],
-        [t("Aliases"), model.aliases.join(", ")], [t("Adapters"), model.adapters.join(", ")], [t("Needs"), explanation.needs],
+        [t("Tasks"), (model.tasks ?? []).join(", ")], [t("Context length"), model.context_length && `${number(model.context_length)} ${t("tokens")}`], [t("Image input"), model.vision === null ? null : model.vision ? t("Yes") : t("No")],
+        [t("Aliases"), model.aliases.join(", ")], [t("Adapters"), model.adapters.join(", ")], [t("Required memory"), explanation.needs],
         [t("Process"), model.pid && `pid ${model.pid}`], [t("Memory"), model.memory_bytes && bytes(model.memory_bytes)],
-        [t("In the books"), Object.entries(model.devices).map(([name, size]) => `${name} ${bytes(size)}`).join(", ")],
-        [t("Loaded at"), time(model.loaded_at)], [t("Load"), model.load_seconds && seconds(model.load_seconds)],
-        [t("Phases"), Object.entries(model.phases).map(([name, took]) => `${name.replaceAll("_", " ")} ${seconds(took)}`).join(", ")], [t("Last used"), time(model.last_used)],
+        [t("Reserved memory"), Object.entries(model.devices).map(([name, size]) => `${name} ${bytes(size)}`).join(", ")],
+        [t("Loaded at"), time(model.loaded_at)], [t("Load time"), model.load_seconds && seconds(model.load_seconds)],
+        [t("Load phases"), Object.entries(model.phases).map(([name, took]) => `${name.replaceAll("_", " ")} ${seconds(took)}`).join(", ")], [t("Last used"), time(model.last_used)],
       ]),
       log ? h("pre", { class: "box", tabindex: 0, "aria-label": t("Log") }, log.trimEnd()) : null),
-    h("footer", {}, model.twin_of === null ? h("button", { class: "bad", disabled: !isGone, title: isGone ? "" : t("Unload it first."), onclick: () => close("remove") }, t("Remove …")) : null,
+    h("footer", {}, model.twin_of === null ? h("button", { class: "bad", disabled: !isGone, title: isGone ? "" : t("Unload the model first."), onclick: () => close("remove") }, t("Remove …")) : null,
       h("span", { class: "grow" }), h("button", { onclick: () => close() }, t("Close"))),
   ]);
   if (wanted === "remove") await remove(model, path, api);
@@ -35,7 +35,7 @@ export async function details(model, path, api) {
 
 async function remove(model, path, api) {
   let keeps = false;
-  const more = check(t("Keep its files: only take it out of the configuration"), false, (on) => { keeps = on; });
+  const more = check(t("Keep its files and only remove it from the configuration"), false, (on) => { keeps = on; });
   if (!(await confirmed(`${model.id}: ${t("Remove this model and delete its files?")}`, t("Remove"), t("Cancel"), { isBad: true, more: h("p", {}, more) }))) return;
   await api.remove(`${path}?keep_files=${keeps}`);
 }

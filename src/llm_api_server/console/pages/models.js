@@ -1,4 +1,4 @@
-// Models, live: loaded, unloaded, pinned; what a load would push out; what they take of the devices; downloads.
+// Models page: load, unload and pin models, preview evictions, show the memory of devices, and downloads.
 
 import { nameInPath } from "../api.js";
 import { swatch } from "../chart.js";
@@ -6,9 +6,9 @@ import { confirmed, empty, fill, h, loading, note, pageHead, panelHead, svg } fr
 import { bytes, number, seconds } from "../format.js";
 import { t } from "../i18n.js";
 import { icon } from "../icons.js";
+import { downloadPanel } from "./downloads.js";
 import { every } from "./every.js";
 import { details, logOf } from "./model_details.js";
-import { pullPanel } from "./pulls.js";
 
 const KINDS = { ready: "ok", starting: "accent", sleeping: "accent", draining: "warn", stopping: "warn", failed: "bad" };
 const COLOURS = 6;
@@ -18,7 +18,7 @@ export function models(main, { api }) {
   const lost = h("div", {});
   const list = h("section", { class: "panel flush open", "aria-label": t("Models") }, loading(t("Loading …")));
   const devices = h("section", { class: "panel" }, panelHead(t("Memory")));
-  const pulls = pullPanel(api, problem);
+  const downloads = downloadPanel(api, problem);
   const attempt = async (work) => {
     try {
       problem.replaceChildren();
@@ -26,30 +26,30 @@ export function models(main, { api }) {
     } catch (error) { problem.replaceChildren(note(error.message, true)); }
   };
   const rows = new Rows(api, attempt);
-  const add = h("button", { onclick: () => pulls.focus() }, icon("plus"), t("Add a model"));
-  main.replaceChildren(pageHead(t("Models"), add), lost, problem, list, devices, pulls.element);
+  const add = h("button", { onclick: () => downloads.focus() }, icon("plus"), t("Add a model"));
+  main.replaceChildren(pageHead(t("Models"), add), lost, problem, list, devices, downloads.element);
   return every(1000, lost, async () => {
-    const [{ data }, status, { data: downloads }] = await Promise.all(
+    const [{ data }, status, { data: pulls }] = await Promise.all(
       [api.get("/admin/api/models"), api.get("/admin/api/status"), api.get("/admin/api/pulls")]);
     await rows.draw(list, data);
     fill(devices, panelHead(t("Memory")), h("div", { class: "stack" }, status.devices.map((one) => device(one, data))));
-    pulls.draw(downloads);
+    downloads.draw(pulls);
   });
 }
 
-// A row that has not changed stays; one that has keeps the focus.
+// Rows of models. An unchanged row is kept; a changed one keeps the focus.
 class Rows {
   constructor(api, attempt) {
     this.api = api;
     this.attempt = attempt;
     this.shown = new Map();
-    // By model: whether it would fit, once somebody pointed at Load.
+    // Explanations by model, while the pointer or the focus is on Load.
     this.previews = new Map();
   }
 
   async draw(list, models) {
     if (models.length === 0) {
-      fill(list, empty(icon("models"), t("No models yet"), t("Download one below, or add it to the configuration.")));
+      fill(list, empty(icon("models"), t("No models yet"), t("Download one below, or add one to the configuration.")));
       this.shown.clear();
       return;
     }
@@ -92,37 +92,37 @@ class Rows {
     const act = (name) => ({ "data-act": `${name} ${model.id}` });
     const isLoaded = !["stopped", "failed"].includes(model.state);
     const isLeaving = ["draining", "stopping"].includes(model.state);
-    const order = (verb) => this.attempt(() => this.api.post(`${path}/${verb}`));
+    const send = (verb) => this.attempt(() => this.api.post(`${path}/${verb}`));
     const buttons = [h("button", { ...act("details"), onclick: () => this.attempt(() => details(model, path, this.api)) }, t("Details"))];
     if (model.twin_of === null && (model.pinned || (isLoaded && !isLeaving))) {
-      buttons.push(h("button", { ...act("pin"), title: t("A pinned model is not pushed out by others, nor unloaded when idle."), onclick: () => order(model.pinned ? "unpin" : "pin") }, icon("pin"), model.pinned ? t("Unpin") : t("Pin")));
+      buttons.push(h("button", { ...act("pin"), title: t("A pinned model is never evicted and stays loaded when idle."), onclick: () => send(model.pinned ? "unpin" : "pin") }, icon("pin"), model.pinned ? t("Unpin") : t("Pin")));
     }
     if (isLoaded) {
       buttons.push(h("button", { ...act("unload"), disabled: isLeaving, onclick: () => this.attempt(async () => {
-        if (await confirmed(`${model.id}: ${t("Unload it? Requests under way finish first.")}`, t("Unload"), t("Cancel"))) await this.api.post(`${path}/unload?wait=false`);
+        if (await confirmed(`${model.id}: ${t("Unload this model? Requests in flight finish first.")}`, t("Unload"), t("Cancel"))) await this.api.post(`${path}/unload?wait=false`);
       }) }, t("Unload")));
       return buttons;
     }
     const load = h("button", { ...act("load"), class: "primary", onclick: () => this.attempt(() => this.load(model, path)) }, t("Load"));
-    const look = async () => {
+    const showPreview = async () => {
       const found = await this.api.get(`${path}/explain`).catch((error) => ({ verdict: "never", message: error.message, evict: [] }));
       if (!load.matches(":hover, :focus")) return;
       this.previews.set(model.id, found);
       preview(load.closest(".model"), found);
     };
-    const leave = () => {
+    const hidePreview = () => {
       this.previews.delete(model.id);
       load.closest(".model")?.querySelector(".verdict")?.remove();
     };
-    for (const [event, listen] of [["pointerenter", look], ["focus", look], ["pointerleave", leave], ["blur", leave]]) load.addEventListener(event, listen);
+    for (const [event, listen] of [["pointerenter", showPreview], ["focus", showPreview], ["pointerleave", hidePreview], ["blur", hidePreview]]) load.addEventListener(event, listen);
     return [...buttons, load];
   }
 
-  // Asks before others have to go for it.
+  // Ask for confirmation if other models would be evicted.
   async load(model, path) {
     const found = await this.api.get(`${path}/explain`);
     this.previews.delete(model.id);
-    if (found.evict.length > 0 && !(await confirmed(`${t("To load")} ${model.id}, ${t("these are unloaded:")} ${found.evict.join(", ")}`, t("Load"), t("Cancel"), { more: h("p", { class: "muted" }, found.message) }))) return;
+    if (found.evict.length > 0 && !(await confirmed(`${t("Loading")} ${model.id} ${t("unloads:")} ${found.evict.join(", ")}`, t("Load"), t("Cancel"), { more: h("p", { class: "muted" }, found.message) }))) return;
     if (["never", "not_now"].includes(found.verdict)) throw new Error(`${model.id}: ${found.message}`);
     await this.api.post(`${path}/load?wait=false`);
   }
@@ -133,7 +133,7 @@ function show(more, ...children) {
   more.hidden = false;
 }
 
-// Lies over what follows, so that nothing moves under the pointer.
+// The preview overlays the next row, so nothing moves under the pointer.
 function preview(row, { verdict, message, evict }) {
   const kind = evict.length > 0 ? "warn" : ["never", "not_now"].includes(verdict) ? "bad" : "";
   row.querySelector(".verdict")?.remove();

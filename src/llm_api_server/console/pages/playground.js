@@ -1,4 +1,4 @@
-// A chat with a model, streamed: text, pictures, tools; what the first token and the rest took.
+// Playground page: a streamed chat with text, images and tools, and its timings.
 
 import { empty, field, fill, h, note, pageHead } from "../dom.js";
 import { seconds } from "../format.js";
@@ -14,16 +14,16 @@ export function playground(main, { api }) {
   const inputs = {
     system: h("textarea", { rows: 3, name: "system", placeholder: t("You are a helpful assistant.") }),
     temperature: h("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0.7, name: "temperature" }),
-    most: h("input", { type: "number", min: 1, value: 512, name: "max_tokens" }),
+    max_tokens: h("input", { type: "number", min: 1, value: 512, name: "max_tokens" }),
     top_p: h("input", { type: "number", min: 0, max: 1, step: 0.05, name: "top_p", placeholder: "1" }),
     seed: h("input", { type: "number", step: 1, name: "seed", placeholder: t("random") }),
     tools: h("textarea", { rows: 5, name: "tools", class: "mono", placeholder: TOOLS }),
   };
   const chat = h("div", { class: "chat", role: "log", "aria-live": "polite", tabindex: 0, "aria-label": t("Chat") });
-  const input = h("textarea", { rows: 2, name: "message", "aria-label": t("Message"), placeholder: t("Message. Enter sends, Shift+Enter begins a line.") });
-  const picture = h("input", { type: "file", accept: "image/*", name: "picture", "aria-label": t("Picture"), onchange: () => showPicture() });
+  const input = h("textarea", { rows: 2, name: "message", "aria-label": t("Message"), placeholder: t("Message (Enter to send, Shift+Enter for a new line)") });
+  const picture = h("input", { type: "file", accept: "image/*", name: "picture", "aria-label": t("Image"), onchange: () => showPicture() });
   const chosen = h("span", { class: "row muted small" });
-  const said = h("span", { class: "muted small", role: "status" });
+  const copied = h("span", { class: "muted small", role: "status" });
   const send = h("button", { class: "primary", type: "submit" });
   let messages = [];
   let running = null;
@@ -31,7 +31,7 @@ export function playground(main, { api }) {
   function start() {
     running?.abort();
     messages = [];
-    fill(chat, empty(icon("playground"), t("Try a model"), t("What you write is answered here, token by token.")));
+    fill(chat, empty(icon("playground"), t("Try a model"), t("Responses appear here, token by token.")));
   }
 
   function show(isRunning) {
@@ -40,14 +40,14 @@ export function playground(main, { api }) {
 
   function showPicture() {
     const file = picture.files[0];
-    fill(chosen, file ? [file.name, h("button", { type: "button", class: "plain small icon-only", "aria-label": t("Remove the picture"), onclick: () => { picture.value = ""; showPicture(); } }, icon("close"))] : []);
+    fill(chosen, file ? [file.name, h("button", { type: "button", class: "plain small icon-only", "aria-label": t("Remove the image"), onclick: () => { picture.value = ""; showPicture(); } }, icon("close"))] : []);
   }
 
-  // Raises `Error` where the tools are no JSON.
+  // Body of the request. Throws an `Error` if the tools are not JSON.
   function body() {
     const system = inputs.system.value.trim();
     const found = { model: select.value, messages: [...(system ? [{ role: "system", content: system }] : []), ...messages] };
-    if (inputs.most.value) found.max_tokens = Number(inputs.most.value);
+    if (inputs.max_tokens.value) found.max_tokens = Number(inputs.max_tokens.value);
     for (const name of ["temperature", "top_p", "seed"]) if (inputs[name].value) found[name] = Number(inputs[name].value);
     if (inputs.tools.value.trim()) {
       try { found.tools = JSON.parse(inputs.tools.value); } catch (error) { throw new Error(`${t("Tools (JSON)")}: ${error.message}`, { cause: error }); }
@@ -55,20 +55,20 @@ export function playground(main, { api }) {
     return found;
   }
 
-  async function ask(wanted) {
+  async function stream(wanted) {
     const turn = new Turn(chat);
     const control = running = new AbortController();
     show(true);
-    let isWhole = false;
+    let isComplete = false;
     try {
-      await api.events("POST", "/v1/chat/completions", { ...wanted, stream: true, stream_options: { include_usage: true } }, (event) => turn.hear(event), control.signal);
-      isWhole = true;
+      await api.events("POST", "/v1/chat/completions", { ...wanted, stream: true, stream_options: { include_usage: true } }, (event) => turn.add(event), control.signal);
+      isComplete = true;
     } catch (error) {
       if (error.name !== "AbortError") problem.replaceChildren(note(t("Failed: ") + error.message, true));
     }
     const isCurrent = running === control;
     if (isCurrent) { running = null; show(false); }
-    turn.end(isWhole);
+    turn.end(isComplete);
     return isCurrent ? turn.message : null;
   }
 
@@ -93,8 +93,8 @@ export function playground(main, { api }) {
     input.value = picture.value = "";
     showPicture();
     const now = messages;
-    const answer = await ask(wanted);
-    if (answer) now.push(answer);
+    const reply = await stream(wanted);
+    if (reply) now.push(reply);
     else if (now === messages) { now.pop(); own.remove(); input.value = text; if (now.length === 0) start(); }
     input.focus();
   }
@@ -103,20 +103,20 @@ export function playground(main, { api }) {
     try {
       problem.replaceChildren();
       await navigator.clipboard.writeText(make(messages.length > 0 ? body() : { ...body(), messages: [{ role: "user", content: input.value || "Hello!" }] }, location.origin));
-      said.textContent = t("Copied.");
-      setTimeout(() => { said.textContent = ""; }, 2000);
+      copied.textContent = t("Copied.");
+      setTimeout(() => { copied.textContent = ""; }, 2000);
     } catch (error) { problem.replaceChildren(note(error.message, true)); }
   }
 
   const form = h("form", { class: "compose", onsubmit: onSend }, input,
-    h("div", { class: "row" }, h("label", { class: "button file" }, icon("picture"), t("Picture"), picture), chosen, h("span", { class: "grow" }), send));
+    h("div", { class: "row" }, h("label", { class: "button file" }, icon("picture"), t("Image"), picture), chosen, h("span", { class: "grow" }), send));
   input.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); } });
   main.replaceChildren(
-    pageHead(t("Playground"), said, h("button", { onclick: () => copy(asCurl) }, icon("copy"), t("as curl")), h("button", { onclick: () => copy(asPython) }, icon("copy"), t("as Python")), h("button", { onclick: start }, icon("plus"), t("New chat"))), problem,
+    pageHead(t("Playground"), copied, h("button", { onclick: () => copy(asCurl) }, icon("copy"), t("Copy as curl")), h("button", { onclick: () => copy(asPython) }, icon("copy"), t("Copy as Python")), h("button", { onclick: start }, icon("plus"), t("New chat"))), problem,
     h("div", { class: "playground" }, h("section", { class: "panel talk" }, chat, form),
       h("section", { class: "panel stack aside", "aria-label": t("Parameters") }, field(t("Model"), select), field(t("System prompt"), inputs.system),
-        h("div", { class: "grid" }, field(t("Temperature"), inputs.temperature), field(t("Most tokens"), inputs.most)),
-        h("details", {}, h("summary", {}, t("More parameters")), h("div", { class: "stack" }, field("top_p", inputs.top_p), field("seed", inputs.seed), field(t("Tools (JSON)"), inputs.tools, t("What the model would call is shown; nothing is run.")))))));
+        h("div", { class: "grid" }, field(t("Temperature"), inputs.temperature), field(t("Max tokens"), inputs.max_tokens)),
+        h("details", {}, h("summary", {}, t("More parameters")), h("div", { class: "stack" }, field("top_p", inputs.top_p), field("seed", inputs.seed), field(t("Tools (JSON)"), inputs.tools, t("Tool calls are shown, not executed.")))))));
   start();
   show(false);
   api.get("/v1/models").then(({ data }) => {
@@ -124,12 +124,12 @@ export function playground(main, { api }) {
     fill(select, able.map((model) => h("option", { value: model.id }, model.id)));
     const ready = able.find((model) => model.status === "ready");
     if (ready) select.value = ready.id;
-    if (able.length === 0) problem.replaceChildren(note(t("There is no model that your key may chat with.")));
+    if (able.length === 0) problem.replaceChildren(note(t("This key may not use any chat model.")));
   }, (error) => problem.replaceChildren(note(error.message, true)));
   return () => running?.abort();
 }
 
-// An answer as it comes.
+// One response while it streams.
 class Turn {
   constructor(chat) {
     this.chat = chat;
@@ -146,8 +146,8 @@ class Turn {
     this.scroll();
   }
 
-  // Raises `Error` where the server tells of one.
-  hear(event) {
+  // Throws an `Error` for an error event.
+  add(event) {
     if (event.error) throw new Error(event.error.message);
     if (event.usage) this.count = event.usage.completion_tokens;
     const delta = event.choices[0]?.delta ?? {};
@@ -162,17 +162,17 @@ class Turn {
     this.scroll();
   }
 
-  call({ index = 0, id, function: said }) {
+  call({ index = 0, id, function: part }) {
     const one = this.calls[index] ??= { id, type: "function", function: { name: "", arguments: "" }, element: this.figures.parentElement.insertBefore(h("div", { class: "bubble call" }), this.figures) };
-    one.function.name += said?.name ?? "";
-    one.function.arguments += said?.arguments ?? "";
+    one.function.name += part?.name ?? "";
+    one.function.arguments += part?.arguments ?? "";
     one.element.textContent = `${one.function.name}(${one.function.arguments})`;
   }
 
-  end(isWhole) {
-    if (this.first === null && !isWhole) { this.element.remove(); return; }
+  end(isComplete) {
+    if (this.first === null && !isComplete) { this.element.remove(); return; }
     if (this.first === null) {
-      this.bubble.textContent = t("The model ended its answer without a word.");
+      this.bubble.textContent = t("The model returned an empty response.");
       this.bubble.classList.add("muted");
       this.first = performance.now();
     }
@@ -182,7 +182,7 @@ class Turn {
     this.scroll();
   }
 
-  // For the next question; null where nothing came. Calls stay without a result, so they are told as text.
+  // Message for the next request; null if nothing arrived. Tool calls have no result, so they become text.
   get message() {
     if (this.first === null) return null;
     return { role: "assistant", content: [this.text, ...this.calls.map((one) => one.element.textContent)].filter(Boolean).join("\n") };

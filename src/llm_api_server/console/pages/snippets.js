@@ -1,4 +1,4 @@
-// A request as a command or a program; the key comes from the environment.
+// Request as a curl command or a Python program; the key comes from the environment.
 
 export function asCurl(body, origin) {
   const text = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
@@ -6,7 +6,7 @@ export function asCurl(body, origin) {
 }
 
 export function asPython(body, origin) {
-  return `import os\n\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${origin}/v1", api_key=os.environ["KEY"])\nanswer = client.chat.completions.create(**${python(body)})\nprint(answer.choices[0].message.content)\n`;
+  return `import os\n\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${origin}/v1", api_key=os.environ["KEY"])\nresponse = client.chat.completions.create(**${python(body)})\nprint(response.choices[0].message.content)\n`;
 }
 
 function python(value) {

@@ -1,4 +1,4 @@
-// What was used, summed up and drawn: everybody's for administrators, else one's own.
+// Usage page: totals and charts, of all keys for administrators, else of the session's key.
 
 import { chart } from "../chart.js";
 import { choice, empty, h, loading, note, pageHead, panelHead, table } from "../dom.js";
@@ -32,7 +32,7 @@ export function usage(main, { api, isAdmin }) {
       problem.replaceChildren();
       offer(model, models.data.map((row) => [row.model, row.model]));
       if (keys) offer(key, keys.data.map((row) => [row.key_id, row.key_name]));
-      if (over.total === null) content.replaceChildren(h("div", { class: "panel" }, empty(icon("usage"), t("Nothing was used in this time."), t("Requests appear here a moment after they end."))));
+      if (over.total === null) content.replaceChildren(h("div", { class: "panel" }, empty(icon("usage"), t("No usage in this period."), t("Requests appear here shortly after they end."))));
       else content.replaceChildren(stats(over.total), charts(over.data, chosen, times), sums(t("By model"), t("Model"), byModel.data, (row) => row.model), ...(byKey ? [sums(t("By key"), t("Key"), byKey.data, (row) => row.key_name)] : []));
     } catch (error) { problem.replaceChildren(note(error.message, true)); }
   }
@@ -41,14 +41,14 @@ export function usage(main, { api, isAdmin }) {
   refresh();
 }
 
-// Others to choose from; what is chosen stays.
+// Replace the options; the selected one stays.
 function offer(select, options) {
   const before = select.value;
   select.replaceChildren(select.options[0], ...options.map(([value, title]) => h("option", { value }, title)));
   select.value = options.some(([value]) => value === before) ? before : "";
 }
 
-// The beginnings (UTC) of the hours or days, as the API writes them; the last is not over.
+// Start times (UTC) of the hours or days, as the API writes them; the last one is not over.
 function timesOf({ step, count, length }) {
   const last = Math.floor(Date.now() / length) * length;
   const all = Array.from({ length: count }, (_, i) => new Date(last - (count - 1 - i) * length).toISOString());
@@ -62,9 +62,9 @@ function shown(at, step) {
 
 function stats(total) {
   const one = (title, value) => h("div", {}, h("span", { class: "muted small" }, t(title)), h("b", {}, value));
-  return h("section", { class: "panel stats", "aria-label": t("Sums") },
-    one("Requests", number(total.requests)), one("Tokens in", number(total.prompt_tokens)), one("Tokens out", number(total.completion_tokens)),
-    one("Errors", number(total.errors)), one("Mean first token", seconds(total.first_token)), one("Mean time", seconds(total.requests ? total.seconds / total.requests : null)));
+  return h("section", { class: "panel stats", "aria-label": t("Totals") },
+    one("Requests", number(total.requests)), one("Input tokens", number(total.prompt_tokens)), one("Output tokens", number(total.completion_tokens)),
+    one("Errors", number(total.errors)), one("Mean time to first token", seconds(total.first_token)), one("Mean duration", seconds(total.requests ? total.seconds / total.requests : null)));
 }
 
 function charts(rows, { step }, times) {
@@ -81,15 +81,15 @@ function charts(rows, { step }, times) {
   const whole = means((row) => (row.requests ? row.seconds / row.requests : null));
   const slowest = Math.max(...whole.map((one) => one ?? 0));
   return h("div", { class: "charts" },
-    draw("Tokens", [["In", "fill-0", values((row) => row.prompt_tokens)], ["Out", "fill-1", values((row) => row.completion_tokens)]], { summary: `${total(tokens)}, ${t("most at")} ${busiest(tokens)}` }),
-    draw("Requests", [["Requests", "fill-0", requests]], { summary: `${total(requests)}, ${t("most at")} ${busiest(requests)}` }),
-    draw("Latency (mean)", [["First token", "fill-0", means((row) => row.first_token)], ["Whole answer", "fill-2", whole]], { isLines: true, show: seconds, summary: `${t("longest")} ${seconds(slowest)}, ${names[whole.indexOf(slowest)] ?? ""}` }),
-    draw("Errors", [["Errors", "fill-bad", errors], ["Client left", "fill-other", values((row) => row.aborted)]], { summary: `${total(errors)}, ${t("most at")} ${busiest(errors)}` }));
+    draw("Tokens", [["Input", "fill-0", values((row) => row.prompt_tokens)], ["Output", "fill-1", values((row) => row.completion_tokens)]], { summary: `${total(tokens)}, ${t("peak at")} ${busiest(tokens)}` }),
+    draw("Requests", [["Requests", "fill-0", requests]], { summary: `${total(requests)}, ${t("peak at")} ${busiest(requests)}` }),
+    draw("Mean latency", [["First token", "fill-0", means((row) => row.first_token)], ["Full response", "fill-2", whole]], { isLines: true, show: seconds, summary: `${t("longest")} ${seconds(slowest)}, ${names[whole.indexOf(slowest)] ?? ""}` }),
+    draw("Errors", [["Errors", "fill-bad", errors], ["Client disconnected", "fill-other", values((row) => row.aborted)]], { summary: `${total(errors)}, ${t("peak at")} ${busiest(errors)}` }));
 }
 
 function sums(title, first, rows, name) {
   return h("section", { class: "panel flush" }, panelHead(title), h("div", {}, table(title, [
-    [first, name, "strong"], [t("Requests"), (row) => number(row.requests), "num"], [t("Tokens in"), (row) => number(row.prompt_tokens), "num"], [t("Tokens out"), (row) => number(row.completion_tokens), "num"],
-    [t("Errors"), (row) => number(row.errors), "num"], [t("First token"), (row) => seconds(row.first_token), "num"], [t("Mean time"), (row) => seconds(row.requests ? row.seconds / row.requests : null), "num"],
+    [first, name, "strong"], [t("Requests"), (row) => number(row.requests), "num"], [t("Input tokens"), (row) => number(row.prompt_tokens), "num"], [t("Output tokens"), (row) => number(row.completion_tokens), "num"],
+    [t("Errors"), (row) => number(row.errors), "num"], [t("First token"), (row) => seconds(row.first_token), "num"], [t("Mean duration"), (row) => seconds(row.requests ? row.seconds / row.requests : null), "num"],
   ], rows)));
 }
