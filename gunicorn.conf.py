@@ -1,4 +1,4 @@
-"""gunicorn's settings, taken from config.yaml (or $LLM_API_SERVER_CONFIG): `gunicorn main:app -c gunicorn.conf.py`."""
+"""Settings of gunicorn, from config.yaml or $LLM_API_SERVER_CONFIG: `gunicorn main:app -c gunicorn.conf.py`."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from llm_api_server.serving import gunicorn_hooks
 
 _config = gunicorn_hooks.config_for_gunicorn()
 
-bind = gunicorn_hooks.bind_address(_config)
+bind = gunicorn_hooks.bind_address(_config.server)
 workers = _config.server.workers
 worker_class = "llm_api_server.gateway.http.gunicorn_worker.GunicornWorker"
 keepalive = KEEP_ALIVE_TIMEOUT
 graceful_timeout = int(_config.server.drain_timeout) + 5
-# How long a worker's event loop may be stuck. How long a request may take is server.timeout.
+# Seconds that a worker's event loop may be blocked. The limit of a request is server.timeout.
 timeout = 60
 forwarded_allow_ips = ",".join(_config.server.trusted_proxies)
 control_socket = str(_config.run_dir / "gunicorn.ctl")

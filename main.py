@@ -1,4 +1,4 @@
-"""`python main.py` serves, as `llm-api-server serve` does; `main:app` is the ASGI app for gunicorn and uvicorn."""
+"""`python main.py` is `llm-api-server serve`; `main:app` is the ASGI app for gunicorn and uvicorn."""
 
 import sys
 
@@ -8,7 +8,7 @@ if __name__ == "__main__":
     from llm_api_server.cli.main import main
 
     main(["serve", *sys.argv[1:]])
-elif __name__ != "__mp_main__":  # workers of `python main.py` read this file again
+elif __name__ != "__mp_main__":  # workers of `python main.py` import this file again
     from llm_api_server.gateway.app import create_app
 
     try:

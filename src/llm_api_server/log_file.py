@@ -1,4 +1,4 @@
-"""A log file that several processes write and rotate, in loguru's own terms. `log.py` adds it as a sink."""
+"""Log file that several processes write and rotate, in loguru's terms, and the files of engine logs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import loguru._file_sink
 from loguru import logger
 
-#: loguru offers its rotation and retention only as a sink of its own; called directly it can be put under a lock.
+#: loguru has rotation and retention only in its file sink; called directly, the sink can run under a lock.
 _FileSink: Any = loguru._file_sink.FileSink  # noqa: SLF001
-#: Below every level that any other sink takes.
+#: Level below that of every other sink.
 _PROBE_LEVEL = 0
 
 Rule = str | int | None
 
 
 class SharedLogFile:
-    """The sink. A lock beside the file holds while a line is written, so that no line is lost to a rotation.
+    """Sink of loguru. Each write holds a lock beside the file, so that no line is lost in a rotation.
 
-    Raises `OSError` when the file cannot be written.
+    Raises `OSError` if the file cannot be written.
     """
 
     def __init__(self, path: Path, rotation: Rule, retention: Rule) -> None:
@@ -37,7 +37,7 @@ class SharedLogFile:
         fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
             if _inode(self._path) != self._inode:
-                # Another process has rotated: a new sink counts size and age from the new file.
+                # Another process has rotated the file; a new sink takes size and age from the new file.
                 self._sink.stop()
                 self._sink = self._open()
             self._sink.write(message)
@@ -46,13 +46,17 @@ class SharedLogFile:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
     def stop(self) -> None:
-        """Called by loguru when the sink is removed."""
         self._sink.stop()
         os.close(self._lock)
 
 
+def engine_log(log_dir: Path, model: str) -> Path:
+    """Return the path of the log of a model's engine."""
+    return log_dir / "engines" / f"{model.replace('/', '_')}.log"
+
+
 def format_problem(text: str) -> str | None:
-    """Why loguru cannot use `text` as a format, or None."""
+    """Return the reason why loguru cannot use `text` as a format, or None."""
     probe = logger.bind(is_probe=True)
     try:
         handler = logger.add(
@@ -73,12 +77,12 @@ def format_problem(text: str) -> str | None:
 
 
 def rotation_problem(rule: Rule) -> str | None:
-    """Why loguru cannot use `rule` as `rotation`, or None."""
+    """Return the reason why loguru cannot use `rule` as `rotation`, or None."""
     return _refusal(rotation=rule)
 
 
 def retention_problem(rule: Rule) -> str | None:
-    """Why loguru cannot use `rule` as `retention`, or None."""
+    """Return the reason why loguru cannot use `rule` as `retention`, or None."""
     return _refusal(retention=rule)
 
 
@@ -95,8 +99,3 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except FileNotFoundError:
         return 0
-
-
-def engine_log(log_dir: Path, model: str) -> Path:
-    """Where the engine of a model writes what it says."""
-    return log_dir / "engines" / f"{model.replace('/', '_')}.log"

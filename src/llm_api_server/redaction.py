@@ -1,4 +1,4 @@
-"""Takes keys, tokens and control characters out of texts, for logs and configuration problems. Pure."""
+"""Removal of keys, tokens and control characters from texts, for logs and configuration problems."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ MASK = "***"
 _SECRETS = re.compile(
     r"""
     (?P<keep>
-        (?<![A-Za-z0-9])sk-                                  # the form of our keys and OpenAI's
+        (?<![A-Za-z0-9])sk-                                  # keys of this server and of OpenAI
       | \b[Bb]earer[ \t]+
-      | \beyJ(?=[\w-]+\.[\w-]+\.)                            # a JWT begins with the Base64 of '{"'
+      | \beyJ(?=[\w-]+\.[\w-]+\.)                            # a JWT starts with the Base64 of '{"'
       | \b(?:x-api-key|api[_-]?key|secret[_-]?key)["']?[ \t]*[:=][ \t]*["']?
     )
     [\w.~+/=-]{6,}
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-#: C0 and C1 controls and the Unicode line ends: what could begin a line of its own or drive a terminal.
+#: C0 and C1 controls and Unicode line ends, which could start a line or control a terminal.
 _CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-#: A text without any of these, in lower case, has nothing of `_SECRETS`: quick to see, unlike the rest.
+#: Every match of `_SECRETS` contains one of these in lower case; searching for them is faster than the pattern.
 _HINTS = ("sk-", "bearer", "eyj", "api", "secret")
 
 
 class Redactor:
-    """Takes out what looks like a key or token, and the given `secrets` whatever they look like."""
+    """Callable that masks everything that looks like a key or token, and the given `secrets`."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         words = sorted({re.escape(secret) for secret in secrets if secret}, key=len, reverse=True)
@@ -44,7 +42,7 @@ class Redactor:
 
 
 def one_line(text: str) -> str:
-    """`text` with its control characters shown as escapes, so that it stays on its line."""
-    if text.isprintable():  # quick to see, and true of nearly all
+    """Return `text` with control characters as escapes, so that it stays on one line."""
+    if text.isprintable():  # fast, and true of nearly all texts
         return text
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

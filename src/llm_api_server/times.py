@@ -1,4 +1,4 @@
-"""Points in time and durations as people write them: on the command line and in queries. Pure."""
+"""Times and durations in the notation of the command line and of query parameters."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _UNITS = {"s": 1, "m": 60, "h": HOUR, "d": DAY, "w": 7 * DAY}
 _DURATION = re.compile(r"(\d{1,9})([smhdw])")
 _UNIX_SECONDS = re.compile(r"\d{9,11}(\.\d+)?")
 _LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-_FORMS = "a time such as 2027-01-31 or 2027-01-31T12:00:00Z (UTC unless said), a duration such as 30d, 12h or 90m"
+_FORMS = "a time such as 2027-01-31 or 2027-01-31T12:00:00Z (UTC by default), a duration such as 30d, 12h or 90m"
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90`, `45s`, `90m`, `12h`, `30d` or `2w`. Raises `ValueError` with a sentence."""
+    """Return the seconds of `90`, `45s`, `90m`, `12h`, `30d` or `2w`. Raises `ValueError` with a sentence."""
     match = _DURATION.fullmatch(text if text[-1:].isalpha() else f"{text}s")
     if match is None:
-        raise ValueError(f"{text!r} is no duration: give a number and s, m, h, d or w, such as 24h.")
+        raise ValueError(f"{text!r} is not a duration: give a number and s, m, h, d or w, such as 24h.")
     return float(int(match[1]) * _UNITS[match[2]])
 
 
 def parse_end(text: str, now: float) -> float:
-    """A time to come, in Unix seconds: a duration counts from `now`. Raises `ValueError` with a sentence."""
+    """Return a future time in Unix seconds; a duration counts from `now`. Raises `ValueError` with a sentence."""
     match = _DURATION.fullmatch(text)
     return _within(now + parse_duration(text) if match else _parse_time(text), text)
 
 
 def parse_since(text: str, now: float) -> float:
-    """A time gone by, in Unix seconds: a duration counts back from `now`, days and weeks from midnight (UTC).
+    """Return a past time in Unix seconds; a duration counts back from `now`, days and weeks from midnight (UTC).
 
     Raises `ValueError` with a sentence.
     """
@@ -41,12 +41,12 @@ def parse_since(text: str, now: float) -> float:
 
 
 def as_utc(seconds: float) -> str:
-    """`2027-01-31 12:00:00Z`."""
+    """Return a time such as `2027-01-31 12:00:00Z`."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def as_duration(seconds: float) -> str:
-    """Its two largest units: `45 s`, `12 min 3 s`, `3 h 20 min`, `12 d 4 h`."""
+    """Return the two largest units: `45 s`, `12 min 3 s`, `3 h 20 min`, `12 d 4 h`."""
     rest = max(0, int(seconds))
     parts = []
     for size, unit in ((DAY, "d"), (HOUR, "h"), (60, "min"), (1, "s")):
@@ -63,10 +63,10 @@ def _parse_time(text: str) -> float:
         time = datetime.fromisoformat(text)
         return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is no time: give {_FORMS} or Unix seconds.") from None
+        raise ValueError(f"{text!r} is not a time: give {_FORMS} or Unix seconds.") from None
 
 
 def _within(seconds: float, text: str) -> float:
     if not 0 <= seconds <= _LAST:
-        raise ValueError(f"{text!r} is too far away: give a time from 1970 to 9998.")
+        raise ValueError(f"{text!r} is out of range: give a time from 1970 to 9998.")
     return seconds

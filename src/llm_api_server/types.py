@@ -1,4 +1,4 @@
-"""Words shared by every layer: model states, engines, permissions, model families. Pure; imports nothing of ours."""
+"""Types shared by all layers: model states, exit codes, engines, tasks, permissions, model families."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, Self, get_args
 
 
 class ModelState(StrEnum):
-    """Where a model is in its life; `failed` keeps the reason and the time of the next try."""
+    """State of a model; `failed` comes with a reason and the time of the next attempt."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -19,7 +19,7 @@ class ModelState(StrEnum):
 
 
 class ExitCode(IntEnum):
-    """How a command or a process of the server ends; `meaning` is for people."""
+    """Exit code of a command or process; `meaning` is its documentation."""
 
     meaning: str
 
@@ -40,8 +40,8 @@ DeviceKind = Literal["gpu", "ram"]
 EngineName = Literal["vllm", "llama_cpp", "remote"]
 EngineChoice = Literal["auto", "vllm", "llama_cpp", "remote"]
 
-#: What an endpoint needs of a model: to make text, to embed, to rank documents or score pairs of texts, to classify, or
-#: to give what its pooler gives.
+#: Ability of a model that an endpoint needs: generate text, embed, rank documents, score pairs of texts, classify, or
+#: return the output of the pooler.
 Task = Literal["generate", "embed", "rank", "score", "classify", "pool"]
 
 Permission = Literal[
@@ -61,10 +61,10 @@ Permission = Literal[
 ]
 PERMISSIONS: frozenset[str] = frozenset(get_args(Permission))
 
-#: Whose turn it is: `batch` comes when nothing else waits.
+#: `batch` requests are served only when no other request waits.
 PriorityClass = Literal["interactive", "batch"]
 
-#: What usage is summed up by.
+#: Grouping of usage totals.
 UsageGroup = Literal["key", "model", "day", "hour"]
 
 ModelType = Literal[

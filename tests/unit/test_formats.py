@@ -1,4 +1,4 @@
-"""Tables, and CSV that no spreadsheet runs."""
+"""Tables, and CSV without formulas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_columns_are_as_wide_as_their_longest_cell() -> None:
     assert as_table([["A", "LONG"], ["wide", "b"], ["", "c"]]) == "A     LONG\nwide  b\n      c"
 
 
-def test_lines_leave_out_what_has_no_value() -> None:
+def test_lines_omit_fields_without_a_value() -> None:
     assert as_lines({"a": 0, "none": None, "empty": [], "name": "x"}) == "a     0\nname  x"
 
 
@@ -24,7 +24,7 @@ def test_no_text_becomes_a_formula(text: str) -> None:
     assert row == ["1", f"'{text}"]
 
 
-def test_csv_is_read_back_as_it_was() -> None:
+def test_csv_is_read_back_unchanged() -> None:
     rows: list[dict[str, object]] = [
         {"a": 'quote " and, comma', "b": None, "c": -1.5},
         {"a": "line\nend", "b": "a=b", "c": 2},

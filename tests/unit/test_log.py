@@ -1,4 +1,4 @@
-"""What reaches the log files and the console: everything at or above the level, and never a key."""
+"""Log files and console: everything at or above the level, and never a key."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_no_planted_secret_is_written(
 @pytest.mark.parametrize(
     "text", ["disk-usage of task-runner-12345678", "risk-free", "sha256: 0123abcd", "bearer of news"]
 )
-def test_ordinary_words_stay(tmp_path: Path, configure: Configure, text: str) -> None:
+def test_ordinary_words_are_not_redacted(tmp_path: Path, configure: Configure, text: str) -> None:
     setup_logging(configure(), "gateway")
     logger.info("{}", text)
     assert text in written(tmp_path)
@@ -123,7 +123,7 @@ def test_values_of_variables_are_not_written(tmp_path: Path, configure: Configur
     assert prompt not in written(tmp_path)
 
 
-def test_the_standard_library_is_led_in_with_its_levels_and_places(tmp_path: Path, configure: Configure) -> None:
+def test_standard_logging_keeps_its_levels_and_callers(tmp_path: Path, configure: Configure) -> None:
     setup_logging(configure(format="{level} {function} {message}"), "gateway")
     logging.getLogger("uvicorn.error").info("from uvicorn")
     logging.getLogger("uvicorn.access").info("access line")
@@ -136,9 +136,13 @@ def test_the_standard_library_is_led_in_with_its_levels_and_places(tmp_path: Pat
         setup_logging(configure(format="{level} {function} {message}"), "gateway")
         warnings.warn("deprecated thing", UserWarning, stacklevel=1)
         logging.captureWarnings(capture=False)
-    place = "test_the_standard_library_is_led_in_with_its_levels_and_places"
+    name = "test_standard_logging_keeps_its_levels_and_callers"
     lines = written(tmp_path).splitlines()
-    assert lines[:3] == [f"INFO {place} from uvicorn", f"WARNING {place} from gunicorn", f"Level 33 {place} odd level"]
+    assert lines[:3] == [
+        f"INFO {name} from uvicorn",
+        f"WARNING {name} from gunicorn",
+        f"Level 33 {name} odd level",
+    ]
     assert "deprecated thing" in lines[3]
     assert len(lines) == 4
 
@@ -164,7 +168,7 @@ def test_gateway_and_manager_share_the_console(
     assert "hello" in written(tmp_path, process)
 
 
-def test_setting_up_again_replaces_what_was_set(tmp_path: Path, configure: Configure) -> None:
+def test_a_second_setup_replaces_the_first(tmp_path: Path, configure: Configure) -> None:
     setup_logging(configure(format="old {message}"), "gateway")
     setup_logging(configure(format="new {message}"), "gateway")
     logger.info("once")
@@ -204,7 +208,7 @@ def test_retention_removes_old_files(tmp_path: Path) -> None:
     assert 2 <= len(list(tmp_path.glob("short*.log"))) <= 3
 
 
-def test_lines_that_are_logged_together_are_lines_of_their_own(tmp_path: Path, configure: Configure) -> None:
+def test_lines_logged_together_are_separate_messages(tmp_path: Path, configure: Configure) -> None:
     setup_logging(configure(format="{level} {message} !"), "gateway")
     log_lines("DEBUG", ["too fine"])
     log_lines("INFO", ["one", "key sk-0123456789abcdef seen", "three\nfour\x1efive"])

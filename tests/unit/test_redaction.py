@@ -1,4 +1,4 @@
-"""Keys and tokens are taken out of any text; what only resembles them stays."""
+"""Keys and tokens are removed from any text; similar words stay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_api_server.redaction import MASK, Redactor, one_line
 
 
 @given(st.text(max_size=40), st.text(max_size=40).filter(lambda text: not text[:1].isalnum() and text[:1] not in "_-"))
-def test_a_key_of_ours_is_found_anywhere(before: str, after: str) -> None:
+def test_a_new_key_is_removed_anywhere(before: str, after: str) -> None:
     key = new_key()
     separator = "" if not before[-1:].isalnum() else " "
     assert key not in Redactor()(before + separator + key + after)
@@ -32,13 +32,13 @@ def test_forms_of_secrets(text: str, expected: str) -> None:
     assert Redactor()(text) == expected
 
 
-def test_known_secrets_go_whatever_they_look_like() -> None:
+def test_known_secrets_are_removed_in_any_form() -> None:
     redact = Redactor(["a+b (c)", "a+b (c) and more", ""])
     assert redact("x a+b (c) and more y a+b (c)") == f"x {MASK} y {MASK}"
     assert Redactor([])("") == ""
 
 
 @given(st.text())
-def test_one_line_is_one_line(text: str) -> None:
+def test_one_line_has_no_line_break(text: str) -> None:
     assert len(one_line(text).splitlines()) <= 1
     assert "\x1b" not in one_line(text)

@@ -23,8 +23,8 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "d", "-1d", "1.5h", "3y", "9999999999d", "none"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no duration"):
+def test_malformed_durations_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
         parse_duration(text)
 
 
@@ -40,7 +40,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         ("1800000000", 1800000000.0),
     ],
 )
-def test_ends_are_times_or_count_from_now(text: str, end: float) -> None:
+def test_future_times_are_absolute_or_count_from_now(text: str, end: float) -> None:
     assert parse_end(text, NOW) == end
 
 
@@ -55,20 +55,20 @@ def test_ends_are_times_or_count_from_now(text: str, end: float) -> None:
         ("999999999w", 0.0),
     ],
 )
-def test_days_gone_by_begin_at_midnight(text: str, since: float) -> None:
+def test_past_days_start_at_midnight(text: str, since: float) -> None:
     assert parse_since(text, NOW) == since
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2027-13-01", "31.01.2027", "12"])
-def test_what_is_no_time_is_refused_with_the_forms(text: str) -> None:
+def test_malformed_times_are_refused_with_the_allowed_forms(text: str) -> None:
     for parse in (parse_end, parse_since):
-        with pytest.raises(ValueError, match="is no time: give a time such as 2027-01-31"):
+        with pytest.raises(ValueError, match="is not a time: give a time such as 2027-01-31"):
             parse(text, NOW)
 
 
 @pytest.mark.parametrize("text", ["999999999w", "1960-01-01", "9999-12-31"])
-def test_what_no_database_holds_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="too far away"):
+def test_times_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="out of range"):
         parse_end(text, NOW)
 
 

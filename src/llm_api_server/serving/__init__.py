@@ -1,1 +1,1 @@
-"""Starts the API workers, under uvicorn or gunicorn, and prepares a first run."""
+"""Start of the API workers under uvicorn or gunicorn, and preparation of a first run."""

@@ -1,4 +1,4 @@
-"""What `llm-api-server init` does before a first start: a configuration with a key of its own, and a model."""
+"""Preparation of a first start by `llm-api-server init`: a configuration with a key of its own, and a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from llm_api_server.auth.access import new_key
 from llm_api_server.config.example import first_config
 from llm_api_server.config.load import load_config
-from llm_api_server.config.models import Config
 from llm_api_server.downloads.starter import STARTER, Progress, ensure_starter
 from llm_api_server.errors import ConfigError
 
@@ -16,13 +15,13 @@ STARTER_NAME = "SmolLM2-135M-Instruct"
 
 
 def write_first_config(path: Path, *, with_starter: bool, progress: Progress) -> bool:
-    """Write `path` unless it exists; whether it was written. A starter model that the file names is there afterwards.
+    """Write `path` unless it exists, and download the starter model if the file names it.
 
-    Raises `OSError` and `StarterError`; what they leave undone, the next call does.
+    Return whether the file was written. Raises `OSError` and `StarterError`; the next call completes what they left.
     """
     if path.exists():
         if with_starter:
-            _fetch_missing(path, progress)
+            _download_missing_starter(path, progress)
         return False
     if with_starter:
         ensure_starter(path.parent / "models", progress)
@@ -36,16 +35,12 @@ def write_first_config(path: Path, *, with_starter: bool, progress: Progress) ->
     return True
 
 
-def _fetch_missing(path: Path, progress: Progress) -> None:
-    """The models folder may have been emptied since. A file with problems is for `serve` to tell about."""
+def _download_missing_starter(path: Path, progress: Progress) -> None:
+    """Download the starter model again if the models folder was emptied."""
     try:
         config = load_config(path)
     except ConfigError:
-        return
-    if _needs_starter(config):
+        return  # `serve` reports its problems
+    is_named = any(model.path == STARTER.file_name for model in config.models.available.values())
+    if is_named and not config.resolve_model_path(STARTER.file_name).exists():
         ensure_starter(config.models_dir, progress)
-
-
-def _needs_starter(config: Config) -> bool:
-    named = any(model.path == STARTER.file_name for model in config.models.available.values())
-    return named and not config.resolve_model_path(STARTER.file_name).exists()

@@ -1,4 +1,4 @@
-"""What `gunicorn.conf.py` says: settings from the configuration, and what happens where the master starts and ends."""
+"""Settings and hooks of `gunicorn.conf.py`. They run in the master process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from llm_api_server.config.load import CONFIG_VARIABLE, find_config, load_config
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import Config, ServerConfig
 from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError, ControlError
 from llm_api_server.lifecycle.running_server import begin_reload, join_run_dir, stop_manager
@@ -17,22 +17,24 @@ from llm_api_server.types import ExitCode
 
 
 def config_for_gunicorn() -> Config:
-    """The configuration, named to all workers, and its log. Ends the process with its problems if it has any."""
+    """Load the configuration, pass its path to the workers and set up the log. Exit if the configuration is wrong."""
     path = find_config().absolute()
     os.environ[CONFIG_VARIABLE] = str(path)
     try:
         config = load_config(path, engine_checks(may_import=False))
         config.ensure_run_dir()
     except ConfigError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - there is no log before there is a configuration
+        print(error, file=sys.stderr)  # noqa: T201 - there is no log without a configuration
         sys.exit(ExitCode.WRONG)
     setup_logging(config, "gateway")
     return config
 
 
 def on_gunicorn_start(arbiter: Any, config: Config) -> None:
-    """Before the master opens its socket. A master that takes over from another (USR2) finds the lock taken."""
-    arbiter.handle_hup = lambda: begin_reload(config)  # gunicorn's own would end streams, and a bad file the server
+    """Take the lock before the master opens its socket; a master that replaces another (USR2) finds it taken."""
+    arbiter.handle_hup = lambda: begin_reload(
+        config
+    )  # gunicorn's own ends streams, and the server if the file is wrong
     if arbiter.master_pid:
         return
     try:
@@ -45,7 +47,7 @@ def on_gunicorn_start(arbiter: Any, config: Config) -> None:
 
 
 def on_gunicorn_exit(arbiter: Any, config: Config) -> None:
-    """After the last worker. While masters take over from each other (USR2) the manager stays."""
+    """Stop the manager after the last worker, unless one master replaces another (USR2)."""
     if arbiter.reexec_pid or arbiter.master_pid:
         return
     try:
@@ -54,18 +56,18 @@ def on_gunicorn_exit(arbiter: Any, config: Config) -> None:
         print(error, file=sys.stderr)  # noqa: T201 - as above
 
 
-def bind_address(config: Config) -> str:
-    """`host:port` as gunicorn reads it."""
-    host = config.server.host.strip("[]")
-    return f"[{host}]:{config.server.port}" if ":" in host else f"{host}:{config.server.port}"
+def bind_address(server: ServerConfig) -> str:
+    """Return `host:port` in gunicorn's syntax."""
+    host = server.host.strip("[]")
+    return f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
 
 
 def gunicorn_logging() -> dict[str, Any]:
-    """A `logconfig_dict` that leads gunicorn's own lines into our log."""
+    """Return a `logconfig_dict` that passes gunicorn's log to this server's."""
     quiet = {"level": "INFO", "handlers": []}
     return {
-        "root": {"level": "NOTSET", "handlers": ["ours"]},
+        "root": {"level": "NOTSET", "handlers": ["loguru"]},
         "loggers": {"gunicorn.error": {**quiet, "propagate": True}, "gunicorn.access": {**quiet, "propagate": False}},
-        "handlers": {"ours": {"class": "llm_api_server.log.InterceptHandler"}},
+        "handlers": {"loguru": {"class": "llm_api_server.log.InterceptHandler"}},
         "formatters": {},
     }

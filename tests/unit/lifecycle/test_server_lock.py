@@ -106,7 +106,7 @@ def test_an_address_of_elsewhere_is_named(host: str) -> None:
 
 @pytest.mark.parametrize(("host", "expected"), [("0.0.0.0", "0.0.0.0:81"), ("::1", "[::1]:81"), ("[::]", "[::]:81")])
 def test_gunicorn_gets_an_address_it_can_read(tmp_path: Path, host: str, expected: str) -> None:
-    assert bind_address(config(tmp_path, host=host, port=81)) == expected
+    assert bind_address(config(tmp_path, host=host, port=81).server) == expected
 
 
 def test_a_bad_file_ends_gunicorn_with_its_problems(

@@ -1,4 +1,4 @@
-"""What a user sees when the server is up: where it is, and, on this machine only, a key and a command that works."""
+"""Lines shown when the server is ready: its address, and on this machine only, a key and a command that works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from llm_api_server.config.load import load_config
 from llm_api_server.config.models import Config
-from llm_api_server.serving.serve import Banner, banner
+from llm_api_server.serving.banner import Banner, banner
 
 KEY = "sk-0123456789abcdef"
 OTHER_KEY = "sk-other-0123456789"
@@ -36,7 +36,7 @@ def text_of(
     return f"server: {{host: '{host}'}}\nauth: {{api_keys: [{{key: '{key}', name: a{more}}}]}}\nmodels: {{{models}}}\n"
 
 
-def test_the_command_is_one_line_that_a_shell_reads_right(load: Load) -> None:
+def test_the_command_is_one_line_of_shell_words(load: Load) -> None:
     name = "it's a model"
     text = banner(load(text_of(models=f'default: "{name}", available: {{"{name}": {{path: a.gguf}}}}')), 8050)
     (line,) = [line for line in text.splitlines() if "curl" in line]
@@ -49,7 +49,7 @@ def test_the_command_is_one_line_that_a_shell_reads_right(load: Load) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1"])
-def test_no_key_is_shown_where_others_can_connect(load: Load, host: str) -> None:
+def test_no_key_is_shown_if_other_machines_can_connect(load: Load, host: str) -> None:
     text = banner(load(text_of(host=host)), 8050)
     assert KEY not in text
     assert ":8050/v1" in text
@@ -92,7 +92,7 @@ def test_without_authentication_the_command_has_no_key(load: Load) -> None:
     assert "Authorization" not in text
 
 
-def test_the_banner_waits_for_an_answer_and_shows_once(load: Load) -> None:
+def test_the_banner_is_shown_once_when_the_server_responds() -> None:
     class Live(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             paths.append(self.path)
@@ -105,19 +105,18 @@ def test_the_banner_waits_for_an_answer_and_shows_once(load: Load) -> None:
     paths: list[str] = []
     shown: list[str] = []
     with HTTPServer(("127.0.0.1", 0), Live) as server:
-        thread = Banner(load(text_of()), server.server_port, shown.append)
+        thread = Banner(f"http://127.0.0.1:{server.server_port}", lambda: shown.append("banner"))
         thread.start()
-        assert shown == [], "nobody has answered yet"
+        assert shown == [], "no response yet"
         threading.Thread(target=server.handle_request).start()
         thread.join()
     assert paths == ["/livez"]
-    assert len(shown) == 1
+    assert shown == ["banner"]
 
 
-def test_a_server_that_ends_first_has_no_banner(load: Load) -> None:
+def test_a_server_that_never_responds_has_no_banner() -> None:
     shown: list[str] = []
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        thread = Banner(load(text_of()), unused.getsockname()[1], shown.append)
-        thread.run()
+        Banner(f"http://127.0.0.1:{unused.getsockname()[1]}", lambda: shown.append("banner")).run()
     assert shown == []
