@@ -14,10 +14,14 @@ from typing import Any
 
 from llm_api_server.config.models import Config, ModelConfig
 from llm_api_server.engines.base import Engine, LaunchPlan, ModelFacts, ModelProblem, Placement
+from llm_api_server.ipc.lease_messages import Queued
 from llm_api_server.ipc.messages import Models, ToClient
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.process import LocalLauncher
 from llm_api_server.manager.manager import Manager
+from llm_api_server.manager.telemetry.counters import Counters
+from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
+from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.types import EngineName, ModelState
 from tests.machine import Machine
 
@@ -66,7 +70,7 @@ class Recorder:
     def send(self, message: ToClient) -> None:
         if isinstance(message, Models) and not message.request:
             self.told.append([status.state for status in message.models])
-        else:
+        elif not isinstance(message, Queued):  # sent at fixed times, while a load happens to be under way or not
             self.messages.put_nowait(message)
 
     async def next(self) -> Any:
@@ -85,6 +89,7 @@ class World:
         self.folder = folder
         self.options = models
         self.inventory = Machine()
+        self._abandoned: set[Manager] = set()
 
     @asynccontextmanager
     async def manager(self, **scripts: str) -> AsyncIterator[Manager]:
@@ -94,13 +99,26 @@ class World:
         engines = {name: (engine, entry) for name, entry in config.models.available.items()}
         with self.run_dir.lock.open("a+b") as lock:
             fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-            launcher = LocalLauncher(self.run_dir)
-            manager = Manager(config, engines, launcher, self.run_dir, self.folder / "logs", self.inventory)
+            manager = Manager(
+                config,
+                engines,
+                launcher=LocalLauncher(self.run_dir),
+                run_dir=self.run_dir,
+                log_dir=self.folder / "logs",
+                inventory=self.inventory,
+                telemetry=LoadTelemetry(Counters(), Tracing()),
+            )
             await manager.start()
             try:
                 yield manager
             finally:
-                await manager.close()
+                if manager not in self._abandoned:
+                    await manager.close()
+
+    async def abandon(self, manager: Manager) -> None:
+        """End the manager and leave its engines, as if it had been killed."""
+        await manager.leave()
+        self._abandoned.add(manager)
 
     def leftovers(self) -> list[str]:
         return sorted(path.name for path in self.run_dir.engines.iterdir())
@@ -113,20 +131,10 @@ def connect(manager: Manager) -> Recorder:
 
 
 def state(manager: Manager, name: str) -> ModelState:
-    return next(status for status in manager.board.statuses() if status.id == name).state
+    return next(status for status in manager.statuses() if status.id == name).state
 
 
 def pid_of(manager: Manager, name: str) -> int:
-    pid = next(status for status in manager.board.statuses() if status.id == name).pid
+    pid = next(status for status in manager.statuses() if status.id == name).pid
     assert pid is not None
     return pid
-
-
-async def abandon(manager: Manager) -> None:
-    """As if it had been killed: its tasks end, its engines do not."""
-    for running in list(manager._running.values()):
-        assert running.task is not None
-        running.task.cancel()
-        await asyncio.wait({running.task})
-    manager._running.clear()
-    manager._scheduler._allocations.clear()

@@ -19,6 +19,13 @@ class TaskSet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def cancel(self) -> None:
+        """Cancel all tasks and wait until they have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
 
 async def run_restarting(loop: Callable[[], Coroutine[None, None, None]], pause: float = 1.0) -> None:
     """Run an endless loop; log an unexpected exception, wait `pause` seconds and start the loop again."""

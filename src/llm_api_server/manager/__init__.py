@@ -1,1 +1,1 @@
-"""The manager process: the only writer of model state. Starts, watches and stops engines; never imports one."""
+"""The manager process: loads models, schedules requests, counts usage."""

@@ -136,11 +136,11 @@ class ControlConnection(asyncio.Protocol):
             case lease_messages.Acquire(request, model, task, claim):
                 self._manager.acquire(self, request, model, task, claim)
             case lease_messages.PrefillDone(number):
-                self._manager.on_read(self, number)
+                self._manager.on_prefill_done(self, number)
             case lease_messages.ReturnSlots(instance, places, ended):
-                self._manager.release(self, instance, places, ended)
+                self._manager.return_slots(self, instance, places, ended)
             case lease_messages.ReportInFlight(in_flight, blocked):
-                self._manager.report(self, in_flight, blocked)
+                self._manager.report_in_flight(self, in_flight, blocked)
             case lease_messages.Cancel(request):
                 self._manager.cancel(self, request)
 
@@ -170,7 +170,7 @@ class ControlConnection(asyncio.Protocol):
             case messages.ExplainModel(request, model):
                 self._keep(request, self._manager.explain(self, request, model))
             case messages.GetStatus(request):
-                devices = self._manager.board.devices()
+                devices = self._manager.device_statuses()
                 self.send(messages.Status(request, os.getpid(), self._manager.workers, __version__, devices))
             case messages.ListRequests(request, limit):
                 running = self._usage.open_requests()
@@ -200,4 +200,4 @@ class ControlConnection(asyncio.Protocol):
             case download_messages.AddPulled():
                 self._keep(message.request, self._downloads.add(self, message))
             case download_messages.RemoveModel():
-                self._keep(message.request, self._downloads.remove(self, message, self._manager.board.statuses()))
+                self._keep(message.request, self._downloads.remove(self, message, self._manager.statuses()))

@@ -14,7 +14,7 @@ from llm_api_server.ipc.messages import Models, Refused
 from llm_api_server.manager.instances.process import process_start_time
 from llm_api_server.manager.manager import Manager
 from llm_api_server.types import ModelState
-from tests.script_engine import FAILS, HANGS, SERVES, Recorder, World, abandon, connect, pid_of, state
+from tests.script_engine import FAILS, HANGS, SERVES, Recorder, World, connect, pid_of, state
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -58,13 +58,13 @@ async def test_workers_hear_of_states_and_nothing_of_every_request(world: World)
         assert list(dict.fromkeys(one for one, _ in client.told)) == states
         heard = len(client.told)
         for number in range(2, 5):
-            manager.report(client, {grant.instance.id: 1}, {})
-            manager.release(client, grant.instance.id, grant.slots)
-            manager.report(client, {}, {})
+            manager.report_in_flight(client, {grant.instance.id: 1}, {})
+            manager.return_slots(client, grant.instance.id, grant.slots)
+            manager.report_in_flight(client, {}, {})
             await granted(manager, client, "a", number)
             await asyncio.sleep(0.15)
         assert len(client.told) == heard
-        manager.release(client, grant.instance.id, grant.slots)
+        manager.return_slots(client, grant.instance.id, grant.slots)
         manager.unload(client, 9, "a", wait=True)
         await client.next()
         assert client.told[-1] == [ModelState.STOPPED, ModelState.STOPPED]
@@ -78,7 +78,7 @@ async def test_the_engines_own_reason_reaches_the_client(world: World) -> None:
         assert isinstance(refusal, Refused)
         assert "OutOfMemory: 7 of 6 GiB (exit code 3)" in refusal.message
         assert refusal.code == "model_load_failed"
-        (status,) = manager.board.statuses()
+        (status,) = manager.statuses()
         assert status.state is ModelState.FAILED
         assert status.error == "OutOfMemory: 7 of 6 GiB (exit code 3)"
 
@@ -95,7 +95,7 @@ async def test_a_model_that_cannot_load_pushes_nobody_out(world: World) -> None:
     async with world.manager(a=SERVES, b="missing") as manager:
         client = connect(manager)
         grant = await granted(manager, client, "a")
-        manager.release(client, grant.instance.id, grant.slots)
+        manager.return_slots(client, grant.instance.id, grant.slots)
         manager.acquire(client, 2, "b")
         refusal = await client.next()
         assert (refusal.request, refusal.code) == (2, "model_load_failed")
@@ -124,7 +124,7 @@ async def test_swap_waits_for_the_lease(world: World) -> None:
         manager.acquire(second, 1, "b")
         await asyncio.sleep(0.05)
         assert state(manager, "a") is ModelState.READY
-        manager.release(first, grant.instance.id, grant.slots)
+        manager.return_slots(first, grant.instance.id, grant.slots)
         message = await second.next()
         assert message.instance.model == "b"
         assert state(manager, "a") is ModelState.STOPPED
@@ -137,7 +137,7 @@ async def test_workers_are_told_to_drain_a_busy_model(tmp_path: Path) -> None:
         grant = await granted(manager, worker, "a")
         manager.acquire(other, 1, "b")
         assert await worker.next() == RevokeSlots(grant.instance.id)
-        manager.release(worker, grant.instance.id, grant.slots)
+        manager.return_slots(worker, grant.instance.id, grant.slots)
         assert (await other.next()).instance.model == "b"
 
 
@@ -189,13 +189,13 @@ async def test_the_next_manager_adopts_what_serves(world: World) -> None:
         client = connect(manager)
         grant = await granted(manager, client, "a")
         pid = pid_of(manager, "a")
-        await abandon(manager)
+        await world.abandon(manager)
     async with world.manager(a=SERVES) as successor:
         assert state(successor, "a") is ModelState.READY
         assert pid_of(successor, "a") == pid
         again = connect(successor)
         successor.hello(again, {grant.instance.id: 3})
-        assert successor.board.statuses()[0].in_flight == 3
+        assert successor.statuses()[0].in_flight == 3
         assert (await granted(successor, again, "a")).instance.id == grant.instance.id
     assert process_start_time(pid) is None
 
@@ -214,7 +214,7 @@ async def test_an_engine_of_a_changed_entry_is_ended_not_adopted(world: World) -
     async with world.manager(a=SERVES) as manager:
         await granted(manager, connect(manager), "a")
         pid = pid_of(manager, "a")
-        await abandon(manager)
+        await world.abandon(manager)
     async with world.manager(a=SERVES + " # changed") as successor:
         assert state(successor, "a") is ModelState.STOPPED
         assert process_start_time(pid) is None

@@ -1,1 +1,1 @@
-"""Engine processes: started, watched, measured, adopted, ended."""
+"""Instances: engine processes, from their start to their end."""

@@ -1,4 +1,4 @@
-"""What an instance leaves on disk: the record by which the next manager finds it, and its log. Used by the manager."""
+"""Records of instances on disk, by which the next manager finds and adopts them, and reads of their logs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import msgspec
 from loguru import logger
 
 from llm_api_server.config.diff import ENGINES_INFERENCE, NOT_THE_ENGINES
-from llm_api_server.config.models import Config, ModelConfig
+from llm_api_server.config.models import EnginesConfig, InferenceConfig, ModelConfig
 from llm_api_server.engines.base import NO_PLACEMENT, Placement
 from llm_api_server.ipc.lease_messages import InstanceInfo
 
-#: Raise it with every change in how an engine is started from the same configuration: a new version of the server takes
-#: over the engines of an older one where this is the same.
+#: Raise it with every change in how an engine is started from the same configuration: a new version of the server
+#: adopts the engines of an older one only if this number is the same.
 ENGINES_VERSION = 1
 _TAIL_BYTES = 64 * 1024
 
 
 class AdoptionRecord(msgspec.Struct, frozen=True):
-    """Enough to adopt an instance. `model` is its name to the scheduler; without one (by an older version) it is ended.
+    """Everything needed to adopt an instance. The field names are a file format between versions.
 
-    `start_time` (clock ticks since boot) tells its process from a later one with the same pid; `fingerprint` stands for
-    the entry it was started from: after a change of that it is not adopted, nor when it may be asleep.
-    `load_seconds` is None until it is ready.
+    `model` is its name to the scheduler; an instance without one (from an older version) is ended. `start_time` (clock
+    ticks since boot) distinguishes its process from a later one with the same pid. `fingerprint` is that of the
+    configuration it was started from: if it has changed, the instance is not adopted. `load_seconds` is None until
+    the instance is ready.
     """
 
     pid: int
@@ -37,7 +38,7 @@ class AdoptionRecord(msgspec.Struct, frozen=True):
     load_seconds: float | None = None
     phases: dict[str, float] = {}
     placement: Placement = NO_PLACEMENT
-    #: It was told to sleep; how deep it got is not known.
+    #: It may be asleep, at an unknown level, and is not adopted.
     may_sleep: bool = False
     model: str = ""
     is_pinned: bool = False
@@ -50,9 +51,9 @@ class AdoptionRecords:
         self._folder = folder
 
     def write(self, record: AdoptionRecord) -> None:
-        """Replaces the record atomically. Mode 0600: a remote's headers may be in it.
+        """Replace the record atomically, with mode 0600: it may contain a remote's headers.
 
-        Where it cannot be written, as on a full disk, the engine serves, but a next manager will not find it.
+        If it cannot be written, as on a full disk, the engine serves, but the next manager will not find it.
         """
         final = self._folder / f"{record.info.id}.json"
         temporary = final.with_suffix(".tmp")
@@ -64,7 +65,7 @@ class AdoptionRecords:
             logger.warning("the record of {} cannot be written: {}", record.model, error)
 
     def read_all(self) -> list[AdoptionRecord]:
-        """All that can be read; what cannot is removed."""
+        """Return all readable records and remove the others."""
         records = []
         for path in sorted(self._folder.glob("*.json")):
             try:
@@ -74,27 +75,25 @@ class AdoptionRecords:
         return records
 
     def remove(self, instance: str) -> None:
-        """Record and sockets; harmless when they are gone."""
+        """Remove the record and the sockets of an instance, if they exist."""
         with contextlib.suppress(OSError):
             for path in self._folder.glob(f"{instance}*"):
                 path.unlink(missing_ok=True)
 
 
-def fingerprint(config: Config, model: ModelConfig) -> str:
-    """Changes with anything that an engine is started from."""
-    parts = (  # without defaults, so that an option more in a later version changes nothing
+def fingerprint(model: ModelConfig, inference: InferenceConfig, engines: EnginesConfig) -> str:
+    """Return a digest of every option that the model's engine is started from."""
+    parts = (  # without defaults, so that a new option of a later version changes nothing
         str(ENGINES_VERSION),
         model.model_dump_json(exclude=set(NOT_THE_ENGINES), exclude_defaults=True),
-        config.inference.model_dump_json(include=set(ENGINES_INFERENCE), exclude_defaults=True),
-        config.engines.model_dump_json(exclude_defaults=True),
+        inference.model_dump_json(include=set(ENGINES_INFERENCE), exclude_defaults=True),
+        engines.model_dump_json(exclude_defaults=True),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def tail(log: Path | None, offset: int) -> str:
-    """The end of what was logged since `offset`."""
-    if log is None:
-        return ""
+def tail(log: Path, offset: int) -> str:
+    """Return the end of what was logged since `offset`, at most 64 KiB."""
     try:
         with log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -105,7 +104,7 @@ def tail(log: Path | None, offset: int) -> str:
 
 
 def since(log: Path, offset: int) -> tuple[str, int]:
-    """What was logged since `offset`, and where that ends."""
+    """Return what was logged since `offset`, and the offset of its end."""
     try:
         with log.open("rb") as file:
             file.seek(offset)

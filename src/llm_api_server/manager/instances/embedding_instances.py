@@ -1,7 +1,6 @@
-"""Which process of a model does what a request needs: its own, its twin or none. Pure; the manager asks.
+"""Embedding instances: second processes of the same weights that embed, for engines that either generate or embed.
 
-A twin is a second process of the same weights that embeds, for an engine whose process either generates or embeds. To
-the scheduler it is a model of its own; clients only ever say the name of the model.
+To the scheduler an embedding instance is a model of its own; clients only use the name of the model. Pure.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from llm_api_server.config.models import ModelConfig
 from llm_api_server.engines.base import Engine, ModelFacts
 from llm_api_server.types import Task
 
+#: Adapter and resolved entry of each model, by name.
 Entries = Mapping[str, tuple[Engine, ModelConfig]]
 
 _VERBS: dict[Task, str] = {
@@ -32,49 +32,49 @@ _ENDPOINTS: dict[Task, str] = {
 
 
 class EmbeddingInstances:
-    """The twins of the configured models. `ModelFacts.embedding_tasks` lists what one is good for."""
+    """Names and entries of the embedding instances that the configured models can have.
+
+    `ModelFacts.embedding_tasks` says whether one is of use.
+    """
 
     def __init__(self, configured: Entries) -> None:
-        self.configure(configured)
-
-    def configure(self, configured: Entries) -> None:
         self._names: dict[str, str] = {}
-        #: By the twin's name, like the configured models by theirs.
         self.entries: dict[str, tuple[Engine, ModelConfig]] = {}
         for model, (engine, entry) in configured.items():
             name = f"{model} (embeddings)"
             if engine.name == "vllm" and entry.task == "auto" and name not in configured:
                 self._names[model] = name
                 self.entries[name] = engine, entry.model_copy(update={"task": "embed", "aliases": [], "adapters": {}})
-        self._models = {twin: model for model, twin in self._names.items()}
+        self._models = {name: model for model, name in self._names.items()}
 
-    def twin_of(self, model: str) -> str | None:
+    def name_of(self, model: str) -> str | None:
+        """Return the name of the model's embedding instance, or None."""
         return self._names.get(model)
 
-    def model_of(self, twin: str) -> str | None:
-        return self._models.get(twin)
+    def model_of(self, name: str) -> str | None:
+        """Return the model of an embedding instance, or None if `name` is not one."""
+        return self._models.get(name)
 
     def choose(self, model: str, task: Task, facts: ModelFacts) -> str | None:
-        """The name under which the scheduler knows what does `task` for `model`, or None when nothing does."""
+        """Return the name to schedule for `task`: the model, its embedding instance, or None if neither supports it."""
         if facts.tasks is None or task in facts.tasks:
             return model
         return self._names.get(model) if task in facts.embedding_tasks else None
 
     def all_tasks(self, name: str, facts: ModelFacts) -> tuple[Task, ...] | None:
-        """What the model can be asked for, be it by its twin."""
+        """Return the tasks of a model, including those of its embedding instance; None: unknown."""
         if facts.tasks is None or name not in self._names:
             return facts.tasks
         return facts.tasks + facts.embedding_tasks
 
 
 def refusal(model: str, task: Task, tasks: Sequence[Task]) -> str:
-    """What to tell a client that asks `model` for `task`, when `tasks` is all that it does."""
-    places = [_ENDPOINTS[one] for one in tasks if one in _ENDPOINTS]
-    what = f"The model '{model}' is {_kind(tasks)}"
-    if not places:
-        return f"{what}; it does not {_VERBS[task]}."
-    listed = " or ".join(filter(None, [", ".join(places[:-1]), places[-1]]))
-    return f"{what}; it does not {_VERBS[task]}. Use {listed}."
+    """Return the message for a request whose task is not among the `tasks` of the model."""
+    endpoints = [_ENDPOINTS[one] for one in tasks if one in _ENDPOINTS]
+    message = f"The model '{model}' is {_kind(tasks)}; it does not {_VERBS[task]}."
+    if not endpoints:
+        return message
+    return f"{message} Use {' or '.join(filter(None, [', '.join(endpoints[:-1]), endpoints[-1]]))}."
 
 
 def _kind(tasks: Sequence[Task]) -> str:

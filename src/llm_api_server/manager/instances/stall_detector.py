@@ -1,58 +1,60 @@
-"""Finds engines that hang: at work for a while without a step, a token or an answer. They are killed and start anew."""
+"""Detects engines that stall: requests in flight, but no progress for a while. They are killed, and start again."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from loguru import logger
 
 from llm_api_server.engines.progress import progress
 from llm_api_server.manager.instances.instance import Instance
+from llm_api_server.manager.instances.running_instances import RunningInstances
 
-#: Looks at an engine within the time that it may stand still.
-_LOOKS = 4
-_LONGEST_INTERVAL = 10.0
+#: Probes of an engine within the timeout.
+_PROBES = 4
+_MAX_INTERVAL = 10.0
 
 
 class StallDetector:
-    """`is_at_work` tells whether an instance has requests whose clients read what it says."""
+    """`is_working` returns whether an instance has requests whose clients read the response."""
 
-    def __init__(self, timeout: float, running: Mapping[str, Instance], is_at_work: Callable[[str], bool]) -> None:
+    def __init__(self, timeout: float, instances: RunningInstances, is_working: Callable[[str], bool]) -> None:
         self.configure(timeout)
-        self._running = running
-        self._is_at_work = is_at_work
-        self._since: dict[str, float] = {}
-        self._seen: dict[str, tuple[bytes, ...]] = {}
+        self._instances = instances
+        self._is_working = is_working
+        #: When each instance was last seen to make progress or to have nothing to do.
+        self._progressed_at: dict[str, float] = {}
+        self._counters: dict[str, tuple[bytes, ...]] = {}
 
     def configure(self, timeout: float) -> None:
-        """`timeout` in seconds; 0: nothing is watched."""
+        """Set the timeout in seconds; 0 turns the detection off."""
         self._timeout = timeout
-        self._interval = min(_LONGEST_INTERVAL, timeout / _LOOKS) if timeout else _LONGEST_INTERVAL
+        self._interval = min(_MAX_INTERVAL, timeout / _PROBES) if timeout else _MAX_INTERVAL
 
     async def run(self) -> None:
-        """For as long as the manager lives."""
+        """Probe the instances until cancelled."""
         while True:
             await asyncio.sleep(self._interval)
-            watched = [one for one in self._running.values() if one.may_hang and self._timeout]
-            for gone in self._since.keys() - {one.id for one in watched}:
-                del self._since[gone]
-                self._seen.pop(gone, None)
-            await asyncio.gather(*(self._look(one) for one in watched))
+            watched = [one for one in self._instances if one.may_stall and self._timeout]
+            for gone in self._progressed_at.keys() - {one.id for one in watched}:
+                del self._progressed_at[gone]
+                self._counters.pop(gone, None)
+            await asyncio.gather(*(self._probe(one) for one in watched))
 
-    async def _look(self, instance: Instance) -> None:
+    async def _probe(self, instance: Instance) -> None:
         now = asyncio.get_running_loop().time()
-        since = self._since.setdefault(instance.id, now)
-        if not self._is_at_work(instance.id):
-            self._since[instance.id] = now
+        since = self._progressed_at.setdefault(instance.id, now)
+        if not self._is_working(instance.id):
+            self._progressed_at[instance.id] = now
             return
         assert instance.info is not None, "it is ready"
-        seen = await progress(instance.info.address, self._interval)
-        if seen is not None and seen != self._seen.get(instance.id):
-            self._seen[instance.id] = seen
-            self._since[instance.id] = now
+        counters = await progress(instance.info.address, self._interval)
+        if counters is not None and counters != self._counters.get(instance.id):
+            self._counters[instance.id] = counters
+            self._progressed_at[instance.id] = now
             instance.progress_at = time.time()
-        elif now - since >= self._timeout and self._is_at_work(instance.id) and instance.may_hang:
-            logger.error("model {}: no progress for {:.0f} s with requests under way", instance.model, now - since)
+        elif now - since >= self._timeout and self._is_working(instance.id) and instance.may_stall:
+            logger.error("model {}: no progress for {:.0f} s with requests in flight", instance.model, now - since)
             instance.kill(f"it made no progress for {self._timeout:g} s (limits.stall_timeout) and was ended")

@@ -11,7 +11,7 @@ _REASONS = {DrainReason.EVICTION: "evicted", DrainReason.COMMAND: "ordered", Non
 
 
 class LoadTelemetry:
-    """Reports each load and unload to the counters and to the tracing."""
+    """Reports each load, unload, sleep and wake to the counters and to the tracing."""
 
     def __init__(self, counters: Counters, tracing: Tracing) -> None:
         self._counters = counters
@@ -30,3 +30,9 @@ class LoadTelemetry:
             return
         reason = _REASONS[allocation.drain_reason if allocation is not None else None]
         self._counters.unloaded(instance.model, reason if instance.is_stopping else "failed")
+
+    def on_slept(self, instance: Instance) -> None:
+        self._counters.unloaded(instance.model, "asleep")
+
+    def on_woken(self, instance: Instance, *, is_awake: bool) -> None:
+        self._counters.load_over(instance.model, "woken" if is_awake else "failed")

@@ -24,7 +24,6 @@ from tests.script_engine import (
     Recorder,
     ScriptEngine,
     World,
-    abandon,
     connect,
     pid_of,
     state,
@@ -55,6 +54,16 @@ class EitherEngine(ScriptEngine):
         return plan
 
 
+class NoEmbeddingEngine(EitherEngine):
+    """Fails to start to embed."""
+
+    def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
+        plan = super().plan(name, model, socket)
+        if model.task == "embed":
+            plan.argv[2] = FAILS
+        return plan
+
+
 class TwinWorld(World):
     engine = EitherEngine()
 
@@ -67,15 +76,15 @@ async def ask(manager: Manager, client: Recorder, task: Task | None, request: in
 
 
 def give_back(manager: Manager, client: Recorder, grant: Granted) -> None:
-    manager.release(client, grant.instance.id, grant.slots)
+    manager.return_slots(client, grant.instance.id, grant.slots)
 
 
 def names(manager: Manager) -> list[str]:
-    return [status.id for status in manager.board.statuses()]
+    return [status.id for status in manager.statuses()]
 
 
 def status_of(manager: Manager, name: str) -> ModelStatus:
-    return next(status for status in manager.board.statuses() if status.id == name)
+    return next(status for status in manager.statuses() if status.id == name)
 
 
 async def test_chat_and_embeddings_are_two_processes_of_one_name(tmp_path: Path) -> None:
@@ -179,7 +188,7 @@ async def test_load_loads_the_model_also_when_its_twin_is_there(tmp_path: Path) 
 
 
 def process_is_gone(manager: Manager, grant: Granted) -> bool:
-    return grant.instance.id not in {status.instance for status in manager.board.statuses()}
+    return grant.instance.id not in {status.instance for status in manager.statuses()}
 
 
 async def test_unload_without_waiting_is_answered_once(tmp_path: Path) -> None:
@@ -214,7 +223,7 @@ async def test_the_next_manager_adopts_both(tmp_path: Path) -> None:
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
         before = [await ask(manager, client, "generate"), await ask(manager, client, "embed", 2)]
-        await abandon(manager)
+        await world.abandon(manager)
     async with world.manager(a=SERVES) as successor:
         assert names(successor) == ["a", TWIN]
         again = connect(successor)
@@ -263,10 +272,11 @@ async def test_what_needs_no_task_is_served_by_whichever_is_there(tmp_path: Path
 
 
 async def test_a_twin_that_fails_leaves_its_model_alone(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+    world = TwinWorld(tmp_path, max_loaded=2)
+    world.engine = NoEmbeddingEngine()
+    async with world.manager(a=SERVES) as manager:
         client = connect(manager)
         chat = await ask(manager, client, "generate")
-        manager._engines[TWIN] = (EitherEngine(), ModelConfig(path=FAILS, task="embed"))
         manager.acquire(client, 2, "a", "embed")
         refusal = await client.next()
         assert (refusal.code, f"model '{TWIN}' failed to load" in refusal.message) == ("model_load_failed", True)

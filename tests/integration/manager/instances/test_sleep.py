@@ -25,6 +25,9 @@ from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.device_watch import RELEASE_TIMEOUT
 from llm_api_server.manager.instances.process import LocalLauncher, process_start_time
 from llm_api_server.manager.manager import Manager
+from llm_api_server.manager.telemetry.counters import Counters
+from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
+from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.types import EngineName, ModelState
 from tests.machine import GIB, Machine, gpus, ram
 from tests.script_engine import Recorder, ScriptEngine
@@ -96,18 +99,32 @@ class World:
         engines = {name: (engine, entry) for name, entry in config.models.available.items()}
         with run_dir.lock.open("a+b") as lock:
             fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-            launcher = LocalLauncher(run_dir)
-            logs, timeout = self.folder / "logs", self.release_timeout
-            self.manager = Manager(config, engines, launcher, run_dir, logs, self.machine, release_timeout=timeout)
+            self.is_abandoned = False
+            self.manager = Manager(
+                config,
+                engines,
+                launcher=LocalLauncher(run_dir),
+                run_dir=run_dir,
+                log_dir=self.folder / "logs",
+                inventory=self.machine,
+                telemetry=LoadTelemetry(Counters(), Tracing()),
+                release_timeout=self.release_timeout,
+            )
             await self.manager.start()
             self.manager.connected(self.client)
             try:
                 yield self
             finally:
-                await self.manager.close()
+                if not self.is_abandoned:
+                    await self.manager.close()
+
+    async def abandon(self) -> None:
+        """End the manager and leave its engines, as if it had been killed."""
+        await self.manager.leave()
+        self.is_abandoned = True
 
     def status(self, name: str) -> ModelStatus:
-        return next(status for status in self.manager.board.statuses() if status.id == name)
+        return next(status for status in self.manager.statuses() if status.id == name)
 
     def calls(self, name: str) -> list[str]:
         file = self.folder / f"{name}.calls"
@@ -118,7 +135,7 @@ class World:
         self.manager.acquire(self.client, 1, name)
         granted = await self.client.next()
         assert isinstance(granted, Granted), granted
-        self.manager.release(self.client, granted.instance.id, granted.slots)
+        self.manager.return_slots(self.client, granted.instance.id, granted.slots)
         return granted.instance.id
 
     async def becomes(self, name: str, state: ModelState) -> None:
@@ -197,12 +214,7 @@ async def test_sleepers_of_a_killed_manager_are_not_adopted(tmp_path: Path) -> N
         first = await one.use("a")
         await one.becomes("a", ModelState.SLEEPING)
         pid = one.status("a").pid
-        for running in list(one.manager._running.values()):
-            assert running.task is not None
-            running.task.cancel()
-            await asyncio.wait({running.task})
-        one.manager._running.clear()
-        one.manager._scheduler._allocations.clear()
+        await one.abandon()
     async with world.running(deep_sleep_timeout=0) as other:
         assert other.status("a").state is ModelState.STOPPED
         assert pid is not None

@@ -1,4 +1,4 @@
-"""Which process serves what, without any process."""
+"""Embedding instances: names, entries, tasks and refusals, without any process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CHAT = ModelFacts(tasks=("generate",), embedding_tasks=("embed", "rank"))
 EMBEDDING = ModelFacts(tasks=("embed", "rank"))
 
 
-def twins(engine: Engine | None = None, **options: Any) -> EmbeddingInstances:
-    """Those of one model, `m`."""
+def instances_of(engine: Engine | None = None, **options: Any) -> EmbeddingInstances:
+    """Return the embedding instances of one model, `m`."""
     vllm = VllmEngine(EngineSettings(), Host(1, 1, has_nvidia=False))
     return EmbeddingInstances({"m": (engine or vllm, ModelConfig(path="/m", **options))})
 
@@ -38,33 +38,33 @@ def twins(engine: Engine | None = None, **options: Any) -> EmbeddingInstances:
         (ModelFacts(), "classify", "m"),
     ],
 )
-def test_the_model_itself_its_twin_or_nothing(facts: ModelFacts, task: Task, chosen: str | None) -> None:
-    assert twins().choose("m", task, facts) == chosen
+def test_a_task_chooses_the_model_or_its_embedding_instance(facts: ModelFacts, task: Task, chosen: str | None) -> None:
+    assert instances_of().choose("m", task, facts) == chosen
 
 
-def test_a_twin_embeds_with_the_models_entry_and_takes_no_other_names() -> None:
-    made = twins(aliases=["a"], max_tokens=512, unload_timeout=9)
+def test_an_embedding_instance_has_the_models_entry_without_its_aliases() -> None:
+    made = instances_of(aliases=["a"], max_tokens=512, unload_timeout=9)
     _, entry = made.entries["m (embeddings)"]
     assert (entry.task, entry.aliases, entry.max_tokens, entry.unload_timeout) == ("embed", [], 512, 9)
-    assert (made.twin_of("m"), made.model_of("m (embeddings)")) == ("m (embeddings)", "m")
+    assert (made.name_of("m"), made.model_of("m (embeddings)")) == ("m (embeddings)", "m")
 
 
 @pytest.mark.parametrize("options", [{"task": "generate"}, {"task": "embed"}, {"engine": RemoteEngine()}])
-def test_what_has_its_task_told_or_runs_elsewhere_has_no_twin(options: dict[str, Any]) -> None:
-    made = twins(**options)
+def test_a_model_with_a_configured_task_or_a_remote_one_has_no_embedding_instance(options: dict[str, Any]) -> None:
+    made = instances_of(**options)
     assert made.entries == {}
     assert made.choose("m", "embed", CHAT) is None
     assert made.all_tasks("m", CHAT) == ("generate",)
 
 
-def test_a_configured_model_keeps_its_name() -> None:
-    engine, entry = twins().entries["m (embeddings)"]
+def test_an_embedding_instance_never_takes_the_name_of_a_configured_model() -> None:
+    engine, entry = instances_of().entries["m (embeddings)"]
     both = {"m": (engine, ModelConfig(path="/m")), "m (embeddings)": (engine, entry)}
-    assert EmbeddingInstances(both).twin_of("m") is None
+    assert EmbeddingInstances(both).name_of("m") is None
 
 
-def test_all_tasks_count_the_twins() -> None:
-    made = twins()
+def test_all_tasks_count_the_instances_of() -> None:
+    made = instances_of()
     assert made.all_tasks("m", CHAT) == ("generate", "embed", "rank")
     assert made.all_tasks("m (embeddings)", EMBEDDING) == ("embed", "rank")
     assert made.all_tasks("m", ModelFacts()) is None
@@ -93,5 +93,5 @@ def test_all_tasks_count_the_twins() -> None:
         ("score", ("pool",), "The model 'm' is a classifier; it does not score pairs of texts."),
     ],
 )
-def test_a_refusal_says_what_to_do(task: Task, tasks: Sequence[Task], message: str) -> None:
+def test_a_refusal_names_the_endpoints_to_use(task: Task, tasks: Sequence[Task], message: str) -> None:
     assert refusal("m", task, tasks) == message
