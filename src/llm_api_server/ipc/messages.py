@@ -35,7 +35,7 @@ from llm_api_server.ipc.quota_messages import (
     RevokeQuota,
     Settle,
 )
-from llm_api_server.ipc.trace_context import Traced
+from llm_api_server.ipc.trace_context import TracedRequest
 from llm_api_server.ipc.usage_events import Batch, OpenRequest
 
 
@@ -101,7 +101,7 @@ class ReportUsage(msgspec.Struct, tag="usage", omit_defaults=True):
 
     number: int
     batch: Batch
-    traced: list[Traced] = []
+    traced: list[TracedRequest] = []
 
 
 class UsageKept(msgspec.Struct, tag="usage_kept"):

@@ -1,7 +1,7 @@
-"""The trace that a request belongs to, and what is told of the request to those who trace it. Pure but for new ids.
+"""Trace context of a request by W3C's Trace Context, level 1. Pure but for new ids.
 
-A worker takes up the caller's context, gives the engine one of its own, and tells the manager with its reports what
-the spans are made of; `manager/tracing.py` makes them. The form is W3C's Trace Context, level 1.
+A worker continues the caller's trace, passes a context of its own to the engine and reports both to the manager, which
+makes the spans.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from llm_api_server.ipc.usage_events import Whole
+from llm_api_server.ipc.usage_events import FinishedRequest
 
 TRACEPARENT, TRACESTATE = b"traceparent", b"tracestate"
 #: Version, trace, parent, flags. Later versions may have more behind a dash (section 3.2.4 of the recommendation).
@@ -22,7 +22,7 @@ _FRACTION = 2**56
 
 
 class TraceContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Ids in hexadecimal: of the trace, of the caller's span (empty: none), ours, its call of the engine."""
+    """Ids in hexadecimal: the trace, the caller's span (empty: none), the server's span and the engine's."""
 
     trace_id: str
     parent_id: str
@@ -30,12 +30,12 @@ class TraceContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
     engine_id: str
 
     def for_engine(self) -> bytes:
-        """The value of `traceparent` that the engine gets."""
+        """Return the value of `traceparent` for the engine."""
         return f"00-{self.trace_id}-{self.engine_id}-01".encode()
 
 
 def engine_lines(headers: Mapping[bytes, bytes], context: TraceContext | None) -> bytes:
-    """What the head of the engine's request says of the trace: our own context, else the caller's as it came."""
+    """Return trace headers for the engine: of our own context, else the caller's unchanged."""
     if context is None and TRACEPARENT not in headers:
         return b""
     parent = headers[TRACEPARENT] if context is None else context.for_engine()
@@ -43,21 +43,21 @@ def engine_lines(headers: Mapping[bytes, bytes], context: TraceContext | None) -
     return b"traceparent: %b\r\n" % parent + (b"" if state is None else b"tracestate: %b\r\n" % state)
 
 
-class Traced(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A request that is over. `whole.row` is empty where it was refused before it had one."""
+class TracedRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A finished request with its trace. `request.row` is empty if it was refused before it had one."""
 
     context: TraceContext
-    whole: Whole
+    request: FinishedRequest
 
 
 class Sampler:
-    """Decides which requests are traced: as their caller has decided, else `ratio` of them."""
+    """Decides which requests are traced: as the caller decided, else the fraction `ratio` of them."""
 
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio
 
     def begin(self, headers: Mapping[bytes, bytes]) -> TraceContext | None:
-        """Where the request is to be traced. A context that is not W3C's counts as none."""
+        """Return a context if the request is to be traced. An invalid `traceparent` is ignored."""
         given = _FORM.fullmatch(headers.get(TRACEPARENT, b"").strip())
         if given is None or (given[1] == b"00" and given[5] is not None):
             return self._begin_own()

@@ -1,13 +1,15 @@
-"""What the ledger knows of a request: said by the workers, kept by the store. Pure.
+"""Usage events of requests: sent by the workers in batches, counted by the manager, written to the ledger. Pure.
 
-A request has one row. `RequestStarted` makes it, `RequestProgress` says how far a long one is, `RequestEnded`
-settles it, once. They come by
-the thousand and hold no cycles, so the garbage collector does not look at them (`gc=False`).
+A request has one row: `RequestStarted` opens it, `RequestProgress` updates it, `RequestEnded` settles it, once. Events
+come by the thousand and hold no cycles, so the garbage collector skips them (`gc=False`).
 """
 
 from __future__ import annotations
 
 import msgspec
+
+WORKER_LOST = "worker_lost"
+CLIENT_CLOSED = "client_closed_request"
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -19,23 +21,22 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     reasoning_tokens: int = 0
 
     @property
-    def work(self) -> int:
-        """What it cost an engine, as fairness counts it."""
-        return work(self.prompt_tokens, self.completion_tokens)
+    def cost(self) -> int:
+        return cost(self.prompt_tokens, self.completion_tokens)
 
 
 NO_USAGE = Usage()
 
 
-def work(prompt_tokens: int, completion_tokens: int) -> int:
-    """A token that is generated costs about twice one that is read (Sheng et al., OSDI 2024, section 3)."""
+def cost(prompt_tokens: int, completion_tokens: int) -> int:
+    """Return the cost to an engine: a generated token counts twice a prompt token (Sheng et al., OSDI 2024, sec. 3)."""
     return prompt_tokens + 2 * completion_tokens
 
 
-class RequestStarted(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A request was admitted. `row` is unique, `request_id` may be the client's own. `at` is in Unix seconds.
+class RequestStart(msgspec.Struct, frozen=True, gc=False):
+    """Fields that are known when a request is admitted.
 
-    `prompt` is there only with `storage.record_prompts`.
+    `row` is unique, `request_id` may be the client's own. `at` is in Unix seconds.
     """
 
     row: str
@@ -46,20 +47,25 @@ class RequestStarted(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     endpoint: str
     stream: bool
     at: float
+
+
+class RequestStarted(RequestStart, frozen=True, omit_defaults=True, gc=False):
+    """A request was admitted. `prompt` is set only with `storage.record_prompts`."""
+
     prompt: str | None = None
 
 
 class RequestProgress(msgspec.Struct, frozen=True, gc=False):
-    """Tokens so far: what counts when nobody can say more."""
+    """Tokens of a running request so far; they count if its worker is lost."""
 
     row: str
     usage: Usage
 
 
-class Live(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a request does that runs: told, and not kept. Seconds from its start; None where it did not come to that.
+class RunningState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """State of a running request, shown and not stored. Times are seconds from its start, None if not reached.
 
-    `position` is its place in the queue of its model, as long as it has no instance.
+    `position` is that in the queue of its model while it has no instance.
     """
 
     row: str
@@ -68,27 +74,11 @@ class Live(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     position: int | None = None
 
 
-class OpenRequest(msgspec.Struct, frozen=True):
-    """One that runs, as far as its worker has told; see `RequestStarted` and `Live`."""
-
-    request_id: str
-    key_id: str
-    key_name: str
-    model: str
-    endpoint: str
-    stream: bool
-    at: float
-    usage: Usage
-    queued: float | None
-    first_token: float | None
-    position: int | None
-
-
 class RequestEnded(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """How it ended. Times are in seconds from the start; None where it did not come to that.
+    """The end of a request. Times are seconds from its start, None if not reached.
 
-    `status` is the HTTP status, 499 when the client left before the answer. `error` is the code of what went wrong,
-    also after a status of 200; `client_closed_request` when the client left, `worker_lost` when its worker died.
+    `status` is the HTTP status, 499 if the client left before the response. `error` is an error code, also after a
+    status of 200: `client_closed_request` if the client left, `worker_lost` if the worker died.
     """
 
     row: str
@@ -101,17 +91,9 @@ class RequestEnded(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     duration: float
 
 
-class Whole(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A request that has begun and ended since the last batch: `RequestStarted` and `RequestEnded` in one."""
+class FinishedRequest(RequestStart, frozen=True, array_like=True, gc=False):
+    """A request with its beginning and its end. The order of the fields is the encoded form."""
 
-    row: str
-    request_id: str
-    key_id: str
-    key_name: str
-    model: str
-    endpoint: str
-    stream: bool
-    at: float
     prompt: str | None
     status: int
     error: str | None
@@ -122,10 +104,20 @@ class Whole(msgspec.Struct, frozen=True, array_like=True, gc=False):
     duration: float
 
 
-class Other(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """So many requests that have no row, alike in all else: refused before they were admitted, or not for an engine.
+class OpenRequest(RequestStart, frozen=True, omit_defaults=True, kw_only=True):
+    """A running request, as its worker reported it last. Managers of version 0.1 send no `row`."""
 
-    `model` and `key_name` are empty where there is none. Counted, and not kept in the ledger.
+    row: str = ""
+    usage: Usage
+    queued: float | None
+    first_token: float | None
+    position: int | None
+
+
+class RequestsWithoutRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Number of requests with these labels that have no row: refused before admission, or not for an engine.
+
+    `model` and `key_name` are empty if there is none.
     """
 
     endpoint: str
@@ -136,25 +128,37 @@ class Other(msgspec.Struct, frozen=True, array_like=True, gc=False):
     count: int
 
 
-WORKER_LOST = "worker_lost"
-CLIENT_CLOSED = "client_closed_request"
+class Batch(msgspec.Struct, frozen=True, omit_defaults=True, rename={"finished": "whole"}):
+    """Events since the last batch, to apply in the order of the fields. Applying a batch twice changes nothing.
 
-
-class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What happened since the last one, in the order of the fields. Saying it twice changes nothing."""
+    `finished` are requests that started and ended in this batch.
+    """
 
     started: list[RequestStarted] = []
     progress: list[RequestProgress] = []
     ended: list[RequestEnded] = []
-    whole: list[Whole] = []
-    others: list[Other] = []
-    live: list[Live] = []
+    finished: list[FinishedRequest] = []
+    others: list[RequestsWithoutRow] = []
+    live: list[RunningState] = []
 
     @property
     def ends(self) -> int:
-        """How many requests it settles."""
-        return len(self.ended) + len(self.whole)
+        """Return the number of requests that the batch settles."""
+        return len(self.ended) + len(self.finished)
 
     @property
     def has_rows(self) -> bool:
-        return bool(self.started or self.progress or self.ended or self.whole)
+        return bool(self.started or self.progress or self.ended or self.finished)
+
+
+def finish(started: RequestStarted | None, ended: RequestEnded) -> FinishedRequest:
+    """Join both events of a request. Without its beginning the labels are empty."""
+    start = started or _UNKNOWN
+    return FinishedRequest(
+        ended.row, start.request_id, start.key_id, start.key_name, start.model, start.endpoint, start.stream, start.at,
+        start.prompt, ended.status, ended.error, ended.instance, ended.usage, ended.queued, ended.first_token,
+        ended.duration,
+    )  # fmt: skip
+
+
+_UNKNOWN = RequestStarted(row="", request_id="", key_id="", key_name="", model="", endpoint="", stream=False, at=0.0)

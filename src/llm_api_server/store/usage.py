@@ -29,11 +29,11 @@ from llm_api_server.ipc.usage_events import (
     CLIENT_CLOSED,
     WORKER_LOST,
     Batch,
+    FinishedRequest,
     RequestEnded,
     RequestProgress,
     RequestStarted,
     Usage,
-    Whole,
 )
 from llm_api_server.store.database import Database
 from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS, cleaned
@@ -90,11 +90,11 @@ class UsageLedger:
         What is said of a row that is unknown, or was settled before, is ignored.
         """
         with self._database.writing(_LOCK) as connection:
-            _insert_whole(connection, batch.whole, worker)
+            _insert_whole(connection, batch.finished, worker)
             _insert_started(connection, batch.started, worker)
             _write_progress(connection, batch.progress)
             _settle(connection, {end.row: end for end in reversed(batch.ended)})
-            _write_last_used(connection, [*batch.started, *batch.whole])
+            _write_last_used(connection, [*batch.started, *batch.finished])
 
     def settle_lost(self, *, except_workers: Collection[str] = (), only_worker: str | None = None) -> int:
         """Settle the open rows of workers that will tell nothing more, with the tokens last told. How many."""
@@ -183,7 +183,7 @@ def _total(table: Table, where: ColumnElement[bool] | None = None) -> ColumnElem
     return func.coalesce(func.sum(tokens if where is None else case((where, tokens), else_=0)), 0)
 
 
-def _insert_whole(connection: Connection, rows: Sequence[Whole], worker: str) -> None:
+def _insert_whole(connection: Connection, rows: Sequence[FinishedRequest], worker: str) -> None:
     """Requests that began and ended since the last batch: most of those of busy servers."""
     if not rows:
         return
@@ -213,7 +213,7 @@ def _insertion(names: Sequence[str], mark: str) -> str:
     return f"INSERT INTO requests ({columns}) VALUES ({', '.join([mark] * len(names))})"  # noqa: S608 - made of constants
 
 
-def _plain(row: Whole, worker: str, flag: Callable[[bool], int]) -> tuple[Any, ...]:
+def _plain(row: FinishedRequest, worker: str, flag: Callable[[bool], int]) -> tuple[Any, ...]:
     """In the order of `_PLAIN`."""
     usage = row.usage
     return (
@@ -306,15 +306,17 @@ def _write_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     _add_to_sums(connection, [_whole_of(row) for row in rows])
 
 
-def _whole_of(row: Mapping[str, Any]) -> Whole:
+def _whole_of(row: Mapping[str, Any]) -> FinishedRequest:
     names = ("row", "request_id", "key_id", "key_name", "model", "endpoint", "stream", "error", "instance")
     told = {name: row[name] for name in (*names, "queued", "first_token")}
     usage = Usage(**{name: row[name] for name in _TOKENS})
     duration = row["duration"] or 0.0
-    return Whole(**told, at=row["started_at"], prompt=None, status=row["status"] or 0, usage=usage, duration=duration)
+    return FinishedRequest(
+        **told, at=row["started_at"], prompt=None, status=row["status"] or 0, usage=usage, duration=duration
+    )
 
 
-def _add_to_sums(connection: Connection, rows: Collection[Whole]) -> None:
+def _add_to_sums(connection: Connection, rows: Collection[FinishedRequest]) -> None:
     hours = _summed(rows)
     for table, sums in ((HOURS, hours), (DAYS, _by_day(hours))):
         insert = _insert(connection, table)
@@ -328,9 +330,9 @@ def _add_to_sums(connection: Connection, rows: Collection[Whole]) -> None:
 _Group = tuple[str, int, str]
 
 
-def _summed(rows: Collection[Whole]) -> dict[_Group, dict[str, Any]]:
+def _summed(rows: Collection[FinishedRequest]) -> dict[_Group, dict[str, Any]]:
     """By key, hour and model."""
-    groups: dict[_Group, list[Whole]] = {}
+    groups: dict[_Group, list[FinishedRequest]] = {}
     for row in rows:
         groups.setdefault((row.key_id, start_of(row.at, HOUR), row.model), []).append(row)
     return {
@@ -354,7 +356,7 @@ def _by_day(hours: Mapping[_Group, dict[str, Any]]) -> dict[_Group, dict[str, An
     return days
 
 
-def _sum_of(rows: Sequence[Whole]) -> dict[str, float]:
+def _sum_of(rows: Sequence[FinishedRequest]) -> dict[str, float]:
     aborted = sum([row.error == CLIENT_CLOSED or row.status == _CLIENT_CLOSED_STATUS for row in rows])
     failed = sum([row.error is not None or row.status >= _FIRST_ERROR_STATUS for row in rows])
     queued = [row.queued for row in rows if row.queued is not None]
@@ -375,7 +377,7 @@ def _sum_of(rows: Sequence[Whole]) -> dict[str, float]:
     }
 
 
-def _write_last_used(connection: Connection, started: Sequence[RequestStarted | Whole]) -> None:
+def _write_last_used(connection: Connection, started: Sequence[RequestStarted | FinishedRequest]) -> None:
     last: dict[str, float] = {}
     for start in started:
         last[start.key_id] = max(start.at, last.get(start.key_id, start.at))

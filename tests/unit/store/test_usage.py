@@ -29,7 +29,7 @@ from llm_api_server.ipc.usage_events import (
     RequestProgress,
     RequestStarted,
     Usage,
-    Whole,
+    finish,
 )
 from llm_api_server.store import schema
 from llm_api_server.store.database import Database
@@ -54,11 +54,7 @@ def ended(row: str, usage: Usage = NO_USAGE, status: int = 200, error: str | Non
 
 
 def whole(row: str, at: float = NOON, usage: Usage = NO_USAGE, **more: Any) -> Batch:
-    return Batch(whole=[merged(started(row, at, **more), ended(row, usage))])
-
-
-def merged(start: RequestStarted, end: RequestEnded) -> Whole:
-    return Whole(**{**msgspec.structs.asdict(start), **msgspec.structs.asdict(end)})
+    return Batch(finished=[finish(started(row, at, **more), ended(row, usage))])
 
 
 @pytest.fixture
@@ -212,7 +208,7 @@ def batch_of(messages: Sequence[RequestStarted | RequestProgress | RequestEnded]
         [message for row, message in begun.items() if row not in over],
         [message for message in messages if isinstance(message, RequestProgress)],
         [message for row, message in over.items() if row not in begun],
-        [merged(begun[row], over[row]) for row in begun.keys() & over.keys()],
+        [finish(begun[row], over[row]) for row in begun.keys() & over.keys()],
     )
 
 
@@ -247,7 +243,7 @@ def test_several_writers_of_the_same_batches_count_them_once(url: str, database:
         Batch(
             [started(f"{n}-{m}") for m in range(20)],
             ended=[ended(f"{n - 1}-{m}", Usage(1, 1)) for m in range(20)],
-            whole=[merged(started(f"whole-{n}-{m}"), ended(f"whole-{n}-{m}", Usage(1, 1))) for m in range(20)],
+            finished=[finish(started(f"whole-{n}-{m}"), ended(f"whole-{n}-{m}", Usage(1, 1))) for m in range(20)],
         )
         for n in range(11)
     ]

@@ -17,17 +17,17 @@ from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST, RequestRecord
 from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 from llm_api_server.ipc.messages import ReportUsage, UsageKept
-from llm_api_server.ipc.trace_context import Traced
+from llm_api_server.ipc.trace_context import TracedRequest
 from llm_api_server.ipc.usage_events import (
     NO_USAGE,
     Batch,
-    Live,
-    Other,
+    FinishedRequest,
     RequestEnded,
     RequestProgress,
     RequestStarted,
+    RequestsWithoutRow,
+    RunningState,
     Usage,
-    Whole,
 )
 
 #: Seconds between two reports.
@@ -47,13 +47,13 @@ class UsageReporter:
         self._running: dict[str, RequestRecord] = {}
         #: The last progress reported of each running request.
         self._reported_usage: dict[str, Usage] = {}
-        self._reported_live: dict[str, Live] = {}
+        self._reported_live: dict[str, RunningState] = {}
         # Rows of the next report: only started, only ended, started and ended.
         self._started: dict[str, RequestRecord] = {}
         self._ended: list[RequestRecord] = []
-        self._whole: list[Whole] = []
+        self._finished: list[FinishedRequest] = []
         self._others: Counter[tuple[str, str, str, int, str]] = Counter()
-        self._traced: list[Traced] = []
+        self._traced: list[TracedRequest] = []
         self._unconfirmed: deque[ReportUsage] = deque()
         self._timer: asyncio.TimerHandle | None = None
         link.register({UsageKept: self._on_kept}, on_connected=self._resend)
@@ -84,9 +84,9 @@ class UsageReporter:
         elif self._started.pop(row, None) is None:
             self._ended.append(record)
         else:
-            self._whole.append(_whole(record))
+            self._finished.append(_finished(record))
         if record.trace is not None:
-            self._traced.append(Traced(record.trace, _whole(record)))
+            self._traced.append(TracedRequest(record.trace, _finished(record)))
         if self._timer is None:
             self._plan_report()
 
@@ -100,15 +100,15 @@ class UsageReporter:
         """Send everything that has happened since the last report."""
         started, self._started = self._started, {}
         ended, self._ended = self._ended, []
-        whole, self._whole = self._whole, []
+        finished, self._finished = self._finished, []
         others, self._others = self._others, Counter()
         epoch = time.time() - time.monotonic()
         batch = Batch(
             [_started(one, epoch) for one in started.values()],
             self._progress(),
             [_ended(one) for one in ended],
-            whole,
-            [Other(*labels, count) for labels, count in others.items()],
+            finished,
+            [RequestsWithoutRow(*labels, count) for labels, count in others.items()],
             self._live(),
         )
         for record in ended:
@@ -141,12 +141,12 @@ class UsageReporter:
                 found.append(RequestProgress(row, usage))
         return found
 
-    def _live(self) -> list[Live]:
+    def _live(self) -> list[RunningState]:
         """Return the state of requests whose state has changed since the last report."""
         found = []
         for row, record in self._running.items():
             position = record.position if record.queued_seconds is None else None
-            live = Live(row, record.queued_seconds, record.first_token_seconds, position)
+            live = RunningState(row, record.queued_seconds, record.first_token_seconds, position)
             if live != self._reported_live.get(row):
                 self._reported_live[row] = live
                 found.append(live)
@@ -198,10 +198,10 @@ def _ended(record: RequestRecord) -> RequestEnded:
     )
 
 
-def _whole(record: RequestRecord) -> Whole:
+def _finished(record: RequestRecord) -> FinishedRequest:
     """Built when the request ends: building all of them at the time of a report would stall the loop."""
     key_id, key_name = (record.key.key_id, record.key.name) if record.key is not None else ("", "")
-    return Whole(
+    return FinishedRequest(
         record.row or "", record.request_id, key_id, key_name, record.model or "", record.path, record.stream,
         time.time() - record.seconds, record.prompt, record.status, record.error, record.instance, record.used,
         record.queued_seconds, record.first_token_seconds, record.seconds,
@@ -209,7 +209,7 @@ def _whole(record: RequestRecord) -> Whole:
 
 
 def _labels(record: RequestRecord) -> tuple[str, str, str, int, str]:
-    """Return the fields of an `Other` before its count."""
+    """Return the fields of an `RequestsWithoutRow` before its count."""
     endpoint = record.path if record.path in ENDPOINTS else "other"
     key_name = record.key.name if record.key is not None else ""
     return endpoint, record.model or "", key_name, record.status or CLIENT_CLOSED_REQUEST, record.error or ""

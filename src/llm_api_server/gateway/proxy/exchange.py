@@ -481,7 +481,7 @@ class Exchange:
             self._connection.abort_for(self)
             self._connection = None
         if self._lease is not None:
-            self._lease.release(self._record.usage_or_estimate().work)
+            self._lease.release(self._record.usage_or_estimate().cost)
         if self._is_outermost:
             self._proxy.completion.finish(self._record)
         self._client.close()

@@ -9,7 +9,7 @@ import msgspec
 from llm_api_server.gateway.wire import schemas
 from llm_api_server.gateway.wire.endpoints import Endpoint
 from llm_api_server.gateway.wire.request import RequestFacts
-from llm_api_server.ipc.usage_events import work
+from llm_api_server.ipc.usage_events import cost
 
 #: Of text in JSON; other languages and code have fewer.
 _BYTES_PER_TOKEN = 4
@@ -51,7 +51,7 @@ def answer_tokens(endpoint: Endpoint, facts: RequestFacts, context_length: int |
 
 def work_of(prompt: int, stated: int, spare: int) -> int:
     """About what an engine will have to do: most answers end long before they must."""
-    return work(prompt, min(stated or spare, _USUAL_ANSWER))
+    return cost(prompt, min(stated or spare, _USUAL_ANSWER))
 
 
 def prompts(request: schemas.CompletionRequest) -> int:

@@ -1,7 +1,4 @@
-"""Counts what has happened since this manager began, for `/metrics`. Pure.
-
-Requests come with the reports of all workers (`usage.py`), each once; loads and limits are told by those who see them.
-"""
+"""Counts of requests, loads and limits since this manager started, for `/metrics`. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
-from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Batch, Other, RequestEnded, RequestStarted, Whole
+from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Batch, FinishedRequest
 from llm_api_server.manager.telemetry import metrics
 from llm_api_server.manager.telemetry.metrics import MAX_KEYS, OTHER_KEYS, Metric
 
 Labels = tuple[str, ...]
 #: Endpoint, model, key, whether it streams, status and error.
-_Alike = tuple[str, str, str, bool, int, str | None]
+_Group = tuple[str, str, str, bool, int, str | None]
 
 
 class Buckets:
-    """How many values fell between two bounds, and their sum. The last count is of those above all bounds."""
+    """Counts of values between the bounds of a histogram, and their sum; the last count is above all bounds."""
 
     __slots__ = ("_bounds", "counts", "total")
 
@@ -31,12 +28,12 @@ class Buckets:
         self.total = 0.0
 
     def observe(self, values: Sequence[float]) -> None:
-        for place, count in Counter(map(bisect_left, repeat(self._bounds), values)).items():
-            self.counts[place] += count
+        for index, count in Counter(map(bisect_left, repeat(self._bounds), values)).items():
+            self.counts[index] += count
         self.total += sum(values)
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """As Prometheus wants them: bounds, and how many values were at most that."""
+        """Return each bound with the number of values up to it, as Prometheus expects."""
         found, count = [], 0
         for bound, here in zip((*self._bounds, "+Inf"), self.counts, strict=True):
             count += here
@@ -45,8 +42,8 @@ class Buckets:
 
 
 @dataclass(slots=True)
-class _Same:
-    """Requests that are alike in all labels."""
+class _Sums:
+    """Sums over requests with the same labels."""
 
     requests: int = 0
     prompt: int = 0
@@ -56,52 +53,55 @@ class _Same:
 
 
 @dataclass(slots=True)
-class _Times:
-    """Of one model."""
-
+class _ModelTimes:
     queue: Buckets = field(default_factory=lambda: Buckets(metrics.QUEUE_SECONDS.buckets))
     first_token: Buckets = field(default_factory=lambda: Buckets(metrics.FIRST_TOKEN_SECONDS.buckets))
     inter_token: Buckets = field(default_factory=lambda: Buckets(metrics.INTER_TOKEN_SECONDS.buckets))
 
 
 class Counters:
-    """`counts` gives all counters, `times` all histograms."""
+    """All counters (`counts`) and histograms (`times`).
+
+    They are added by batch: 1.1 us per request of a batch of 1,000, where the metric types of prometheus_client take
+    15 us for one request after the other, and 5 us if its counters are added by batch (process time, Python 3.11).
+    """
 
     def __init__(self) -> None:
         self._last_report: dict[str, int] = {}
         self._keys: set[str] = set()
-        self._same: defaultdict[tuple[str, str, str, int, str], _Same] = defaultdict(_Same)
+        self._sums: defaultdict[tuple[str, str, str, int, str], _Sums] = defaultdict(_Sums)
         self._seconds: dict[tuple[str, str], Buckets] = {}
-        self._times: defaultdict[str, _Times] = defaultdict(_Times)
+        self._times: defaultdict[str, _ModelTimes] = defaultdict(_ModelTimes)
         self._aborted: defaultdict[str, int] = defaultdict(int)
         self._events: defaultdict[tuple[Metric, Labels], int] = defaultdict(int)
         self._loads: dict[tuple[Metric, Labels], Buckets] = {}
 
-    # ── what happens ──
-
-    def report(
-        self, worker: str, number: int, batch: Batch, begun: Iterable[tuple[RequestStarted | None, RequestEnded]]
-    ) -> bool:
-        """A worker's report. `begun` are those that ended, with their beginnings. Again, it counts nothing: False."""
+    def report(self, worker: str, number: int, batch: Batch, ended: Iterable[FinishedRequest]) -> bool:
+        """Count a worker's batch, with the requests that it `ended`; return False for one that was counted before."""
         if number <= self._last_report.get(worker, 0):
             return False
         self._last_report[worker] = number
-        self._count((whole, whole) for whole in batch.whole)
-        for other in batch.others:
-            self._count_other(other)
-        self.settle(begun)
+        self.settle(batch.finished)
+        for one in batch.others:
+            labels = one.endpoint, one.model, self._key_label(one.key_name), one.status, one.error
+            self._sums[labels].requests += one.count
+        self.settle(ended)
         return True
 
-    def settle(self, ended: Iterable[tuple[RequestStarted | None, RequestEnded]]) -> None:
-        """Requests that are over. Without its beginning, nothing is known of it but its end."""
-        self._count((started or _UNKNOWN, end) for started, end in ended)
+    def settle(self, requests: Iterable[FinishedRequest]) -> None:
+        """Count finished requests, grouped by labels: they come by the thousand, and most share their labels."""
+        groups: defaultdict[_Group, list[FinishedRequest]] = defaultdict(list)
+        for one in requests:
+            groups[one.endpoint, one.model, one.key_name, one.stream, one.status, one.error].append(one)
+        for labels, group in groups.items():
+            self._count(labels, group)
 
     def forget(self, worker: str) -> None:
-        """It is gone, and reports nothing any more."""
+        """Drop the report number of a worker that is gone."""
         self._last_report.pop(worker, None)
 
     def limit_hit(self, key: str, limit: str) -> None:
-        self._events[metrics.LIMIT_HITS, (self._known(key), limit)] += 1
+        self._events[metrics.LIMIT_HITS, (self._key_label(key), limit)] += 1
 
     def load_over(self, model: str, result: str) -> None:
         self._events[metrics.LOADS, (model, result)] += 1
@@ -115,45 +115,31 @@ class Counters:
     def unloaded(self, model: str, reason: str) -> None:
         self._events[metrics.UNLOADS, (model, reason)] += 1
 
-    def _count(self, requests: Iterable[tuple[RequestStarted | Whole, RequestEnded | Whole]]) -> None:
-        """Beginnings and ends. They come by the thousand, and most are alike in all that tells them apart here."""
-        alike: defaultdict[_Alike, list[RequestEnded | Whole]] = defaultdict(list)
-        for begin, end in requests:
-            alike[begin.endpoint, begin.model, begin.key_name, begin.stream, end.status, end.error].append(end)
-        for kind, ends in alike.items():
-            self._count_alike(kind, ends)
-
-    def _count_alike(self, kind: _Alike, ends: Sequence[RequestEnded | Whole]) -> None:
-        endpoint, model, key, stream, status, error = kind
-        same = self._same[endpoint, model, self._known(key), status, error or ""]
-        usages = [end.usage for end in ends]
+    def _count(self, labels: _Group, group: Sequence[FinishedRequest]) -> None:
+        endpoint, model, key, stream, status, error = labels
+        sums = self._sums[endpoint, model, self._key_label(key), status, error or ""]
+        usages = [one.usage for one in group]
         completion = sum([usage.completion_tokens for usage in usages])
-        same.requests += len(ends)
-        same.prompt += sum([usage.prompt_tokens for usage in usages])
-        same.completion += completion
-        same.cached += sum([usage.cached_tokens for usage in usages])
-        same.reasoning += sum([usage.reasoning_tokens for usage in usages])
+        sums.requests += len(group)
+        sums.prompt += sum([usage.prompt_tokens for usage in usages])
+        sums.completion += completion
+        sums.cached += sum([usage.cached_tokens for usage in usages])
+        sums.reasoning += sum([usage.reasoning_tokens for usage in usages])
         if error == CLIENT_CLOSED:
             self._aborted[model] += completion
-        where = endpoint, model
-        if where not in self._seconds:
-            self._seconds[where] = Buckets(metrics.REQUEST_SECONDS.buckets)
-        self._seconds[where].observe([end.duration for end in ends])
+        if (endpoint, model) not in self._seconds:
+            self._seconds[endpoint, model] = Buckets(metrics.REQUEST_SECONDS.buckets)
+        self._seconds[endpoint, model].observe([one.duration for one in group])
         times = self._times[model]
-        times.queue.observe([end.queued for end in ends if end.queued is not None])
+        times.queue.observe([one.queued for one in group if one.queued is not None])
         if stream:
-            begun = [(end, end.first_token) for end in ends if end.first_token is not None]
-            times.first_token.observe([first for _, first in begun])
-            tokens = [(end.duration - first, end.usage.completion_tokens - 1) for end, first in begun]
-            times.inter_token.observe([seconds / more for seconds, more in tokens if more > 0])
+            streams = [(one, one.first_token) for one in group if one.first_token is not None]
+            times.first_token.observe([first for _, first in streams])
+            rest = [(one.duration - first, one.usage.completion_tokens - 1) for one, first in streams]
+            times.inter_token.observe([seconds / tokens for seconds, tokens in rest if tokens > 0])
 
-    def _count_other(self, other: Other) -> None:
-        self._same[
-            other.endpoint, other.model, self._known(other.key_name), other.status, other.error
-        ].requests += other.count
-
-    def _known(self, key: str) -> str:
-        """Its name, or that of all others."""
+    def _key_label(self, key: str) -> str:
+        """Return the key's name, or `OTHER_KEYS` beyond `MAX_KEYS`."""
         if key in self._keys:
             return key
         if len(self._keys) >= MAX_KEYS:
@@ -166,17 +152,15 @@ class Counters:
             self._loads[metric, labels] = Buckets(metric.buckets)
         self._loads[metric, labels].observe([value])
 
-    # ── what came of it ──
-
     def counts(self) -> dict[Metric, dict[Labels, float]]:
-        """All counters, by their labels."""
+        """Return all counters by their labels."""
         found: defaultdict[Metric, defaultdict[Labels, float]] = defaultdict(lambda: defaultdict(float))
-        for (endpoint, model, key, status, error), same in self._same.items():
-            found[metrics.REQUESTS][endpoint, model, key, str(status)] += same.requests
+        for (endpoint, model, key, status, error), sums in self._sums.items():
+            found[metrics.REQUESTS][endpoint, model, key, str(status)] += sums.requests
             if error:
-                found[metrics.ERRORS][endpoint, model, error] += same.requests
+                found[metrics.ERRORS][endpoint, model, error] += sums.requests
             for kind in ("prompt", "completion", "cached", "reasoning"):
-                if model and (count := getattr(same, kind)):
+                if model and (count := getattr(sums, kind)):
                     found[metrics.TOKENS][model, key, kind] += count
         for model, tokens in self._aborted.items():
             found[metrics.ABORTED_TOKENS][model,] += tokens
@@ -185,7 +169,7 @@ class Counters:
         return {metric: dict(values) for metric, values in found.items()}
 
     def times(self) -> Iterator[tuple[Metric, Labels, Buckets]]:
-        """All histograms; those of one metric one after the other."""
+        """Return all histograms, those of one metric in a row."""
         yield from ((metrics.REQUEST_SECONDS, labels, buckets) for labels, buckets in self._seconds.items())
         for metric, name in (
             (metrics.QUEUE_SECONDS, "queue"),
@@ -195,7 +179,3 @@ class Counters:
             yield from ((metric, (model,), getattr(times, name)) for model, times in self._times.items())
         for metric in (metrics.LOAD_SECONDS, metrics.PHASE_SECONDS):
             yield from ((metric, labels, one) for (which, labels), one in self._loads.items() if which is metric)
-
-
-#: Of a row that an earlier manager was told of.
-_UNKNOWN = RequestStarted(row="", request_id="", key_id="", key_name="", model="", endpoint="", stream=False, at=0.0)

@@ -18,8 +18,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from llm_api_server import __version__
-from llm_api_server.ipc.trace_context import Traced
-from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Whole
+from llm_api_server.ipc.trace_context import TracedRequest
+from llm_api_server.ipc.usage_events import CLIENT_CLOSED, FinishedRequest
 from llm_api_server.manager.instances.load_phases import LoadTrace
 
 #: Where a collector takes traces, below its address.
@@ -50,7 +50,7 @@ class SpanSender:
             schedule_delay_millis=SEND_INTERVAL * 1000,
         )
 
-    def send(self, traced: Traced, loads: Iterable[LoadTrace]) -> None:
+    def send(self, traced: TracedRequest, loads: Iterable[LoadTrace]) -> None:
         """Queue the spans of a request; they are sent in batches."""
         for span in spans_of(traced, loads, self._resource):
             self._processor.on_end(span)
@@ -98,40 +98,40 @@ class _Spans:
         return SpanContext(int(self.trace_id, 16), int(span_id, 16), is_remote, TraceFlags(TraceFlags.SAMPLED))
 
 
-def spans_of(traced: Traced, loads: Iterable[LoadTrace], resource: Resource) -> list[ReadableSpan]:
+def spans_of(traced: TracedRequest, loads: Iterable[LoadTrace], resource: Resource) -> list[ReadableSpan]:
     """Return the spans of one request, the server's first."""
-    context, whole = traced.context, traced.whole
+    context, request = traced.context, traced.request
     spans = _Spans(context.trace_id, resource)
-    start, end = whole.at, whole.at + whole.duration
-    error = _failure(whole)
+    start, end = request.at, request.at + request.duration
+    error = _failure(request)
     found = [
         spans.make(
-            f"POST {whole.endpoint}",
+            f"POST {request.endpoint}",
             context.span_id,
             context.parent_id,
             (start, end),
             kind=SpanKind.SERVER,
-            attributes=_request_attributes(whole),
+            attributes=_request_attributes(request),
             error=error,
         )
     ]
-    queue_end = end if whole.queued is None else start + whole.queued
-    if whole.row:
+    queue_end = end if request.queued is None else start + request.queued
+    if request.row:
         queue_id = secrets.token_hex(8)
         found.append(spans.make("queue", queue_id, context.span_id, (start, queue_end)))
         for load in loads:
-            if _is_for(load, whole) and start < load.ended_at <= queue_end + _SLACK:
+            if _is_for(load, request) and start < load.ended_at <= queue_end + _SLACK:
                 found += _load_spans(spans, load, queue_id)
-    if whole.queued is not None:
+    if request.queued is not None:
         found.append(
             spans.make(
-                f"{_operation(whole)} {whole.model}",
+                f"{_operation(request)} {request.model}",
                 context.engine_id,
                 context.span_id,
                 (queue_end, end),
                 kind=SpanKind.CLIENT,
-                attributes=_engine_attributes(whole),
-                events=[] if whole.first_token is None else [("first token", start + whole.first_token)],
+                attributes=_engine_attributes(request),
+                events=[] if request.first_token is None else [("first token", start + request.first_token)],
                 error=error,
             )
         )
@@ -154,54 +154,54 @@ def _load_spans(spans: _Spans, load: LoadTrace, parent_id: str) -> Iterator[Read
         start += seconds
 
 
-def _failure(whole: Whole) -> str | None:
+def _failure(request: FinishedRequest) -> str | None:
     """Return the server's error; a client that left and a refused request are none."""
-    return None if whole.error == CLIENT_CLOSED or whole.status in _CLIENT_ERRORS else whole.error
+    return None if request.error == CLIENT_CLOSED or request.status in _CLIENT_ERRORS else request.error
 
 
-def _is_for(load: LoadTrace, whole: Whole) -> bool:
-    return load.instance == whole.instance if whole.instance else load.model == whole.model
+def _is_for(load: LoadTrace, request: FinishedRequest) -> bool:
+    return load.instance == request.instance if request.instance else load.model == request.model
 
 
-def _operation(whole: Whole) -> str:
-    return _OPERATIONS.get(whole.endpoint) or whole.endpoint.rpartition("/")[2]
+def _operation(request: FinishedRequest) -> str:
+    return _OPERATIONS.get(request.endpoint) or request.endpoint.rpartition("/")[2]
 
 
-def _request_attributes(whole: Whole) -> Attributes:
+def _request_attributes(request: FinishedRequest) -> Attributes:
     """Return attributes by OpenTelemetry's conventions where they have a name; no prompt, no response, no key."""
     found: Attributes = {
         "http.request.method": "POST",
-        "http.route": whole.endpoint,
-        "url.path": whole.endpoint,
-        "http.response.status_code": whole.status,
-        "llm_api_server.request_id": whole.request_id,
+        "http.route": request.endpoint,
+        "url.path": request.endpoint,
+        "http.response.status_code": request.status,
+        "llm_api_server.request_id": request.request_id,
     }
-    if whole.key_name:
-        found["llm_api_server.key"] = whole.key_name
-    if whole.error:
-        found["error.type"] = whole.error
-    if whole.model:
-        found["gen_ai.request.model"] = whole.model
+    if request.key_name:
+        found["llm_api_server.key"] = request.key_name
+    if request.error:
+        found["error.type"] = request.error
+    if request.model:
+        found["gen_ai.request.model"] = request.model
     return found
 
 
-def _engine_attributes(whole: Whole) -> Attributes:
-    usage = whole.usage
+def _engine_attributes(request: FinishedRequest) -> Attributes:
+    usage = request.usage
     found: Attributes = {
-        "gen_ai.operation.name": _operation(whole),
-        "gen_ai.request.model": whole.model,
-        "gen_ai.request.stream": whole.stream,
+        "gen_ai.operation.name": _operation(request),
+        "gen_ai.request.model": request.model,
+        "gen_ai.request.stream": request.stream,
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
         "gen_ai.usage.output_tokens": usage.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
-        "llm_api_server.row": whole.row,
+        "llm_api_server.row": request.row,
     }
-    if whole.instance:
-        found["llm_api_server.instance"] = whole.instance
-    if whole.first_token is not None and whole.queued is not None:
-        found["gen_ai.response.time_to_first_chunk"] = whole.first_token - whole.queued
-    if whole.error:
-        found["error.type"] = whole.error
+    if request.instance:
+        found["llm_api_server.instance"] = request.instance
+    if request.first_token is not None and request.queued is not None:
+        found["gen_ai.response.time_to_first_chunk"] = request.first_token - request.queued
+    if request.error:
+        found["error.type"] = request.error
     return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llm_api_server.config.models import TracingConfig
-from llm_api_server.ipc.trace_context import Traced
+from llm_api_server.ipc.trace_context import TracedRequest
 from llm_api_server.manager.instances.load_phases import LoadTrace
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Tracing:
         """Remember a load, also a failed one. Comes before the requests that waited for it have finished."""
         self._loads.append(load)
 
-    def finished(self, requests: Iterable[Traced]) -> None:
+    def finished(self, requests: Iterable[TracedRequest]) -> None:
         if self._sender is not None:
             for traced in requests:
                 self._sender.send(traced, self._loads)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from llm_api_server.ipc.usage_events import (
     NO_USAGE,
     WORKER_LOST,
     Batch,
-    Live,
+    FinishedRequest,
     OpenRequest,
     RequestEnded,
+    RequestStart,
     RequestStarted,
+    RunningState,
     Usage,
+    finish,
 )
 
 
@@ -23,7 +25,7 @@ class _Row:
 
     started: RequestStarted | None = None
     usage: Usage = NO_USAGE
-    live: Live | None = None
+    state: RunningState | None = None
 
 
 _NO_ROW = _Row()
@@ -38,16 +40,16 @@ class OpenRequests:
     def workers(self) -> set[str]:
         return set(self._rows)
 
-    def update(self, worker: str, batch: Batch) -> list[tuple[RequestStarted | None, RequestEnded]]:
-        """Apply a worker's report; return the requests that ended with their beginnings."""
+    def update(self, worker: str, batch: Batch) -> list[FinishedRequest]:
+        """Apply a worker's batch; return the requests that it `ended`, joined with their beginnings."""
         rows = self._rows.setdefault(worker, {})
         for started in batch.started:
             rows[started.row] = _Row(started)
         for progress in batch.progress:
             rows.setdefault(progress.row, _Row()).usage = progress.usage
-        for live in batch.live:
-            rows.setdefault(live.row, _Row()).live = live
-        return [(rows.pop(ended.row, _NO_ROW).started, ended) for ended in batch.ended]
+        for state in batch.live:
+            rows.setdefault(state.row, _Row()).state = state
+        return [finish(rows.pop(ended.row, _NO_ROW).started, ended) for ended in batch.ended]
 
     def open(self) -> list[OpenRequest]:
         """Return all running requests, the oldest first."""
@@ -55,33 +57,23 @@ class OpenRequests:
         found = [_as_open(row.started, row) for row in rows if row.started is not None]
         return sorted(found, key=lambda one: one.at)
 
-    def lose(self, worker: str, now: float) -> tuple[list[tuple[RequestStarted | None, RequestEnded]], Counter[str]]:
-        """Remove a lost worker's rows; return their ends at `now` (Unix seconds) with their beginnings, and tokens by
-        key.
-        """
-        ended: list[tuple[RequestStarted | None, RequestEnded]] = []
-        tokens: Counter[str] = Counter()
+    def lose(self, worker: str, now: float) -> tuple[list[RequestEnded], list[FinishedRequest]]:
+        """Remove the rows of a lost worker; return their ends at `now` (Unix seconds), alone and joined."""
+        ended: list[RequestEnded] = []
+        finished: list[FinishedRequest] = []
         for name, row in self._rows.pop(worker, {}).items():
-            started = row.started
-            duration = now - started.at if started is not None else 0.0
-            ended.append((started, RequestEnded(name, 0, WORKER_LOST, None, row.usage, None, None, duration)))
-            if started is not None:
-                tokens[started.key_id] += row.usage.prompt_tokens + row.usage.completion_tokens
-        return ended, tokens
+            duration = now - row.started.at if row.started is not None else 0.0
+            ended.append(RequestEnded(name, 0, WORKER_LOST, None, row.usage, None, None, duration))
+            finished.append(finish(row.started, ended[-1]))
+        return ended, finished
 
 
 def _as_open(started: RequestStarted, row: _Row) -> OpenRequest:
-    live = row.live or Live(started.row)
+    state = row.state or RunningState(started.row)
     return OpenRequest(
-        request_id=started.request_id,
-        key_id=started.key_id,
-        key_name=started.key_name,
-        model=started.model,
-        endpoint=started.endpoint,
-        stream=started.stream,
-        at=started.at,
+        **{name: getattr(started, name) for name in RequestStart.__struct_fields__},
         usage=row.usage,
-        queued=live.queued,
-        first_token=live.first_token,
-        position=live.position,
+        queued=state.queued,
+        first_token=state.first_token,
+        position=state.position,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -137,13 +137,17 @@ class UsageWriter:
             return
         self._progress.pop(name, None)
         self._counters.forget(name)
-        ended, tokens = self._rows.lose(name, time.time())
+        ended, finished = self._rows.lose(name, time.time())
         if not ended:
             return
         logger.warning("a worker was lost with {} requests: they count with the usage last reported", len(ended))
+        tokens: Counter[str] = Counter()
+        for one in finished:
+            if one.key_id:
+                tokens[one.key_id] += one.usage.prompt_tokens + one.usage.completion_tokens
         self._admissions.add_spent(tokens)
-        self._counters.settle(ended)
-        self._queue(_Report(None, name, 0, Batch(ended=[end for _, end in ended])))
+        self._counters.settle(finished)
+        self._queue(_Report(None, name, 0, Batch(ended=ended)))
 
     def report(self, client: WorkerSession, report: ReportUsage) -> None:
         """Count a worker's report and queue it for the ledger."""
@@ -172,7 +176,7 @@ class UsageWriter:
         due: list[RequestProgress] = []
         if pending.rows and now >= pending.due_at:
             due, pending.rows, pending.due_at = list(pending.rows.values()), {}, now + PROGRESS_INTERVAL
-        return Batch(batch.started, due, batch.ended, batch.whole)
+        return Batch(batch.started, due, batch.ended, batch.finished)
 
     def _queue(self, report: _Report) -> None:
         self._reports.append(report)

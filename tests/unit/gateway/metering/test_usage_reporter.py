@@ -43,7 +43,7 @@ async def test_rows_start_progress_and_end_once(usage: UsageReporter, manager: F
     last = new_record(NO_LIMITS)
     usage.start(last)
     usage.end(last)
-    await until(lambda: any(report.batch.whole for report in reports(manager)))
+    await until(lambda: any(report.batch.finished for report in reports(manager)))
     started = [one for report in reports(manager) for one in report.batch.started]
     progress = [one for report in reports(manager) for one in report.batch.progress]
     ended = [one for report in reports(manager) for one in report.batch.ended]
@@ -66,8 +66,8 @@ async def test_the_estimated_prompt_counts_until_the_engine_reports_usage(
     assert record.usage_or_estimate() == Usage(50, 4)
     usage.end(record)
     assert record.used == Usage(50, 4)
-    await until(lambda: any(report.batch.whole for report in reports(manager)))
-    assert [one.usage for report in reports(manager) for one in report.batch.whole] == [Usage(50, 4)]
+    await until(lambda: any(report.batch.finished for report in reports(manager)))
+    assert [one.usage for report in reports(manager) for one in report.batch.finished] == [Usage(50, 4)]
 
 
 async def test_reports_that_no_manager_has_kept_are_sent_to_the_next_one(
@@ -83,7 +83,7 @@ async def test_reports_that_no_manager_has_kept_are_sent_to_the_next_one(
     manager.keeps_usage = True
     await manager.start()
     await until(lambda: reports(manager))
-    assert [one.row for one in reports(manager)[0].batch.whole] == [record.row]
+    assert [one.row for one in reports(manager)[0].batch.finished] == [record.row]
     await until(lambda: not usage._unconfirmed)
 
 
@@ -97,4 +97,4 @@ async def test_closing_sends_the_last_report(link: ManagerLink, manager: FakeMan
     usage.close()
     await link.close()
     await until(lambda: reports(manager))
-    assert [one.row for one in reports(manager)[0].batch.whole] == [record.row]
+    assert [one.row for one in reports(manager)[0].batch.finished] == [record.row]

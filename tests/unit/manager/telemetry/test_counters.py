@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Batch, Other, RequestEnded, RequestStarted, Usage, Whole
+from llm_api_server.ipc.usage_events import (
+    CLIENT_CLOSED,
+    Batch,
+    FinishedRequest,
+    RequestEnded,
+    RequestStarted,
+    RequestsWithoutRow,
+    Usage,
+    finish,
+)
 from llm_api_server.manager.telemetry import metrics
 from llm_api_server.manager.telemetry.counters import Buckets, Counters
 from llm_api_server.manager.telemetry.exposition import text_of
@@ -13,13 +22,13 @@ CHAT = "/v1/chat/completions"
 USAGE = Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=4, reasoning_tokens=2)
 
 
-def whole(**changed: Any) -> Whole:
+def finished(**changed: Any) -> FinishedRequest:
     values: dict[str, Any] = {
         "row": "r", "request_id": "id", "key_id": "k", "key_name": "team", "model": "m", "endpoint": CHAT,
         "stream": True, "at": 0.0, "prompt": None, "status": 200, "error": None, "instance": "i", "usage": USAGE,
         "queued": 0.2, "first_token": 1.0, "duration": 3.0,
     }  # fmt: skip
-    return Whole(**{**values, **changed})
+    return FinishedRequest(**{**values, **changed})
 
 
 def started() -> RequestStarted:
@@ -34,15 +43,15 @@ def ended(**changed: Any) -> RequestEnded:
     return RequestEnded(**{**values, **changed})
 
 
-def histograms(tally: Counters) -> dict[tuple[str, ...], tuple[int, float]]:
+def histograms(counters: Counters) -> dict[tuple[str, ...], tuple[int, float]]:
     """How many values, and their sum, by metric and labels."""
-    return {(metric.name, *labels): (sum(b.counts), b.total) for metric, labels, b in tally.times()}
+    return {(metric.name, *labels): (sum(b.counts), b.total) for metric, labels, b in counters.times()}
 
 
 def test_a_request_counts_with_its_tokens_and_times() -> None:
-    tally = Counters()
-    tally.report("w", 1, Batch(whole=[whole()]), [])
-    counts = tally.counts()
+    counters = Counters()
+    counters.report("w", 1, Batch(finished=[finished()]), [])
+    counts = counters.counts()
     assert counts[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 1}
     assert counts[metrics.TOKENS] == {
         ("m", "team", "prompt"): 10,
@@ -51,7 +60,7 @@ def test_a_request_counts_with_its_tokens_and_times() -> None:
         ("m", "team", "reasoning"): 2,
     }
     assert metrics.ERRORS not in counts
-    assert histograms(tally) == {
+    assert histograms(counters) == {
         (metrics.REQUEST_SECONDS.name, CHAT, "m"): (1, 3.0),
         (metrics.QUEUE_SECONDS.name, "m"): (1, 0.2),
         (metrics.FIRST_TOKEN_SECONDS.name, "m"): (1, 1.0),
@@ -60,61 +69,63 @@ def test_a_request_counts_with_its_tokens_and_times() -> None:
 
 
 def test_a_plain_answer_has_no_first_token() -> None:
-    tally = Counters()
-    tally.report("w", 1, Batch(whole=[whole(stream=False)]), [])
-    assert histograms(tally)[metrics.FIRST_TOKEN_SECONDS.name, "m"] == (0, 0.0)
+    counters = Counters()
+    counters.report("w", 1, Batch(finished=[finished(stream=False)]), [])
+    assert histograms(counters)[metrics.FIRST_TOKEN_SECONDS.name, "m"] == (0, 0.0)
 
 
 def test_a_report_that_is_said_again_counts_nothing() -> None:
-    tally = Counters()
+    counters = Counters()
     for number in (1, 1, 2, 1):
-        tally.report("w", number, Batch(whole=[whole()]), [])
-    tally.report("another", 1, Batch(whole=[whole()]), [])
-    assert tally.counts()[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 3}
+        counters.report("w", number, Batch(finished=[finished()]), [])
+    counters.report("another", 1, Batch(finished=[finished()]), [])
+    assert counters.counts()[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 3}
 
 
 def test_long_requests_count_when_they_end() -> None:
-    tally = Counters()
-    tally.report("w", 1, Batch(started=[started()]), [])
-    assert tally.counts() == {}
-    tally.report("w", 2, Batch(), [(started(), ended()), (None, ended())])
-    assert tally.counts()[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 1, ("", "", "", "200"): 1}
+    counters = Counters()
+    counters.report("w", 1, Batch(started=[started()]), [])
+    assert counters.counts() == {}
+    counters.report("w", 2, Batch(), [finish(started(), ended()), finish(None, ended())])
+    assert counters.counts()[metrics.REQUESTS] == {(CHAT, "m", "team", "200"): 1, ("", "", "", "200"): 1}
 
 
 def test_refused_requests_count_with_their_reason() -> None:
-    tally = Counters()
-    tally.report("w", 1, Batch(others=[Other(CHAT, "m", "team", 429, "rate_limit_exceeded", 3)]), [])
-    tally.limit_hit("team", "max_concurrent")
-    counts = tally.counts()
+    counters = Counters()
+    counters.report("w", 1, Batch(others=[RequestsWithoutRow(CHAT, "m", "team", 429, "rate_limit_exceeded", 3)]), [])
+    counters.limit_hit("team", "max_concurrent")
+    counts = counters.counts()
     assert counts[metrics.REQUESTS] == {(CHAT, "m", "team", "429"): 3}
     assert counts[metrics.ERRORS] == {(CHAT, "m", "rate_limit_exceeded"): 3}
     assert counts[metrics.LIMIT_HITS] == {("team", "max_concurrent"): 1}
 
 
 def test_tokens_for_clients_that_left_are_told() -> None:
-    tally = Counters()
-    tally.report("w", 1, Batch(whole=[whole(error=CLIENT_CLOSED), whole()]), [])
-    assert tally.counts()[metrics.ABORTED_TOKENS] == {("m",): 5}
+    counters = Counters()
+    counters.report("w", 1, Batch(finished=[finished(error=CLIENT_CLOSED), finished()]), [])
+    assert counters.counts()[metrics.ABORTED_TOKENS] == {("m",): 5}
 
 
 def test_keys_are_told_apart_up_to_a_number() -> None:
-    tally = Counters()
-    batch = Batch(others=[Other("other", "", f"key-{n}", 200, "", 1) for n in range(metrics.MAX_KEYS + 50)])
-    tally.report("w", 1, batch, [])
-    requests = tally.counts()[metrics.REQUESTS]
+    counters = Counters()
+    batch = Batch(
+        others=[RequestsWithoutRow("other", "", f"key-{n}", 200, "", 1) for n in range(metrics.MAX_KEYS + 50)]
+    )
+    counters.report("w", 1, batch, [])
+    requests = counters.counts()[metrics.REQUESTS]
     assert len(requests) == metrics.MAX_KEYS + 1
     assert requests["other", "", metrics.OTHER_KEYS, "200"] == 50
 
 
 def test_loads_and_their_phases() -> None:
-    tally = Counters()
-    tally.loaded("m", 3.0, {"weights": 2.0, "warm_up": 1.0})
-    tally.load_over("m", "failed")
-    tally.unloaded("m", "evicted")
-    counts = tally.counts()
+    counters = Counters()
+    counters.loaded("m", 3.0, {"weights": 2.0, "warm_up": 1.0})
+    counters.load_over("m", "failed")
+    counters.unloaded("m", "evicted")
+    counts = counters.counts()
     assert counts[metrics.LOADS] == {("m", "ok"): 1, ("m", "failed"): 1}
     assert counts[metrics.UNLOADS] == {("m", "evicted"): 1}
-    assert histograms(tally) == {
+    assert histograms(counters) == {
         (metrics.LOAD_SECONDS.name, "m"): (1, 3.0),
         (metrics.PHASE_SECONDS.name, "m", "weights"): (1, 2.0),
         (metrics.PHASE_SECONDS.name, "m", "warm_up"): (1, 1.0),

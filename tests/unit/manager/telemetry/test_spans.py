@@ -8,13 +8,13 @@ from msgspec.structs import replace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
-from llm_api_server.ipc.trace_context import TraceContext, Traced
-from llm_api_server.ipc.usage_events import CLIENT_CLOSED, Usage, Whole
+from llm_api_server.ipc.trace_context import TraceContext, TracedRequest
+from llm_api_server.ipc.usage_events import CLIENT_CLOSED, FinishedRequest, Usage
 from llm_api_server.manager.instances.load_phases import LoadTrace
 from llm_api_server.manager.telemetry.spans import spans_of
 
 CONTEXT = TraceContext("1" * 32, "2" * 16, "3" * 16, "4" * 16)
-WHOLE = Whole(
+WHOLE = FinishedRequest(
     "row-1", "req-1", "id", "ann", "m", "/v1/chat/completions", True, 1000.0, None, 200, None, "i1", Usage(7, 5), 4.0,
     4.5, 6.0,
 )  # fmt: skip
@@ -22,7 +22,7 @@ LOAD = LoadTrace("i1", "m", 999.0, 1003.9, {"process": 1.0, "weights": 3.9})
 
 
 def spans(loads: tuple[LoadTrace, ...] = (), **changes: Any) -> dict[str, ReadableSpan]:
-    found = spans_of(Traced(CONTEXT, replace(WHOLE, **changes)), loads, Resource.create({}))
+    found = spans_of(TracedRequest(CONTEXT, replace(WHOLE, **changes)), loads, Resource.create({}))
     return {span.name: span for span in found}
 
 

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from llm_api_server.config.models import TracingConfig
-from llm_api_server.ipc.trace_context import TraceContext, Traced
-from llm_api_server.ipc.usage_events import Usage, Whole
+from llm_api_server.ipc.trace_context import TraceContext, TracedRequest
+from llm_api_server.ipc.usage_events import FinishedRequest, Usage
 from llm_api_server.manager.instances.load_phases import LoadTrace
 from llm_api_server.manager.telemetry.tracing import Tracing
 from tests.collector import collecting
@@ -19,7 +19,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.anyio
 
 CONTEXT = TraceContext("1" * 32, "2" * 16, "3" * 16, "4" * 16)
-WHOLE = Whole(
+WHOLE = FinishedRequest(
     "row-1", "req-1", "id", "ann", "m", "/v1/chat/completions", True, 1000.0, None, 200, None, "i1", Usage(7, 5), 4.0,
     4.5, 6.0,
 )  # fmt: skip
@@ -33,7 +33,7 @@ async def test_all_spans_are_sent_before_the_manager_stops() -> None:
             TracingConfig(endpoint=collector.url, headers={"authorization": "Bearer x"}, service_name="s")
         )
         tracing.loaded(LOAD)
-        tracing.finished([Traced(CONTEXT, WHOLE)])
+        tracing.finished([TracedRequest(CONTEXT, WHOLE)])
         await tracing.close()
         found = collector.trace(CONTEXT.trace_id)
     assert set(found) == {"POST /v1/chat/completions", "queue", "load m", "process", "weights", "chat m"}
@@ -46,7 +46,7 @@ async def test_all_spans_are_sent_before_the_manager_stops() -> None:
 async def test_closing_does_not_wait_for_an_absent_collector() -> None:
     tracing = Tracing()
     tracing.configure(TracingConfig(endpoint=f"http://127.0.0.1:{free_port()}"))
-    tracing.finished([Traced(CONTEXT, WHOLE)] * 10_000)
+    tracing.finished([TracedRequest(CONTEXT, WHOLE)] * 10_000)
     async with asyncio.timeout(30):
         await tracing.close()
 
@@ -55,9 +55,9 @@ async def test_a_new_collector_gets_the_requests_after_the_change() -> None:
     with collecting() as first, collecting() as second:
         tracing = Tracing()
         tracing.configure(TracingConfig(endpoint=first.url))
-        tracing.finished([Traced(CONTEXT, WHOLE)])
+        tracing.finished([TracedRequest(CONTEXT, WHOLE)])
         tracing.configure(TracingConfig(endpoint=f"{second.url}/v1/traces"))
-        tracing.finished([Traced(replace(CONTEXT, trace_id="5" * 32), WHOLE)])
+        tracing.finished([TracedRequest(replace(CONTEXT, trace_id="5" * 32), WHOLE)])
         await tracing.close()
         await until(lambda: first.spans)
     assert {span.trace_id for span in first.spans} == {CONTEXT.trace_id}

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from llm_api_server.ipc.usage_events import NO_USAGE, Batch, Live, RequestEnded, RequestProgress, RequestStarted, Usage
+from llm_api_server.ipc.usage_events import (
+    NO_USAGE,
+    Batch,
+    RequestEnded,
+    RequestProgress,
+    RequestStarted,
+    RunningState,
+    Usage,
+)
 from llm_api_server.manager.usage.open_requests import OpenRequests
 
 
@@ -12,8 +20,10 @@ def started(row: str, at: float) -> RequestStarted:
 
 def test_what_runs_is_told_with_how_far_it_is() -> None:
     rows = OpenRequests()
-    rows.update("w1", Batch([started("a", 2.0)], live=[Live("a", position=3)]))
-    rows.update("w2", Batch([started("b", 1.0)], [RequestProgress("b", Usage(5, 7))], live=[Live("b", 0.1, 0.2)]))
+    rows.update("w1", Batch([started("a", 2.0)], live=[RunningState("a", position=3)]))
+    rows.update(
+        "w2", Batch([started("b", 1.0)], [RequestProgress("b", Usage(5, 7))], live=[RunningState("b", 0.1, 0.2)])
+    )
     first, second = rows.open()
     assert (first.request_id, first.usage, first.queued, first.first_token) == ("req-b", Usage(5, 7), 0.1, 0.2)
     assert (second.request_id, second.usage, second.position) == ("req-a", NO_USAGE, 3)
@@ -31,5 +41,5 @@ def test_what_has_ended_or_was_lost_does_not_run() -> None:
 
 def test_what_an_earlier_manager_heard_the_beginning_of_is_not_told() -> None:
     rows = OpenRequests()
-    rows.update("w1", Batch(live=[Live("a", 0.1)]))
+    rows.update("w1", Batch(live=[RunningState("a", 0.1)]))
     assert rows.open() == []
