@@ -30,7 +30,7 @@ _TOKEN_DOTS = 2
 Value = TypeVar("Value")
 
 
-class KeySource(Protocol):
+class KeyLookup(Protocol):
     """Source of keys that are not in the configuration."""
 
     async def find(self, *, digest: str | None = None, key_id: str | None = None) -> Key | None:
@@ -58,7 +58,7 @@ class Authenticator:
     def __init__(
         self,
         keys: KeyRing,
-        source: KeySource,
+        source: KeyLookup,
         *,
         tokens: TokenSigner | None = None,
         issuers: TokenIssuers | None = None,
