@@ -9,7 +9,8 @@ from typing import Any
 from llm_api_server.ipc import messages
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
-from llm_api_server.store.usage import UsageLedger, UsageQuery
+from llm_api_server.store.ledger_rows import UsageQuery
+from llm_api_server.store.usage import UsageLedger
 
 
 class FakeWorkerSession:

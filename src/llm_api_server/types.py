@@ -5,6 +5,11 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 from typing import Literal, Self, get_args
 
+import msgspec
+
+#: Mark of struct fields that processes exchange and clients never see.
+INTERNAL = msgspec.Meta(extra={"internal": True})
+
 
 class ModelState(StrEnum):
     """State of a model; `failed` comes with a reason and the time of the next attempt."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import msgspec
@@ -12,7 +13,7 @@ from msgspec import Meta
 
 from llm_api_server.auth.access import Key
 from llm_api_server.auth.keys import configured_keys
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import AuthConfig
 from llm_api_server.errors import KeyInConfiguration, KeyNotFound, NameTaken
 from llm_api_server.store.key_fields import Actor, KeyFields, KeyRecord
 from llm_api_server.types import PriorityClass
@@ -67,9 +68,9 @@ class ManagedKeys:
     Methods raise the errors of `store.keys.Keys`, and `KeyInConfiguration`.
     """
 
-    def __init__(self, config: Config, keys: Keys) -> None:
-        self._configured = configured_keys(config.auth)
-        self._source = config.source
+    def __init__(self, auth: AuthConfig, source: Path, keys: Keys) -> None:
+        self._configured = configured_keys(auth)
+        self._source = source
         self._keys = keys
 
     def list(self) -> Sequence[ListedKey]:

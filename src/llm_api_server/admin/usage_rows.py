@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import msgspec
 
 from llm_api_server import formats
+from llm_api_server.store.ledger_rows import RequestRow, UsageSum, UsageTotal
 from llm_api_server.types import UsageGroup
-
-if TYPE_CHECKING:
-    from llm_api_server.store.usage import RequestRow, UsageSum
 
 GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
 GROUP_COLUMNS: dict[UsageGroup, tuple[str, ...]] = {
@@ -20,15 +18,8 @@ GROUP_COLUMNS: dict[UsageGroup, tuple[str, ...]] = {
     "day": ("day",),
     "hour": ("hour",),
 }
-SUM_COLUMNS = (
-    "requests", "errors", "aborted", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens",
-    "seconds", "first_token", "queued",
-)  # fmt: skip
-REQUEST_COLUMNS = (
-    "id", "started_at", "ended_at", "key_name", "key_id", "model", "endpoint", "stream", "status", "error",
-    "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "queued", "first_token", "duration",
-    "instance", "request_id", "prompt",
-)  # fmt: skip
+SUM_COLUMNS = UsageTotal.__struct_fields__
+REQUEST_COLUMNS = tuple(name for name in RequestRow.__struct_fields__ if name not in {"row", "worker"})
 
 
 def parse_groups(text: str, allowed: Sequence[UsageGroup] = GROUPS) -> tuple[UsageGroup, ...]:
@@ -49,8 +40,7 @@ def sum_row(found: UsageSum, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def request_row(found: RequestRow) -> dict[str, Any]:
-    values = msgspec.structs.asdict(found)
-    return _pick(values | msgspec.structs.asdict(found.usage), REQUEST_COLUMNS)
+    return _pick(msgspec.structs.asdict(found), REQUEST_COLUMNS)
 
 
 def sums_csv(found: Sequence[UsageSum], groups: Sequence[UsageGroup]) -> str:

@@ -247,7 +247,7 @@ def _managed(path: Path | None) -> Iterator[tuple[ManagedKeys, Keys]]:
         from llm_api_server.store.keys import Keys
 
         keys = Keys(database)
-        yield ManagedKeys(config, keys), keys
+        yield ManagedKeys(config.auth, config.source, keys), keys
 
 
 def _actor() -> Actor:

@@ -15,7 +15,8 @@ from llm_api_server.times import as_utc
 from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from llm_api_server.store.usage import RequestRow, UsageLedger, UsageQuery, UsageSum
+    from llm_api_server.store.ledger_rows import RequestRow, UsageQuery, UsageSum
+    from llm_api_server.store.usage import UsageLedger
     from llm_api_server.types import UsageGroup
 
 
@@ -47,10 +48,11 @@ def usage(
     with base.open_database(loaded) as database:
         from llm_api_server.admin.keys import ManagedKeys
         from llm_api_server.store.keys import Keys
-        from llm_api_server.store.usage import UsageLedger, UsageQuery
+        from llm_api_server.store.ledger_rows import UsageQuery
+        from llm_api_server.store.usage import UsageLedger
 
         ledger = UsageLedger(database)
-        only = ManagedKeys(loaded, Keys(database)).picked(key)
+        only = ManagedKeys(loaded.auth, loaded.source, Keys(database)).picked(key)
         if requests:
             _print_requests(ledger.rows(limit=limit, model=model, **only), as_csv=as_csv, as_json=as_json)
         else:

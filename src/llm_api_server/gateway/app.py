@@ -39,15 +39,14 @@ from llm_api_server.gateway.middleware import (
 from llm_api_server.gateway.proxy.front_door import FastPathHandler, serve_asgi
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.proxy.services import ProxyServices
-from llm_api_server.gateway.routes import openapi, path_converter
+from llm_api_server.gateway.routes import openapi
 from llm_api_server.gateway.routes.admin_downloads import pull_routes
 from llm_api_server.gateway.routes.admin_keys import key_routes
 from llm_api_server.gateway.routes.admin_models import admin_routes
 from llm_api_server.gateway.routes.admin_requests import live_request_routes
 from llm_api_server.gateway.routes.admin_server import server_routes
 from llm_api_server.gateway.routes.console import ConsoleFiles, console_routes
-from llm_api_server.gateway.routes.metrics import metrics_routes
-from llm_api_server.gateway.routes.public import PUBLIC_PATHS, model_routes, system_routes, token_routes
+from llm_api_server.gateway.routes.public import PUBLIC_PATHS, metrics_routes, model_routes, system_routes, token_routes
 from llm_api_server.gateway.routes.store_access import StoreAccess
 from llm_api_server.gateway.routes.usage import admin_usage_routes, usage_routes
 from llm_api_server.gateway.wire.endpoints import ENDPOINTS
@@ -91,7 +90,7 @@ def build_app(
 
     When the configuration changes, `also_follow` is called first.
     """
-    store = StoreAccess(config)
+    store = StoreAccess(config.storage_url, config.auth, config.source)
     proxy = build_proxy(config, leases, upstream)
     app: ASGIApp = Dispatcher(
         dict.fromkeys(ENDPOINTS, _engine_app(proxy)),
@@ -106,7 +105,7 @@ def build_app(
                 KeyRing(config.auth), token_signer(config.auth), token_issuers(config.auth, config.folder)
             )
         proxy.configure(config)
-        store.configure(config)
+        store.configure(config.auth)
 
     ConfigFollower(config, leases.link, follow)
     app = AuthenticationMiddleware(app, authenticator=proxy.authenticator, public=PUBLIC_PATHS | CONSOLE_FILES.paths)
@@ -177,7 +176,6 @@ def _lifespan(config: Config, proxy: ProxyServices, store: StoreAccess) -> _Life
 
 def _routes(proxy: ProxyServices, store: StoreAccess, lifespan: _Lifespan) -> FastAPI:
     catalog, leases = proxy.catalog, proxy.leases
-    path_converter.register()
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     docs_page = resources.files(__package__).joinpath("docs.html").read_text()

@@ -7,10 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from llm_api_server.types import EngineName, ModelState, Task
-
-#: Mark of fields that workers need and the admin API leaves out.
-_INTERNAL = Meta(extra={"internal": True})
+from llm_api_server.types import INTERNAL, EngineName, ModelState, Task
 
 
 class ModelStatus(msgspec.Struct):
@@ -32,11 +29,11 @@ class ModelStatus(msgspec.Struct):
         tuple[Task, ...] | None, Meta(description="Supported tasks, those of its embedding instance included.")
     ] = None
     twin_of: Annotated[str | None, Meta(description="The model whose embedding instance this is.")] = None
-    chat_template: Annotated[bool | None, _INTERNAL] = None
+    chat_template: Annotated[bool | None, INTERNAL] = None
     error: str | None = None
     retry_at: float | None = None
     #: Expected end of a load under way, estimated from earlier loads.
-    ready_at: Annotated[float | None, _INTERNAL] = None
+    ready_at: Annotated[float | None, INTERNAL] = None
     instance: str | None = None
     pid: int | None = None
     memory_bytes: int | None = None

@@ -36,20 +36,16 @@ from llm_api_server.ipc.usage_events import (
     Usage,
 )
 from llm_api_server.store.database import Database
+from llm_api_server.store.ledger_rows import RequestRow, UsageQuery, UsageSum
 from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS, cleaned
 from llm_api_server.store.usage_query import (
     DAY,
     HOUR,
-    RequestRow,
-    UsageQuery,
-    UsageSum,
     month_of,
     read_rows,
     read_sums,
     start_of,
 )
-
-__all__ = ["RequestRow", "UsageLedger", "UsageQuery", "UsageSum"]
 
 #: PostgreSQL: who writes to the ledger does so alone, as with SQLite.
 _LOCK = 5_021_101

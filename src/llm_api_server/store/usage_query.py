@@ -5,80 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 from sqlalchemy import CTE, ColumnElement, Connection, Row, Select, Table, func, or_, select, true, union_all
 
-from llm_api_server.ipc.usage_events import Usage
+from llm_api_server.store.ledger_rows import RequestRow, UsageQuery, UsageSum
 from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS
 
 HOUR = 3600
 DAY = 86400
 _COUNTS = ("requests", "errors", "aborted", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
 _TIMES = ("seconds", "queued_seconds", "queued_count", "first_token_seconds", "first_token_count")
-
-GroupBy = Literal["key", "model", "day", "hour"]
-
-
-class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which requests to sum up, by when they started. `since` and `until` are in Unix seconds and count in whole hours
-    (UTC). Only days are left of what is older than `storage.keep_hours`: begin at midnight there.
-    """
-
-    since: float | None = None
-    until: float | None = None
-    key_id: str | None = None
-    key_name: str | None = None
-    model: str | None = None
-    group_by: tuple[GroupBy, ...] = ()
-
-
-class UsageSum(msgspec.Struct, frozen=True, kw_only=True):
-    """A group: the fields it is grouped by are set, `day` as 2026-01-31, `hour` as 2026-01-31T12:00:00Z.
-
-    `seconds` is the time of all requests together; `first_token` and `queued` are averages of those that have one.
-    """
-
-    key_id: str | None = None
-    key_name: str | None = None
-    model: str | None = None
-    day: str | None = None
-    hour: str | None = None
-    requests: int
-    errors: int
-    aborted: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    reasoning_tokens: int
-    seconds: float
-    first_token: float | None
-    queued: float | None
-
-
-class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, as `usage.Started` and `usage.Ended` have it. `ended_at` is None while it runs."""
-
-    id: int
-    row: str
-    worker: str
-    request_id: str
-    key_id: str
-    key_name: str
-    model: str
-    endpoint: str
-    stream: bool
-    prompt: str | None
-    started_at: float
-    ended_at: float | None
-    status: int | None
-    error: str | None
-    instance: str | None
-    usage: Usage
-    queued: float | None
-    first_token: float | None
-    duration: float | None
 
 
 def start_of(at: float, seconds: int) -> int:
@@ -128,7 +65,7 @@ def read_rows(
         named = select(KEYS.c.id).where(KEYS.c.name == key_name)
         renamed = select(KEYS.c.id).where(KEYS.c.name != key_name, KEYS.c.id == REQUESTS.c.key_id).exists()
         statement = statement.where(or_(REQUESTS.c.key_id.in_(named), (REQUESTS.c.key_name == key_name) & ~renamed))
-    return [_request(row) for row in connection.execute(statement)]
+    return [RequestRow(**row._asdict()) for row in connection.execute(statement)]
 
 
 def _with_keys(sums: CTE) -> Any:
@@ -182,9 +119,3 @@ def _average(total: float, count: int) -> float | None:
 
 def _iso(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _request(row: Row[Any]) -> RequestRow:
-    values = row._asdict()
-    usage = Usage(**{name: values.pop(name) for name in Usage.__struct_fields__})
-    return RequestRow(usage=usage, **values)

@@ -1,4 +1,4 @@
-"""`/console`: the console's files, which anybody may read. What it shows comes from the API, by the key of its user."""
+"""`/console`: the web console's files, public. The console reads its data from the API with its user's key."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fastapi.responses import Response
 CONSOLE = "/console"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _INDEX = "index.html"
-#: Everything of its own, nothing of others, no code or style in the page itself, in no frame.
+#: Only the console's own files, no inline code or style, no frames.
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "cache-control": "no-cache",  # asked for again, by their tags: a new version is there at once
+    "cache-control": "no-cache",  # browsers revalidate by etag, so they load a new version at once
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
 
 
 class ConsoleFiles:
-    """By their paths, in memory: they are few and small."""
+    """Files of the console by URL path, in memory."""
 
     def __init__(self) -> None:
         root = resources.files("llm_api_server") / "console"
@@ -36,20 +36,21 @@ class ConsoleFiles:
     def paths(self) -> frozenset[str]:
         return frozenset(self._files)
 
-    def answer(self, path: str, tag: str | None) -> Response:
-        content, kind = self._files[path]
+    def response(self, path: str, known_etag: str | None) -> Response:
+        """Return the file, or status 304 if its etag is `known_etag`."""
+        content, media_type = self._files[path]
         etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
         headers = {**_HEADERS, "etag": etag}
-        if tag == etag:
+        if known_etag == etag:
             return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers, media_type=f"{kind}; charset=utf-8")
+        return Response(content, headers=headers, media_type=f"{media_type}; charset=utf-8")
 
 
 def console_routes(files: ConsoleFiles) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     async def read(request: Request) -> Response:
-        return files.answer(request.url.path, request.headers.get("if-none-match"))
+        return files.response(request.url.path, request.headers.get("if-none-match"))
 
     for path in sorted(files.paths):
         router.add_api_route(path, read)
@@ -58,10 +59,10 @@ def console_routes(files: ConsoleFiles) -> APIRouter:
 
 def _files(folder: Traversable, prefix: str) -> list[tuple[str, tuple[bytes, str]]]:
     found = []
-    for one in folder.iterdir():
-        path = f"{prefix}/{one.name}"
-        if one.is_dir():
-            found += _files(one, path)
-        elif kind := _TYPES.get(f".{one.name.rpartition('.')[2]}"):
-            found.append((path, (one.read_bytes(), kind)))
+    for entry in folder.iterdir():
+        path = f"{prefix}/{entry.name}"
+        if entry.is_dir():
+            found += _files(entry, path)
+        elif media_type := _TYPES.get(f".{entry.name.rpartition('.')[2]}"):
+            found.append((path, (entry.read_bytes(), media_type)))
     return found

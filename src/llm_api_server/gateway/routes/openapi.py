@@ -1,4 +1,4 @@
-"""The OpenAPI description: FastAPI's own for its routes, and the engine endpoints from the structs that decode them."""
+"""The OpenAPI description: FastAPI's for its routes, and one of the engine endpoints from their request structs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from llm_api_server.gateway.routes.public import PUBLIC_PATHS
 from llm_api_server.gateway.wire import schemas
 from llm_api_server.gateway.wire.endpoints import ENDPOINTS, Endpoint
 
-DESCRIPTION = (
-    "One OpenAI-compatible endpoint for all models. Bodies may hold further fields: they pass to the model's engine."
-)
+DESCRIPTION = "One OpenAI-compatible endpoint for all models. The engine also gets members that are not listed here."
 _CONFLICT = 409
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
-    400: "The request is wrong; `param` says where.",
-    401: "No key, or a wrong one.",
-    403: "The key may not do this.",
-    404: "No such model or key.",
-    409: "Another has that name, or things stand in the way; the message says what to do.",
+    400: "The request is invalid; `param` names the field.",
+    401: "The key is missing or wrong.",
+    403: "The key lacks the permission.",
+    404: "There is no such model or key.",
+    409: "The name is taken, or the state forbids it; the message says what to do.",
     413: "The body is too large.",
-    429: "The upstream limits requests; `Retry-After` says when to come back.",
+    429: "A rate limit is reached; retry after `Retry-After` seconds.",
     500: "The engine failed.",
-    503: "The model cannot be loaded or the engine does not answer; `Retry-After` says when to come back.",
+    503: "The model cannot be loaded or the engine does not respond; retry after `Retry-After` seconds.",
     504: "The request took longer than the server allows.",
 }
 
@@ -58,7 +56,7 @@ class AnthropicError(msgspec.Struct):
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The whole description. FastAPI calls it once, through `app.openapi`."""
+    """Return the whole description; the first call builds it."""
     if app.openapi_schema is None:
         document = get_openapi(title="LLM API Server", version=__version__, description=DESCRIPTION, routes=app.routes)
         components = document.setdefault("components", {})
@@ -75,7 +73,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _describe_routes(paths: dict[str, Any]) -> None:
-    """FastAPI promises a 422 of its own form; what is sent is a 400 in OpenAI's."""
+    """Replace FastAPI's 422, which this server never sends, by its own errors."""
     for path, operations in paths.items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
@@ -83,7 +81,7 @@ def _describe_routes(paths: dict[str, Any]) -> None:
                 operation["security"] = []
                 continue
             for status in (400, 401, 403, 404, 409, 503):
-                operation["responses"].setdefault(str(status), _error_answer(status, "Error"))
+                operation["responses"].setdefault(str(status), _error_response(status, "Error"))
 
 
 def _without_fastapi_errors(found: dict[str, Any]) -> dict[str, Any]:
@@ -103,26 +101,26 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     request = endpoint.request or schemas.AudioForm
     body_type = "application/json" if endpoint.request is not None else "multipart/form-data"
     error = "AnthropicError" if endpoint.dialect == "anthropic" else "Error"
-    answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if endpoint.streams:
-        answer["text/event-stream"] = {}
+        content["text/event-stream"] = {}
     return {
         "tags": ["engine"],
         "summary": endpoint.summary,
-        "description": f"Needs the permission `{endpoint.permission}`. The answer is the engine's.",
+        "description": f"Needs the permission `{endpoint.permission}`. The response is the engine's.",
         "operationId": "post" + endpoint.path.replace("/", "_"),
         "requestBody": {
             "required": True,
             "content": {body_type: {"schema": {"$ref": _REF.format(name=request.__name__)}}},
         },
         "responses": {
-            "200": {"description": "The engine's answer.", "content": answer},
-            **{str(status): _error_answer(status, error) for status in _ERRORS if status != _CONFLICT},
+            "200": {"description": "The engine's response.", "content": content},
+            **{str(status): _error_response(status, error) for status in _ERRORS if status != _CONFLICT},
         },
     }
 
 
-def _error_answer(status: int, schema: str) -> dict[str, Any]:
+def _error_response(status: int, schema: str) -> dict[str, Any]:
     return {
         "description": _ERRORS[status],
         "content": {"application/json": {"schema": {"$ref": _REF.format(name=schema)}}},

@@ -1,4 +1,7 @@
-"""Routes that are not the data path: health, models, tokens, documentation. Answer from memory, never wait."""
+"""Routes outside the data path: health, documentation, metrics, models and tokens.
+
+All but `/metrics` respond from memory and never wait.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_api_server import __version__
@@ -16,11 +19,13 @@ from llm_api_server.errors import ModelNotFound, NotSupported, PermissionDenied
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering.request_record import record_of
+from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
+from llm_api_server.ipc import messages
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.types import ModelState, Task
 
-#: Answered without a key. Everything else is closed.
+#: Paths that need no key. All others do.
 PUBLIC_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/docs", "/openapi.json"})
 
 
@@ -36,7 +41,7 @@ class Health(BaseModel):
 
 
 class ListedModel(BaseModel):
-    """OpenAI's four fields, and what this server knows besides."""
+    """OpenAI's four fields, and more that this server knows."""
 
     id: str
     object: Literal["model"] = "model"
@@ -47,10 +52,10 @@ class ListedModel(BaseModel):
     context_length: int | None = None
     max_model_len: int | None = Field(None, description="vLLM's name for context_length.")
     vision: bool | None = None
-    tasks: list[Task] | None = Field(None, description="What it can be asked for; null: not known.")
+    tasks: list[Task] | None = Field(None, description="Supported tasks; null: unknown.")
     aliases: list[str] = []
-    parent: str | None = Field(None, description="Of an adapter: the model that it adapts.")
-    error: str | None = Field(None, description="Why the last load failed.")
+    parent: str | None = Field(None, description="The base model, if this is an adapter.")
+    error: str | None = Field(None, description="Reason why the last load failed.")
 
 
 class ModelList(BaseModel):
@@ -59,11 +64,11 @@ class ModelList(BaseModel):
 
 
 class TokenRequest(BaseModel):
-    """Rights narrower than the key's, if wanted."""
+    """Rights of the token; absent ones are those of the key."""
 
     model_config = ConfigDict(strict=True)
 
-    expires_in: float | None = Field(None, gt=0, description="Seconds; at most the configured time.")
+    expires_in: float | None = Field(None, gt=0, description="Seconds; limited by auth.token_timeout.")
     permissions: list[str] | None = None
     models: list[str] | None = None
 
@@ -74,8 +79,12 @@ class Token(BaseModel):
     expires_in: int
 
 
+class _PrometheusText(Response):
+    media_type = "text/plain; version=0.0.4; charset=utf-8"
+
+
 def key_of(request: Request) -> Key:
-    """The key that the authentication middleware found."""
+    """Return the key that the authentication middleware accepted."""
     key = record_of(request.scope).key
     assert key is not None, "the path is public"
     return key
@@ -88,21 +97,21 @@ def system_routes(link: ManagerLink, docs_page: str) -> APIRouter:
     """`/`, `/health`, `/livez`, `/readyz`, `/docs`."""
     router = APIRouter(tags=["system"])
 
-    @router.get("/", summary="Name and version")
+    @router.get("/", summary="Show name and version")
     async def welcome() -> Welcome:
         return Welcome()
 
-    @router.get("/health", summary="This process answers")
-    @router.get("/livez", summary="This process answers")
+    @router.get("/health", summary="Check that this process responds")
+    @router.get("/livez", summary="Check that this process responds")
     async def live() -> Health:
         return Health()
 
-    @router.get("/readyz", summary="New requests are accepted", responses={503: {"model": Health}})
+    @router.get("/readyz", summary="Check that new requests are accepted", responses={503: {"model": Health}})
     async def ready() -> Any:
         if link.is_closing:
             return _unavailable("shutting down")
         if not link.is_connected:
-            return _unavailable("the model manager does not answer")
+            return _unavailable("the model manager does not respond")
         return Health()
 
     @router.get("/docs", include_in_schema=False)
@@ -112,8 +121,24 @@ def system_routes(link: ManagerLink, docs_page: str) -> APIRouter:
     return router
 
 
+def metrics_routes(link: ManagerLink, usage: UsageReporter) -> APIRouter:
+    """`/metrics`."""
+    router = APIRouter(tags=["system"])
+
+    @router.get("/metrics", summary="Read counters and gauges of all processes", response_class=_PrometheusText)
+    async def metrics(key: KeyDependency) -> Response:
+        if not key.may("metrics"):
+            raise PermissionDenied("Your key has no permission for the metrics; give it the permission 'metrics'.")
+        usage.report()  # includes requests that ended just now; other workers report within half a second
+        response = await link.call(messages.GetMetrics(link.next_number()))
+        assert isinstance(response, messages.MetricsText), "the manager's response to this message"
+        return _PrometheusText(response.text)
+
+    return router
+
+
 def model_routes(catalog: ModelCatalog, leases: Leases) -> APIRouter:
-    """`/v1/models`: every model the key may use, loaded or not. Any valid key may look."""
+    """`/v1/models`: every model the key may use, loaded or not. Any valid key may list them."""
     router = APIRouter(tags=["models"])
 
     def describe(found: Found) -> ListedModel:
@@ -123,18 +148,18 @@ def model_routes(catalog: ModelCatalog, leases: Leases) -> APIRouter:
     async def list_models(key: KeyDependency) -> ModelList:
         return ModelList(data=[describe(found) for found in catalog.all if key.may_use(found.name)])
 
-    @router.get("/v1/models/{model_id:path}", summary="One model or adapter, by name or alias")
+    @router.get("/v1/models/{model_id:path}", summary="Show one model or adapter, by name or alias")
     async def get_model(model_id: str, key: KeyDependency) -> ListedModel:
         try:
             return describe(catalog.find(model_id, key))
-        except PermissionDenied as error:  # a list that hides a model must not be contradicted here
+        except PermissionDenied as error:  # must not confirm a model that the list hides
             raise ModelNotFound(f"The model '{model_id}' does not exist or you do not have access to it.") from error
 
     return router
 
 
 def token_routes(authenticator: Authenticator | None) -> APIRouter:
-    """`POST /auth/token`: a key for a short-lived token with the same or fewer rights."""
+    """`POST /auth/token`: exchange a key for a short-lived token with the same or fewer rights."""
     router = APIRouter(tags=["auth"])
 
     @router.post("/auth/token", summary="Exchange a key for a short-lived token")
@@ -157,7 +182,7 @@ def _unavailable(reason: str) -> JSONResponse:
 
 
 def _describe(found: Found, status: ModelStatus | None, created: int) -> ListedModel:
-    """Before the manager's first word a model counts as stopped. An adapter is in the state of its model."""
+    """Describe a model or adapter; without a status from the manager it counts as stopped."""
     parent = found.model if found.adapter else None
     if status is None:
         return ListedModel(id=found.name, created=created, status=ModelState.STOPPED, parent=parent)

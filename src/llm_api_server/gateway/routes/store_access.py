@@ -1,6 +1,6 @@
-"""The database, for the few routes of a worker that read or change what is in it: in a thread, opened by the first.
+"""A worker's access to the database, in threads. The first call opens it.
 
-SQLAlchemy is imported then: most workers never need it.
+SQLAlchemy is imported only then: most workers never need it.
 """
 
 from __future__ import annotations
@@ -8,36 +8,37 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
 from loguru import logger
 
-from llm_api_server.config.models import Config
+from llm_api_server.admin.keys import ManagedKeys
+from llm_api_server.config.models import AuthConfig
 from llm_api_server.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from llm_api_server.admin.keys import ManagedKeys
     from llm_api_server.store.database import Database
     from llm_api_server.store.keys import Keys
     from llm_api_server.store.usage import UsageLedger
 
 T = TypeVar("T")
 
-#: Pattern of texts that PostgreSQL accepts in a query.
+#: Pattern of texts that PostgreSQL accepts.
 NO_NUL = r"^[^\x00]*$"
+#: Largest integer of a query parameter.
+MAX_INTEGER = 2**53
 #: Threads of one worker that may wait for the database at the same time.
 _MAX_THREADS = 4
-#: Largest integer of a query.
-MAX_INTEGER = 2**53
 _RETRY_AFTER = 5.0
-_UNAVAILABLE = "The store of keys and usage cannot be used now; the server's log says why. Try again."
+_UNAVAILABLE = "The database of keys and usage is unavailable; the server's log has the reason. Try again."
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is in the database. `managed` knows the configuration's keys as well."""
+    """Contents of the database. `managed` adds the keys of the configuration."""
 
     database: Database
     managed: ManagedKeys
@@ -46,22 +47,24 @@ class Stored:
 
 
 class StoreAccess:
-    """Of one worker."""
+    """The database as routes use it. `source` is the configuration file, for messages."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, storage_url: str, auth: AuthConfig, source: Path) -> None:
+        self._storage_url = storage_url
+        self._auth = auth
+        self._source = source
         self._lock = threading.Lock()
         self._stored: Stored | None = None
         self._limiter = anyio.CapacityLimiter(_MAX_THREADS)
 
-    def configure(self, config: Config) -> None:
+    def configure(self, auth: AuthConfig) -> None:
         with self._lock:
-            self._config = config
+            self._auth = auth
             if self._stored is not None:
-                self._stored = replace(self._stored, managed=_managed(config, self._stored.keys))
+                self._stored = replace(self._stored, managed=ManagedKeys(auth, self._source, self._stored.keys))
 
     async def call(self, work: Callable[[Stored], T]) -> T:
-        """What `work` returns; it runs in a thread. Its errors become those that a client is answered with."""
+        """Run `work` in a thread and return its result. Raises `StoreUnavailable`, and the `ApiError`s of `work`."""
         try:
             return await anyio.to_thread.run_sync(lambda: work(self._opened()), limiter=self._limiter)
         except StoreError as error:
@@ -75,22 +78,15 @@ class StoreAccess:
     def _opened(self) -> Stored:
         with self._lock:
             if self._stored is None:
-                self._stored = _open(self._config)
+                self._stored = self._open()
             return self._stored
 
+    def _open(self) -> Stored:
+        """Open the database without I/O: it connects with the first query."""
+        from llm_api_server.store.database import Database  # noqa: PLC0415 - imports SQLAlchemy
+        from llm_api_server.store.keys import Keys  # noqa: PLC0415
+        from llm_api_server.store.usage import UsageLedger  # noqa: PLC0415
 
-def _open(config: Config) -> Stored:
-    # No I/O yet: the database connects when it is asked.
-    from llm_api_server.store.database import Database  # noqa: PLC0415
-    from llm_api_server.store.keys import Keys  # noqa: PLC0415
-    from llm_api_server.store.usage import UsageLedger  # noqa: PLC0415
-
-    database = Database(config.storage_url)
-    keys = Keys(database)
-    return Stored(database, _managed(config, keys), keys, UsageLedger(database))
-
-
-def _managed(config: Config, keys: Keys) -> ManagedKeys:
-    from llm_api_server.admin.keys import ManagedKeys  # noqa: PLC0415
-
-    return ManagedKeys(config, keys)
+        database = Database(self._storage_url)
+        keys = Keys(database)
+        return Stored(database, ManagedKeys(self._auth, self._source, keys), keys, UsageLedger(database))

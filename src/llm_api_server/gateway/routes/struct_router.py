@@ -5,15 +5,19 @@ FastAPI describes and serializes pydantic models only; `model_of` makes one from
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable
-from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from fastapi import APIRouter
 from fastapi.datastructures import DefaultPlaceholder
 from pydantic import BaseModel, Field, create_model
+
+from llm_api_server.types import INTERNAL
 
 
 class StructRouter(APIRouter):
@@ -27,24 +31,33 @@ class StructRouter(APIRouter):
         super().add_api_route(path, endpoint, **options)
 
 
-@cache
+@functools.cache
 def model_of(struct: type[msgspec.Struct]) -> type[BaseModel]:
-    """Return a model with the fields of `struct`: all required, described by their `Meta`, without internal ones.
+    """Return a model with the fields of `struct`, described by their `Meta`, without those marked `INTERNAL`.
 
-    A field is internal if its `Meta` has `extra={"internal": True}`: processes exchange it, clients never see it.
+    A field is required unless it has a default and the struct has `omit_defaults`.
     """
+    omits_defaults = struct.__struct_config__.omit_defaults
     fields: dict[str, Any] = {}
     for field in msgspec.structs.fields(struct):
-        meta = next((one for one in get_args(field.type)[1:] if isinstance(one, msgspec.Meta)), msgspec.Meta())
-        if not (meta.extra or {}).get("internal"):
-            fields[field.name] = (_as_model(field.type), Field(description=meta.description))
+        metas = [one for one in get_args(field.type)[1:] if isinstance(one, msgspec.Meta)]
+        if INTERNAL in metas:
+            continue
+        description = metas[0].description if metas else None
+        default = ... if field.required or not omits_defaults else field.default
+        fields[field.name] = (_as_model(field.type), Field(default, description=description))
     own_doc = vars(struct).get("__doc__")  # not that of msgspec.Struct
     return create_model(struct.__name__, __doc__=own_doc and inspect.cleandoc(own_doc), **fields)
 
 
 def _as_model(annotation: Any) -> Any:
-    if get_origin(annotation) is list:
-        return list[_as_model(get_args(annotation)[0])]  # type: ignore[misc] # a type made at run time
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _as_model(args[0])
+    if origin is list:
+        return list[_as_model(args[0])]  # type: ignore[misc] # a type made at run time
+    if origin in {Union, UnionType}:
+        return functools.reduce(operator.or_, map(_as_model, args))
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         return model_of(annotation)
     return annotation

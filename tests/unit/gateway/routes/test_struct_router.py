@@ -10,9 +10,11 @@ import pytest
 from fastapi import FastAPI
 from msgspec import Meta
 
+from llm_api_server.admin import usage_rows
 from llm_api_server.gateway.routes.struct_router import StructRouter, model_of
 from llm_api_server.ipc.model_status import ModelStatus
-from llm_api_server.types import ModelState
+from llm_api_server.store.ledger_rows import RequestRow, UsageSum, UsageTotal
+from llm_api_server.types import INTERNAL, ModelState
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +23,7 @@ class Part(msgspec.Struct, frozen=True):
     """One part."""
 
     name: str
-    secret: Annotated[str, Meta(extra={"internal": True})] = "hidden"
+    secret: Annotated[str, INTERNAL] = "hidden"
 
 
 class Parts(msgspec.Struct):
@@ -74,3 +76,10 @@ def test_clients_see_no_fields_of_a_model_that_only_workers_need() -> None:
     status = ModelStatus("m", ModelState.READY, "vllm", "m", chat_template=True, ready_at=1.0)
     shown = model_of(ModelStatus).model_validate(status, from_attributes=True).model_dump()
     assert set(ModelStatus.__struct_fields__) - shown.keys() == {"chat_template", "ready_at"}
+
+
+def test_the_columns_of_a_usage_report_are_its_described_fields() -> None:
+    assert tuple(model_of(RequestRow).model_fields) == usage_rows.REQUEST_COLUMNS
+    assert tuple(model_of(UsageTotal).model_fields) == usage_rows.SUM_COLUMNS
+    required = {name for name, field in model_of(UsageSum).model_fields.items() if field.is_required()}
+    assert required == set(usage_rows.SUM_COLUMNS)
