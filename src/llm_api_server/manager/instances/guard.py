@@ -1,13 +1,13 @@
-"""Runs one engine as its child and leaves nothing of it behind. A script: standard library only, one small process.
+"""Runs one engine as its child and cleans up after it. A script: standard library only, one small process.
 
-The manager starts it in a session of its own, one per instance, and signals only it. It ends the engine when it is
-told to (SIGTERM), ends what the engine leaves behind when that dies by itself (it is the subreaper of all
-descendants), and ends everything when no manager has held the lock for `--orphan-timeout` seconds. It removes the
-shared memory that they had and nobody removed: vLLM kills the process that should. It survives the manager, so that the
-next one can adopt the engine. If it is killed itself, the kernel kills the engine.
+The manager starts one guard per instance, in a session of its own, and signals only the guard. The guard ends the
+engine on SIGTERM. It ends the descendants of an engine that died (it is their subreaper), and it ends everything once
+no manager has held the lock for ORPHAN_TIMEOUT seconds. It removes the shared memory that they leave: vLLM kills the
+process that should. It survives the manager, so that the next one can adopt the engine. If the guard itself is killed,
+the kernel kills the engine.
 
 Usage: guard.py LOCK ORPHAN_TIMEOUT STOP_TIMEOUT -- COMMAND…       Exit code: the engine's, 128 + n for signal n.
-       guard.py LOCK ORPHAN_TIMEOUT STOP_TIMEOUT --child PID       The engine is our child already (`zygote.py`).
+       guard.py LOCK ORPHAN_TIMEOUT STOP_TIMEOUT --child PID       The engine is a child already (`zygote.py`).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - shm_open(3) makes its files there
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 #: struct flock: type, whence, start, length, pid.
 _FLOCK = struct.Struct("hhllixxxx")
-#: The manager holds this open-file-description lock (fcntl(2)), so that guards can ask for a holder without taking it.
+#: The manager holds this open-file-description lock (fcntl(2)); guards can query its holder without taking it.
 MANAGER_LOCK = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
@@ -64,7 +64,7 @@ def _spawn(libc: ctypes.CDLL, command: list[str]) -> int:
 
 
 def _watch(child: int, lock: Path, orphan_timeout: float, stop_timeout: float, shared: set[str]) -> int:
-    """Wait for the engine to end, and end it when asked to or orphaned. Answers its exit code; adds to `shared`."""
+    """Wait until the engine has ended, and end it on a signal or if orphaned. Return its exit code; add to `shared`."""
     managed_at = time.monotonic()
     kill_at: float | None = None
     while True:
@@ -75,8 +75,8 @@ def _watch(child: int, lock: Path, orphan_timeout: float, stop_timeout: float, s
         now = time.monotonic()
         if _is_locked(lock):
             managed_at = now
-        is_told = info is not None and info.si_signo != signal.SIGCHLD
-        if kill_at is None and (is_told or now - managed_at > orphan_timeout):
+        is_signalled = info is not None and info.si_signo != signal.SIGCHLD
+        if kill_at is None and (is_signalled or now - managed_at > orphan_timeout):
             _signal(child, signal.SIGTERM)
             kill_at = now + stop_timeout
         elif kill_at is not None and now >= kill_at:
@@ -84,7 +84,7 @@ def _watch(child: int, lock: Path, orphan_timeout: float, stop_timeout: float, s
 
 
 def _reap(child: int) -> int | None:
-    """Collect all ended descendants; the exit code of `child` once it is among them."""
+    """Collect all ended descendants; return the exit code of `child` once it is among them."""
     code = None
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -97,7 +97,7 @@ def _reap(child: int) -> int | None:
 
 
 def _is_locked(lock: Path) -> bool:
-    """Whether a manager lives. Asks for the lock's holder; taking the lock to test it could keep a manager out."""
+    """Return whether a manager holds the lock. Queries it only: taking the lock could keep a manager out."""
     try:
         with lock.open("r+b") as file:
             kind = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, MANAGER_LOCK))[0]
@@ -107,7 +107,7 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _end_descendants() -> None:
-    """Kill what is left. Orphans of the engine become our children, so this ends when there is none."""
+    """Kill all descendants. Orphans of the engine become children of the guard, so the loop ends when none is left."""
     with contextlib.suppress(ChildProcessError):
         while True:
             for pid in _children(os.getpid()):
@@ -116,7 +116,7 @@ def _end_descendants() -> None:
 
 
 def _shared_memory(*, with_maps: bool) -> set[str]:
-    """Files of shared memory that our descendants have open, or, which costs more to tell, mapped."""
+    """Return the files of shared memory that descendants have open, or mapped, which costs more to find out."""
     found = set()
     for pid in _descendants(os.getpid()):
         with contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _children(pid: int) -> list[int]:
-    """Of all its threads: each has its own."""
+    """Return the children of all threads: each thread has its own."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for file in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -1,6 +1,6 @@
-"""Engine processes on this host: start under a guard, watch by pidfd, stop, measure, find again. Called by the manager.
+"""Engine processes on this host: started under a guard, watched by pidfd, stopped, measured and adopted.
 
-`Launcher` is the seam: starting instances elsewhere means another implementation of it.
+`Launcher` is the seam for engines on other hosts.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from llm_api_server.engines.base import LaunchPlan
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.adoption_records import AdoptionRecord
 
 _GUARD = Path(__file__).with_name("guard.py")
-#: Seconds an engine has to end by itself after SIGTERM, before its guard kills it.
+#: Seconds that an engine has to end after SIGTERM before its guard kills it.
 STOP_TIMEOUT = 10.0
-#: Seconds an engine serves on without a manager.
+#: Seconds that an engine continues to serve without a manager.
 ORPHAN_TIMEOUT = 30.0
-#: Never handed to an engine: it is not the engine's secret, or it makes every import slow.
+#: Prefixes of environment variables that engines do not inherit: secrets of the server, or what slows imports down.
 _WITHHELD = ("LLM_API_SERVER_", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME")
 
 
 class Process(Protocol):
-    """A running engine. `wait` answers its exit code, or None when it cannot be known (an adopted one)."""
+    """A running engine. `wait` returns its exit code, or None if it is unknown (an adopted process)."""
 
     @property
     def pid(self) -> int: ...
@@ -42,18 +44,20 @@ class Process(Protocol):
 
 
 class Launcher(Protocol):
+    """Starts engines, and adopts those that an earlier manager started."""
+
     async def start(self, plan: LaunchPlan, log: Path) -> Process: ...
     def adopt(self, record: AdoptionRecord) -> Process | None: ...
 
 
 class LocalLauncher:
-    """Starts engines as processes of this host."""
+    """Launcher for processes of this host."""
 
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
 
     async def start(self, plan: LaunchPlan, log: Path) -> Process:
-        """Start `plan.argv`; its output is appended to `log`. Raises `OSError` when it cannot."""
+        """Start `plan.argv`, with its output appended to `log`. Raises `OSError`."""
         with open_log(log) as output:
             child = subprocess.Popen(  # noqa: ASYNC220 - milliseconds; nothing is waited for
                 [*self.guard_command(), "--", *plan.argv],
@@ -71,12 +75,12 @@ class LocalLauncher:
         return GuardedProcess(child.pid, collect)
 
     def guard_command(self) -> list[str]:
-        """Still to be told what to guard."""
+        """Return the command of a guard, to which the arguments for its child are appended."""
         timeouts = [str(ORPHAN_TIMEOUT), str(STOP_TIMEOUT)]
         return [sys.executable, "-I", "-S", str(_GUARD), str(self._run_dir.lock), *timeouts]
 
     def adopt(self, record: AdoptionRecord) -> Process | None:
-        """The process of `record` if it still runs."""
+        """Return the process of `record` if it still runs."""
         if process_start_time(record.pid) != record.start_time:
             return None
         with contextlib.suppress(ProcessLookupError):
@@ -85,9 +89,9 @@ class LocalLauncher:
 
 
 class GuardedProcess:
-    """A guard and, below it, the engine. Holds a pidfd from the beginning: the pid cannot come to mean another.
+    """A guard with the engine as its child. It is held by a pidfd, so that a reused pid cannot be mistaken for it.
 
-    `collect` is awaited once, when the guard has ended, and answers its exit code.
+    `collect` is awaited once, after the guard has ended, and returns its exit code.
     """
 
     def __init__(self, pid: int, collect: Callable[[], Awaitable[int | None]], pidfd: int | None = None) -> None:
@@ -116,11 +120,11 @@ class GuardedProcess:
         return self._exit_code
 
     def terminate(self) -> None:
-        """SIGTERM to the guard: it ends the engine, by force after `STOP_TIMEOUT`."""
+        """Send SIGTERM to the guard, which ends the engine, by force after `STOP_TIMEOUT`."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """For a guard that does not obey: the kernel then kills the engine as well."""
+        """Kill the guard; the kernel then kills the engine as well."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -129,22 +133,27 @@ class GuardedProcess:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def memory_bytes(self) -> int | None:
-        """Memory of the guard and all below it; pages shared with others count in proportion."""
-        sizes = [size for pid in _tree(self.pid) if (size := proportional_size(pid)) is not None]
+        """Return the RAM of the guard and its descendants; shared pages count in proportion."""
+        try:
+            guard = psutil.Process(self.pid)
+            processes = [guard, *guard.children(recursive=True)]
+        except psutil.Error:
+            return None
+        sizes = [size for process in processes if (size := proportional_size(process.pid)) is not None]
         return sum(sizes) if sizes else None
 
 
 async def _no_exit_code() -> None:
-    """An adopted process is another's child."""
+    """Return None: an adopted process is not a child of this one."""
 
 
 def engine_environment(plan: LaunchPlan) -> dict[str, str]:
-    """The manager's own, cleaned, and what the plan adds."""
+    """Return the manager's environment without the withheld variables, and with those of the plan."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)} | plan.env
 
 
 class NoProcess:
-    """Stands for an instance that runs elsewhere (a remote URL): nothing to watch, nothing to end but the waiting."""
+    """Process of an instance that runs elsewhere (a remote URL): there is nothing to watch or to end."""
 
     pid = 0
     start_time = 0
@@ -167,7 +176,10 @@ class NoProcess:
 
 
 def process_start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat (proc(5)): clock ticks after boot; None when there is no such process or a zombie."""
+    """Return the start time in clock ticks since boot, or None if there is no such process or it is a zombie.
+
+    Field 22 of /proc/PID/stat (proc(5)). Adoption records contain it, so it is not psutil's, which is a wall time.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -176,28 +188,16 @@ def process_start_time(pid: int) -> int | None:
     return None if fields[0] in {"Z", "X"} else int(fields[19])
 
 
-def _tree(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    except OSError:
-        return []
-    return [pid, *(below for child in text.split() for below in _tree(int(child)))]
-
-
 def proportional_size(pid: int) -> int | None:
-    """RAM of one process in bytes; pages shared with others count in proportion. None when there is no such process."""
+    """Return the RAM of a process in bytes, or None if there is no such process; shared pages count in proportion."""
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    except OSError:
+        return int(psutil.Process(pid).memory_full_info().pss) or None  # 0: a zombie
+    except psutil.Error:
         return None
-    for line in text.splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def open_log(log: Path) -> contextlib.AbstractContextManager[int]:
-    """The engine's log file to append to; nowhere when it cannot be written (a full disk must not stop a model)."""
+    """Open an engine's log file for appending, or /dev/null if that fails: a full disk must not stop a model."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         return _closing(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640))

@@ -1,6 +1,6 @@
-"""Starts engines as forks of a zygote (`engines/zygote.py`), else by exec. Called by the manager, on its loop.
+"""Starts engines as forks of a zygote (`engines/vllm/zygote.py`), else as new processes. On the manager's loop.
 
-The zygote starts with the first engine that can use it, ends with the manager, and is started anew when it has died.
+The zygote starts with the first engine that can use it and ends with the manager; one that died is replaced.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ from llm_api_server.manager.instances.process import (
 
 _SCRIPT = Path(vllm.__file__).with_name("zygote.py")
 _LARGEST_MESSAGE = 64 * 1024
-#: Seconds a fork may take; it takes hundredths.
+#: Seconds that a fork may take; it usually takes hundredths of a second.
 _FORK_TIMEOUT = 15.0
-#: Seconds between the end of a guard and the zygote's word on its exit code.
+#: Seconds that the zygote may take to report the exit code of a guard.
 _CODE_TIMEOUT = 2.0
 _STOP_TIMEOUT = 5.0
-#: Read when a device is first used, so it may differ from the zygote's own. Everything else may count at import.
+#: Variables that may differ from the zygote's own: they are read when a device is first used, others at import.
 _READ_LATE = frozenset({"CUDA_VISIBLE_DEVICES"})
 
 
 class ForkFailed(Exception):
-    """No engine was started; the message says why."""
+    """No engine was started. The message is the reason."""
 
 
 class ZygoteLauncher:
-    """Satisfies `process.Launcher`. A plan that `is_forkable` is forked; whatever prevents it leads to exec."""
+    """`Launcher` that forks a plan if it `is_forkable`, and starts a new process if anything prevents the fork."""
 
     def __init__(self, local: LocalLauncher, log: Path) -> None:
         self._local = local
         self._log = log
         self._zygote: _Zygote | None = None
-        #: Interpreters whose vLLM cannot be forked, with the reason: asking again would cost the imports again.
-        self._unfit: dict[str, str] = {}
+        #: Interpreters whose vLLM cannot be forked: another try would cost the imports again.
+        self._unfit: set[str] = set()
 
     async def start(self, plan: LaunchPlan, log: Path) -> Process:
         if plan.is_forkable and plan.argv[0] not in self._unfit:
             try:
                 return await self._fork(plan, log)
             except (ForkFailed, OSError) as error:
-                logger.warning("vLLM is not forked but started anew: {}", error)
+                logger.warning("vLLM is not forked but started as a new process: {}", error)
         return await self._local.start(plan, log)
 
     def adopt(self, record: AdoptionRecord) -> Process | None:
         return self._local.adopt(record)
 
     async def close(self) -> None:
-        """Ends the zygote; engines are not its business."""
+        """End the zygote. Its forks belong to their guards and run on."""
         if self._zygote is not None:
             await self._zygote.close()
 
@@ -86,27 +86,27 @@ class ZygoteLauncher:
             raise
 
     async def _ready_zygote(self, plan: LaunchPlan, environment: dict[str, str]) -> _Zygote:
-        """The one that runs, or a new one. Waits for its imports: they cost less than the three times of an exec."""
+        """Return the running zygote, or start one, once its imports are done."""
         if self._zygote is None or not self._zygote.is_alive:
             if self._zygote is not None:
                 logger.warning("the zygote has died; starting another")
                 await self._zygote.close()
             self._zygote = _Zygote(plan, environment, self._log)
         zygote = self._zygote
-        # Shielded: a load that is given up leaves the zygote to the next.
+        # Shielded: a load that is cancelled leaves the zygote to the next one.
         problem = await asyncio.shield(zygote.ready)
         if problem is not None:
-            self._unfit[plan.argv[0]] = problem
+            self._unfit.add(plan.argv[0])
             raise ForkFailed(problem)
         return zygote
 
 
 class _Zygote:
-    """One zygote process. `ready` ends with None, with why its vLLM cannot be forked, or raises `ForkFailed`."""
+    """One zygote process. `ready` returns None, or why its vLLM cannot be forked, or raises `ForkFailed`."""
 
     def __init__(self, plan: LaunchPlan, environment: dict[str, str], log: Path) -> None:
         self._python, self._module = plan.argv[0], plan.argv[2]
-        self._environment = _early(environment)
+        self._environment = _read_at_import(environment)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(0)
         try:
@@ -136,26 +136,26 @@ class _Zygote:
 
     def serves(self, plan: LaunchPlan, environment: dict[str, str]) -> bool:
         is_same_program = (plan.argv[0], plan.argv[2]) == (self._python, self._module)
-        return is_same_program and _early(environment) == self._environment
+        return is_same_program and _read_at_import(environment) == self._environment
 
     async def fork(self, request: dict[str, Any], log: Path) -> Process:
-        """Raises `ForkFailed`, or `OSError` when the request cannot be sent."""
+        """Fork an engine. Raises `ForkFailed`, or `OSError` if the request cannot be sent."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs, open_log(log) as output:
                 socket.send_fds(self._control, [json.dumps(request).encode()], [output, theirs.fileno()])
             async with asyncio.timeout(_FORK_TIMEOUT):
-                answer, descriptors = await _receive(ours)
+                reply, descriptors = await _receive(ours)
         except (OSError, TimeoutError) as error:
             ours.close()
-            raise ForkFailed(f"the zygote does not answer ({error!r})") from error
+            raise ForkFailed(f"the zygote does not respond ({error!r})") from error
         if not descriptors:
             ours.close()
-            raise ForkFailed("the zygote broke the connection")
-        return GuardedProcess(answer["pid"], _ExitCode(ours), pidfd=descriptors[0])
+            raise ForkFailed("the zygote closed the connection")
+        return GuardedProcess(reply["pid"], _ExitCode(ours), pidfd=descriptors[0])
 
     async def close(self) -> None:
-        """It ends by itself when its socket is closed; the kill is for one that is busy importing."""
+        """End it by closing its socket; kill it if it is busy importing."""
         self.ready.cancel()
         with contextlib.suppress(asyncio.CancelledError, ForkFailed, OSError):
             await self.ready
@@ -178,7 +178,7 @@ class _Zygote:
 
 
 class _ExitCode:
-    """Asks the zygote, the guard's parent, for the exit code; None when the zygote is no more."""
+    """Reads the exit code of a guard from the zygote, its parent; None if the zygote has ended."""
 
     def __init__(self, report: socket.socket) -> None:
         self._report = report
@@ -195,7 +195,7 @@ class _ExitCode:
 
 
 async def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """One message and the descriptors with it; an empty one at the end of the connection."""
+    """Return one message and its descriptors; an empty message at the end of the connection."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(connection.fileno(), readable.set)
@@ -207,11 +207,11 @@ async def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]
     return (json.loads(data) if data else {}), list(descriptors)
 
 
-def _early(environment: dict[str, str]) -> dict[str, str]:
+def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in _READ_LATE}
 
 
 def _terminate(exchange: asyncio.Task[Process]) -> None:
-    """The load was given up while the engine was forked."""
+    """End an engine whose load was cancelled during the fork."""
     if not exchange.cancelled() and exchange.exception() is None:
         exchange.result().terminate()

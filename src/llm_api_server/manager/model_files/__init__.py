@@ -1,1 +1,1 @@
-"""Model files on disk: downloads for administrators, removal."""
+"""Files of models: downloads and removals, for the admin API."""

@@ -1,6 +1,6 @@
-"""Downloads that administrators ask for: each is a `models pull` of its own, which tells how far it is.
+"""Downloads for the admin API: each is a `models pull` process that reports its progress. On the manager's loop.
 
-Who is killed with one under way leaves what has come; the same download goes on with it.
+A download that is killed keeps its files; the same download resumes from them.
 """
 
 from __future__ import annotations
@@ -28,82 +28,84 @@ from llm_api_server.manager.model_files.removal import remove
 if TYPE_CHECKING:
     from llm_api_server.manager.worker_session import WorkerSession
 
-#: Ended ones that are remembered.
-_MOST_ENDED = 20
-_MOST_RUNNING = 4
-#: A line of the child is an event; a model of very many files makes a long one.
-_LONGEST_LINE = 1 << 20
+#: Ended downloads that are remembered.
+_MAX_ENDED = 20
+_MAX_RUNNING = 4
+#: Bytes of one event of the process: the event of a model with many files is long.
+_MAX_LINE = 1 << 20
+#: Fields that the events and the status share.
+_SHARED_FIELDS = {"revision", "files", "note", "bytes", "total", "file", "speed", "left", "model", "entry"}
 
 
 class Downloads:
-    """`follow` has the server follow the file, and answers what is against it."""
+    """Running and ended downloads. `follow` reloads the configuration file and returns what prevents it, or None."""
 
     def __init__(self, config: Path, follow: Callable[[], Awaitable[str | None]]) -> None:
         self._config = config
         self._follow = follow
-        self._pulls: dict[str, _Pull] = {}
+        self._downloads: dict[str, _Download] = {}
 
     def statuses(self) -> list[PullStatus]:
-        """The latest last."""
-        return [pull.status for pull in self._pulls.values()]
+        """Return the downloads, the latest last."""
+        return [download.status for download in self._downloads.values()]
 
     def start(self, client: WorkerSession, wanted: PullModel) -> None:
-        running = [pull.status.source for pull in self._pulls.values() if pull.status.state == "running"]
-        if len(running) >= _MOST_RUNNING:
-            client.send(Refused(wanted.request, "slow_down", f"{len(running)} downloads are under way: wait for one."))
+        running = sum(download.status.state == "running" for download in self._downloads.values())
+        if running >= _MAX_RUNNING:
+            client.send(Refused(wanted.request, "slow_down", f"{running} downloads are running: wait for one."))
             return
-        pull = _Pull(wanted)
-        self._pulls[pull.status.id] = pull
-        pull.task = asyncio.create_task(self._run(pull, wanted))
+        download = _Download(wanted)
+        self._downloads[download.status.id] = download
+        download.task = asyncio.create_task(self._run(download, wanted))
         self._forget_old()
-        client.send(Pulls(wanted.request, [pull.status]))
+        client.send(Pulls(wanted.request, [download.status]))
 
-    def cancel(self, client: WorkerSession, request: int, pull_id: str) -> None:
-        """One that has ended is forgotten."""
-        pull = self._pulls.get(pull_id)
-        if pull is None:
-            client.send(_unknown(request, pull_id))
+    def cancel(self, client: WorkerSession, request: int, download_id: str) -> None:
+        """Cancel a download, or forget one that has ended."""
+        download = self._downloads.get(download_id)
+        if download is None:
+            client.send(_unknown(request, download_id))
             return
-        if pull.status.state == "running":
-            pull.status.state = "cancelled"
-            pull.kill()
+        if download.status.state == "running":
+            download.status.state = "cancelled"
+            download.kill()
         else:
-            del self._pulls[pull_id]
-        client.send(Pulls(request, [pull.status]))
+            del self._downloads[download_id]
+        client.send(Pulls(request, [download.status]))
 
     async def add(self, client: WorkerSession, command: AddPulled) -> None:
-        pull = self._pulls.get(command.pull)
-        if pull is None or pull.status.entry is None:
+        download = self._downloads.get(command.pull)
+        if download is None or download.status.entry is None:
             client.send(_unknown(command.request, command.pull))
             return
-        problem = await self._add(pull.status, command.name)
+        problem = await self._add(download.status, command.name)
         if problem is None:
-            client.send(Pulls(command.request, [pull.status]))
+            client.send(Pulls(command.request, [download.status]))
         else:
             client.send(Refused(command.request, "invalid_configuration", problem))
 
     async def remove(self, client: WorkerSession, command: RemoveModel, statuses: Sequence[ModelStatus]) -> None:
-        """The other way: it goes out of the file, and its own files go. `statuses` are those of all models."""
+        """Remove a model from the configuration and delete its own files. `statuses` are those of all models."""
         await remove(client, command, self._config, statuses, self._follow)
 
     async def close(self) -> None:
-        """End what is under way; what has come of it stays."""
-        tasks = [pull.task for pull in self._pulls.values() if pull.task is not None]
-        for pull in self._pulls.values():
-            pull.kill()
+        """End the running downloads; their files stay."""
+        tasks = [download.task for download in self._downloads.values() if download.task is not None]
+        for download in self._downloads.values():
+            download.kill()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, pull: _Pull, wanted: PullModel) -> None:
-        status = pull.status
-        logger.info("download of {} begins", status.source)
+    async def _run(self, download: _Download, wanted: PullModel) -> None:
+        status = download.status
+        logger.info("download of {} started", status.source)
         try:
-            message = await pull.run(self._config)
+            message = await download.run(self._config)
         except OSError as error:
             message = f"The download cannot be started: {error.strerror}."
         except (msgspec.DecodeError, LookupError, TypeError):
-            logger.opt(exception=True).error("download of {}: what it tells is not understood", status.source)
-            pull.kill()
-            message = "The download tells what the server does not understand: the installation may be mixed up."
+            logger.opt(exception=True).error("download of {}: an event cannot be decoded", status.source)
+            download.kill()
+            message = "The server cannot decode the progress of the download: two versions may be installed."
         if status.state == "cancelled":
             logger.info("download of {} cancelled", status.source)
             return
@@ -114,10 +116,10 @@ class Downloads:
         logger.info("download of {}: {}", status.source, message or "done")
 
     async def _add(self, status: PullStatus, name: str | None) -> str | None:
-        """Put it into the file and have all follow; what is against it."""
+        """Add the model to the configuration file and reload it; return what prevents it, or None."""
         model, entry = name or status.model, status.entry
         if model is None or entry is None:
-            return "The download did not tell what has come."
+            return "The download reported no model."
         try:
             await asyncio.to_thread(edit, self._config, lambda text: with_model(text, model, entry))
         except DownloadError as error:
@@ -126,13 +128,13 @@ class Downloads:
         return await self._follow()
 
     def _forget_old(self) -> None:
-        ended = [pull_id for pull_id, pull in self._pulls.items() if pull.status.state != "running"]
-        for pull_id in ended[:-_MOST_ENDED]:
-            del self._pulls[pull_id]
+        ended = [download_id for download_id, download in self._downloads.items() if download.status.state != "running"]
+        for download_id in ended[:-_MAX_ENDED]:
+            del self._downloads[download_id]
 
 
-class _Pull:
-    """One process, and what it has told."""
+class _Download:
+    """One download process and its status."""
 
     def __init__(self, wanted: PullModel) -> None:
         self._wanted = wanted
@@ -147,13 +149,13 @@ class _Pull:
                 self._process.kill()
 
     async def run(self, config: Path) -> str | None:
-        """Until it is over; answers what went wrong. Raises `OSError`."""
+        """Run the process to its end; return what went wrong, or None. Raises `OSError`."""
         process = self._process = await asyncio.create_subprocess_exec(
             *_command(config, self._wanted),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=_LONGEST_LINE,
+            limit=_MAX_LINE,
         )
         assert process.stdout is not None, "it is a pipe"
         assert process.stderr is not None, "it is a pipe"
@@ -161,27 +163,24 @@ class _Pull:
             self.kill()
         errors = asyncio.create_task(process.stderr.read())
         async for line in process.stdout:
-            self._note(msgspec.json.decode(line))
-        said = (await errors).decode("utf-8", "replace").strip()
+            self._apply(msgspec.json.decode(line))
+        stderr = (await errors).decode("utf-8", "replace").strip()
         if await process.wait() == 0 and self.status.entry is not None:
             return None
         if self._error is not None:
             return self._error
-        return said.splitlines()[-1] if said else "The download ended without a word."
+        return stderr.splitlines()[-1] if stderr else "The download ended without an error message."
 
-    def _note(self, event: dict[str, Any]) -> None:
-        """The fields that events and the status have in common, by their names; the last may be an error."""
+    def _apply(self, event: dict[str, Any]) -> None:
+        """Copy the shared fields of an event to the status; the last event may be an error."""
         if "error" in event:
             self._error = event["error"]["message"]
             return
         for name, value in event.items():
-            if name in _TOLD:
+            if name in _SHARED_FIELDS:
                 setattr(self.status, name, value)
         if event["type"] == "planned":
             self.status.bytes = event["here"]
-
-
-_TOLD = {"revision", "files", "note", "bytes", "total", "file", "speed", "left", "model", "entry"}
 
 
 def _command(config: Path, wanted: PullModel) -> list[str]:
@@ -190,5 +189,5 @@ def _command(config: Path, wanted: PullModel) -> list[str]:
     return [sys.executable, "-m", "llm_api_server", "models", "pull", "--json", "--no-add", *words, "--", wanted.source]
 
 
-def _unknown(request: int, pull_id: str) -> Refused:
-    return Refused(request, "pull_not_found", f"There is no download {pull_id!r} that this could be done with.")
+def _unknown(request: int, download_id: str) -> Refused:
+    return Refused(request, "pull_not_found", f"There is no such download: {download_id!r}.")

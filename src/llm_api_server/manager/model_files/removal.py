@@ -1,4 +1,4 @@
-"""Takes a model out of the configuration and deletes its files, for an administrator: what `models rm` does by hand."""
+"""Removes a model from the configuration and deletes its files, for the admin API; the same as `models rm`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def remove(
     statuses: Sequence[ModelStatus],
     follow: Callable[[], Awaitable[str | None]],
 ) -> None:
-    """`file` is the configuration's; `follow` has the server follow it, and answers what is against it."""
+    """Remove the model of `command` from the configuration `file`. `follow` reloads it and returns what prevents it."""
     name, request = command.model, command.request
     try:
         config = await asyncio.to_thread(load_config, file)
@@ -59,7 +59,7 @@ async def remove(
     if problem is not None:
         client.send(Refused(request, "invalid_configuration", problem))
         return
-    logger.info("model {} removed, and {} files and folders of its own", name, len(files))
+    logger.info("model {} removed, with {} files and folders", name, len(files))
     client.send(Removed(request, [str(path) for path in files]))
 
 
@@ -73,8 +73,8 @@ def _problem(
         return f"The model {name!r} is loaded: unload it first."
     if not files and not command.keep_files:
         return (
-            f"The model {name!r} has no files of its own under models_dir, so there is nothing to delete: ask again "
-            "with keep_files=true to take only its entry out of the configuration."
+            f"The model {name!r} has no files of its own under models_dir, so there is nothing to delete: use "
+            "keep_files=true to remove only its entry from the configuration."
         )
     return None
 
@@ -83,5 +83,5 @@ def _delete(files: Sequence[Path]) -> str | None:
     try:
         delete(files)
     except OSError as error:
-        return f"It is out of the configuration, but {error.filename} cannot be deleted: {error.strerror}."
+        return f"The model is removed from the configuration, but {error.filename} cannot be deleted: {error.strerror}."
     return None
