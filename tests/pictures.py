@@ -20,6 +20,12 @@ def png(width: int = 2, height: int = 2, colour: bytes = COLOURS["red"]) -> byte
     return _png(width, height, (b"\x00" + colour * width) * height)
 
 
+def png_of_stated_size(width: int, height: int) -> bytes:
+    """Return a small PNG whose header states another size."""
+    whole = png()
+    return whole[:16] + struct.pack(">II", width, height) + whole[24:]
+
+
 def figure(name: str, side: int = 120) -> bytes:
     """`red circle` and the like, on white."""
     colour, shape = name.split()

@@ -99,7 +99,7 @@ async def test_a_key_with_ten_times_the_load_hardly_delays_another(server: Serve
     small, flood = Caller(server, "small", (2, 8)), Caller(server, "flood", (24, 72))
     alone = [await small.median()]
     crowd = [asyncio.create_task(flood.keep_asking()) for _ in range(TIMES_THE_LOAD)]
-    await asyncio.sleep(1)
+    await becomes(server, in_flight=PLACES, queued=1)
     beside = await small.median()
     for one in crowd:
         one.cancel()

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -114,9 +113,15 @@ def test_a_worker_killed_while_it_is_asked_is_replaced_at_once(tmp_path: Path, c
         victim = min(_workers(server))
         process = psutil.Process(victim)
         process.suspend()
-        time.sleep(2)
+        wait_until(lambda: waits_for_a_worker(server))
         process.kill()
-        wait_until(lambda: len(_workers(server) - {victim}) == 2, timeout=40)  # waiting for its answer would take 60
+        wait_until(lambda: len(_workers(server) - {victim}) == 2, timeout=40)  # the health check would take 60
+
+
+def waits_for_a_worker(server: Server) -> bool:
+    """Return whether the main process waits for a response to a health check: it comes at once unless a worker hangs."""
+    assert server.process is not None
+    return "poll" in Path(f"/proc/{server.process.pid}/wchan").read_text()
 
 
 def _workers(server: Server) -> set[int]:

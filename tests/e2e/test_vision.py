@@ -19,7 +19,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.pictures import SAMPLES, data_url, figure, image_part, png
+from tests.pictures import SAMPLES, data_url, figure, image_part, png_of_stated_size
 from tests.running import KEY, Server, running
 from tests.waiting import wait_until
 
@@ -196,7 +196,7 @@ BAD_PARTS = {
     "a header only": (image_part(RED_CIRCLE[:33]), "Failed to load image"),
     "a text named PNG": (image_part(b"This is not a picture."), "not a PNG, JPEG, GIF, WebP or BMP"),
     "half a header": (image_part(RED_CIRCLE[:20]), "damaged or cut off"),
-    "100 megapixels": (image_part(png(10_000, 10_000)), "100,000,000"),
+    "100 megapixels": (image_part(png_of_stated_size(10_000, 10_000)), "100,000,000"),
     "no base64": (url_part("data:image/png;base64,@@@@"), "base64"),
     "nothing": (url_part("data:image/png;base64,"), "not a PNG"),
     "an unknown scheme": (url_part("gopher://x.test/red.png"), "data: URLs"),

@@ -62,7 +62,6 @@ async def test_workers_hear_of_states_and_nothing_of_every_request(world: World)
             manager.return_slots(client, grant.instance.id, grant.slots)
             manager.report_in_flight(client, {}, {})
             await granted(manager, client, "a", number)
-            await asyncio.sleep(0.15)
         assert len(client.told) == heard
         manager.return_slots(client, grant.instance.id, grant.slots)
         manager.unload(client, 9, "a", wait=True)
@@ -122,7 +121,7 @@ async def test_swap_waits_for_the_lease(world: World) -> None:
         first, second = connect(manager), connect(manager)
         grant = await granted(manager, first, "a")
         manager.acquire(second, 1, "b")
-        await asyncio.sleep(0.05)
+        await until(lambda: bool(manager._scheduler.models["b"].queue))
         assert state(manager, "a") is ModelState.READY
         manager.return_slots(first, grant.instance.id, grant.slots)
         message = await second.next()

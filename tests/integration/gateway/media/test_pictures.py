@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from llm_api_server.config.models import InferenceConfig
 from llm_api_server.gateway.proxy import services as proxy_module
 from llm_api_server.ipc.run_dir import RunDir
 from tests.gateway_worker import PNG, Gateway, make_config, run_gateway
-from tests.pictures import data_url, image_part, png
+from tests.pictures import data_url, image_part, png_of_stated_size
 from tests.web import PICTURE, Web, make_certificate, ok
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +70,7 @@ async def test_pictures_are_limited_by_their_decoded_size(
     run_dir: RunDir, engine_socket: Path, sides: list[int], status: int
 ) -> None:
     config = make_config(run_dir, inference=InferenceConfig(max_image_pixels=10_000))
-    pictures = [png()[:16] + struct.pack(">II", side, side) + png()[24:] for side in sides]
+    pictures = [png_of_stated_size(side, side) for side in sides]
     body = {"model": "m", "messages": [{"role": "user", "content": [image_part(picture) for picture in pictures]}]}
     async with run_gateway(run_dir, engine_socket, config) as gateway:
         response = await gateway.client.post("/v1/chat/completions", json=body)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from pathlib import Path
@@ -131,7 +130,7 @@ async def test_the_chat_that_is_under_way_ends_before_the_twin_takes_its_place(t
         client, other = connect(manager), connect(manager)
         chat = await ask(manager, client, "generate")
         manager.acquire(other, 1, "a", "embed")
-        await asyncio.sleep(0.05)
+        await until(lambda: bool(manager._scheduler.models[TWIN].queue))
         assert state(manager, "a") is ModelState.READY
         assert other.messages.empty()
         give_back(manager, client, chat)

@@ -9,13 +9,14 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from llm_api_server.manager.instances import guard
+from tests.waiting import wait_until
 
 GUARD = Path(guard.__file__)
 OBEYS = "import signal; print('up', flush=True); signal.pause()"
@@ -31,21 +32,20 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def lock(tmp_path: Path) -> Iterator[Path]:
-    """A lock that is held, as by a manager that lives."""
-    path = tmp_path / "manager.lock"
-    with path.open("w+b") as file:
+def lock(tmp_path: Path) -> Iterator[BinaryIO]:
+    """The lock file, held as by a running manager until it is closed."""
+    with (tmp_path / "manager.lock").open("w+b") as file:
         request = struct.pack("hhllixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
-        yield path
+        yield file
 
 
 @pytest.fixture
-def spawn(lock: Path) -> Iterator[Spawn]:
+def spawn(lock: BinaryIO) -> Iterator[Spawn]:
     guards: list[subprocess.Popen[str]] = []
 
-    def start(code: str, *, lock: Path = lock, orphan_timeout: float = 60, stop_timeout: float = 60) -> object:
-        command = [sys.executable, "-I", "-S", str(GUARD), str(lock), str(orphan_timeout), str(stop_timeout)]
+    def start(code: str, *, lock: str = lock.name, orphan_timeout: float = 60, stop_timeout: float = 60) -> object:
+        command = [sys.executable, "-I", "-S", str(GUARD), lock, str(orphan_timeout), str(stop_timeout)]
         child = subprocess.Popen(
             [*command, "--", sys.executable, "-c", code],
             stdout=subprocess.PIPE,
@@ -81,11 +81,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pid: int) -> None:
-    while is_alive(pid):
-        time.sleep(0.01)
-
-
 def test_exit_code_is_the_engines(spawn: Spawn) -> None:
     assert spawn("raise SystemExit(7)").wait() == 7
 
@@ -94,8 +89,8 @@ def test_death_by_signal_is_128_and_its_number(spawn: Spawn) -> None:
     assert spawn("import os; os.kill(os.getpid(), 9)").wait() == 137
 
 
-def test_a_command_that_cannot_start_says_so(lock: Path) -> None:
-    command = [sys.executable, "-I", "-S", str(GUARD), str(lock), "60", "60", "--", "/does/not/exist"]
+def test_a_command_that_cannot_start_says_so(lock: BinaryIO) -> None:
+    command = [sys.executable, "-I", "-S", str(GUARD), lock.name, "60", "60", "--", "/does/not/exist"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 127
     assert "cannot start /does/not/exist" in result.stderr
@@ -131,21 +126,26 @@ def test_a_killed_guard_takes_the_engine_with_it(spawn: Spawn) -> None:
     engine = engine_of(child)
     child.kill()
     child.wait()
-    wait_until_gone(engine)
+    wait_until(lambda: not is_alive(engine))
 
 
 def test_orphans_end_when_no_manager_holds_the_lock(spawn: Spawn, tmp_path: Path) -> None:
     free = tmp_path / "free.lock"
     free.touch()
-    child = spawn(OBEYS, lock=free, orphan_timeout=0.1)
+    child = spawn(OBEYS, lock=str(free), orphan_timeout=0.1)
     assert child.wait() == 128 + signal.SIGTERM
 
 
-def test_engines_live_as_long_as_the_lock_is_held(spawn: Spawn) -> None:
+def test_engine_lives_exactly_as_long_as_the_lock_is_held(spawn: Spawn, lock: BinaryIO) -> None:
+    """SIGCHLD makes the guard check the lock at once; two checks are further apart than the orphan timeout."""
     child = spawn(OBEYS, orphan_timeout=0.1)
     assert first_line(child) == "up"
-    with pytest.raises(subprocess.TimeoutExpired):
-        child.wait(timeout=5)
+    for _ in range(3):
+        child.send_signal(signal.SIGCHLD)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=0.2)
+    lock.close()
+    assert child.wait() == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["told to end", "killed"])

@@ -31,6 +31,7 @@ from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.types import EngineName, ModelState
 from tests.machine import GIB, Machine, gpus, ram
 from tests.script_engine import Recorder, ScriptEngine
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -139,18 +140,14 @@ class World:
         return granted.instance.id
 
     async def becomes(self, name: str, state: ModelState) -> None:
-        async with asyncio.timeout(30):
-            while self.status(name).state is not state:
-                await asyncio.sleep(0.01)
+        await until(lambda: self.status(name).state is state)
 
 
 async def test_an_idle_model_sleeps_and_the_next_request_wakes_it(tmp_path: Path) -> None:
     async with World(tmp_path, a="none").running(deep_sleep_timeout=0) as world:
         first = await world.use("a")
         await world.becomes("a", ModelState.SLEEPING)
-        async with asyncio.timeout(30):
-            while world.status("a").devices != {"gpu0": int(1.5 * GIB), "ram": 8 * GIB}:
-                await asyncio.sleep(0.01)
+        await until(lambda: world.status("a").devices == {"gpu0": int(1.5 * GIB), "ram": 8 * GIB})
         assert await world.use("a") == first
         assert world.calls("a")[:2] == ["/sleep?level=1", "/wake_up"]
 
@@ -158,9 +155,7 @@ async def test_an_idle_model_sleeps_and_the_next_request_wakes_it(tmp_path: Path
 async def test_a_long_sleep_becomes_deep_and_waking_reads_the_weights_again(tmp_path: Path) -> None:
     async with World(tmp_path, a="none").running(deep_sleep_timeout=0.5) as world:
         first = await world.use("a")
-        async with asyncio.timeout(30):
-            while "/sleep?level=2" not in world.calls("a"):
-                await asyncio.sleep(0.01)
+        await until(lambda: "/sleep?level=2" in world.calls("a"))
         assert await world.use("a") == first
         assert world.calls("a")[:6] == [
             "/sleep?level=1",

@@ -21,6 +21,7 @@ from llm_api_server.engines.base import LaunchPlan
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.process import LocalLauncher, Process
 from llm_api_server.manager.instances.zygote_launcher import ZygoteLauncher
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -75,8 +76,7 @@ class Bench:
 
     async def said(self) -> dict[str, Any]:
         """What the newest engine printed about itself."""
-        while not (self.log.exists() and self.log.read_text().endswith("}\n")):
-            await asyncio.sleep(0.01)
+        await until(lambda: self.log.exists() and self.log.read_text().endswith("}\n"))
         answer: dict[str, Any] = json.loads(self.log.read_text().splitlines()[-1])
         self.log.unlink()
         return answer
@@ -157,8 +157,7 @@ async def test_a_killed_zygote_leaves_its_engines_and_is_replaced(bench: Bench) 
     assert old is not None
     zygote = psutil.Process(old)
     zygote.kill()
-    while zygote.is_running() and zygote.status() != psutil.STATUS_ZOMBIE:
-        await asyncio.sleep(0.01)
+    await until(lambda: not zygote.is_running() or zygote.status() == psutil.STATUS_ZOMBIE)
     second = await bench.start(bench.plan())
     assert (await bench.said())["preloaded"]
     assert psutil.Process(second.pid).ppid() == bench.launcher.zygote_pid != old

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_api_server.gateway.media.image_size import BrokenImage, read_size
-from tests.pictures import SAMPLES, png
+from tests.pictures import SAMPLES, png, png_of_stated_size
 
 STARTS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF0000WEBPVP8X", b"RIFF0000WEBPVP8L",
           b"RIFF0000WEBPVP8 ", b"BM"]  # fmt: skip
@@ -45,7 +45,7 @@ def test_every_format_is_among_the_samples() -> None:
 @pytest.mark.parametrize(
     ("content", "size"),
     [
-        (png(10_000, 10_000)[:64], (10_000, 10_000)),
+        (png_of_stated_size(10_000, 10_000)[:64], (10_000, 10_000)),
         (b"\xff\xd8" + segment(0xE1, frame(9, 9)) + frame(640, 480) + SOS, (640, 480)),  # a thumbnail inside Exif
         (b"\xff\xd8" + frame(640, 480, 0xC2) + SOS, (640, 480)),  # progressive
         (b"\xff\xd8" + segment(0xC4, b"tables") + b"\xff\xff" + frame(640, 480) + SOS, (640, 480)),
