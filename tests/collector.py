@@ -1,4 +1,4 @@
-"""A stand-in for an OpenTelemetry collector: takes OTLP over HTTP as one does, and keeps what it was sent."""
+"""A stand-in for an OpenTelemetry collector: accepts OTLP over HTTP and records it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Seen:
 
 @dataclass
 class Collector:
-    """`headers` are those of the last request."""
+    """Recorded spans; `headers` are those of the last request."""
 
     url: str = ""
     spans: list[Seen] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Collector:
     paths: set[str] = field(default_factory=set)
 
     def trace(self, trace_id: str) -> dict[str, Seen]:
-        """The spans of one trace, by name."""
+        """Return the spans of one trace, by name."""
         return {span.name: span for span in list(self.spans) if span.trace_id == trace_id}
 
     def take(self, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What every test gets: a clean environment, asyncio for asynchronous tests, and the real test models on demand."""
+"""Fixtures of all tests: a clean environment, asyncio for asynchronous tests, and the real test models on demand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ E2E = Path(__file__).parent / "e2e"
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-# A line per request of a test hides what a failure says.
+# A line per request would hide the failure.
 for _client in ("httpx", "httpx2"):
     logging.getLogger(_client).setLevel(logging.WARNING)
 
@@ -40,9 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def clean_environment() -> None:
-    """No setting of the person who runs the tests reaches the server, its engines or the clients.
+    """Hide the settings of the person who runs the tests from the server, its engines and the clients.
 
-    What is started in the background ignores Ctrl-C, and would hand that on to the commands that tests interrupt.
+    A shell's background jobs ignore Ctrl-C and would pass that on to the commands that tests interrupt.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
@@ -53,7 +53,7 @@ def clean_environment() -> None:
 
 @pytest.fixture(autouse=True)
 def unchanged_environment() -> Iterator[None]:
-    """What a test, or a command called in this process, sets is gone after it."""
+    """Undo what a test, or a command called in this process, sets."""
     before = dict(os.environ)
     yield
     os.environ.clear()

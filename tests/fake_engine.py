@@ -1,20 +1,20 @@
 """A tiny OpenAI engine on a unix socket for failure tests: `python fake_engine.py SOCKET`. Standard library only.
 
-What it does is told by the request's text (`messages[-1].content` or `prompt`), as `word` or `word:number`:
+The request's text (`messages[-1].content` or `prompt`) decides what it does, as `word` or `word:number`:
 
-    hello            an answer in five pieces (also the default)
+    hello            a response in five pieces (also the default)
     chunks:N         N numbered pieces, each one sent when the file SOCKET.go holds at least its number
     flood:N          N pieces of 16 KiB as fast as the connection takes them
     head-only        a stream's head and then nothing
     silent           nothing, ever
-    die              closes the connection without an answer
+    die              closes the connection without a response
     die-mid          closes it after two pieces
     split            each event cut in two across packets
     error-event      two pieces, then llama.cpp's error event
     error-first      an error event and nothing else
     status:N         that status with llama.cpp's error body
-    close-after      a good answer, after which it closes the connection without having said so
-    big:N            a JSON answer of N bytes
+    close-after      a good response, after which it closes the connection unannounced
+    big:N            a JSON response of N bytes
 
 Every request is one line in SOCKET.log: `PATH CONNECTION BODY`, and `aborted` when a client left before the end.
 """
@@ -82,7 +82,7 @@ class Answer:
         self.request: dict[str, Any] = json.loads(body) if body.startswith(b"{") else {}
 
     async def run(self) -> bool:
-        """False: close the connection."""
+        """Serve one request; return False to close the connection."""
         word, _, number = self._text().partition(":")
         if self.path in ("/tokenize", "/apply-template", "/detokenize"):
             return await self._tokenize()
@@ -111,7 +111,7 @@ class Answer:
         return prompt if isinstance(prompt, str) else "hello"
 
     async def _tokenize(self) -> bool:
-        """A token per word; a template adds three. `é` has pieces that are no text."""
+        """Return a token per word; a template adds three. `é` has pieces that are not text."""
         if self.path == "/detokenize":
             return await self._json({"content": " ".join(str(token) for token in self.request["tokens"])})
         if self.path == "/apply-template":

@@ -1,4 +1,4 @@
-"""Interpreters with a made-up vLLM: packages that register parsers as versions of vLLM do or did."""
+"""Interpreters with a fake vLLM: packages that register parsers as versions of vLLM do or did."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fake_vllm(
     place: str = "vllm.tool_parsers",
     is_eager: bool = False,
 ) -> Path:
-    """The interpreter. `folder/imports` tells, a line each, what of vLLM was really imported."""
+    """Return the interpreter. `folder/imports` gets a line for each module of vLLM that is imported."""
     _write(folder / "site", "vllm", f"open({str(folder / 'imports')!r}, 'a').write('vllm\\n')")
     (folder / "site/vllm/weight.py").write_text("")
     _register(folder, place, "tool", ["abstract_tool_parser", "ToolParser", "ToolParserManager"], tool, is_eager)
@@ -49,7 +49,7 @@ def fake_vllm(
 
 
 def interpreter(folder: Path) -> Path:
-    """One that sees `folder/site`. `folder/starts` has a line for each of its starts."""
+    """Return an interpreter that sees `folder/site`. `folder/starts` gets a line for each of its starts."""
     python = folder / "python"
     python.write_text(f'#!/bin/sh\necho >> {folder}/starts\nPYTHONPATH={folder}/site exec {sys.executable} "$@"\n')
     python.chmod(0o755)
@@ -57,7 +57,7 @@ def interpreter(folder: Path) -> Path:
 
 
 def add_plugin(folder: Path, name: str) -> None:
-    """A package that registers one more tool parser when vLLM loads its plugins."""
+    """Add a package that registers one more tool parser when vLLM loads its plugins."""
     site = folder / "site"
     info = site / "plugin-1.0.dist-info"
     info.mkdir()

@@ -1,4 +1,4 @@
-"""Writes small GGUF files for tests: a header with real structure and as many bytes of tensors as it promises."""
+"""Small GGUF files for tests: a header with real structure and as many bytes of tensors as it states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LLAMA: dict[str, Any] = {
 def write_gguf(
     path: Path, metadata: dict[str, Any] | None = None, *, tensors: tuple[int, ...] = (64, 32), version: int = 3
 ) -> Path:
-    """`tensors`: how many float32 values each has."""
+    """Write a GGUF file; `tensors` has the number of float32 values of each."""
     entries = LLAMA if metadata is None else metadata
     header = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(entries))
     header += b"".join(_string(key) + _value(value) for key, value in entries.items())

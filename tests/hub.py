@@ -1,5 +1,5 @@
 """A small model hub on this machine: as much of Hugging Face's and ModelScope's protocols as their clients use, with
-ranges, wrong tokens, connections that break, files that come damaged, and plain files under `/files/`.
+ranges, wrong tokens, broken connections, damaged files, and plain files under `/files/`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOKEN = "hf_right"
 
 @dataclass
 class Repo:
-    """`lfs`: files that are told with their SHA-256; the others with git's own checksum."""
+    """A repository. `lfs` are the files listed with their SHA-256; the others have git's own checksum."""
 
     files: dict[str, bytes]
     revisions: set[str] = field(default_factory=lambda: {"main", "master", COMMIT})
@@ -31,7 +31,7 @@ class Repo:
 
 
 class Hub:
-    """`repos` by name, for both hubs. `breaks[path]`: after so many bytes its next answers end, one for each entry."""
+    """`repos` by name, for both hubs. `breaks[path]`: bytes after which its next responses end, one per entry."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -39,7 +39,7 @@ class Hub:
         self.breaks: dict[str, list[int]] = {}
         self.damaged: set[str] = set()
         self.knows_ranges = True
-        #: Of files: method, path, the range that was asked for, how many bytes were sent.
+        #: Requests for files: method, path, requested range, number of bytes sent.
         self.asked: list[tuple[str, str, str | None, int]] = []
         self.url = ""
 
@@ -100,8 +100,6 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._say(404, {})
 
-    # ── lists ──
-
     def _repo(self, name: str, revision: str) -> Repo | None:
         repo = self.hub.repos.get(name)
         if repo is None:
@@ -136,8 +134,6 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._say_json({"Code": 200, "Success": True, "Data": {"Files": files}})
 
-    # ── files ──
-
     def _file_of(self, name: str, revision: str, path: str) -> None:
         repo = self._repo(name, revision)
         if repo is None:
@@ -167,8 +163,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append((self.command, path, wanted, count))
         self.wfile.write(sent[:count])
         self.close_connection = count < len(sent)
-
-    # ── answers ──
 
     def _say_json(self, content: Any) -> None:
         body = json.dumps(content).encode()

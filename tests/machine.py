@@ -1,4 +1,4 @@
-"""A machine with devices as a test wants them: what the manager sees in place of the driver and /proc."""
+"""A fake machine: devices in place of those of the driver and /proc."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GIB = 1024**3
 
 
 def gpus(*sizes: int) -> list[Device]:
-    """Sizes in GiB."""
+    """Return GPUs of these sizes in GiB."""
     return [Device(f"gpu{index}", "gpu", size * GIB, "a GPU", index) for index, size in enumerate(sizes)]
 
 
@@ -19,7 +19,7 @@ def ram(size: int) -> Device:
 
 
 class Machine:
-    """Satisfies `devices.Inventory`. `in_use`: GiB by device, whoever uses them."""
+    """A `devices.Inventory`. `in_use` has the GiB in use by device."""
 
     def __init__(self, *devices: Device) -> None:
         self.devices = list(devices)

@@ -1,4 +1,4 @@
-"""A crowd of clients: chats and completions, streamed and plain, and a third that leave at a random moment."""
+"""Many clients: chats and completions, streamed and plain, a third of them aborted at a random moment."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _request(chance: random.Random, most_tokens: int) -> tuple[str, dict[str, An
 
 
 async def run(server: Server, count: int, *, seed: int, most_tokens: int) -> int:
-    """Send `count` requests; how many left before their answer was complete.
+    """Send `count` requests; return the number aborted before their response was complete.
 
-    Who leaves does so after a random share of the time that such a request has taken so far.
+    A client aborts after a random share of the time that the last whole request took.
     """
     chance = random.Random(seed)
     times = [1.0]

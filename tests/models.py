@@ -67,24 +67,24 @@ def vllm_python() -> Path:
 
 
 def node_openai() -> Path:
-    """Where the packages of tests/e2e/package-lock.json are installed."""
+    """Return the folder with the packages of tests/e2e/package-lock.json."""
     return _node("e2e")
 
 
 def node_browser() -> Path:
-    """Where the packages of tests/browser/package-lock.json are installed."""
+    """Return the folder with the packages of tests/browser/package-lock.json."""
     return _node("browser")
 
 
 def _node(folder: str) -> Path:
-    """Another lock is another folder."""
+    """Install the packages of `folder`; each version of its lock has a folder of its own."""
     source = ROOT / "tests" / folder
     lock = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()
     return _ensure(f"node-{lock[:12]}", lambda target, _scratch: _build_node(target, source))
 
 
 def _ensure(name: str, build: Callable[[Path, Path], None]) -> Path:
-    """`build(target, scratch)` makes file or folder `target`; it is moved into the cache when it is complete."""
+    """Return file or folder `name` of the cache; if absent, `build(target, scratch)` makes it first."""
     final = cache_folder() / name
     if final.exists():
         return final

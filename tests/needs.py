@@ -1,4 +1,4 @@
-"""Programs that tests cannot do without: they are skipped without them, and fail where that would hide a failure."""
+"""Programs that tests need: without them tests are skipped, or fail where the environment requires the program."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NoReturn
 
 import pytest
 
-#: What the tests must not be without, separated by commas: set in continuous integration.
+#: Names of required programs, separated by commas; set in continuous integration.
 NEED_VARIABLE = "LLM_API_SERVER_TESTS_NEED"
 
 
 def missing(name: str, reason: str) -> NoReturn:
-    """`name` is what the variable calls it."""
+    """Fail if the variable requires `name`, else skip."""
     if name in os.environ.get(NEED_VARIABLE, "").split(","):
         pytest.fail(reason)
     pytest.skip(reason)

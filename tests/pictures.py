@@ -16,7 +16,7 @@ WHITE = b"\xff\xff\xff"
 
 
 def png(width: int = 2, height: int = 2, colour: bytes = COLOURS["red"]) -> bytes:
-    """One colour only: as small in bytes as can be."""
+    """Return a PNG of one colour."""
     return _png(width, height, (b"\x00" + colour * width) * height)
 
 
@@ -27,7 +27,7 @@ def png_of_stated_size(width: int, height: int) -> bytes:
 
 
 def figure(name: str, side: int = 120) -> bytes:
-    """`red circle` and the like, on white."""
+    """Return a PNG of a figure such as `red circle` on white."""
     colour, shape = name.split()
     centre, radius = side * 0.45, side * 0.3
     inside = _INSIDE[shape]
@@ -45,7 +45,7 @@ def data_url(content: bytes, kind: str = "png") -> str:
 
 
 def image_part(content: bytes, kind: str = "png", **more: Any) -> dict[str, Any]:
-    """What a chat message has in place of text."""
+    """Return a picture as a part of a chat message."""
     return {"type": "image_url", "image_url": {"url": data_url(content, kind), **more}}
 
 

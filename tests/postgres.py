@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: a throw-away cluster on a unix socket, by the programs of the system's package."""
+"""A PostgreSQL cluster for tests, on a unix socket, run with the programs of the system's package."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _START_TIMEOUT = 60
 
 
 def find_programs() -> Path | None:
-    """Where `initdb` and `postgres` of the newest version are."""
+    """Return the folder of the newest `initdb` and `postgres`."""
     folders = [folder for folder in PACKAGES.glob("*/bin") if (folder / "initdb").exists()]
     return max(folders, key=lambda folder: float(folder.parent.name), default=None)
 
 
 def skip_without_postgres() -> Path:
-    """The programs."""
+    """Return the folder of the programs; skip the test if there is none."""
     return find_programs() or missing("postgres", "PostgreSQL is not installed (apt-get install postgresql)")
 
 
 class Cluster:
-    """Runs as the user `postgres` when the tests run as root, which PostgreSQL refuses to; ends with the tests."""
+    """A cluster that ends with the tests. If they run as root it runs as the user `postgres`, as PostgreSQL demands."""
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
@@ -68,7 +68,7 @@ class Cluster:
         self._wait()
 
     def stop(self) -> None:
-        """At once, as a crash would; `start` begins again with the same data."""
+        """Stop at once, as after a crash; `start` continues with the same data."""
         if self._process is not None:
             self._process.send_signal(3)
             self._process.wait()
@@ -79,7 +79,7 @@ class Cluster:
         shutil.rmtree(self.folder)
 
     def new_database(self) -> str:
-        """The URL of an empty database."""
+        """Create a database and return its URL."""
         name = f"tests_{next(self._numbers)}"
         with self._connect() as connection:
             connection.execute(f'CREATE DATABASE "{name}"')
@@ -99,7 +99,7 @@ class Cluster:
         raise AssertionError((self.folder / "log").read_text())
 
     def _as_user(self) -> list[str]:
-        """Ends with these tests, however they end."""
+        """Return the command prefix that sets the user and ends the process with the tests."""
         if sys.platform != "linux" or shutil.which("setpriv") is None:
             return []
         return ["setpriv", *self._run_as, "--pdeathsig=QUIT"]

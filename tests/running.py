@@ -1,4 +1,4 @@
-"""A real server for tests: the command a user would run, on a free port, in a folder of its own."""
+"""A real server for tests: started by a user's command, on a free port, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEYS = [
 ]
 BIN = Path(sys.executable).parent
 
-#: How a user may start it, each from the folder that holds config.yaml.
+#: Commands that start a server, each from the folder of config.yaml.
 COMMANDS = {
     "serve": [str(BIN / "llm-api-server"), "serve"],
     "main": [sys.executable, str(ROOT / "main.py")],
@@ -39,7 +39,7 @@ COMMANDS = {
 }
 
 
-#: Ports below those that the kernel gives to outgoing connections, another range for each test process of pytest-xdist.
+#: Ports below the kernel's range for outgoing connections; each test process of pytest-xdist has a range of its own.
 _PORTS = itertools.count(random.SystemRandom().randrange(1000))
 
 
@@ -54,7 +54,7 @@ def free_port() -> int:
 
 
 class Server:
-    """One start of the server. `config` is merged over a minimal one with two keys."""
+    """A server. `config` is merged over a minimal configuration with two keys."""
 
     def __init__(self, folder: Path, config: dict[str, Any], *, command: str | list[str] = "serve") -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def configure(self, config: dict[str, Any]) -> None:
-        """Write the file; who runs already follows it when told to."""
+        """Write the configuration file."""
         server = {"port": self.port, "run_dir": str(self.run_dir), **config.get("server", {})}
         auth = {"api_keys": KEYS, **config.get("auth", {})}
         # More threads would only wait for each other where tests share the cores.
@@ -76,7 +76,7 @@ class Server:
         (self.folder / "config.yaml").write_text(text, encoding="utf-8")
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `llm-api-server` as its administrator would."""
+        """Run `llm-api-server` with these arguments."""
         command = [str(BIN / "llm-api-server"), *words]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False)
 
@@ -97,7 +97,7 @@ class Server:
             return False
 
     def stop(self) -> int:
-        """SIGTERM, as systemd would; the exit code."""
+        """Send SIGTERM, as systemd would, and return the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=180)
@@ -106,7 +106,7 @@ class Server:
         return (self.folder / "output.txt").read_text(errors="replace")
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process that works in this server's name: all mention its folder or descend from it."""
+        """Return every live process that has this server's folder in its command line or works in it."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -116,11 +116,11 @@ class Server:
         return found
 
     def engines(self) -> list[psutil.Process]:
-        """The engine processes, without their guards."""
+        """Return the engine processes, without their guards."""
         return [p for p in self.processes() if "llama_cpp_server" in " ".join(_words(p)) and not _is_guard(p)]
 
     def manager(self) -> psutil.Process:
-        """Workers that miss one may each start one: all but one of these find the lock taken and end."""
+        """Return the manager. Several workers may start one; all but one of these find the lock taken and exit."""
         wait_until(lambda: len(self._managers()) == 1)
         (process,) = self._managers()
         return process
@@ -129,22 +129,22 @@ class Server:
         return [p for p in self.processes() if "llm_api_server.manager.main" in _words(p)]
 
     def downloads(self) -> list[psutil.Process]:
-        """Those that the manager runs."""
+        """Return the download processes of the manager."""
         return [p for p in self.processes() if "pull" in _words(p)]
 
     def client(self, key: str = KEY, **options: Any) -> httpx.Client:
-        """Plain HTTP with a key."""
+        """Return an HTTP client with a key."""
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.Client(base_url=self.url, headers=headers, **{"timeout": 120, **options})
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """What the admin API says, by model."""
+        """Return the models of the admin API by name."""
         with self.client() as client:
             answer = client.get("/admin/api/models").raise_for_status().json()
         return {model["id"]: model for model in answer["data"]}
 
     def has_manager(self) -> bool:
-        """Whether a manager answers. Requests may go on without one: a worker's lease outlives it."""
+        """Return whether a manager responds. Requests may go on without one: a worker's lease outlives it."""
         with self.client() as client:
             return client.get("/admin/api/models").status_code == httpx.codes.OK
 
@@ -158,7 +158,7 @@ class Server:
 
 @contextmanager
 def running(folder: Path, config: dict[str, Any], *, command: str | list[str] = "serve") -> Iterator[Server]:
-    """A server that is up; afterwards it has ended in order and nothing of it is left."""
+    """Run a server; afterwards check that it stopped in order and left no process."""
     server = Server(folder, config, command=command)
     try:
         server.start()
@@ -167,7 +167,7 @@ def running(folder: Path, config: dict[str, Any], *, command: str | list[str] = 
         wait_until(lambda: server.processes() == [], timeout=10)
         assert code == 0, server.output()
     except BaseException:
-        sys.stderr.write(f"the server's last words:\n{server.output()[-4000:]}\n")
+        sys.stderr.write(f"the end of the server's output:\n{server.output()[-4000:]}\n")
         raise
     finally:
         server.kill_all()
@@ -182,7 +182,7 @@ def _is_guard(process: psutil.Process) -> bool:
 
 
 def _words(process: psutil.Process) -> list[str]:
-    """Its command line; nothing of one that is gone."""
+    """Return the command line, empty if the process is gone."""
     try:
         return process.cmdline()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""A manager whose engines are small scripts, in real processes under real guards; for tests of loads and unloads."""
+"""A manager whose engines are small scripts in real processes under real guards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HANGS = "import signal; signal.pause()"
 
 
 class ScriptEngine:
-    """An adapter whose model path is the script to run; it is ready when it has made its socket file."""
+    """An engine whose model path is the script to run; it is ready once its socket file exists."""
 
     name: EngineName = "llama_cpp"
     phase_marks: Sequence[tuple[str, str]] = ()
@@ -54,7 +54,7 @@ class ScriptEngine:
 
 
 class Recorder:
-    """A client that keeps what it is sent."""
+    """A client that records the messages it gets."""
 
     def __init__(self) -> None:
         self.is_worker = False
@@ -79,7 +79,7 @@ class Recorder:
 
 
 class World:
-    """A manager and what it needs, on a run directory that outlives it."""
+    """Managers, one after the other, on the same run directory."""
 
     engine: Engine = ScriptEngine()
 

@@ -1,4 +1,4 @@
-"""Stands in for a vLLM server with sleep mode, as its documentation describes the endpoints; run as a process.
+"""A stand-in for a vLLM server with sleep mode, with the endpoints of its documentation; run as a process.
 
 Usage: sleepy_engine.py SOCKET MEMORY_FILE CALLS_FILE [FAULT]
 
@@ -20,7 +20,7 @@ SOCKET, MEMORY, CALLS, *FAULT = sys.argv[1:]
 
 
 class State:
-    """`tags`: what sleeps. `has_weights`: False from a sleep of level 2 until they are read again."""
+    """`tags` are the sleeping parts. `has_weights` is False from a sleep of level 2 until the weights are reloaded."""
 
     tags: frozenset[str] = frozenset()
     has_weights = True
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         if FAULT == ["refuses_sleep"]:
             self.answer(500, {"error": {"message": "Sleep mode is not enabled"}})
             return
-        if not State.tags:  # vLLM takes no notice of a second one
+        if not State.tags:  # vLLM ignores a second one
             State.tags = TAGS
             State.has_weights = level == 1
         State.write()

@@ -1,8 +1,8 @@
-"""Ten minutes of everything at once: `make soak`. Real engines, real processes, and a hand that kills them at random.
+"""Ten minutes of mixed load with random kills of real engines, workers and the manager: `make soak`.
 
-Clients swap two models that have one place, stream, leave, embed, change the configuration, and send what is wrong;
-engines, workers and the manager are killed with SIGKILL. Every request has one end: answered, left by us, refused by a
-rule, or errored by a kill that happened while it ran; what fits none of these is lost. The last line is a JSON object.
+Clients swap two models in one slot, stream, disconnect, embed, change the configuration, and send bad requests;
+engines, workers and the manager are killed with SIGKILL. Every request has one end: complete, aborted, refused by a
+limit, or failed by a kill while it ran; all others are lost. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ CLIENTS = 12
 WORKERS = 2
 #: Seconds between two kills.
 KILL_INTERVALS = (6.0, 15.0)
-#: A kill is felt by requests that come this long after it: what it broke has to be noticed first.
+#: Seconds after a kill in which requests may still fail by it.
 AFTERMATH = 5.0
-#: Nothing takes longer, or it is lost.
+#: Seconds after which a request counts as lost.
 PATIENCE = 120.0
-#: Errors that say which rule was broken, or when to come again.
+#: Errors of limits and of refused requests.
 RULES = frozenset(
     {
         "model_load_failed", "model_loading", "slow_down", "server_overloaded", "rate_limit_exceeded",
@@ -44,13 +44,13 @@ RULES = frozenset(
         "invalid_configuration", None,
     }
 )  # fmt: skip
-#: Errors that only a process that is gone can cause.
+#: Errors that only a killed process can cause.
 OF_KILLS = frozenset({"engine_error", "engine_unavailable"})
 
 
 @dataclass
 class Score:
-    """How requests ended; `odd` tells of those that were lost."""
+    """The ends of requests; `odd` describes the lost ones."""
 
     ends: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -63,7 +63,7 @@ class Score:
         self.ends[how] += 1
 
     def broke(self, kind: str, begun: float, what: str) -> None:
-        """It ended by an error that only a kill may cause."""
+        """Count an error that only a kill may cause."""
         now = time.monotonic()
         if any(begun - AFTERMATH <= at <= now for at, _ in self.kills):
             self.end(kind, "errored_by_kill")
@@ -90,10 +90,8 @@ class Soak:
         self._is_over.set()
         await asyncio.gather(*clients, *others)
 
-    # ── clients ──
-
     async def _client(self, number: int) -> None:
-        """One after the other, each over a connection that may be new or kept."""
+        """Send requests one after the other, on new or kept connections."""
         actions = [self._plain, self._stream, self._leave, self._embed, self._wrong, self._swap, self._reload]
         weights = [4, 4, 3, 2, 2, 0.3, 0.3]
         headers = {"Authorization": f"Bearer {KEY}", "x-client": str(number)}
@@ -126,7 +124,7 @@ class Soak:
                 self.score.lose(kind, how)
 
     def _text(self, **more: Any) -> tuple[str, dict[str, Any]]:
-        """Path and body of a chat or a completion; the second model was never taught to chat."""
+        """Return path and body of a chat or a completion; the second model cannot chat."""
         text = f"{self.chance.randint(0, 10**9)}: tell me of the sea"
         model = self.chance.choice(MODELS)
         body = {"model": model, "max_tokens": self.chance.randint(1, 40), **more}
@@ -155,7 +153,7 @@ class Soak:
         return _judged_error(error["code"]) if error else f"a stream without an end, {len(payloads)} events"
 
     async def _leave(self, client: httpx.AsyncClient) -> str:
-        """At any moment; what comes before that is thrown away."""
+        """Disconnect at a random moment."""
         is_stream = self.chance.random() < 0.5
         path, body = self._text(stream=is_stream, max_tokens=400)
         with contextlib.suppress(TimeoutError):
@@ -176,7 +174,7 @@ class Soak:
         return _judged(answer, lambda body: len(body["data"]) == len(texts))
 
     async def _wrong(self, client: httpx.AsyncClient) -> str:
-        """What must be refused, whatever else happens."""
+        """Send a request that must be refused."""
         wrong: list[dict[str, Any]] = [
             {"content": b"{", "headers": {"content-type": "application/json"}},
             {"json": self._chat(model="nobody")},
@@ -190,13 +188,13 @@ class Soak:
         return _judged(answer, lambda _: False)
 
     async def _swap(self, client: httpx.AsyncClient) -> str:
-        """An order from above, between all that happens by itself."""
+        """Load or unload a model by the admin API."""
         verb, model = self.chance.choice(("load", "unload")), self.chance.choice(MODELS)
         answer = await client.post(f"/admin/api/models/{model}/{verb}", params={"wait": "false"})
         return _judged(answer, lambda _: True)
 
     async def _reload(self, client: httpx.AsyncClient) -> str:
-        """Of a file in which something has changed for the second model, for neither, or that is bad."""
+        """Reload a file with a change for the second model, with none, or with an error."""
         changed = config()
         match self.chance.randint(0, 2):
             case 0:
@@ -209,10 +207,8 @@ class Soak:
         answer = await client.post("/admin/api/reload")
         return _judged(answer, lambda body: body["applied"])
 
-    # ── the killer ──
-
     async def _look_for_managers(self) -> None:
-        """How long there was none at most."""
+        """Record the longest time without a manager."""
         seen_at = time.monotonic()
         while not self._is_over.is_set():
             with contextlib.suppress(OSError):
@@ -252,11 +248,8 @@ def _judged_error(code: str | None) -> str:
     return f"broken by {code}" if code in OF_KILLS else f"error {code}"
 
 
-# ── what is held ──
-
-
 def role_of(process: psutil.Process, server: Server) -> str | None:
-    """None for what has just ended."""
+    """Return the role of a process, or None if it has just ended."""
     try:
         words = process.cmdline()
     except psutil.Error:
@@ -274,7 +267,7 @@ def role_of(process: psutil.Process, server: Server) -> str | None:
 
 
 def held(server: Server) -> dict[str, Any]:
-    """By the processes that live on: descriptors, memory in MB, and files in the run directory."""
+    """Return the descriptors and memory in MB of the long-lived processes, and the files in the run directory."""
     roles, descriptors, memory = Counter[str](), Counter[str](), Counter[str]()
     for process in server.processes():
         role = role_of(process, server) or "other"
@@ -291,7 +284,7 @@ def held(server: Server) -> dict[str, Any]:
 
 
 def settle(server: Server) -> None:
-    """Nothing is loaded, nothing under way."""
+    """Wait until no model is loaded and no request runs."""
     wait_until(server.has_manager, timeout=30)
 
     def is_quiet() -> bool:

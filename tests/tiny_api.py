@@ -1,4 +1,4 @@
-"""A server of the OpenAI API in a thread, for the commands that are its clients: answers what the test says."""
+"""A server of the OpenAI API in a thread, with the responses of the test, for commands that are its clients."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-#: From the body of a chat request to the lines of the stream, or to a status and the message of an error.
+#: Maps the body of a chat request to the lines of the stream, or to a status and the message of an error.
 Answer = Callable[[dict[str, Any]], list[str] | tuple[int, str]]
 
 
 def words(*texts: str, completion_tokens: int | None = None) -> list[str]:
-    """A whole stream with these pieces of text, and a prompt of as many tokens as a test can tell."""
+    """Return the lines of a whole stream with these pieces of text."""
     usage = {"prompt_tokens": 7, "completion_tokens": completion_tokens or len(texts)}
     events = [{"choices": [{"delta": {"content": text}}]} for text in texts]
     return [*(event(one) for one in events), event({"choices": [], "usage": usage}), "data: [DONE]"]
@@ -24,7 +24,7 @@ def event(content: dict[str, Any]) -> str:
 
 
 class TinyApi:
-    """`requests` are the bodies of chats, `keys` the headers with them. A context."""
+    """A context manager. `requests` are the bodies of chats, `keys` their authorization headers."""
 
     def __init__(self, answer: Answer, models: list[dict[str, Any]]) -> None:
         self.requests: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Waits for a condition, with a limit that only keeps a broken test from hanging."""
+"""Waits for conditions, with a limit that only keeps a broken test from hanging."""
 
 from __future__ import annotations
 

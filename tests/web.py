@@ -23,7 +23,7 @@ HERE = "127.0.0.1"
 
 
 def make_certificate(folder: Path) -> Path:
-    """Of `*.example.com`, signed by itself, with its key."""
+    """Make a self-signed certificate of `*.example.com`, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = dt.datetime.now(dt.UTC)
@@ -54,7 +54,7 @@ def ok(body: bytes) -> bytes:
 
 
 class Web:
-    """A web server for all names, and the resolver and fetcher that lead to it."""
+    """A web server for all names, with the resolver and fetcher that reach it."""
 
     def __init__(self, certificate: Path) -> None:
         self._certificate = certificate

@@ -17,7 +17,7 @@ from tests.running import KEY, ROOT, running
 
 STORY = Path(__file__).with_name("story.mjs")
 REPO = "tests/starter-GGUF"
-#: The console's first load may take so many bytes, compressed or not.
+#: Limit of the console's first load in bytes, as transferred.
 MOST_BYTES = 300_000
 
 

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: where the server is, and how they tell what they saw.
+"""Where the server is, and how the scripts of this folder report their findings.
 
 Each script is run by tests/e2e/test_clients.py with the interpreter of .venv-clients.
 """
@@ -18,7 +18,7 @@ LONG = "Count from one to one thousand, one number per line."
 
 
 def error_of(call: Callable[[], Any]) -> str:
-    """The class of the error that `call` raises."""
+    """Return the class of the error that `call` raises."""
     try:
         call()
     except Exception as error:  # noqa: BLE001 its name is the finding

@@ -1,4 +1,4 @@
-"""Anthropic's SDK, set up by environment variables alone, as tools built on it are."""
+"""Anthropic's SDK, set up by environment variables alone, as tools built on it use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LangChain by both endpoints: ChatOpenAI, OpenAIEmbeddings and ChatAnthropic."""
+"""LangChain through both endpoints: ChatOpenAI, OpenAIEmbeddings and ChatAnthropic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA adapters and a chat template of the user's on a real vLLM: names, permissions, answers."""
+"""LoRA adapters and a configured chat template on a real vLLM: names, permissions, responses."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def client(server: Server) -> Iterator[OpenAI]:
 
 
 def text_of(client: OpenAI, model: str) -> str:
-    answer = client.completions.create(model=model, prompt=PROMPT, max_tokens=12, temperature=0)
-    assert answer.model == model
-    return answer.choices[0].text
+    response = client.completions.create(model=model, prompt=PROMPT, max_tokens=12, temperature=0)
+    assert response.model == model
+    return response.choices[0].text
 
 
-def test_each_adapter_answers_in_its_own_way_and_the_base_as_ever(server: Server, client: OpenAI) -> None:
+def test_each_adapter_changes_the_response_and_the_base_model_stays_the_same(server: Server, client: OpenAI) -> None:
     texts = {name: text_of(client, name) for name in (BASE, LOUD, SOFT)}
     assert len(set(texts.values())) == 3
     assert text_of(client, BASE) == texts[BASE]
@@ -91,9 +91,9 @@ def test_adapters_are_models_to_the_sdk(client: OpenAI) -> None:
     assert (one.id, (one.model_extra or {})["parent"]) == (LOUD, BASE)
 
 
-def test_every_form_of_an_answer_has_the_adapters_name(server: Server, client: OpenAI) -> None:
-    answer = client.chat.completions.create(model=LOUD, messages=MESSAGES, max_tokens=4, temperature=0)
-    assert (answer.model, answer.usage is not None) == (LOUD, True)
+def test_every_form_of_response_has_the_adapters_name(server: Server, client: OpenAI) -> None:
+    response = client.chat.completions.create(model=LOUD, messages=MESSAGES, max_tokens=4, temperature=0)
+    assert (response.model, response.usage is not None) == (LOUD, True)
     stream = client.chat.completions.create(model=LOUD, messages=MESSAGES, max_tokens=4, stream=True)
     assert {chunk.model for chunk in stream} == {LOUD}
     assert client.responses.create(model=LOUD, input="Hello", max_output_tokens=4).model == LOUD
@@ -112,7 +112,7 @@ def test_every_form_of_an_answer_has_the_adapters_name(server: Server, client: O
     assert forced.model == LOUD
 
 
-def test_a_key_may_use_an_adapter_or_its_base_each_by_its_own_name(server: Server) -> None:
+def test_key_is_limited_to_an_adapter_or_to_its_base_model_by_name(server: Server) -> None:
     for key, allowed, refused in ((ADAPTER_KEY, LOUD, (BASE, SOFT, "gpt-4o")), (BASE_KEY, BASE, (LOUD, SOFT))):
         with OpenAI(api_key=key, base_url=f"{server.url}/v1", max_retries=0, timeout=500) as client:
             assert [model.id for model in client.models.list()] == [allowed]
@@ -125,21 +125,21 @@ def test_a_key_may_use_an_adapter_or_its_base_each_by_its_own_name(server: Serve
                     client.models.retrieve(name)
 
 
-def test_an_adapters_prompt_has_its_models_limit(client: OpenAI) -> None:
+def test_prompt_of_an_adapter_has_the_limit_of_its_model(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=LOUD, messages=[{"role": "user", "content": "hello " * 3000}])
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_a_folder_without_a_template_chats_only_with_one_of_the_users(server: Server, client: OpenAI) -> None:
+def test_model_without_a_chat_template_chats_only_with_a_configured_one(server: Server, client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=BARE, messages=MESSAGES, max_tokens=4)
     assert caught.value.code == "not_supported"
     assert "engine_args: {chat_template: FILE}" in caught.value.message
     assert text_of(client, BARE)
-    answer = client.chat.completions.create(model="smol-taught", messages=MESSAGES, max_tokens=4)
-    assert answer.usage is not None
+    response = client.chat.completions.create(model="smol-taught", messages=MESSAGES, max_tokens=4)
+    assert response.usage is not None
     with server.client() as http:
         prompt = "user: Say hello in five words.\n"
         tokens = http.post("/tokenize", json={"model": "smol-taught", "prompt": prompt}).json()["count"]
-    assert answer.usage.prompt_tokens == tokens
+    assert response.usage.prompt_tokens == tokens

@@ -1,4 +1,4 @@
-"""What the admin API tells of the server itself: its processes, its configuration without secrets, its logs."""
+"""The admin API about the server itself: its processes, its configuration without secrets, its logs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_status_configuration_and_logs(tmp_path: Path, smollm2_gguf: Path) -> No
         assert "llama" in client.get("/admin/api/logs/engines/org_SmolLM2").text
 
 
-def test_logs_are_all_that_can_be_read(tmp_path: Path) -> None:
+def test_nothing_but_logs_can_be_read(tmp_path: Path) -> None:
     with running(tmp_path, {"models": {"available": {}}}) as server, server.client() as client:
         for name in ("nothing", "..%2f..%2fconfig", "engines%2f..%2f..%2fconfig.yaml", "%00", "..%2fgateway"):
-            answer = client.get(f"/admin/api/logs/{name}")
-            assert answer.status_code == 404, answer.text
+            response = client.get(f"/admin/api/logs/{name}")
+            assert response.status_code == 404, response.text

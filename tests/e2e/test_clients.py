@@ -36,7 +36,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), 
 
 @pytest.fixture(scope="module")
 def clients() -> Path:
-    """Where the clients' programs are."""
+    """Return the folder of the clients' programs."""
     if not (CLIENTS.parent / ".installed").exists():
         needs.missing("clients", ".venv-clients is missing: run `make test-clients`")
     return CLIENTS
@@ -53,7 +53,7 @@ def server(clients: Path, tmp_path_factory: pytest.TempPathFactory, smollm2_gguf
 
 @pytest.fixture
 def environment(server: Server, tmp_path: Path) -> dict[str, str]:
-    """A user's shell: the variables by which clients are told where the server is."""
+    """Return the environment of a user's shell, with the variables that point clients to the server."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -75,7 +75,7 @@ def python(clients: Path, environment: dict[str, str], *words: str) -> str:
 
 
 def facts_of(name: str, clients: Path, environment: dict[str, str], server: Server) -> dict[str, Any]:
-    """What the script saw; its last act was to leave a stream, and the server has noticed."""
+    """Run the script and return its findings; check that the server recorded the stream that it left at the end."""
     facts: dict[str, Any] = json.loads(python(clients, environment, str(SCRIPTS / f"try_{name}.py")))
     wait_until(lambda: server.models()[MODEL]["in_flight"] == 0)
     with server.client() as client:
@@ -159,9 +159,9 @@ class TestLlm:
         assert self.llm(clients, shell, "keys", "set", "local", "--value", KEY).returncode == 0
         assert "smol" in self.llm(clients, shell, "models").stdout
         for options in ([], ["--no-stream"], ["-T", "llm_version"]):
-            answer = self.llm(clients, shell, "-m", "smol", "-o", "max_tokens", "8", *options, "Say hello")
-            assert answer.returncode == 0, answer.stderr
-            assert answer.stdout.strip()
+            response = self.llm(clients, shell, "-m", "smol", "-o", "max_tokens", "8", *options, "Say hello")
+            assert response.returncode == 0, response.stderr
+            assert response.stdout.strip()
         wrong_model = self.llm(clients, shell, "-m", "nope", "Say hello")
         assert wrong_model.returncode != 0
         assert "model_not_found" in wrong_model.stderr
@@ -171,7 +171,7 @@ class TestLlm:
 
 
 class TestCodingTools:
-    """What tools in editors send, played: they need an editor."""
+    """Requests as tools in editors send them."""
 
     def test_agent_turn(self, server: Server) -> None:
         """Cline, Roo and Continue's agent: a long system prompt, parts for content, tools, usage at the end."""

@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iter
 
 
 class Terminal:
-    """A command on a terminal of its own. A context; `ends` waits for it."""
+    """A command on a terminal of its own; a context manager."""
 
     def __init__(self, server: Server, *words: str) -> None:
         self._descriptor, inner = pty.openpty()
@@ -61,7 +61,7 @@ class Terminal:
         os.write(self._descriptor, text.encode())
 
     def shows(self, text: str) -> None:
-        """Wait for it, after what was typed last."""
+        """Wait until `text` appears after the last input."""
         wait_until(lambda: self._read() and text in self.seen)
 
     def ends(self) -> int:
@@ -72,19 +72,19 @@ class Terminal:
         while select.select([self._descriptor], [], [], 0)[0]:
             try:
                 data = os.read(self._descriptor, 65536)
-            except OSError:  # Linux' way to say that nobody has the other end
+            except OSError:  # as Linux reports that the other end is closed
                 break
             self.seen += data.decode(errors="replace")
         return True
 
 
 def _own_terminal() -> None:
-    """So that Ctrl-C is a signal to the command."""
+    """Make Ctrl-C a signal to the command."""
     os.setsid()
     os.close(os.open(os.ttyname(0), os.O_RDWR))
 
 
-def test_status_tells_what_runs(server: Server) -> None:
+def test_status_shows_processes_and_models(server: Server) -> None:
     with server.client() as client:
         client.post(f"/admin/api/models/{MODEL}/load").raise_for_status()
     found = json.loads(server.command("status", "--json").stdout)
@@ -104,20 +104,20 @@ def test_status_tells_what_runs(server: Server) -> None:
     assert "requests: 0 in flight, 0 waiting" in screen
 
 
-def test_status_counts_requests_under_way(server: Server) -> None:
+def test_status_counts_requests_in_flight(server: Server) -> None:
     body = {"prompt": "Once", "max_tokens": 4000, "stream": True, "ignore_eos": True}
 
     def in_flight() -> int:
         return int(json.loads(server.command("status", "--json").stdout)["in_flight"])
 
-    with server.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
-        lines = answer.iter_lines()
+    with server.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
         next(lines)
         wait_until(lambda: in_flight() == 1)
     wait_until(lambda: in_flight() == 0)
 
 
-def test_status_is_drawn_anew_until_ctrl_c(server: Server) -> None:
+def test_status_refreshes_until_ctrl_c(server: Server) -> None:
     with Terminal(server, "status", "--watch") as terminal:
         terminal.shows("Ctrl-C ends.")
         terminal.type("")
@@ -127,7 +127,7 @@ def test_status_is_drawn_anew_until_ctrl_c(server: Server) -> None:
     assert server.command("status", "--watch").returncode == 2, "there is no terminal"
 
 
-def test_status_knows_a_port_from_the_command_line(tmp_path: Path) -> None:
+def test_status_finds_a_port_given_on_the_command_line(tmp_path: Path) -> None:
     server = Server(tmp_path, {})
     port, other = server.port, str(server.port)
     server.configure({"server": {"port": 1}})
@@ -149,7 +149,7 @@ def test_logs_are_shown_and_followed(server: Server) -> None:
     assert server.command("models", "load", MODEL).returncode == 0
     assert server.command("logs", "s").stdout == server.command("logs", MODEL).stdout != ""
     with Terminal(server, "logs", "-f", "-n", "0") as terminal:
-        # What was written before the command had opened the files is not shown.
+        # Lines written before the command opened the files are not shown.
         wait_until(
             lambda: server.command("reload").returncode == 0 and terminal._read() and "manager |" in terminal.seen
         )
@@ -157,7 +157,7 @@ def test_logs_are_shown_and_followed(server: Server) -> None:
         assert terminal.ends() == 0
 
 
-def test_doctor_finds_a_running_server_in_order(server: Server) -> None:
+def test_doctor_reports_a_running_server_as_healthy(server: Server) -> None:
     done = server.command("doctor", "--json")
     assert done.returncode == 0, done.stdout
     found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
@@ -174,7 +174,7 @@ def ask(server: Server, prompt: str, *words: str, **variables: str) -> subproces
     )  # fmt: skip
 
 
-def test_chat_answers_a_script(server: Server) -> None:
+def test_chat_serves_a_script(server: Server) -> None:
     done = ask(server, "Say hello.")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip()
@@ -186,10 +186,10 @@ def test_chat_answers_a_script(server: Server) -> None:
 
 def test_chat_keeps_a_conversation_until_ctrl_d(server: Server) -> None:
     with Terminal(server, "chat", "--system", "Be brief.", "--max-tokens", "5") as terminal:
-        for line, answer in (("/nothing", "Unknown command /nothing"), ("/reset", "New conversation.")):
+        for line, response in (("/nothing", "Unknown command /nothing"), ("/reset", "New conversation.")):
             terminal.shows("> ")
             terminal.type(f"{line}\n")
-            terminal.shows(answer)
+            terminal.shows(response)
         before = requests_of(server)
         terminal.shows("> ")
         terminal.type("Say hello.\n")
@@ -199,13 +199,13 @@ def test_chat_keeps_a_conversation_until_ctrl_d(server: Server) -> None:
         assert terminal.ends() == 0
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_conversation(server: Server) -> None:
+def test_ctrl_c_stops_a_response_and_not_the_conversation(server: Server) -> None:
     with server.client() as client:
         client.post(f"/admin/api/models/{MODEL}/load").raise_for_status()
     (engine,) = server.engines()
     with Terminal(server, "chat") as terminal:
         terminal.shows("> ")
-        engine.suspend()  # so that the answer is still under way
+        engine.suspend()  # so that the response is still in progress
         try:
             terminal.type("Say hello.\n")
             wait_until(lambda: server.models()[MODEL]["in_flight"] == 1)
@@ -220,7 +220,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(server: Server) -> None
 
 
 def requests_of(server: Server) -> int:
-    """Chats in the ledger."""
+    """Return the number of chats in the ledger."""
     rows = json.loads(server.command("usage", "--requests", "--json", "--limit", "1000").stdout)["data"]
     return sum(row["endpoint"] == "/v1/chat/completions" for row in rows)
 
@@ -239,7 +239,7 @@ def test_bench_measures_and_its_requests_are_in_the_ledger(server: Server) -> No
     wait_until(lambda: requests_of(server) == before + 5)
 
 
-def test_without_a_server_commands_say_so(tmp_path: Path) -> None:
+def test_commands_report_that_no_server_runs(tmp_path: Path) -> None:
     server = Server(tmp_path, {})
     for words in (["status"], ["bench"]):
         done = server.command(*words)

@@ -1,4 +1,4 @@
-"""Real models on a machine whose RAM for models is limited: what fits stays, what does not makes room or is refused."""
+"""Real models on a machine whose RAM for models is limited: they stay, evict others, or are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, gemma3_gguf: Path) -> Iterator[Server]:
-    """Room for each of the two, not for both; places for more."""
+    """A server with memory for one of two models, and slots for more."""
     models = {
         SMOL: {"path": str(smollm2_gguf), "max_tokens": 512},
         GEMMA: {"path": str(gemma3_gguf), "max_tokens": 512},
@@ -57,7 +57,7 @@ def test_two_models_that_do_not_fit_together_swap(server: Server) -> None:
 
 
 @pytest.mark.story
-def test_explanations_tell_what_happens_next(server: Server) -> None:
+def test_explanations_predict_evictions(server: Server) -> None:
     assert complete(server, SMOL).status_code == 200
     loaded, other = explain(server, SMOL), explain(server, GEMMA)
     assert loaded["verdict"] == "loaded"
@@ -69,12 +69,12 @@ def test_explanations_tell_what_happens_next(server: Server) -> None:
     assert explain(server, SMOL)["evict"] == [GEMMA]
 
 
-def test_what_can_never_fit_is_refused_with_numbers_and_pushes_nobody_out(server: Server) -> None:
+def test_model_that_can_never_fit_is_refused_with_numbers_and_evicts_nothing(server: Server) -> None:
     assert complete(server, SMOL).status_code == 200
-    answer = complete(server, LARGE)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_load_failed")
-    assert answer.headers["x-should-retry"] == "false"
-    message = answer.json()["error"]["message"]
+    response = complete(server, LARGE)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "model_load_failed")
+    assert response.headers["x-should-retry"] == "false"
+    message = response.json()["error"]["message"]
     assert "not enough memory: it needs 1." in message
     assert "of cache for 8 requests of 8192 tokens" in message
     assert "700 MiB of RAM for models" in message
@@ -82,7 +82,7 @@ def test_what_can_never_fit_is_refused_with_numbers_and_pushes_nobody_out(server
     assert explain(server, "large")["verdict"] == "never"
 
 
-def test_the_command_line_explains(server: Server) -> None:
+def test_command_line_explains_placement(server: Server) -> None:
     assert complete(server, SMOL).status_code == 200
     shown = command(server, "explain", GEMMA)
     assert shown.returncode == 0, shown.stderr
@@ -95,6 +95,6 @@ def test_the_command_line_explains(server: Server) -> None:
     assert "There is no model 'nosuch'" in missing.stderr
 
 
-def test_an_unknown_model_is_404(server: Server) -> None:
+def test_explanation_of_an_unknown_model_is_404(server: Server) -> None:
     with server.client() as client:
         assert client.get("/admin/api/models/nosuch/explain").status_code == 404

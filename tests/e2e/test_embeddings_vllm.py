@@ -1,4 +1,4 @@
-"""Everything vLLM does but generate, on real engines: embeddings of a chat model, ranking, scoring, tokens."""
+"""All tasks of vLLM except generation, on real engines: embeddings of a chat model, ranking, scoring, tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MESSAGES: Any = [{"role": "user", "content": "Say hello in five words."}]
 CONTEXT = 1024
 
 
-#: Of each kind one that no test loads.
+#: One model of each kind that no test loads.
 COLD = {CHAT: "cold-chat", MINILM: "cold-minilm", RANKER: "cold-ranker", LLAMA: "cold-llama"}
 
 
@@ -52,7 +52,7 @@ def config_for(available: dict[str, Any], python: Path, max_loaded: int) -> dict
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, available: dict[str, Any], vllm_python: Path) -> Iterator[Server]:
-    """Room for all that is used."""
+    """A server with slots for all models that are used."""
     with running(tmp_path_factory.mktemp("all"), config_for(available, vllm_python, 5)) as server:
         yield server
 
@@ -61,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, available: dict[str, Any], 
 def small_server(
     tmp_path_factory: pytest.TempPathFactory, available: dict[str, Any], vllm_python: Path
 ) -> Iterator[Server]:
-    """Room for one of both."""
+    """A server with one slot."""
     with running(tmp_path_factory.mktemp("one"), config_for(available, vllm_python, 1)) as server:
         yield server
 
@@ -85,19 +85,16 @@ def cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-# ── embeddings of a chat model ──
-
-
-def test_chat_goes_on_while_its_twin_loads_and_embeds(client: OpenAI, server: Server) -> None:
+def test_chat_continues_while_the_embedding_instance_loads_and_embeds(client: OpenAI, server: Server) -> None:
     stream = client.completions.create(
         model=CHAT, prompt="Once", max_tokens=1000, stream=True, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     chatting = server.models()[CHAT]
-    answer = client.embeddings.create(model=CHAT, input="hello")
-    assert answer.model == CHAT
-    assert len(answer.data[0].embedding) == 576
-    assert answer.usage.prompt_tokens == answer.usage.total_tokens == 1
+    response = client.embeddings.create(model=CHAT, input="hello")
+    assert response.model == CHAT
+    assert len(response.data[0].embedding) == 576
+    assert response.usage.prompt_tokens == response.usage.total_tokens == 1
     models = server.models()
     assert (models[CHAT]["state"], models[TWIN]["state"]) == ("ready", "ready")
     assert models[CHAT]["in_flight"] == 1
@@ -109,7 +106,7 @@ def test_chat_goes_on_while_its_twin_loads_and_embeds(client: OpenAI, server: Se
     stream.close()
 
 
-def test_several_inputs_are_embedded_like_each_alone(client: OpenAI) -> None:
+def test_several_inputs_have_the_embeddings_of_each_alone(client: OpenAI) -> None:
     together = client.embeddings.create(model="gpt-4o", input=TEXTS)
     assert [item.index for item in together.data] == [0, 1, 2]
     assert together.model == CHAT
@@ -119,7 +116,7 @@ def test_several_inputs_are_embedded_like_each_alone(client: OpenAI) -> None:
     assert cosine(together.data[0].embedding, together.data[2].embedding) < 0.999
 
 
-def test_tokens_are_embedded_like_their_text(client: OpenAI, server: Server) -> None:
+def test_tokens_have_the_embedding_of_their_text(client: OpenAI, server: Server) -> None:
     tokens = post(server, "/tokenize", model=CHAT, prompt=TEXTS[0]).json()["tokens"]
     texts = client.embeddings.create(model=CHAT, input=TEXTS[0])
     assert texts.usage.prompt_tokens == len(tokens)
@@ -134,12 +131,12 @@ def test_base64_holds_the_floats(server: Server) -> None:
     assert packed["usage"] == floats["usage"]
 
 
-def test_a_conversation_is_embedded(server: Server) -> None:
-    answer = post(server, "/v1/embeddings", model=CHAT, messages=MESSAGES)
-    assert len(answer.json()["data"][0]["embedding"]) == 576
+def test_conversation_is_embedded(server: Server) -> None:
+    response = post(server, "/v1/embeddings", model=CHAT, messages=MESSAGES)
+    assert len(response.json()["data"][0]["embedding"]) == 576
 
 
-def test_dimensions_that_the_model_does_not_have(client: OpenAI) -> None:
+def test_unsupported_dimensions_are_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="dimensions"):
         client.embeddings.create(model=CHAT, input="hello", dimensions=32)
 
@@ -152,21 +149,21 @@ def test_too_long_an_input(client: OpenAI, texts: Any) -> None:
 
 
 @pytest.mark.parametrize("model", [CHAT, LLAMA])
-def test_an_input_may_fill_the_context(client: OpenAI, model: str) -> None:
-    answer = client.embeddings.create(model=model, input=" hello" * CONTEXT)
-    assert answer.usage.prompt_tokens == CONTEXT
+def test_embedding_input_may_fill_the_context(client: OpenAI, model: str) -> None:
+    response = client.embeddings.create(model=model, input=" hello" * CONTEXT)
+    assert response.usage.prompt_tokens == CONTEXT
     with pytest.raises(openai.BadRequestError):
         client.embeddings.create(model=model, input=" hello" * (CONTEXT + 1))
 
 
-def test_a_long_input_that_fits_is_embedded_whole(client: OpenAI) -> None:
+def test_long_input_that_fits_is_embedded_whole(client: OpenAI) -> None:
     begins = ["cats purr and sleep all day. " * 60, "stocks fall and banks close. " * 60]
     first, second = (client.embeddings.create(model=CHAT, input=text + "The end") for text in begins)
     assert first.usage.prompt_tokens > 256
     assert cosine(first.data[0].embedding, second.data[0].embedding) < 0.999
 
 
-def test_a_chat_model_scores_and_ranks_by_its_embeddings(server: Server, client: OpenAI) -> None:
+def test_chat_model_scores_and_ranks_by_its_embeddings(server: Server, client: OpenAI) -> None:
     query, documents = TEXTS[0], [TEXTS[2], TEXTS[0]]
     embedded = [item.embedding for item in client.embeddings.create(model=CHAT, input=[query, *documents]).data]
     scored = post(server, "/score", model=CHAT, text_1=query, text_2=documents).json()
@@ -178,25 +175,25 @@ def test_a_chat_model_scores_and_ranks_by_its_embeddings(server: Server, client:
 
 def test_tokens_of_both_engines_have_one_form(server: Server) -> None:
     for body in ({"prompt": "hello world"}, {"messages": MESSAGES}):
-        answers = [post(server, "/v1/tokenize", model=model, **body).json() for model in (CHAT, LLAMA)]
-        assert answers[0] == answers[1]
-        assert answers[0]["count"] == len(answers[0]["tokens"])
-        assert answers[0]["max_model_len"] == CONTEXT
+        responses = [post(server, "/v1/tokenize", model=model, **body).json() for model in (CHAT, LLAMA)]
+        assert responses[0] == responses[1]
+        assert responses[0]["count"] == len(responses[0]["tokens"])
+        assert responses[0]["max_model_len"] == CONTEXT
         texts = [
-            post(server, "/detokenize", model=model, tokens=answers[0]["tokens"]).json() for model in (CHAT, LLAMA)
+            post(server, "/detokenize", model=model, tokens=responses[0]["tokens"]).json() for model in (CHAT, LLAMA)
         ]
         assert texts[0] == texts[1]
         assert list(texts[0]) == ["prompt"]
 
 
-def test_a_conversations_tokens_are_those_of_its_prompt(server: Server) -> None:
+def test_conversation_has_the_tokens_of_its_prompt(server: Server) -> None:
     for model in (CHAT, LLAMA):
         count = post(server, "/tokenize", model=model, messages=MESSAGES).json()["count"]
-        answer = post(server, "/v1/chat/completions", model=model, messages=MESSAGES, max_tokens=1).json()
-        assert answer["usage"]["prompt_tokens"] == count
+        response = post(server, "/v1/chat/completions", model=model, messages=MESSAGES, max_tokens=1).json()
+        assert response["usage"]["prompt_tokens"] == count
 
 
-def test_unload_unloads_both_and_load_the_one_that_chats(server: Server) -> None:
+def test_unload_unloads_both_instances_and_load_loads_the_chat_model(server: Server) -> None:
     assert post(server, "/v1/embeddings", model=CHAT, input="x").status_code == 200
     assert post(server, f"/admin/api/models/{CHAT}/load").json()["state"] == "ready"
     before = server.models()
@@ -209,7 +206,7 @@ def test_unload_unloads_both_and_load_the_one_that_chats(server: Server) -> None
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
-def test_a_killed_manager_takes_no_twin_with_it(server: Server, client: OpenAI) -> None:
+def test_embedding_instance_outlives_a_killed_manager(server: Server, client: OpenAI) -> None:
     client.embeddings.create(model=CHAT, input="x")
     before = server.models()[TWIN]
     server.manager().kill()
@@ -218,11 +215,8 @@ def test_a_killed_manager_takes_no_twin_with_it(server: Server, client: OpenAI) 
     assert (server.models()[TWIN]["instance"], server.models()[TWIN]["pid"]) == (before["instance"], before["pid"])
 
 
-# ── one place for both ──
-
-
-def test_with_one_place_they_swap_and_nothing_is_lost(small_server: Server) -> None:
-    """Requests of both kinds at once, and a stream that was there first."""
+def test_instances_of_a_model_swap_in_one_slot_without_loss(small_server: Server) -> None:
+    """Requests of both kinds at once, beside a stream that began before them."""
     with client_of(small_server) as client, ThreadPoolExecutor() as pool:
         stream = client.completions.create(
             model=CHAT, prompt="Once", max_tokens=50, stream=True, extra_body={"ignore_eos": True}
@@ -234,8 +228,8 @@ def test_with_one_place_they_swap_and_nothing_is_lost(small_server: Server) -> N
             return len(client.embeddings.create(model=CHAT, input="hello").data[0].embedding)
 
         def chat() -> str | None:
-            answer = client.chat.completions.create(model=CHAT, messages=MESSAGES, max_tokens=2)
-            return answer.choices[0].finish_reason
+            response = client.chat.completions.create(model=CHAT, messages=MESSAGES, max_tokens=2)
+            return response.choices[0].finish_reason
 
         asked: list[Future[Any]] = [pool.submit(one) for one in (embed, chat, embed, embed)]
         assert sum(1 for _ in chunks) >= 49
@@ -244,26 +238,23 @@ def test_with_one_place_they_swap_and_nothing_is_lost(small_server: Server) -> N
     assert len(loaded) <= 1
 
 
-# ── models that do not generate ──
-
-
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
-def test_a_ranker_ranks(server: Server, path: str) -> None:
+def test_ranking_model_ranks(server: Server, path: str) -> None:
     documents = ["a kitten", "the stock market fell", "it rains"]
     body = {"model": RANKER, "query": "a cat", "documents": documents}
-    answer = post(server, path, **body).raise_for_status().json()
-    scores = [item["relevance_score"] for item in answer["results"]]
+    response = post(server, path, **body).raise_for_status().json()
+    scores = [item["relevance_score"] for item in response["results"]]
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == 3
-    assert sorted(item["index"] for item in answer["results"]) == [0, 1, 2]
-    assert all(item["document"]["text"] == documents[item["index"]] for item in answer["results"])
-    assert answer["model"] == RANKER
-    assert answer["usage"]["total_tokens"] > 0
+    assert sorted(item["index"] for item in response["results"]) == [0, 1, 2]
+    assert all(item["document"]["text"] == documents[item["index"]] for item in response["results"])
+    assert response["model"] == RANKER
+    assert response["usage"]["total_tokens"] > 0
     best = post(server, path, **body, top_n=1).json()["results"]
-    assert [item["index"] for item in best] == [answer["results"][0]["index"]]
+    assert [item["index"] for item in best] == [response["results"][0]["index"]]
 
 
-def test_a_ranker_scores_pairs_as_it_ranks(server: Server) -> None:
+def test_ranking_model_scores_pairs_as_it_ranks(server: Server) -> None:
     documents = ["a kitten", "the stock market fell"]
     ranked = post(server, "/rerank", model=RANKER, query="a cat", documents=documents).json()["results"]
     by_index = {item["index"]: item["relevance_score"] for item in ranked}
@@ -272,14 +263,14 @@ def test_a_ranker_scores_pairs_as_it_ranks(server: Server) -> None:
         assert {item["index"]: item["score"] for item in scored} == pytest.approx(by_index, abs=1e-4)
 
 
-def test_a_ranker_classifies_and_pools(server: Server) -> None:
+def test_ranking_model_classifies_and_pools(server: Server) -> None:
     classified = post(server, "/classify", model=RANKER, input="a cat").raise_for_status().json()["data"][0]
     pooled = post(server, "/pooling", model=RANKER, input="a cat").raise_for_status().json()["data"][0]
     assert classified["num_classes"] == 1
     assert pooled["data"] == pytest.approx(classified["probs"], abs=1e-4)
 
 
-def test_an_embedding_model_scores_by_meaning(server: Server, client: OpenAI) -> None:
+def test_embedding_model_scores_by_meaning(server: Server, client: OpenAI) -> None:
     documents = ["the stock market fell", "a kitten"]
     ranked = post(server, "/rerank", model=MINILM, query="a cat", documents=documents).json()["results"]
     assert [item["index"] for item in ranked] == [1, 0]
@@ -292,9 +283,9 @@ def test_an_embedding_model_scores_by_meaning(server: Server, client: OpenAI) ->
 
 
 @pytest.mark.parametrize("model", [MINILM, RANKER])
-def test_tokens_of_models_that_do_not_generate(server: Server, model: str) -> None:
-    answer = post(server, "/tokenize", model=model, prompt="hello world").json()
-    assert (answer["count"], answer["tokens"]) == (4, [101, 7592, 2088, 102])
+def test_models_that_do_not_generate_tokenize(server: Server, model: str) -> None:
+    response = post(server, "/tokenize", model=model, prompt="hello world").json()
+    assert (response["count"], response["tokens"]) == (4, [101, 7592, 2088, 102])
     assert post(server, "/detokenize", model=model, tokens=[7592, 2088]).json() == {"prompt": "hello world"}
 
 
@@ -313,13 +304,13 @@ WRONG: list[tuple[str, str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("model", "path", "body", "advice"), WRONG)
-def test_what_a_model_cannot_do_is_refused_before_it_loads(
+def test_unsupported_task_is_refused_before_the_model_loads(
     server: Server, model: str, path: str, body: dict[str, Any], advice: str
 ) -> None:
     name = COLD[model]
-    answer = post(server, path, model=name, **body)
-    assert answer.status_code == 400
-    error = answer.json()["error"]
+    response = post(server, path, model=name, **body)
+    assert response.status_code == 400
+    error = response.json()["error"]
     assert advice.lower() in error["message"].lower()
     assert error.get("code", "not_supported") == "not_supported"
     models = server.models()

@@ -1,4 +1,4 @@
-"""What runs out comes back: a full disk, no descriptors left, clients that send too much, too deep or too slowly."""
+"""Exhausted resources: a full disk, no free descriptors, clients that send too much, too deep or too slowly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server(tmp_path: Path, smollm2_gguf: Path) -> Iterator[Server]:
 
 
 def limit(process: psutil.Process, kind: int, value: int) -> None:
-    """The soft limit: what is beyond it fails as if there were nothing left."""
+    """Lower a soft limit of the server's processes, so that they run out of the resource."""
     process.rlimit(kind, (value, process.rlimit(kind)[1]))
 
 
@@ -47,8 +47,8 @@ def statuses(client: httpx.Client, count: int) -> set[int]:
     return {client.post("/v1/completions", json=BODY).status_code for _ in range(count)}
 
 
-def test_a_full_disk_stops_no_request(server: Server) -> None:
-    """No file can grow: logs, the database, the records of engines. What needs the database says so, and recovers."""
+def test_full_disk_stops_no_request(server: Server) -> None:
+    """No file can grow: logs, database, adoption records. Requests that need the database fail, and recover later."""
     with server.client() as client:
         assert statuses(client, 1) == {200}
         for process in (gateway(server), server.manager()):
@@ -64,7 +64,7 @@ def test_a_full_disk_stops_no_request(server: Server) -> None:
         wait_until(lambda: sum(row["requests"] for row in client.get("/v1/usage").json()["data"]) == 4)
 
 
-def test_connections_wait_while_there_are_no_descriptors(server: Server) -> None:
+def test_connections_wait_while_no_descriptor_is_free(server: Server) -> None:
     with server.client() as client:
         assert statuses(client, 1) == {200}
         process = gateway(server)
@@ -74,7 +74,7 @@ def test_connections_wait_while_there_are_no_descriptors(server: Server) -> None
                 crowd.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             wait_until(lambda: "connections wait: Too many open files" in server.output())
             assert client.post(f"/admin/api/models/{MODEL}/unload").status_code == 200
-            assert statuses(client, 3) == {200}  # who is in is served, by an engine that is new to the worker
+            assert statuses(client, 3) == {200}  # an open connection is served, by an engine that is new to the worker
     with server.client() as client:
         assert statuses(client, 3) == {200}
 
@@ -99,8 +99,8 @@ def test_large_bodies_are_refused_where_small_ones_are_expected(server: Server) 
                 assert client.post(path, content=body).status_code == 413
 
 
-def test_slow_senders_hold_nobody_up(server: Server) -> None:
-    """Hundreds of connections with half a head or half a body, and a client among them."""
+def test_slow_clients_do_not_delay_others(server: Server) -> None:
+    """A client among hundreds of connections that sent half a head or half a body."""
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n".encode()
     with ExitStack() as slow, server.client() as client:
         assert statuses(client, 1) == {200}

@@ -1,4 +1,4 @@
-"""Whose turn it is on a real engine: a flood of one key beside the few requests of another, and full queues."""
+"""Fair scheduling on a real engine: a flood from one key beside the few requests of another, and full queues."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iter
 
 
 class Caller:
-    """One key's client. No two of its prompts are alike, so that no cache answers for the engine."""
+    """A client with a key of its own. No two of its prompts are alike, so that no cache hides the prefill."""
 
     def __init__(self, server: Server, name: str, tokens: tuple[int, int]) -> None:
         self._client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=secret(name), max_retries=0, timeout=240)
@@ -68,7 +68,7 @@ class Caller:
         await self._client.close()
 
     async def first_token(self) -> float:
-        """Ask, read it all; seconds until the first token."""
+        """Send a request, read the whole stream, and return the seconds until its first token."""
         tokens = self._chance.randint(*self._tokens)
         prompt = f"{next(self._numbers)} {self._name} " + "once upon a time there was a king " * 20
         begun = time.monotonic()
@@ -86,7 +86,7 @@ class Caller:
             await self.first_token()
 
     async def median(self) -> float:
-        """Of first tokens, asked for at moments that nothing else decides."""
+        """Return the median time to first token of requests at random moments."""
         seconds = []
         for _ in range(ROUNDS):
             await asyncio.sleep(self._chance.random())
@@ -95,7 +95,7 @@ class Caller:
 
 
 @pytest.mark.alone
-async def test_a_key_with_ten_times_the_load_hardly_delays_another(server: Server, record_property: Any) -> None:
+async def test_key_with_ten_times_the_load_hardly_delays_another(server: Server, record_property: Any) -> None:
     small, flood = Caller(server, "small", (2, 8)), Caller(server, "flood", (24, 72))
     alone = [await small.median()]
     crowd = [asyncio.create_task(flood.keep_asking()) for _ in range(TIMES_THE_LOAD)]
@@ -114,8 +114,8 @@ async def test_a_key_with_ten_times_the_load_hardly_delays_another(server: Serve
     assert ratio <= 2
 
 
-async def test_full_queues_refuse_and_who_waits_hears_its_place(server: Server) -> None:
-    """20 of a key may wait, and 24 of all."""
+async def test_full_queues_refuse_and_a_queued_stream_gets_its_position(server: Server) -> None:
+    """At most 20 requests of a key may wait, and 24 in all."""
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, timeout=60))
 
@@ -124,12 +124,12 @@ async def test_full_queues_refuse_and_who_waits_hears_its_place(server: Server) 
             request = client.build_request(
                 "POST", "/v1/completions", json=body, headers={"Authorization": f"Bearer {secret(name)}"}
             )
-            answer = await client.send(request, stream=True)
-            stack.push_async_callback(answer.aclose)
-            return answer
+            response = await client.send(request, stream=True)
+            stack.push_async_callback(response.aclose)
+            return response
 
         async def ask_until_refused(name: str) -> httpx.Response:
-            """Each stream has its head by the time that the next one is sent, or waits in the queue."""
+            """Send streams, each after the one before has its head or waits in the queue, until one is refused."""
             while True:
                 task = asyncio.create_task(ask(name, stream=True))
                 done, _ = await asyncio.wait({task}, timeout=0.1)
@@ -157,16 +157,16 @@ async def test_full_queues_refuse_and_who_waits_hears_its_place(server: Server) 
     await becomes(server, queued=0, in_flight=0)
 
 
-async def test_a_batch_waits_until_nobody_else_does(server: Server) -> None:
-    """Its key says so, or the request."""
+async def test_batch_requests_wait_for_all_others(server: Server) -> None:
+    """Requests are batch requests by their key or by `service_tier`."""
     ends: list[str] = []
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
 
         async def ask(name: str, tokens: int, label: str, **more: Any) -> None:
             body = {"prompt": f"{len(ends)} {name}", "max_tokens": tokens, "ignore_eos": True, **more}
             headers = {"Authorization": f"Bearer {secret(name)}"}
-            answer = await client.post("/v1/completions", json=body, headers=headers)
-            assert answer.status_code == 200, answer.text
+            response = await client.post("/v1/completions", json=body, headers=headers)
+            assert response.status_code == 200, response.text
             ends.append(label)
 
         first = [asyncio.create_task(ask("other", 100, "first")) for _ in range(PLACES + 1)]
@@ -182,7 +182,7 @@ async def test_a_batch_waits_until_nobody_else_does(server: Server) -> None:
 
 
 async def becomes(server: Server, **wanted: int) -> None:
-    """Counters of the model come to at least that, or to nothing."""
+    """Wait until counters of the model reach their values, or zero where zero is given."""
     async with asyncio.timeout(60):
         while True:
             status = (await asyncio.to_thread(server.models))[MODEL]

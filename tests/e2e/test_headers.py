@@ -1,4 +1,4 @@
-"""Raw bytes where a key belongs, on a real server's socket: answered with 4xx or cut off, never let in, never a 5xx."""
+"""Random bytes in place of a key, on a real server's socket: 4xx or a closed connection, never 2xx or 5xx."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ PARTS = [
 
 
 def ask(server: Server, headers: bytes) -> int:
-    """The status; 0 where the connection was closed without one."""
+    """Return the status, or 0 if the connection was closed without one."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + headers + b"\r\n\r\n")
-        answer = b""
+        response = b""
         try:
             while data := connection.recv(65536):
-                answer += data
+                response += data
         except ConnectionError:
             return 0
-    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+    return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/1.1 ") else 0
 
 
-def test_nothing_but_a_key_opens(tmp_path: Path) -> None:
+def test_only_a_valid_key_is_accepted(tmp_path: Path) -> None:
     chance = random.Random(20261122)
     with running(tmp_path, {"auth": {"secret_key": "dY0p7Qm2Zx9Lr4Wv6Tb8Nc1Kf3Hs5Ga0Ej"}}) as server:
         seen = set()
@@ -52,7 +52,7 @@ def test_nothing_but_a_key_opens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["serve", "gunicorn"])
 @pytest.mark.parametrize(("trusted", "status"), [([], 403), (["127.0.0.0/8"], 200), (["10.0.0.0/8"], 403)])
-def test_only_a_trusted_proxy_tells_the_clients_address(
+def test_only_a_trusted_proxy_states_the_clients_address(
     tmp_path: Path, command: str, trusted: list[str], status: int
 ) -> None:
     key = {"key": KEY, "name": "away", "networks": ["203.0.113.0/24"]}

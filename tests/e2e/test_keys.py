@@ -17,7 +17,7 @@ KEYS = "/admin/api/keys"
 
 
 def command(server: Server, *words: str) -> Any:
-    """What it printed, as JSON where it is that."""
+    """Return the output of the command, decoded if it is JSON."""
     result = subprocess.run(
         [str(BIN / "llm-api-server"), *words],
         cwd=server.folder, env=environment(LOGNAME="ann"), check=True, capture_output=True, text=True,
@@ -35,8 +35,8 @@ def test_commands_and_api_share_one_store(tmp_path: Path) -> None:
     with running(tmp_path, {"server": {"workers": 2}}) as server, server.client() as client:
         made = command(server, "keys", "create", "--name", "by-command", "--permission", "chat", "--json")
         secrets.append(made.pop("secret"))
-        answer = client.post(KEYS, json={"name": "by-api", "requests_per_minute": 5})
-        secrets.append(answer.raise_for_status().json()["secret"])
+        response = client.post(KEYS, json={"name": "by-api", "requests_per_minute": 5})
+        secrets.append(response.raise_for_status().json()["secret"])
 
         assert names(server) == {"all", "restricted", "by-command", "by-api"}
         assert {key["name"] for key in command(server, "keys", "list", "--json")} == names(server)
@@ -79,8 +79,8 @@ def test_usage_of_real_requests_is_shown_everywhere(tmp_path: Path, smollm2_gguf
     with running(tmp_path, {"server": {"workers": 2}, "models": models}) as server:
         body = {"prompt": "Once", "max_tokens": 4, "ignore_eos": True}
         with server.client() as client, server.client(RESTRICTED_KEY) as other:
-            answers = [client.post("/v1/completions", json=body).raise_for_status().json() for _ in range(2)]
-            prompt_tokens = sum(answer["usage"]["prompt_tokens"] for answer in answers)
+            responses = [client.post("/v1/completions", json=body).raise_for_status().json() for _ in range(2)]
+            prompt_tokens = sum(response["usage"]["prompt_tokens"] for response in responses)
 
             def total(path: str = "/admin/api/usage", **params: str) -> Any:
                 return client.get(path, params=params).raise_for_status().json()["total"]

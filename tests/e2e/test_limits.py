@@ -1,4 +1,4 @@
-"""Limits over real sockets: 32 clients, several workers, a real engine. All that a key may have, and never more."""
+"""Limits under 32 clients, several workers and a real engine: a key gets all of its quota and never more."""
 
 from __future__ import annotations
 
@@ -62,58 +62,62 @@ def body(tokens: int = 1, **more: Any) -> dict[str, Any]:
 
 
 async def ask_at_once(server: Server, name: str, count: int, **options: Any) -> list[httpx.Response]:
-    """`count` requests by `CLIENTS` clients, each with connections of its own."""
+    """Send `count` requests from `CLIENTS` clients, each with connections of its own."""
     numbers = itertools.count()
 
     async def client() -> list[httpx.Response]:
-        answers = []
+        responses = []
         headers = {"Authorization": f"Bearer {secret(name)}"}
         async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as one:
             while next(numbers) < count:
-                answers.append(await one.post("/v1/completions", json=body(**options)))
-        return answers
+                responses.append(await one.post("/v1/completions", json=body(**options)))
+        return responses
 
     found = await asyncio.gather(*(client() for _ in range(min(CLIENTS, count))))
-    return [answer for answers in found for answer in answers]
+    return [response for responses in found for response in responses]
 
 
 async def spend(server: Server, name: str, tokens: int) -> tuple[int, httpx.Response]:
-    """Tokens that were had, by all clients at once and then by one until it is refused; and that refusal."""
-    answers = await ask_at_once(server, name, 64, tokens=tokens)
-    while answers[-1].status_code == 200 or len(answers) == 64:
-        answers += await ask_at_once(server, name, 1, tokens=tokens)
-    assert {answer.status_code for answer in answers} <= {200, 429}
-    return sum(answer.json()["usage"]["total_tokens"] for answer in answers if answer.status_code == 200), answers[-1]
+    """Use up a key's tokens, by all clients at once and then by one until it is refused. Return tokens and refusal."""
+    responses = await ask_at_once(server, name, 64, tokens=tokens)
+    while responses[-1].status_code == 200 or len(responses) == 64:
+        responses += await ask_at_once(server, name, 1, tokens=tokens)
+    assert {response.status_code for response in responses} <= {200, 429}
+    return sum(
+        response.json()["usage"]["total_tokens"] for response in responses if response.status_code == 200
+    ), responses[-1]
 
 
 def reservation(tokens: int) -> int:
-    """At most: the prompt is estimated by the length of the body, the answer is as long as it may be."""
+    """Return the most tokens reserved for a request: the body's length for the prompt, `tokens` for the output."""
     return tokens + len(str(body(tokens)))
 
 
-def check_refusal(answer: httpx.Response, code: str, words: str) -> None:
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["param"]) == (429, code, None)
+def check_refusal(response: httpx.Response, code: str, words: str) -> None:
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (429, code, None)
     assert words in error["message"]
-    assert int(answer.headers["retry-after"]) >= 1
+    assert int(response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 async def test_requests_per_minute_are_exact(tmp_path: Path, smollm2_gguf: Path, workers: int) -> None:
     with running(tmp_path, make_config(smollm2_gguf, workers)) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
-        answers = await ask_at_once(server, "requests", 4 * PER_MINUTE)
-        passed = [answer for answer in answers if answer.status_code == 200]
-        refused = [answer for answer in answers if answer.status_code != 200]
+        responses = await ask_at_once(server, "requests", 4 * PER_MINUTE)
+        passed = [response for response in responses if response.status_code == 200]
+        refused = [response for response in responses if response.status_code != 200]
         assert (len(passed), len(refused)) == (PER_MINUTE, 3 * PER_MINUTE)
-        for answer in refused:
-            check_refusal(answer, "rate_limit_exceeded", f"{PER_MINUTE} requests per minute")
-        left = sorted(int(answer.headers["x-ratelimit-remaining-requests"]) for answer in passed)
+        for response in refused:
+            check_refusal(response, "rate_limit_exceeded", f"{PER_MINUTE} requests per minute")
+        left = sorted(int(response.headers["x-ratelimit-remaining-requests"]) for response in passed)
         assert (left[0], left[-1] < PER_MINUTE) == (0, True)
-        if workers == 1:  # several do not know what is left of each other's shares
+        if workers == 1:  # workers do not know what is left of each other's quota
             assert left == list(range(PER_MINUTE))
-        assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {str(PER_MINUTE)}
-        assert all(re.fullmatch(r"(\d+m)?\d+m?s", answer.headers["x-ratelimit-reset-requests"]) for answer in answers)
+        assert {response.headers["x-ratelimit-limit-requests"] for response in responses} == {str(PER_MINUTE)}
+        assert all(
+            re.fullmatch(r"(\d+m)?\d+m?s", response.headers["x-ratelimit-reset-requests"]) for response in responses
+        )
 
 
 @pytest.mark.story
@@ -125,11 +129,11 @@ async def test_tokens_per_minute_hold_within_one_reservation(server: Server) -> 
 
 async def test_concurrent_requests_never_exceed_their_limit(server: Server) -> None:
     before = len(engine_events(server))
-    answers = await ask_at_once(server, "concurrent", 300, tokens=8)
-    passed = [answer for answer in answers if answer.status_code == 200]
-    for answer in answers:
-        if answer.status_code != 200:
-            check_refusal(answer, "rate_limit_exceeded", "concurrent requests")
+    responses = await ask_at_once(server, "concurrent", 300, tokens=8)
+    passed = [response for response in responses if response.status_code == 200]
+    for response in responses:
+        if response.status_code != 200:
+            check_refusal(response, "rate_limit_exceeded", "concurrent requests")
     wait_until(lambda: len(engine_events(server)) == before + 2 * len(passed))
     running_now, most = 0, 0
     for change in engine_events(server)[before:]:
@@ -140,7 +144,7 @@ async def test_concurrent_requests_never_exceed_their_limit(server: Server) -> N
 
 
 def engine_events(server: Server) -> list[int]:
-    """+1 for each request that the engine took up, -1 for each that it ended: by its own log."""
+    """Return +1 for each request that the engine started and -1 for each that ended, in the order of its log."""
     (log,) = (server.folder / "logs" / "engines").glob("*.log")
     events = []
     for line in log.read_text(errors="replace").splitlines():
@@ -185,21 +189,21 @@ async def test_budgets_hold_across_a_restart_of_everything(
 
 
 @pytest.mark.story
-def test_every_answer_of_a_limited_key_tells_how_it_stands(server: Server) -> None:
+def test_every_response_to_a_limited_key_has_rate_limit_headers(server: Server) -> None:
     with server.client(secret("every")) as client:
         first = client.post("/v1/completions", json=body())
         assert first.status_code == 200
         assert first.headers["x-ratelimit-remaining-requests"] == "4"
         assert int(first.headers["x-ratelimit-remaining-tokens"]) < 10_000
-        for answer in (
+        for response in (
             client.get("/v1/models"),
             client.post("/v1/completions", json={"prompt": 7}),
             client.post("/v1/completions", json=body(model="nothing")),
             client.get("/nowhere"),
         ):
-            assert answer.headers["x-ratelimit-limit-requests"] == "5"
-            assert answer.headers["x-ratelimit-remaining-requests"] == "4"
-            assert answer.headers["x-ratelimit-limit-tokens"] == "10000"
+            assert response.headers["x-ratelimit-limit-requests"] == "5"
+            assert response.headers["x-ratelimit-remaining-requests"] == "4"
+            assert response.headers["x-ratelimit-limit-tokens"] == "10000"
         with client.stream("POST", "/v1/completions", json=body(stream=True)) as stream:
             assert stream.headers["x-ratelimit-remaining-requests"] == "3"
             stream.read()
@@ -219,8 +223,8 @@ def test_the_official_client_sees_a_rate_limit_and_an_empty_budget(tmp_path: Pat
             assert caught.value.code == code
 
 
-def test_clients_that_leave_free_their_place(server: Server) -> None:
-    """Concurrency of a key is not eaten up by streams that were given up."""
+def test_clients_that_leave_free_their_slots(server: Server) -> None:
+    """Aborted streams do not use up the concurrency of a key."""
     name = "concurrent"
 
     def give_up() -> int:

@@ -1,4 +1,4 @@
-"""What runs now is told by the admin API, with its place in the queue and its tokens; it is gone when it is over."""
+"""Requests in progress in the admin API, with their queue position and tokens, until they end."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LIVE = "/admin/api/requests/live"
 
 def live(server: Server) -> list[dict[str, Any]]:
     with server.client() as client:
-        answer = client.get(LIVE).raise_for_status().json()
-    assert answer["total"] == len(answer["data"])
-    return list(answer["data"])
+        response = client.get(LIVE).raise_for_status().json()
+    assert response["total"] == len(response["data"])
+    return list(response["data"])
 
 
 def states(server: Server) -> list[tuple[str, int | None]]:
     return [(one["state"], one["position"]) for one in live(server)]
 
 
-def test_requests_that_run_and_wait_are_told(tmp_path: Path, smollm2_gguf: Path) -> None:
+def test_running_and_waiting_requests_are_listed(tmp_path: Path, smollm2_gguf: Path) -> None:
     available = {MODEL: {"path": str(smollm2_gguf), "engine": "llama_cpp", "max_tokens": 4096}}
     config: dict[str, Any] = {
         "server": {"workers": 2},
@@ -38,14 +38,14 @@ def test_requests_that_run_and_wait_are_told(tmp_path: Path, smollm2_gguf: Path)
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
         assert live(server) == []
         began = time.time()
-        with server.client() as first, first.stream("POST", "/v1/completions", json=body) as answer:
-            assert answer.status_code == 200
+        with server.client() as first, first.stream("POST", "/v1/completions", json=body) as response:
+            assert response.status_code == 200
             wait_until(lambda: any(one["completion_tokens"] > 1 for one in live(server)))
             with ThreadPoolExecutor() as threads, server.client(timeout=60) as client:
                 threads.submit(client.post, "/v1/completions", json=short, headers={"x-request-id": "w"})
                 wait_until(lambda: states(server) == [("answering", None), ("waiting", 1)])
                 one, other = live(server)
-                answer.close()
+                response.close()
             assert (one["key_name"], one["model"], one["endpoint"]) == ("all", MODEL, "/v1/completions")
             assert began - 1 < one["started_at"] < one["started_at"] + one["first_token"] < time.time()
             assert 0 <= one["queued"] <= one["first_token"]

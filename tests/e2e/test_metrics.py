@@ -1,4 +1,4 @@
-"""`/metrics` is right across workers and engines, and says the same as the ledger."""
+"""`/metrics` across workers and engines, compared with the ledger."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iter
 
 
 class Metrics:
-    """The samples of one answer."""
+    """The samples of one scrape."""
 
     def __init__(self, server: Server) -> None:
         with server.client() as client:
-            answer = client.get("/metrics").raise_for_status()
-        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-        families = list(text_string_to_metric_families(answer.text))
+            response = client.get("/metrics").raise_for_status()
+        assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        families = list(text_string_to_metric_families(response.text))
         self.samples = [sample for family in families for sample in family.samples]
 
     def sum(self, name: str, **labels: str) -> float:
@@ -48,14 +48,14 @@ class Metrics:
 
 
 def chat(server: Server, key: str, **more: Any) -> httpx.Response:
-    """On a connection of its own, which any worker may take."""
+    """Send a chat on a connection of its own, which any worker may accept."""
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6, **more}
     with server.client(key) as client:
         return client.post(CHAT, json=body)
 
 
 class Growth:
-    """What has been added since it was made."""
+    """Differences since its creation."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -66,14 +66,14 @@ class Growth:
 
 
 def completion_tokens(server: Server, key: str) -> int:
-    """As the ledger has them."""
+    """Return the completion tokens of a key from the ledger."""
     with server.client() as client:
         rows = client.get("/admin/api/usage", params={"group_by": "key"}).json()["data"]
     return sum(row["completion_tokens"] for row in rows if row["key_name"] == key)
 
 
 @pytest.mark.story
-def test_all_workers_are_in_it(server: Server) -> None:
+def test_metrics_sum_all_workers(server: Server) -> None:
     grown, ledger = Growth(server), completion_tokens(server, "all")
     usages = [chat(server, KEY).json()["usage"] for _ in range(COUNT)]
     assert {chat(server, KEY, stream=True).status_code for _ in range(COUNT)} == {200}
@@ -101,7 +101,7 @@ def test_all_workers_are_in_it(server: Server) -> None:
     assert grown.sum("request_seconds_count", endpoint=CHAT) == 2 * COUNT + 1
 
 
-def test_models_machine_and_processes(server: Server) -> None:
+def test_metrics_cover_models_devices_and_processes(server: Server) -> None:
     assert chat(server, KEY).status_code == 200
     found = Metrics(server)
     assert found.sum("model_state", model=MODEL, state="ready") == 1
@@ -119,7 +119,7 @@ def test_models_machine_and_processes(server: Server) -> None:
     assert found.sum("build_info") == 1
 
 
-def test_engines_are_in_it_with_their_models(server: Server) -> None:
+def test_metrics_of_engines_are_labelled_with_their_models(server: Server) -> None:
     assert chat(server, KEY).status_code == 200
     assert Metrics(server).sum("llamacpp:tokens_predicted_total", model=MODEL) > 0
 
@@ -135,11 +135,11 @@ def test_unloads_and_failures_are_counted(server: Server) -> None:
     assert grown.sum("model_unloads_total", reason="ordered") == 1
 
 
-def test_a_client_that_leaves_is_told_with_its_tokens(server: Server) -> None:
+def test_client_that_leaves_is_counted_with_its_tokens(server: Server) -> None:
     grown = Growth(server)
     body = {"prompt": "Once", "max_tokens": 400, "stream": True, "ignore_eos": True}
-    with server.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
-        lines = answer.iter_lines()
+    with server.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
         assert [next(lines) for _ in range(9)]
     wait_until(lambda: grown.sum("errors_total", code="client_closed_request") == 1)
     assert grown.sum("aborted_tokens_total", model=MODEL) > 0

@@ -1,4 +1,4 @@
-"""Models come and go on a real server: swaps under load, unloads, failures, with two real models."""
+"""Loads, swaps under load, unloads and failures of two real models."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, available: dict[str, Any]) 
 
 def complete(client: httpx.Client, model: str, tokens: int = 4) -> dict[str, Any]:
     body = {"model": model, "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    answer = client.post("/v1/completions", json=body)
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
+    response = client.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
 
 
 @pytest.mark.timeout(900)
-def test_200_requests_at_random_to_two_models_with_room_for_one(server: Server) -> None:
-    """Each model's tokenizer cuts the prompt into its own number of tokens: that tells which model answered."""
+def test_200_random_requests_to_two_models_in_one_slot(server: Server) -> None:
+    """The number of prompt tokens shows which model generated the response, since the tokenizers differ."""
     with server.client() as client:
         prompt_tokens = {model: complete(client, model)["usage"]["prompt_tokens"] for model in (SMOL, GEMMA)}
     assert prompt_tokens[SMOL] != prompt_tokens[GEMMA]
@@ -67,16 +67,16 @@ def test_200_requests_at_random_to_two_models_with_room_for_one(server: Server) 
     watcher = threading.Thread(target=watch)
     watcher.start()
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, choices))
+        responses = list(pool.map(ask, choices))
     done.set()
     watcher.join()
 
-    assert Counter(model for model, _ in answers) == Counter(choices)
-    for model, answer in answers:
-        assert answer["model"] == model
-        assert answer["usage"]["prompt_tokens"] == prompt_tokens[model]
-        assert answer["usage"]["completion_tokens"] == 4
-        assert answer["choices"][0]["finish_reason"] == "length"
+    assert Counter(model for model, _ in responses) == Counter(choices)
+    for model, response in responses:
+        assert response["model"] == model
+        assert response["usage"]["prompt_tokens"] == prompt_tokens[model]
+        assert response["usage"]["completion_tokens"] == 4
+        assert response["choices"][0]["finish_reason"] == "length"
     assert most_engines == 1
 
 
@@ -86,12 +86,12 @@ def test_many_requests_cause_one_load(server: Server) -> None:
         client.post(f"/admin/api/models/{GEMMA}/unload").raise_for_status()
         assert server.engines() == []
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: complete(client, SMOL), range(8)))
-    assert len({answer["id"] for answer in answers}) == 8
+            responses = list(pool.map(lambda _: complete(client, SMOL), range(8)))
+    assert len({response["id"] for response in responses}) == 8
     assert len(server.engines()) == 1
 
 
-def test_a_load_survives_the_client_that_asked(server: Server) -> None:
+def test_load_outlives_the_client_that_caused_it(server: Server) -> None:
     with server.client() as client:
         client.post(f"/admin/api/models/{SMOL}/unload").raise_for_status()
         client.post(f"/admin/api/models/{GEMMA}/unload").raise_for_status()
@@ -101,7 +101,7 @@ def test_a_load_survives_the_client_that_asked(server: Server) -> None:
 
 
 @pytest.mark.story
-def test_a_stream_is_never_cut_by_a_swap(server: Server) -> None:
+def test_swap_never_cuts_a_stream(server: Server) -> None:
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 300, "stream": True, "ignore_eos": True}
     with server.client() as client, client.stream("POST", "/v1/completions", json=body) as stream:
         lines = stream.iter_lines()
@@ -131,7 +131,7 @@ def test_load_and_unload_by_the_admin_api(server: Server) -> None:
 
 
 @pytest.mark.story
-def test_an_engine_that_is_killed_errors_its_streams_and_comes_back(server: Server) -> None:
+def test_killed_engine_ends_its_streams_with_an_error_and_is_replaced(server: Server) -> None:
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 400, "stream": True, "ignore_eos": True}
     with server.client() as client, client.stream("POST", "/v1/completions", json=body) as stream:
         lines = stream.iter_lines()
@@ -146,17 +146,17 @@ def test_an_engine_that_is_killed_errors_its_streams_and_comes_back(server: Serv
         assert complete(client, SMOL)["model"] == SMOL
 
 
-def test_a_client_that_leaves_a_stream_stops_the_engine(server: Server) -> None:
+def test_client_that_leaves_a_stream_stops_the_engine(server: Server) -> None:
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 480, "stream": True, "ignore_eos": True}
-    with server.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
-        lines = answer.iter_lines()
+    with server.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
         next(lines)
         wait_until(lambda: processing(server) == 1)
     wait_until(lambda: in_flight(server) == 0, timeout=10)
     wait_until(lambda: processing(server) == 0, timeout=10)
 
 
-def test_a_client_that_leaves_without_an_answer_stops_the_engine(server: Server) -> None:
+def test_client_that_leaves_before_the_response_stops_the_engine(server: Server) -> None:
     with server.client() as client:
         client.post(f"/admin/api/models/{SMOL}/load").raise_for_status()
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 480, "ignore_eos": True}
@@ -171,9 +171,9 @@ def in_flight(server: Server) -> int:
 
 
 def processing(server: Server) -> int:
-    """Requests that the engine itself says it is working on (llama.cpp's metrics).
+    """Return the number of requests in progress by llama.cpp's own metrics.
 
-    Asked often, this keeps llama.cpp from noticing by itself that a plain request's client has left.
+    Frequent calls keep llama.cpp from noticing by itself that a plain request's client has left.
     """
     socket = server.run_dir / "engines" / f"{server.models()[SMOL]['instance']}.sock"
     transport = httpx.HTTPTransport(uds=str(socket))
@@ -183,7 +183,7 @@ def processing(server: Server) -> int:
     return int(float(value))
 
 
-def test_broken_models_fail_with_their_reason_and_the_server_lives(tmp_path: Path, smollm2_gguf: Path) -> None:
+def test_broken_models_fail_with_a_reason_and_the_server_stays_up(tmp_path: Path, smollm2_gguf: Path) -> None:
     whole = smollm2_gguf.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.gguf").write_text("this is no model")
@@ -202,10 +202,10 @@ def test_broken_models_fail_with_their_reason_and_the_server_lives(tmp_path: Pat
     }
     with running(tmp_path, config) as server, server.client() as client:
         for model in ("cut", "text", "strange", "missing"):
-            answer = client.post("/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 1})
-            error = answer.json()["error"]
-            assert (answer.status_code, error["code"]) == (503, "model_load_failed"), answer.text
-            assert str(tmp_path) not in answer.text
+            response = client.post("/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 1})
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (503, "model_load_failed"), response.text
+            assert str(tmp_path) not in response.text
             status = server.models()[model]
             assert status["state"] == "failed"
             assert status["error"] in error["message"]
@@ -214,7 +214,7 @@ def test_broken_models_fail_with_their_reason_and_the_server_lives(tmp_path: Pat
         assert complete(client, "good", 1)["model"] == "good"
 
 
-def test_a_base_model_chats_only_with_a_template_it_is_given(tmp_path: Path, gemma3_gguf: Path) -> None:
+def test_base_model_chats_only_with_a_configured_template(tmp_path: Path, gemma3_gguf: Path) -> None:
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     entry = {"path": str(gemma3_gguf), "max_tokens": 512}
     available = {"bare": entry, "taught": entry | {"engine_args": {"chat_template": "plain.jinja"}}}
@@ -226,4 +226,4 @@ def test_a_base_model_chats_only_with_a_template_it_is_given(tmp_path: Path, gem
         assert server.engines() == []
         answered = client.post("/v1/chat/completions", json={"model": "taught", **body})
         assert answered.status_code == 200
-        assert answered.json()["usage"]["prompt_tokens"] < 10  # the roles' words and no marks of ChatML
+        assert answered.json()["usage"]["prompt_tokens"] < 10  # the roles' words and no ChatML tokens

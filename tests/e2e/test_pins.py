@@ -1,4 +1,4 @@
-"""A pinned model stays: others are refused for its sake, also after the manager has died, until it is unpinned."""
+"""Pinned models are not evicted, even after the manager was killed, until they are unpinned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def complete(client: httpx.Client, model: str) -> httpx.Response:
     return client.post("/v1/completions", json={"model": model, "prompt": "Hi", "max_tokens": 2})
 
 
-def test_a_pinned_model_stays_until_it_is_unpinned(tmp_path: Path, smollm2_gguf: Path) -> None:
+def test_pinned_model_stays_until_it_is_unpinned(tmp_path: Path, smollm2_gguf: Path) -> None:
     available = {name: {"path": str(smollm2_gguf), "engine": "llama_cpp"} for name in (PINNED, OTHER)}
     config: dict[str, Any] = {"models": {"max_loaded": 1, "min_loaded_time": 0, "available": available}}
     with running(tmp_path, config) as server, server.client() as client:
@@ -28,9 +28,9 @@ def test_a_pinned_model_stays_until_it_is_unpinned(tmp_path: Path, smollm2_gguf:
         assert f"{PINNED}  ready, pinned" in server.command("models", "list").stdout
 
         def refusal() -> str:
-            answer = complete(client, OTHER)
-            assert answer.status_code == 503, answer.text
-            return str(answer.json()["error"]["message"])
+            response = complete(client, OTHER)
+            assert response.status_code == 503, response.text
+            return str(response.json()["error"]["message"])
 
         assert f"held by pinned models ({PINNED}): unpin or unload it" in refusal()
         explained = client.get(f"/admin/api/models/{OTHER}/explain").json()

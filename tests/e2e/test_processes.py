@@ -1,4 +1,4 @@
-"""Every way to start it: one manager, one engine process per model, no process or socket left, whoever is killed."""
+"""Processes of a server for every way to start it: their number, kills, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def chat(server: Server, tokens: int = 2) -> httpx.Response:
 
 
 def workers(server: Server) -> list[psutil.Process]:
-    """The processes that accept connections on the port."""
+    """Return the processes that accept connections on the port."""
     listening = psutil.CONN_LISTEN
     found = []
     for process in server.processes():
@@ -66,7 +66,7 @@ def established(process: psutil.Process, port: int) -> int:
         pytest.param("gunicorn", 2, marks=pytest.mark.story),
     ],
 )
-def test_each_way_to_start_serves_and_ends_clean(
+def test_each_way_to_start_serves_and_stops_cleanly(
     tmp_path: Path, config: dict[str, Any], command: str, number: int
 ) -> None:
     config["server"] = {"workers": number}
@@ -94,7 +94,7 @@ def test_connections_spread_evenly_over_workers(tmp_path: Path, config: dict[str
 
 
 def spread(server: Server, clients: int) -> list[int]:
-    """How many of so many connections each process has that has any."""
+    """Open `clients` connections and return the number of each process that has any."""
     with contextlib.ExitStack() as stack:
         for _ in range(clients):
             client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -104,8 +104,8 @@ def spread(server: Server, clients: int) -> list[int]:
     return [number for number in held if number]
 
 
-def test_a_worker_killed_while_it_is_asked_is_replaced_at_once(tmp_path: Path, config: dict[str, Any]) -> None:
-    """The server asks each twice a second whether it lives; one that stands still cannot answer."""
+def test_worker_killed_during_a_health_check_is_replaced_at_once(tmp_path: Path, config: dict[str, Any]) -> None:
+    """A stopped worker cannot respond to the health check, so the main process waits for it."""
     config["server"] = {"workers": 2}
     config["models"]["preload"] = []
     with running(tmp_path, config) as server:
@@ -119,7 +119,7 @@ def test_a_worker_killed_while_it_is_asked_is_replaced_at_once(tmp_path: Path, c
 
 
 def waits_for_a_worker(server: Server) -> bool:
-    """Return whether the main process waits for a response to a health check: it comes at once unless a worker hangs."""
+    """Return whether the main process waits for a response to its health check: a long wait only if a worker hangs."""
     assert server.process is not None
     return "poll" in Path(f"/proc/{server.process.pid}/wchan").read_text()
 
@@ -132,7 +132,7 @@ def _workers(server: Server) -> set[int]:
         return set()
 
 
-def test_a_gunicorn_worker_killed_with_9_unloads_nothing(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_gunicorn_worker_killed_with_sigkill_unloads_nothing(tmp_path: Path, config: dict[str, Any]) -> None:
     config["server"] = {"workers": 2}
     with running(tmp_path, config, command="gunicorn") as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
@@ -160,7 +160,9 @@ def _answers(server: Server) -> bool:
 
 
 @pytest.mark.story
-def test_streams_survive_the_managers_death_and_the_next_one_adopts(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_streams_outlive_a_killed_manager_and_the_next_one_adopts_the_engine(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
     with running(tmp_path, config) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
         (engine,) = server.engines()
@@ -179,7 +181,7 @@ def test_streams_survive_the_managers_death_and_the_next_one_adopts(tmp_path: Pa
         assert [process.pid for process in server.engines()] == [engine.pid]
 
 
-def test_killed_altogether_it_starts_again(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_server_starts_after_all_its_processes_were_killed(tmp_path: Path, config: dict[str, Any]) -> None:
     server = Server(tmp_path, config)
     try:
         server.start()
@@ -207,7 +209,7 @@ def test_sigterm_lets_a_stream_finish(tmp_path: Path, config: dict[str, Any]) ->
         assert rest[-1] == "data: [DONE]"
 
 
-def test_a_bad_configuration_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_bad_configuration_is_reported_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("server:\n  prot: 1\nmodels:\n  default: nothing\n")
     for command in COMMANDS.values():
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
@@ -219,7 +221,7 @@ def test_a_bad_configuration_is_told_before_anything_starts(tmp_path: Path) -> N
         assert "Traceback" not in output
 
 
-def test_a_busy_port_is_told_in_one_line(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_busy_port_is_reported_in_one_line(tmp_path: Path, config: dict[str, Any]) -> None:
     with running(tmp_path, config) as server:
         second = tmp_path / "second"
         second.mkdir()
@@ -231,7 +233,7 @@ def test_a_busy_port_is_told_in_one_line(tmp_path: Path, config: dict[str, Any])
         assert other.processes() == []
 
 
-def test_the_command_line_shows_and_moves_models(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_command_line_lists_loads_and_unloads_models(tmp_path: Path, config: dict[str, Any]) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "llm-api-server"), *words]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)

@@ -1,6 +1,6 @@
-"""The reverse proxies' files in `deploy/`, without TLS, between real clients and a real server.
+"""Configurations of reverse proxies in `deploy/`, without TLS, between real clients and a real server.
 
-What a proxy must not do is told by an engine that sends each piece only when the one before has been seen.
+An engine sends each chunk only after the client has read the one before, so that any buffering hangs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PIECES = 4
 
 
 class SlowEngine:
-    """An engine elsewhere, as remote model; `let(n)` lets it send its first `n` pieces."""
+    """A remote engine; `let(n)` allows it to send its first `n` chunks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -99,7 +99,7 @@ def is_open(port: int) -> bool:
 
 
 def substituted(text: str, *pairs: tuple[str, str]) -> str:
-    """Each of the first words becomes the second; an empty one takes its lines away."""
+    """Replace each first string of `pairs` with the second; remove its lines if the second is empty."""
     for old, new in pairs:
         assert old in text, f"{old!r} is no longer in the file"
         lines = text.splitlines(keepends=True)
@@ -139,7 +139,7 @@ def caddy(folder: Path, port: int, server: Server) -> list[str]:
 
 @contextmanager
 def proxied(folder: Path, command: list[str], port: int) -> Iterator[str]:
-    """The proxy's address."""
+    """Run the proxy and yield its address."""
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(folder)}
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -174,40 +174,40 @@ def body(content: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}], **more}
 
 
-def pieces(answer: httpx.Response) -> Iterator[str]:
-    for line in answer.iter_lines():
+def pieces(response: httpx.Response) -> Iterator[str]:
+    for line in response.iter_lines():
         if line.startswith("data: {"):
             for choice in json.loads(line.removeprefix("data: "))["choices"]:
                 if "content" in choice["delta"]:
                     yield choice["delta"]["content"]
 
 
-def test_streams_come_piece_by_piece(url: str, engine: SlowEngine) -> None:
-    """The next piece is sent only when this one is here: a proxy that holds it back would hold it for ever."""
+def test_proxy_relays_streams_chunk_by_chunk(url: str, engine: SlowEngine) -> None:
+    """The engine sends the next chunk only after this one has arrived: a proxy that buffers would hang."""
     engine.let(1)
     with (
         client(url) as one,
-        one.stream("POST", "/v1/chat/completions", json=body(f"chunks:{PIECES}", stream=True)) as answer,
+        one.stream("POST", "/v1/chat/completions", json=body(f"chunks:{PIECES}", stream=True)) as response,
     ):
-        assert answer.status_code == 200
+        assert response.status_code == 200
         seen = []
-        for piece in pieces(answer):
+        for piece in pieces(response):
             seen.append(piece)
             engine.let(len(seen) + 1)
     assert seen == [str(index) for index in range(PIECES)]
 
 
-def test_a_client_that_leaves_ends_its_request(url: str, engine: SlowEngine) -> None:
+def test_client_that_leaves_the_proxy_aborts_its_request(url: str, engine: SlowEngine) -> None:
     engine.let(1)
     with (
         client(url) as one,
-        one.stream("POST", "/v1/chat/completions", json=body(f"chunks:{PIECES}", stream=True)) as answer,
+        one.stream("POST", "/v1/chat/completions", json=body(f"chunks:{PIECES}", stream=True)) as response,
     ):
-        next(pieces(answer))
+        next(pieces(response))
     wait_until(lambda: "aborted" in engine.log())
 
 
-def test_the_clients_address_reaches_the_server(url: str, server: Server) -> None:
+def test_client_address_reaches_the_server(url: str, server: Server) -> None:
     def status(url: str, address: str, **headers: str) -> int:
         with client(url, address=address, key=HELD_KEY, **headers) as one:
             return one.get("/v1/models").status_code
@@ -218,20 +218,20 @@ def test_the_clients_address_reaches_the_server(url: str, server: Server) -> Non
     assert status(server.url, ELSEWHERE, **{"X-Forwarded-For": HOME}) == 403
 
 
-def test_what_is_too_large_is_told_by_the_server(url: str) -> None:
+def test_too_large_bodies_are_refused_by_the_server_not_the_proxy(url: str) -> None:
     with client(url) as one:
-        answer = one.post("/v1/chat/completions", json=body("x" * 200_000))
-    assert answer.status_code == 413
-    assert answer.json()["error"]["code"] == "request_too_large"
+        response = one.post("/v1/chat/completions", json=body("x" * 200_000))
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
 
 
 def value(file: Path, word: str, unit: str) -> int:
-    """Of a directive, in `unit`."""
+    """Return the value of a directive in `unit`."""
     (found,) = {line.split()[1] for line in file.read_text().splitlines() if line.split()[:1] == [word]}
     return int(found.rstrip(";").removesuffix(unit))
 
 
-def test_limits_are_beyond_the_servers_own() -> None:
+def test_limits_of_the_proxy_exceed_those_of_the_server() -> None:
     default = ServerConfig()
     sizes = value(NGINX_FILE, "client_max_body_size", "m"), value(CADDY_FILE, "max_size", "MiB")
     assert all(size * 1024**2 > default.max_body_bytes for size in sizes)

@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def weights(tmp_path: Path) -> bytes:
-    """A whole file by its header, with random numbers behind it."""
+    """A valid GGUF header followed by random bytes."""
     return write_gguf(tmp_path / "made.gguf").read_bytes() + random.Random(1).randbytes(10 * MIB)
 
 
@@ -39,7 +39,7 @@ def here(weights: bytes) -> Iterator[Hub]:
 
 
 class User:
-    """Somebody with a configuration file in an empty folder."""
+    """A user with a configuration file in an empty folder."""
 
     def __init__(self, folder: Path, hub: Hub) -> None:
         self.folder = folder
@@ -84,7 +84,7 @@ def of_weights(hub: Hub, path: str = GGUF) -> list[tuple[str | None, int]]:
         ("URL", "tiny.Q4_0.gguf", "tiny"),
     ],
 )
-def test_a_model_comes_and_goes(user: User, here: Hub, weights: bytes, source: str, path: str, name: str) -> None:
+def test_model_is_pulled_and_removed(user: User, here: Hub, weights: bytes, source: str, path: str, name: str) -> None:
     done = user.pull(source if source != "URL" else f"{here.url}/files/tiny.Q4_0.gguf")
     assert done.returncode == 0, done.stderr
     assert user.entries() == {name: {"path": path, "engine": "llama_cpp", "type": "llama"}}
@@ -106,7 +106,7 @@ def test_a_model_comes_and_goes(user: User, here: Hub, weights: bytes, source: s
 
 
 @pytest.mark.parametrize("source", [REPO, f"ms:{REPO}", "URL"])
-def test_a_broken_connection_goes_on_where_it_broke(user: User, here: Hub, weights: bytes, source: str) -> None:
+def test_broken_connection_is_resumed(user: User, here: Hub, weights: bytes, source: str) -> None:
     path = GGUF if source != "URL" else "tiny.Q4_0.gguf"
     here.breaks[path] = [4 * MIB, 3 * MIB]
     done = user.pull(source if source != "URL" else f"{here.url}/files/tiny.Q4_0.gguf")
@@ -117,7 +117,7 @@ def test_a_broken_connection_goes_on_where_it_broke(user: User, here: Hub, weigh
 
 
 @pytest.mark.parametrize("source", [REPO, f"ms:{REPO}"])
-def test_a_killed_download_goes_on(user: User, here: Hub, weights: bytes, source: str) -> None:
+def test_killed_download_is_resumed(user: User, here: Hub, weights: bytes, source: str) -> None:
     here.breaks[GGUF] = [4 * MIB] + [0] * 100
     process = subprocess.Popen(
         [str(BIN / "llm-api-server"), "models", "pull", source, "--json"], cwd=user.folder, env=user.environment,
@@ -135,7 +135,7 @@ def test_a_killed_download_goes_on(user: User, here: Hub, weights: bytes, source
 
 
 @pytest.mark.parametrize("source", [REPO, f"ms:{REPO}"])
-def test_what_comes_damaged_is_not_kept(user: User, here: Hub, source: str) -> None:
+def test_damaged_download_is_not_kept(user: User, here: Hub, source: str) -> None:
     here.damaged.add(GGUF)
     done = user.pull(source)
     assert done.returncode == 1
@@ -145,7 +145,7 @@ def test_what_comes_damaged_is_not_kept(user: User, here: Hub, source: str) -> N
     assert user.pull(source).returncode == 0
 
 
-def test_a_file_that_changed_here_is_fetched_again(user: User, here: Hub, weights: bytes) -> None:
+def test_file_changed_on_disk_is_downloaded_again(user: User, here: Hub, weights: bytes) -> None:
     assert user.pull(REPO).returncode == 0
     path = user.models / "tiny-GGUF" / GGUF
     path.write_bytes(b"x" + path.read_bytes()[1:])
@@ -153,7 +153,7 @@ def test_a_file_that_changed_here_is_fetched_again(user: User, here: Hub, weight
     assert path.read_bytes() == weights
 
 
-def test_a_folder_for_vllm(user: User, here: Hub) -> None:
+def test_model_folder_is_pulled_for_vllm(user: User, here: Hub) -> None:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 131072}
     header = json.dumps({"w": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}).encode()
     files = {
@@ -181,7 +181,7 @@ def test_a_folder_for_vllm(user: User, here: Hub) -> None:
         (["http://127.0.0.1:9/x.gguf"], "x.gguf cannot be reached: Connection refused. Check the network"),
     ],
 )
-def test_what_cannot_be_had_is_explained(user: User, here: Hub, words: list[str], reason: str) -> None:
+def test_failed_pull_is_explained_in_one_line(user: User, here: Hub, words: list[str], reason: str) -> None:
     here.repos["tests/no-model"] = Repo({"data.csv": b"1,2"})
     here.repos["tests/no-gguf"] = Repo({GGUF: b"<html>"})
     done = user.pull(*words)
@@ -191,7 +191,7 @@ def test_what_cannot_be_had_is_explained(user: User, here: Hub, words: list[str]
     assert user.entries() == {}
 
 
-def test_a_gated_model_needs_a_token(user: User, here: Hub) -> None:
+def test_gated_model_needs_a_token(user: User, here: Hub) -> None:
     here.repos[REPO].is_gated = True
     refused = user.pull(REPO, HF_TOKEN="hf_wrong")
     assert refused.returncode == 1
@@ -201,7 +201,7 @@ def test_a_gated_model_needs_a_token(user: User, here: Hub) -> None:
     assert user.pull(REPO).returncode == 0
 
 
-def test_a_hub_that_is_not_there(user: User) -> None:
+def test_unreachable_hub_is_explained(user: User) -> None:
     for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):
         user.environment[name] = "http://127.0.0.1:9"
     for source in (REPO, f"ms:{REPO}"):
@@ -211,7 +211,7 @@ def test_a_hub_that_is_not_there(user: User) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_events_as_json(user: User, weights: bytes) -> None:
+def test_pull_prints_events_as_json(user: User, weights: bytes) -> None:
     done = user.pull(REPO, "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[0]["type"] == "planned"
@@ -225,7 +225,7 @@ def test_events_as_json(user: User, weights: bytes) -> None:
     assert events[-1] == {"type": "entry", "model": "tiny", "entry": entry}
 
 
-def test_one_at_a_time(user: User, here: Hub) -> None:
+def test_second_pull_of_a_model_is_refused(user: User, here: Hub) -> None:
     here.breaks[GGUF] = [MIB] + [0] * 100
     first = subprocess.Popen(
         [str(BIN / "llm-api-server"), "models", "pull", REPO, "--json"], cwd=user.folder, env=user.environment,
@@ -241,7 +241,7 @@ def test_one_at_a_time(user: User, here: Hub) -> None:
         first.wait()
 
 
-def test_without_a_yes_nothing_is_written(user: User) -> None:
+def test_unconfirmed_pull_writes_nothing(user: User) -> None:
     done = user.command("pull", REPO)
     assert done.returncode == 1
     assert "tiny:" in done.stdout
@@ -250,7 +250,7 @@ def test_without_a_yes_nothing_is_written(user: User) -> None:
     assert list(user.entries()) == ["mine"]
 
 
-def test_ctrl_c_says_that_nothing_is_lost(user: User, here: Hub) -> None:
+def test_ctrl_c_reports_that_the_download_can_be_resumed(user: User, here: Hub) -> None:
     here.breaks[GGUF] = [4 * MIB] + [0] * 100
     process = subprocess.Popen(
         [str(BIN / "llm-api-server"), "models", "pull", REPO], cwd=user.folder, env=user.environment,
@@ -265,8 +265,8 @@ def test_ctrl_c_says_that_nothing_is_lost(user: User, here: Hub) -> None:
     )
 
 
-def test_a_name_is_taken(user: User, here: Hub, weights: bytes) -> None:
-    """One that is asked for is refused before anything comes; one that is made up gives way."""
+def test_pulled_model_does_not_replace_another_of_its_name(user: User, here: Hub, weights: bytes) -> None:
+    """A requested name that is taken is refused before the download; a derived name is made unique."""
     here.repos[REPO].files["model-Q8_0.gguf"] = weights + b"x"
     assert user.pull(REPO).returncode == 0
     here.asked.clear()
@@ -280,7 +280,7 @@ def test_a_name_is_taken(user: User, here: Hub, weights: bytes) -> None:
     }
 
 
-def test_files_of_others_stay(user: User) -> None:
+def test_removal_keeps_files_that_another_model_uses(user: User) -> None:
     assert user.pull(REPO).returncode == 0
     assert user.pull(REPO, "--name", "second").returncode == 0
     text = user.file.read_text().replace("    tiny:", f"    other: {{path: tiny-GGUF/{GGUF}}}\n    tiny:")
@@ -294,7 +294,7 @@ def test_files_of_others_stay(user: User) -> None:
     assert (user.entries(), user.files()) == ({}, [f"tiny-GGUF/{GGUF}"])
 
 
-def test_a_running_server_has_it_at_once(tmp_path: Path, here: Hub, smollm2_gguf: Path) -> None:
+def test_running_server_follows_a_pull_at_once(tmp_path: Path, here: Hub, smollm2_gguf: Path) -> None:
     here.repos[REPO].files[GGUF] = smollm2_gguf.read_bytes()
     with running(tmp_path, {"models": {"available": {}}, "engines": {"llama_cpp": {"threads": 1}}}) as server:
         user = User.__new__(User)
@@ -303,14 +303,14 @@ def test_a_running_server_has_it_at_once(tmp_path: Path, here: Hub, smollm2_gguf
         done = user.pull(REPO)
         assert done.returncode == 0, done.stderr
         assert "The running server has applied the change." in done.stdout
-        assert answer(server, "tiny") == 200
+        assert status_of(server, "tiny") == 200
         gone = user.command("rm", "tiny", "--yes")
         assert gone.returncode == 0, gone.stderr
-        wait_until(lambda: answer(server, "tiny") == 404)
+        wait_until(lambda: status_of(server, "tiny") == 404)
         assert user.files() == []
 
 
-def answer(server: Server, model: str) -> int:
+def status_of(server: Server, model: str) -> int:
     with server.client() as client:
         body = {"model": model, "prompt": "Hi", "max_tokens": 2}
         return client.post("/v1/completions", json=body).status_code

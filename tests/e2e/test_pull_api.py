@@ -1,4 +1,4 @@
-"""Models are downloaded by the admin API: watched, cancelled, added, and there at once on all workers."""
+"""Downloads by the admin API: watched, cancelled, added, and available on all workers at once."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def server(tmp_path: Path, here: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def events(client: httpx.Client, pull: str) -> list[dict[str, Any]]:
-    """Until the stream ends."""
-    with client.stream("GET", f"/admin/api/pulls/{pull}/events") as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        return [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line]
+    """Return all events of a download, until the stream ends."""
+    with client.stream("GET", f"/admin/api/pulls/{pull}/events") as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line]
 
 
 def available(server: Server) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def available(server: Server) -> dict[str, Any]:
 
 
 @pytest.mark.story
-def test_a_model_is_downloaded_and_used(server: Server, here: Hub) -> None:
+def test_model_is_downloaded_and_used(server: Server, here: Hub) -> None:
     with server.client() as client:
         begun = client.post(PULL, json={"source": REPO})
         assert begun.status_code == 202, begun.text
@@ -71,13 +71,13 @@ def test_a_model_is_downloaded_and_used(server: Server, here: Hub) -> None:
         assert (last["revision"], last["model"], last["added"], last["error"]) == (COMMIT, "tiny", True, None)
         assert last["entry"] == {"path": PATH, "engine": "llama_cpp", "type": "llama"} == available(server)["tiny"]
         assert client.get("/admin/api/pulls").json()["data"] == [last]
-    for _ in range(4):  # of two workers
+    for _ in range(4):  # either worker
         with server.client() as client:
-            answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "Hi", "max_tokens": 2})
-            assert answer.status_code == 200, answer.text
+            response = client.post("/v1/completions", json={"model": "tiny", "prompt": "Hi", "max_tokens": 2})
+            assert response.status_code == 200, response.text
 
 
-def test_nothing_is_added_before_it_is_wanted(server: Server) -> None:
+def test_download_without_add_changes_no_configuration(server: Server) -> None:
     with server.client() as client:
         pull = client.post(PULL, json={"source": REPO, "add": False}).json()["id"]
         last = events(client, pull)[-1]
@@ -92,7 +92,7 @@ def test_nothing_is_added_before_it_is_wanted(server: Server) -> None:
         assert client.get(f"/admin/api/pulls/{pull}").status_code == 404
 
 
-def test_one_that_is_cancelled_goes_on_later(server: Server, here: Hub) -> None:
+def test_cancelled_download_is_resumed(server: Server, here: Hub) -> None:
     here.breaks[GGUF] = [40 * MIB] + [0] * 1000
     with server.client() as client:
         pull = client.post(PULL, json={"source": REPO}).json()["id"]
@@ -109,7 +109,7 @@ def test_one_that_is_cancelled_goes_on_later(server: Server, here: Hub) -> None:
     assert sum(count for *_, count in here.asked) < len(here.repos[REPO].files[GGUF]) - 39 * MIB
 
 
-def test_what_goes_wrong_is_told(server: Server) -> None:
+def test_failed_downloads_are_explained(server: Server) -> None:
     with server.client() as client:
         wrong = client.post(PULL, json={"source": "nonsense"})
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "source")
@@ -118,21 +118,21 @@ def test_what_goes_wrong_is_told(server: Server) -> None:
             (f"{REPO}:Q9_9", "has no file 'Q9_9'"),
             ("--help/me", "is not a source of models"),
         ):
-            answer = client.post(PULL, json={"source": source})
-            if answer.status_code == 202:
-                last = events(client, answer.json()["id"])[-1]
+            response = client.post(PULL, json={"source": source})
+            if response.status_code == 202:
+                last = events(client, response.json()["id"])[-1]
                 assert last["state"] == "failed"
                 assert reason in last["error"]
             else:
-                assert reason in answer.json()["error"]["message"]
+                assert reason in response.json()["error"]["message"]
         for method, path in (("GET", "x"), ("DELETE", "x"), ("GET", "x/events"), ("POST", "x/add")):
-            answer = client.request(method, f"/admin/api/pulls/{path}")
-            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "pull_not_found")
+            response = client.request(method, f"/admin/api/pulls/{path}")
+            assert (response.status_code, response.json()["error"]["code"]) == (404, "pull_not_found")
     with server.client(RESTRICTED_KEY) as client:
         assert client.post(PULL, json={"source": REPO}).status_code == 403
 
 
-def test_it_ends_with_the_server(server: Server, here: Hub) -> None:
+def test_download_ends_with_its_manager(server: Server, here: Hub) -> None:
     here.breaks[GGUF] = [MIB] + [0] * 1000
     with server.client() as client:
         client.post(PULL, json={"source": REPO})
@@ -142,10 +142,10 @@ def test_it_ends_with_the_server(server: Server, here: Hub) -> None:
         wait_until(lambda: server.downloads() == [])
         here.breaks[GGUF] = [MIB] + [0] * 1000
         client.post(PULL, json={"source": REPO})
-        wait_until(lambda: server.downloads() != [])  # and is gone when the server is: `running` looks
+        wait_until(lambda: server.downloads() != [])  # `running` checks that it ends with the server
 
 
-def test_a_model_is_removed_with_its_files(server: Server) -> None:
+def test_model_is_removed_with_its_files(server: Server) -> None:
     with server.client() as client:
         assert events(client, client.post(PULL, json={"source": REPO}).json()["id"])[-1]["added"]
         file = server.folder / "models" / PATH
@@ -163,7 +163,7 @@ def test_a_model_is_removed_with_its_files(server: Server) -> None:
         assert client.delete("/admin/api/models/tiny").json()["error"]["code"] == "model_not_found"
 
 
-def test_what_has_no_files_here_is_only_taken_out_of_the_configuration(server: Server, smollm2_gguf: Path) -> None:
+def test_model_with_files_elsewhere_is_only_removed_from_the_configuration(server: Server, smollm2_gguf: Path) -> None:
     server.configure({"models": {"available": {"elsewhere": {"path": str(smollm2_gguf)}, "kept": {"path": "x.gguf"}}}})
     with server.client() as client:
         assert client.post("/admin/api/reload").status_code == 200

@@ -1,6 +1,6 @@
-"""Sixteen clients ask for three models at random, in one place: all are answered in full, within three turns.
+"""Sixteen clients request three models at random in one slot: each gets a whole response within three swaps.
 
-`SWAPS=100 make test-all ARGS=tests/e2e/test_random_swaps.py` for a longer run. A thousand swaps by a clock of its own
+`SWAPS=100 make test-all ARGS=tests/e2e/test_random_swaps.py` runs longer. A thousand swaps with an injected clock
 are in `tests/unit/manager/scheduling/test_load.py`.
 """
 
@@ -28,7 +28,7 @@ KEYS = [{"key": f"sk-client-{number:02}-0123456789", "name": f"client-{number}"}
 def config(model: Path) -> dict[str, Any]:
     entry = {"path": str(model), "max_tokens": 512}
     models = {"max_loaded": 1, "available": {name: dict(entry) for name in MODELS}}
-    # Without the warm-up loads are short: it is the swaps that matter.
+    # Loads without a warm-up are short.
     return {
         "server": {"timeout": 600},
         "auth": {"api_keys": KEYS},
@@ -38,7 +38,7 @@ def config(model: Path) -> dict[str, Any]:
 
 
 class Watch(threading.Thread):
-    """When each load was over."""
+    """The end of each load."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(daemon=True)
@@ -62,7 +62,7 @@ class Watch(threading.Thread):
 
 
 def ask_until_enough(server: Server, watch: Watch, number: int) -> list[float]:
-    """The seconds of each request until it began to be answered."""
+    """Send requests until there were enough swaps; return the seconds of each until its response began."""
     chance = random.Random(number)
     waits = []
     with server.client(KEYS[number]["key"], timeout=600) as client:
@@ -70,10 +70,10 @@ def ask_until_enough(server: Server, watch: Watch, number: int) -> list[float]:
             is_stream = chance.random() < 0.5
             body = {"model": chance.choice(MODELS), "prompt": "Once upon", "max_tokens": 8, "ignore_eos": True}
             began = time.monotonic()
-            with client.stream("POST", "/v1/completions", json={**body, "stream": is_stream}) as answer:
-                assert answer.status_code == 200, answer.read()
+            with client.stream("POST", "/v1/completions", json={**body, "stream": is_stream}) as response:
+                assert response.status_code == 200, response.read()
                 lines: list[str] = []
-                for line in answer.iter_lines():
+                for line in response.iter_lines():
                     if not lines and line and not line.startswith(":"):
                         waits.append(time.monotonic() - began)
                     lines.append(line)
@@ -84,7 +84,7 @@ def ask_until_enough(server: Server, watch: Watch, number: int) -> list[float]:
 
 
 @pytest.mark.timeout(3600)
-def test_all_are_answered_within_three_turns(tmp_path: Path, smollm2_gguf: Path) -> None:
+def test_every_request_gets_its_response_within_three_swaps(tmp_path: Path, smollm2_gguf: Path) -> None:
     with running(tmp_path, config(smollm2_gguf)) as server:
         watch = Watch(server)
         with ThreadPoolExecutor(CLIENTS) as pool:

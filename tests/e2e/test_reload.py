@@ -1,4 +1,4 @@
-"""Another configuration while requests run: all workers follow together, and a bad file changes nothing."""
+"""Reload of the configuration under load: all workers follow together, and a bad file changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 MODEL, OTHER = "SmolLM2-135M-Instruct", "other"
 NEW_KEY = "sk-new-0123456789abcdef"
-#: Asked so often that each worker is.
+#: Enough connections that each worker gets some.
 EACH_WORKER = 24
 
 
@@ -46,7 +46,7 @@ def server(tmp_path: Path, config: dict[str, Any]) -> Iterator[Server]:
 
 
 def changed(config: dict[str, Any], **keys: Any) -> dict[str, Any]:
-    """With values at paths such as `models__max_loaded`."""
+    """Return a copy of `config` with values at paths such as `models__max_loaded`."""
     config = copy.deepcopy(config)
     for path, value in keys.items():
         *sections, last = path.split("__")
@@ -62,13 +62,13 @@ def body(**more: Any) -> dict[str, Any]:
 
 
 def ask(server: Server, key: str = KEY, **more: Any) -> httpx.Response:
-    """On a connection of its own, so that any worker may answer."""
+    """Send a completion on a connection of its own, which any worker may accept."""
     with server.client(key) as client:
         return client.post("/v1/completions", json=body(**more))
 
 
 def statuses(server: Server, key: str = KEY, model: str = MODEL) -> set[int]:
-    """What any worker answers to a question about a model, each time on a new connection."""
+    """Return the statuses of requests about a model, on enough new connections to reach all workers."""
     found = set()
     for _ in range(EACH_WORKER):
         with server.client(key) as client:
@@ -77,7 +77,7 @@ def statuses(server: Server, key: str = KEY, model: str = MODEL) -> set[int]:
 
 
 class Stream(threading.Thread):
-    """A long answer; `pieces` as they come."""
+    """A long stream in a thread; `pieces` are its events so far."""
 
     def __init__(self, server: Server, tokens: int = 400, **more: Any) -> None:
         super().__init__(daemon=True)
@@ -91,9 +91,9 @@ class Stream(threading.Thread):
     def run(self) -> None:
         with (
             self._server.client() as client,
-            client.stream("POST", "/v1/completions", json=self._body, timeout=600) as answer,
+            client.stream("POST", "/v1/completions", json=self._body, timeout=600) as response,
         ):
-            for line in answer.iter_lines():
+            for line in response.iter_lines():
                 if line.startswith("data: "):
                     self.last = line
                     self.pieces.append(line)
@@ -118,9 +118,9 @@ def by_command(server: Server) -> None:
 
 def by_api(server: Server) -> None:
     with server.client() as client:
-        answer = client.post("/admin/api/reload").raise_for_status().json()
-    assert answer["applied"]
-    assert answer["late_workers"] == 0
+        response = client.post("/admin/api/reload").raise_for_status().json()
+    assert response["applied"]
+    assert response["late_workers"] == 0
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def by_api(server: Server) -> None:
         ("gunicorn", 2, by_api),
     ],
 )
-def test_all_workers_follow_and_what_runs_is_left_alone(
+def test_all_workers_follow_a_reload_and_running_requests_continue(
     tmp_path: Path, config: dict[str, Any], command: str, workers: int, way: Callable[[Server], None]
 ) -> None:
     config["server"]["workers"] = workers
@@ -155,7 +155,7 @@ def test_all_workers_follow_and_what_runs_is_left_alone(
         assert stream.ends_whole()
 
 
-def test_a_bad_file_changes_nothing(server: Server, config: dict[str, Any]) -> None:
+def test_bad_file_changes_nothing(server: Server, config: dict[str, Any]) -> None:
     bad = changed(config, models__max_loaded=0, server__prot=1)
     server.configure(bad)
     refused = server.command("reload")
@@ -163,10 +163,10 @@ def test_a_bad_file_changes_nothing(server: Server, config: dict[str, Any]) -> N
     assert "models.max_loaded" in refused.stderr
     assert "did you mean 'port'" in refused.stderr
     with server.client() as client:
-        answer = client.post("/admin/api/reload")
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "invalid_configuration"
-    assert "models.max_loaded" in answer.json()["error"]["message"]
+        response = client.post("/admin/api/reload")
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_configuration"
+    assert "models.max_loaded" in response.json()["error"]["message"]
     assert server.process is not None
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: server.output().count("the configuration is not reloaded") == 2)
@@ -178,7 +178,7 @@ def test_a_bad_file_changes_nothing(server: Server, config: dict[str, Any]) -> N
     server.start()
 
 
-def test_processes_that_start_while_the_file_is_bad_follow_what_is_applied(
+def test_processes_started_while_the_file_is_bad_use_the_applied_configuration(
     server: Server, config: dict[str, Any]
 ) -> None:
     key = {"key": NEW_KEY, "name": "new"}
@@ -204,7 +204,7 @@ def statuses_or_none(server: Server, key: str) -> set[int] | None:
         return None
 
 
-def test_dry_run_only_shows(server: Server, config: dict[str, Any]) -> None:
+def test_dry_run_changes_nothing(server: Server, config: dict[str, Any]) -> None:
     server.configure(changed(config, models__max_loaded=1, server__port=1, auth__api_keys=[KEYS[0]]))
     shown = server.command("reload", "--dry-run")
     assert shown.stdout.splitlines() == [
@@ -224,7 +224,7 @@ def test_dry_run_only_shows(server: Server, config: dict[str, Any]) -> None:
     server.configure(config)
 
 
-def test_a_changed_model_finishes_what_runs_and_comes_back_changed(server: Server, config: dict[str, Any]) -> None:
+def test_changed_model_finishes_its_requests_and_is_loaded_anew(server: Server, config: dict[str, Any]) -> None:
     stream = Stream(server)
     (engine,) = server.engines()
     entries = copy.deepcopy(config["models"]["available"])
@@ -232,14 +232,14 @@ def test_a_changed_model_finishes_what_runs_and_comes_back_changed(server: Serve
     server.configure(changed(config, models__available=entries))
     by_command(server)
     assert server.models()[MODEL]["state"] == "draining"
-    assert ask(server).status_code == 200  # it waited
+    assert ask(server).status_code == 200  # after it waited
     assert stream.ends_whole()
     (after,) = server.engines()
     assert after.pid != engine.pid
     assert server.models()[MODEL]["context_length"] == 1024
 
 
-def test_a_model_comes_and_another_goes(server: Server, config: dict[str, Any]) -> None:
+def test_reload_adds_and_removes_models(server: Server, config: dict[str, Any]) -> None:
     stream = Stream(server)
     entry = config["models"]["available"][MODEL]
     available = {"third": entry, OTHER: entry}
@@ -256,7 +256,7 @@ def test_a_model_comes_and_another_goes(server: Server, config: dict[str, Any]) 
     assert ask(server, model=MODEL).status_code == 200
 
 
-def test_a_manager_that_was_left_behind_follows_the_file(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_manager_left_by_a_killed_server_follows_the_file(tmp_path: Path, config: dict[str, Any]) -> None:
     config["server"]["workers"] = 1
     with running(tmp_path, config) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")

@@ -1,4 +1,4 @@
-"""The processes of a server are replaced under load, and nothing is dropped; limits of the last minute go on."""
+"""Replacement of a server's processes under load: no request is lost, and limits per minute continue."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(smollm2_gguf: Path, workers: int) -> dict[str, Any]:
 
 
 class Load(threading.Thread):
-    """One request after the other, each on a new connection; counts the answers until `stop`."""
+    """Requests one after the other, each on a new connection; counts their outcomes until `stop`."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(daemon=True)
@@ -49,9 +49,9 @@ class Load(threading.Thread):
         while not self._is_over:
             try:
                 with self._server.client(KEY) as client:
-                    answer = client.post("/v1/completions", json=body(stream=bool(self.outcomes.total() % 2)))
-                whole = "[DONE]" in answer.text or "finish_reason" in answer.text
-                self.outcomes[f"{answer.status_code} {whole}"] += 1
+                    response = client.post("/v1/completions", json=body(stream=bool(self.outcomes.total() % 2)))
+                whole = "[DONE]" in response.text or "finish_reason" in response.text
+                self.outcomes[f"{response.status_code} {whole}"] += 1
             except httpx.TransportError as error:
                 self.outcomes[repr(error)] += 1
 
@@ -64,7 +64,7 @@ class Load(threading.Thread):
 @pytest.mark.parametrize(
     ("command", "workers"), [pytest.param("serve", 2, marks=pytest.mark.story), ("gunicorn", 2), ("serve", 1)]
 )
-def test_restart_drops_nothing(tmp_path: Path, smollm2_gguf: Path, command: str, workers: int) -> None:
+def test_restart_loses_no_request(tmp_path: Path, smollm2_gguf: Path, command: str, workers: int) -> None:
     with running(tmp_path, config(smollm2_gguf, workers), command=command) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
         (engine,) = server.engines()
@@ -81,8 +81,8 @@ def test_restart_drops_nothing(tmp_path: Path, smollm2_gguf: Path, command: str,
 
 
 @pytest.mark.parametrize("path", ["/livez", "/v1/completions"])
-def test_who_was_let_in_is_answered(tmp_path: Path, smollm2_gguf: Path, path: str) -> None:
-    """The worker is told to end when a client has connected, or has sent a part of its request; or nothing comes."""
+def test_accepted_connection_gets_its_response_during_shutdown(tmp_path: Path, smollm2_gguf: Path, path: str) -> None:
+    """The worker gets SIGTERM after clients have connected, some of them with a part of their request sent."""
     data = json.dumps(body()).encode() if path.startswith("/v1") else b""
     method = "POST" if data else "GET"
     head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(data)}\r\n\r\n"
@@ -94,15 +94,15 @@ def test_who_was_let_in_is_answered(tmp_path: Path, smollm2_gguf: Path, path: st
         for client, part in zip(others, (0, 10, len(request) - 1), strict=True):
             client.sendall(request[:part])
         with server.client() as witness:
-            witness.get("/livez")  # the worker has seen what came before it
+            witness.get("/livez")  # the worker has read what came before it
             assert server.process is not None
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: is_refused(server))
         for client, part in zip(others, (0, 10, len(request) - 1), strict=True):
             client.sendall(request[part:])
-            answer = everything(client)
-            assert answer.startswith(b"HTTP/1.1 200 ")
-            assert b"\r\nconnection: close\r\n" in answer.lower()
+            response = everything(client)
+            assert response.startswith(b"HTTP/1.1 200 ")
+            assert b"\r\nconnection: close\r\n" in response.lower()
         assert everything(idle) == b""
         for client in clients:
             client.close()
@@ -117,12 +117,12 @@ def is_refused(server: Server) -> bool:
 
 
 def everything(client: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """Read until the other side closes."""
     return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 @pytest.mark.parametrize("way", ["kill", "restart"])
-def test_limits_of_the_minute_outlive_the_manager(tmp_path: Path, smollm2_gguf: Path, way: str) -> None:
+def test_limits_per_minute_outlive_the_manager(tmp_path: Path, smollm2_gguf: Path, way: str) -> None:
     with running(tmp_path, config(smollm2_gguf, 1)) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
 

@@ -1,4 +1,4 @@
-"""A planted key and a planted prompt: at level DEBUG, after everything that can go wrong, found nowhere."""
+"""Planted keys and a planted prompt appear nowhere, even at level DEBUG and after failures of all kinds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = "SmolLM2-135M-Instruct"
 CONFIG_KEY = "sk-planted-config-7c1e5b9d2f"
 SECRET = "planted-signing-secret-" + "3f9a1c7e5b2d8064" * 2
 PROMPT = "xylophone-quartz-planted-prompt"
-#: The key's own folder-wide home.
+#: The only file that may hold the key.
 ALLOWED = {"config.yaml"}
 
 
@@ -51,7 +51,7 @@ def command(server: Server, *words: str) -> str:
 
 
 def use(server: Server, key: str) -> list[str]:
-    """Send the prompt in every way, well and badly; what came back where something was wrong."""
+    """Send the prompt in valid and invalid requests of all kinds; return the error responses."""
     message = {"role": "user", "content": PROMPT}
     chat: dict[str, Any] = {"messages": [message], "max_tokens": 4}
     wrong = []
@@ -67,9 +67,9 @@ def use(server: Server, key: str) -> list[str]:
             ("/v1/chat/completions", {"messages": [{**message, "content": PROMPT * 200}]}),
             ("/v1/chat/completions", {**chat, "response_format": {"type": "json_schema", "json_schema": {}}}),
         ):
-            answer = client.post(path, json=body)
-            if answer.status_code != 200:
-                wrong.append(answer.text)
+            response = client.post(path, json=body)
+            if response.status_code != 200:
+                wrong.append(response.text)
         wrong.append(client.post("/v1/chat/completions", content=f'{{"messages": "{PROMPT}').text)
         with client.stream("POST", "/v1/chat/completions", json={**chat, "max_tokens": 200, "stream": True}) as stream:
             next(stream.iter_raw())
@@ -82,7 +82,7 @@ def use(server: Server, key: str) -> list[str]:
 
 
 def texts(server: Server) -> Iterator[tuple[str, bytes]]:
-    """Every place that something could have been written to, by name."""
+    """Yield every place that a secret could have been written to, by name."""
     for path in server.folder.rglob("*"):
         if path.is_file() and path.name not in ALLOWED:
             yield str(path), path.read_bytes()
@@ -95,13 +95,13 @@ def texts(server: Server) -> Iterator[tuple[str, bytes]]:
             yield f"metrics of {socket.name}", client.get("/metrics").content
 
 
-def test_planted_secrets_are_found_nowhere(server: Server) -> None:
+def test_planted_secrets_appear_nowhere(server: Server) -> None:
     made = json.loads(command(server, "keys", "create", "--name", "made", "--json"))["secret"]
     wait_until(lambda: httpx.get(f"{server.url}/v1/models", headers={"x-api-key": made}).status_code == 200)
     with server.client() as client:
-        answer = client.post("/admin/api/keys", json={"name": "made-by-api"}).raise_for_status()
-        by_api = answer.json()["secret"]
-        rotated = client.post(f"/admin/api/keys/{answer.json()['id']}/rotate").raise_for_status().json()["secret"]
+        response = client.post("/admin/api/keys", json={"name": "made-by-api"}).raise_for_status()
+        by_api = response.json()["secret"]
+        rotated = client.post(f"/admin/api/keys/{response.json()['id']}/rotate").raise_for_status().json()["secret"]
     token = httpx.post(f"{server.url}/auth/token", headers={"x-api-key": CONFIG_KEY}).json()["access_token"]
     secrets = [CONFIG_KEY, SECRET, made, by_api, rotated, token]
     errors = [text for key in secrets if key != SECRET for text in use(server, key)]

@@ -61,12 +61,12 @@ MESSAGES: Any = [
 class TestCurl:
     def test_chat(self, server: Server) -> None:
         body = {"model": MODEL, "messages": MESSAGES, "temperature": 0.7, "max_tokens": 50}
-        answer = json.loads(curl(server, "/v1/chat/completions", body))
-        assert answer["object"] == "chat.completion"
-        assert answer["model"] == MODEL
-        assert answer["choices"][0]["message"]["role"] == "assistant"
-        assert isinstance(answer["choices"][0]["message"]["content"], str)
-        usage = answer["usage"]
+        response = json.loads(curl(server, "/v1/chat/completions", body))
+        assert response["object"] == "chat.completion"
+        assert response["model"] == MODEL
+        assert response["choices"][0]["message"]["role"] == "assistant"
+        assert isinstance(response["choices"][0]["message"]["content"], str)
+        usage = response["usage"]
         assert 0 < usage["completion_tokens"] <= 50
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
@@ -85,9 +85,9 @@ class TestCurl:
 
     def test_completion(self, server: Server) -> None:
         body = {"model": MODEL, "prompt": "讲一个关于人工智能的笑话", "temperature": 0.7, "max_tokens": 20}
-        answer = json.loads(curl(server, "/v1/completions", body))
-        assert answer["object"] == "text_completion"
-        assert isinstance(answer["choices"][0]["text"], str)
+        response = json.loads(curl(server, "/v1/completions", body))
+        assert response["object"] == "text_completion"
+        assert isinstance(response["choices"][0]["text"], str)
 
     def test_models(self, server: Server) -> None:
         (model,) = json.loads(curl(server, "/v1/models"))["data"]
@@ -99,16 +99,16 @@ class TestCurl:
 
     def test_embeddings_of_the_chat_model(self, server: Server) -> None:
         body = {"model": MODEL, "input": "人工智能将如何改变我们的未来？"}
-        answer = json.loads(curl(server, "/v1/embeddings", body))
-        assert answer["data"][0]["object"] == "embedding"
-        assert len(answer["data"][0]["embedding"]) == 576
+        response = json.loads(curl(server, "/v1/embeddings", body))
+        assert response["data"][0]["object"] == "embedding"
+        assert len(response["data"][0]["embedding"]) == 576
 
-    def test_a_picture_for_a_model_that_cannot_see_is_refused(self, server: Server) -> None:
+    def test_picture_for_a_model_without_vision_is_refused(self, server: Server) -> None:
         content = [{"type": "text", "text": "这张图片里有什么？"}, image_part(png())]
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
-        answer = json.loads(curl(server, "/v1/chat/completions", body))
-        assert answer["error"]["type"] == "invalid_request_error"
-        assert "param" in answer["error"]
+        response = json.loads(curl(server, "/v1/chat/completions", body))
+        assert response["error"]["type"] == "invalid_request_error"
+        assert "param" in response["error"]
 
 
 class TestPythonSdk:
@@ -124,7 +124,7 @@ class TestPythonSdk:
         contents = [chunk.choices[0].delta.content for chunk in stream]
         assert "".join(content for content in contents if content is not None)
 
-    def test_usage_comes_with_a_stream_that_asks_for_it(self, client: OpenAI) -> None:
+    def test_stream_includes_usage_if_requested(self, client: OpenAI) -> None:
         stream = client.chat.completions.create(
             model=MODEL, messages=MESSAGES, max_tokens=5, stream=True, stream_options={"include_usage": True}
         )
@@ -158,8 +158,8 @@ class TestPythonSdk:
 
     def test_default_model(self, server: Server) -> None:
         with server.client() as http:
-            answer = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 2})
-        assert answer.json()["model"] == MODEL
+            response = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 2})
+        assert response.json()["model"] == MODEL
 
     def test_responses(self, client: OpenAI) -> None:
         response = client.responses.create(model=MODEL, input="Say hello", max_output_tokens=16, store=False)
@@ -234,18 +234,18 @@ def test_node_sdk(server: Server, node_openai: Path) -> None:
     assert facts["unauthorized"] == {"status": 401, "code": "invalid_api_key"}
 
 
-def test_every_answer_has_a_request_id(server: Server) -> None:
+def test_every_response_has_a_request_id(server: Server) -> None:
     with server.client() as client:
-        answers = [
+        responses = [
             client.get("/v1/models"),
             client.get("/nowhere"),
             client.post("/v1/chat/completions", content=b"{"),
             client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1, "stream": True}),
             httpx.get(f"{server.url}/v1/models"),
         ]
-    ids = [answer.headers["x-request-id"] for answer in answers]
+    ids = [response.headers["x-request-id"] for response in responses]
     assert len(set(ids)) == len(ids)
-    assert [answer.status_code for answer in answers] == [200, 404, 400, 200, 401]
+    assert [response.status_code for response in responses] == [200, 404, 400, 200, 401]
 
 
 def test_no_secret_and_no_prompt_in_the_logs(server: Server, client: OpenAI) -> None:

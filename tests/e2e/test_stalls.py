@@ -1,4 +1,4 @@
-"""An engine that hangs is found and restarted alone; who merely does not read is left alone."""
+"""Stalled engines are restarted alone; a client that does not read is no stall."""
 
 from __future__ import annotations
 
@@ -46,32 +46,32 @@ def ask(client: httpx.Client, **more: Any) -> httpx.Response:
     return client.post("/v1/completions", json=body(**more))
 
 
-def test_an_engine_that_hangs_is_restarted_and_nobody_waits_for_ever(server: Server) -> None:
-    """Stopped in its tracks: its stream ends with an error, a request that had not begun is answered by the next."""
+def test_stalled_engine_is_restarted_and_no_request_hangs(server: Server) -> None:
+    """SIGSTOP stalls the engine: its stream ends with an error, and the next engine serves the waiting request."""
     before = server.models()
     (engine,) = psutil.Process(before[MODEL]["pid"]).children()
-    answers: list[httpx.Response] = []
+    responses: list[httpx.Response] = []
     with server.client() as client:
         with client.stream("POST", "/v1/completions", json=body(stream=True)) as stream:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")
             engine.send_signal(signal.SIGSTOP)
             late = threading.Thread(
-                target=lambda: answers.append(client.post("/v1/completions", json=body(max_tokens=1)))
+                target=lambda: responses.append(client.post("/v1/completions", json=body(max_tokens=1)))
             )
             late.start()
             rest = [line for line in lines if line.startswith("data: ")]
         assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_error"
         late.join()
-    assert [answer.status_code for answer in answers] == [200]
+    assert [response.status_code for response in responses] == [200]
     after = server.models()
     assert after[MODEL]["pid"] != before[MODEL]["pid"]
     assert after[OTHER]["pid"] == before[OTHER]["pid"]
     assert "made no progress" in server.output()
 
 
-def test_a_client_that_does_not_read_is_no_reason(server: Server) -> None:
-    """Its answer is stuck far longer than an engine may be."""
+def test_client_that_does_not_read_is_no_stall(server: Server) -> None:
+    """The response is blocked far longer than the stall timeout."""
     before = server.models()[MODEL]
     request = json.dumps(body(stream=True, logprobs=20)).encode()
     head = (
@@ -91,11 +91,11 @@ def test_a_client_that_does_not_read_is_no_reason(server: Server) -> None:
     assert seen[0]["progress_at"] is not None
 
 
-def test_a_busy_engine_makes_progress(server: Server) -> None:
-    """Longer at one answer than it may stand still."""
+def test_busy_engine_is_no_stall(server: Server) -> None:
+    """One response takes longer than the stall timeout."""
     with server.client() as client:
-        answer = client.post("/v1/completions", json=body(max_tokens=1200))
-    assert answer.json()["usage"]["completion_tokens"] == 1200
+        response = client.post("/v1/completions", json=body(max_tokens=1200))
+    assert response.json()["usage"]["completion_tokens"] == 1200
     status = server.models()[MODEL]
     assert status["progress_at"] > status["loaded_at"]
     assert "made no progress" not in server.output()

@@ -1,4 +1,4 @@
-"""Keys of the store in requests: on every worker, with a lost database; and what the ledger says after faults."""
+"""Keys of the store on every worker and with a lost database, and the ledger after faults."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def statuses(clients: list[httpx.Client]) -> set[int]:
 
 @contextlib.contextmanager
 def many(server: Server, key: str) -> Iterator[list[httpx.Client]]:
-    """Clients whose connections stay, so many that every worker has some."""
+    """Yield clients with open connections, enough that every worker has some."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(server.client(key)) for _ in range(8 * WORKERS)]
 
 
 @pytest.mark.story
-def test_every_change_reaches_every_worker(server: Server) -> None:
+def test_every_change_of_a_key_reaches_every_worker(server: Server) -> None:
     key = command(server, "keys", "create", "--name", "ann", "-q")
     with many(server, key) as clients:
         wait_until(lambda: statuses(clients) == {200})
@@ -100,8 +100,8 @@ def test_permissions_models_and_limits_of_a_store_key_hold(server: Server) -> No
         assert codes == [200, 200, 200, 429, 429]
 
 
-def test_a_lost_database_stops_no_key_that_is_known(server: Server) -> None:
-    """The file becomes a folder: it can neither be read nor made."""
+def test_cached_keys_work_while_the_database_is_lost(server: Server) -> None:
+    """A folder takes the place of the file, which can then be neither read nor created."""
     seen = command(server, "keys", "create", "--name", "seen", "-q")
     unseen = command(server, "keys", "create", "--name", "unseen", "-q")
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
@@ -121,7 +121,7 @@ def test_a_lost_database_stops_no_key_that_is_known(server: Server) -> None:
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
         assert configured.post("/v1/chat/completions", json=chat).status_code == 200
         assert clients[0].post("/v1/chat/completions", json=chat).status_code == 200
-        # After storage.key_grace only the configuration is left.
+        # After storage.key_grace only keys of the configuration work.
         wait_until(lambda: statuses(clients) == {503})
         assert configured.post("/v1/chat/completions", json=chat).status_code == 200
         file.rmdir()
@@ -129,11 +129,11 @@ def test_a_lost_database_stops_no_key_that_is_known(server: Server) -> None:
             part.rename(server.folder / part.name.removeprefix("away-"))
         wait_until(lambda: statuses(clients) == {200})
         wait_until(lambda: other.get("/v1/models").status_code == 200)
-        # What was used meanwhile has been kept.
+        # Usage of the meantime was not lost.
         wait_until(lambda: len(configured.get("/admin/api/requests").json()["data"]) == 4)
 
 
-def test_on_postgresql_that_goes_and_comes_back(tmp_path: Path, smollm2_gguf: Path, postgres_cluster: Cluster) -> None:
+def test_postgresql_may_stop_and_start_again(tmp_path: Path, smollm2_gguf: Path, postgres_cluster: Cluster) -> None:
     config = make_config(smollm2_gguf, url=postgres_cluster.new_database())
     with running(tmp_path, config) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
@@ -163,9 +163,6 @@ def test_on_postgresql_that_goes_and_comes_back(tmp_path: Path, smollm2_gguf: Pa
             wait_until(lambda: statuses(clients) == {401})
 
 
-# ── the ledger ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def rows(server: Server) -> list[dict[str, Any]]:
     with server.client() as client:
         found: list[dict[str, Any]] = client.get("/admin/api/requests").raise_for_status().json()["data"]
@@ -173,7 +170,7 @@ def rows(server: Server) -> list[dict[str, Any]]:
 
 
 def open_stream(server: Server, tokens: int = 1500) -> tuple[socket.socket, int]:
-    """A stream that has begun, by a bare socket: its connection tells which worker serves it."""
+    """Start a stream on a bare socket; return it and the pid of the worker that serves it."""
     body = json.dumps({"prompt": "Once", "max_tokens": tokens, "ignore_eos": True, "stream": True}).encode()
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-test-0123456789abcdef\r\n"
@@ -189,13 +186,13 @@ def open_stream(server: Server, tokens: int = 1500) -> tuple[socket.socket, int]
 
 
 def progress_of(server: Server) -> int:
-    """Completion tokens of the one row, as far as the ledger knows."""
+    """Return the completion tokens of the only row of the ledger."""
     (row,) = rows(server)
     return int(row["completion_tokens"])
 
 
 @pytest.mark.story
-def test_a_killed_worker_loses_at_most_what_it_had_not_told(server: Server) -> None:
+def test_killed_worker_loses_at_most_its_unreported_usage(server: Server) -> None:
     connection, worker = open_stream(server)
     with connection:
         wait_until(lambda: len(rows(server)) == 1 and progress_of(server) > 0)
@@ -208,7 +205,7 @@ def test_a_killed_worker_loses_at_most_what_it_had_not_told(server: Server) -> N
     assert "a worker was lost with 1 requests" in server.output()
 
 
-def test_a_killed_engine_settles_what_it_had_given(server: Server) -> None:
+def test_killed_engine_settles_the_tokens_it_sent(server: Server) -> None:
     connection, _ = open_stream(server)
     with connection:
         (engine,) = server.engines()
@@ -220,23 +217,23 @@ def test_a_killed_engine_settles_what_it_had_given(server: Server) -> None:
     assert row["instance"]
 
 
-def test_a_killed_manager_loses_no_row_and_counts_none_twice(server: Server) -> None:
+def test_killed_manager_loses_no_row_and_counts_none_twice(server: Server) -> None:
     done = threading.Event()
-    answers: list[int] = []
+    responses: list[int] = []
 
     def ask() -> None:
         body = {"prompt": "Once", "max_tokens": 5, "ignore_eos": True}
         with server.client() as client:
             while not done.is_set():
-                answers.append(client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"])
+                responses.append(client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"])
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(3):
-            before = len(answers)
-            wait_until(lambda before=before: len(answers) > before + 8)
+            before = len(responses)
+            wait_until(lambda before=before: len(responses) > before + 8)
             old = server.manager()
             old.kill()
             wait_until(lambda pid=old.pid: _has_manager(server, but=pid))
@@ -249,8 +246,8 @@ def test_a_killed_manager_loses_no_row_and_counts_none_twice(server: Server) -> 
         with server.client() as client:
             return dict(client.get("/admin/api/usage").json()["total"] or {})
 
-    wait_until(lambda: total().get("completion_tokens") == sum(answers))
-    assert total()["requests"] == len(answers)
+    wait_until(lambda: total().get("completion_tokens") == sum(responses))
+    assert total()["requests"] == len(responses)
     assert total()["errors"] == 0
 
 

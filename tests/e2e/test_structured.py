@@ -1,4 +1,4 @@
-"""Answers in a demanded form, on each engine with the official client: JSON, a schema, a forced tool call."""
+"""Structured output on each engine with the official client: JSON, a schema, a forced tool call."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(params=[MODEL, AWARE])
 def model(request: pytest.FixtureRequest) -> str:
-    """Without and with a chat template that knows tools."""
+    """A model without and one with a chat template that supports tools."""
     return str(request.param)
 
 
@@ -103,23 +103,23 @@ def check_call(name: str | None, arguments: str | None) -> None:
 class TestForcedTools:
     @pytest.mark.story
     def test_named(self, client: OpenAI, model: str) -> None:
-        answer = client.chat.completions.create(
+        response = client.chat.completions.create(
             model=model, messages=MESSAGES, tools=TOOLS, tool_choice=NAMED, max_tokens=120
         )
-        (choice,) = answer.choices
+        (choice,) = response.choices
         assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
         (call,) = choice.message.tool_calls or []
         assert call.type == "function"
         assert call.id.startswith("call_")
         check_weather(call.function.name, call.function.arguments)
-        assert answer.usage is not None
-        assert answer.usage.completion_tokens > 0
+        assert response.usage is not None
+        assert response.usage.completion_tokens > 0
 
     def test_required(self, client: OpenAI, model: str) -> None:
-        answer = client.chat.completions.create(
+        response = client.chat.completions.create(
             model=model, messages=MESSAGES, tools=TOOLS, tool_choice="required", max_tokens=120
         )
-        (choice,) = answer.choices
+        (choice,) = response.choices
         assert choice.finish_reason == "tool_calls"
         (call,) = choice.message.tool_calls or []
         assert call.type == "function"
@@ -145,7 +145,7 @@ class TestForcedTools:
         check_weather(parts[0].name, "".join(part.arguments or "" for part in parts))
         assert chunks[-2].choices[0].finish_reason == "tool_calls"
 
-    def test_the_clients_own_accumulator(self, client: OpenAI) -> None:
+    def test_openai_client_accumulates_the_call(self, client: OpenAI) -> None:
         with client.chat.completions.stream(
             model=MODEL, messages=MESSAGES, tools=TOOLS, tool_choice=NAMED, max_tokens=120
         ) as stream:
@@ -153,12 +153,12 @@ class TestForcedTools:
         (call,) = choice.message.tool_calls or []
         check_weather(call.function.name, call.function.arguments)
 
-    def test_several_calls_on_wish(self, client: OpenAI) -> None:
-        answer = client.chat.completions.create(
+    def test_parallel_tool_calls(self, client: OpenAI) -> None:
+        response = client.chat.completions.create(
             model=MODEL, messages=MESSAGES, tools=TOOLS, tool_choice="required", parallel_tool_calls=True,
             max_tokens=60,
         )  # fmt: skip
-        (choice,) = answer.choices
+        (choice,) = response.choices
         calls = choice.message.tool_calls or []
         assert calls
         assert len({call.id for call in calls}) == len(calls)
@@ -176,18 +176,18 @@ class TestForcedTools:
         else:
             assert client.chat.completions.create(**asked).choices[0].finish_reason == "length"
 
-    def test_a_conversation_with_a_system_text_and_choices(self, client: OpenAI) -> None:
+    def test_system_message_and_several_choices(self, client: OpenAI) -> None:
         messages: Any = [{"role": "system", "content": "Be brief."}, *MESSAGES]
-        answer = client.chat.completions.create(
+        response = client.chat.completions.create(
             model=MODEL, messages=messages, tools=TOOLS, tool_choice=NAMED, max_tokens=120, n=2
         )
-        for choice in answer.choices:
+        for choice in response.choices:
             (call,) = choice.message.tool_calls or []
             assert call.type == "function"
             check_weather(call.function.name, call.function.arguments)
 
     @pytest.mark.story
-    def test_a_bad_schema_of_a_tool_is_the_clients_fault(self, client: OpenAI) -> None:
+    def test_bad_schema_of_a_tool_is_the_clients_fault(self, client: OpenAI) -> None:
         tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}]
         for stream in (False, True):
             with pytest.raises(openai.BadRequestError) as caught:
@@ -196,7 +196,7 @@ class TestForcedTools:
                 )
             assert "objekt" in caught.value.message
 
-    def test_whether_a_template_knows_tools_is_asked_of_the_engine(self, server: Server, client: OpenAI) -> None:
+    def test_template_probe_finds_which_templates_support_tools(self, server: Server, client: OpenAI) -> None:
         expected = {name: name == AWARE for name in server.models()}
         for name in expected:
             client.completions.create(model=name, prompt="x", max_tokens=1)
@@ -218,24 +218,24 @@ class TestResponseFormat:
     @pytest.mark.story
     def test_json_schema(self, client: OpenAI, strict: bool) -> None:
         wanted: Any = {"name": "city", "strict": strict, "schema": City.model_json_schema()}
-        answer = client.chat.completions.create(
+        response = client.chat.completions.create(
             model=MODEL, messages=MESSAGES, max_tokens=120, seed=7,
             response_format={"type": "json_schema", "json_schema": wanted},
         )  # fmt: skip
-        City.model_validate_json(answer.choices[0].message.content or "")
+        City.model_validate_json(response.choices[0].message.content or "")
 
     def test_parsed_by_the_client(self, client: OpenAI) -> None:
-        answer = client.chat.completions.parse(
+        response = client.chat.completions.parse(
             model=MODEL, messages=MESSAGES, max_tokens=120, seed=7, response_format=City
         )
-        assert isinstance(answer.choices[0].message.parsed, City)
+        assert isinstance(response.choices[0].message.parsed, City)
 
     def test_json_schema_streamed(self, client: OpenAI) -> None:
         with client.chat.completions.stream(
             model=MODEL, messages=MESSAGES, max_tokens=120, seed=7, response_format=City
         ) as stream:
-            answer = stream.get_final_completion()
-        assert isinstance(answer.choices[0].message.parsed, City)
+            response = stream.get_final_completion()
+        assert isinstance(response.choices[0].message.parsed, City)
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_json_object_without_a_schema(self, client: OpenAI, stream: bool) -> None:
@@ -265,7 +265,7 @@ class TestResponseFormat:
             {"type": "array", "minItems": 5, "maxItems": 2},
         ],
     )
-    def test_a_bad_schema_is_the_clients_fault(self, client: OpenAI, schema: Any, stream: bool) -> None:
+    def test_bad_schema_is_the_clients_fault(self, client: OpenAI, schema: Any, stream: bool) -> None:
         wanted: Any = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(

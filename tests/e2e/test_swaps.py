@@ -1,4 +1,4 @@
-"""Two vLLM models take turns in one place for a long time: no request is lost, and nothing piles up."""
+"""Two vLLM models swap in one slot many times: no request is lost, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 SWAPS = 30
-#: Swaps until every cache has its size.
+#: Swaps until every cache has its final size.
 WARM = 4
 MIB = 1024 * 1024
 
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_folder: Path, vllm_
 
 @dataclass(frozen=True)
 class Figures:
-    """Of all processes of the server with one model loaded. `ram` counts shared pages in proportion."""
+    """Totals of all processes of the server with one model loaded. `ram` counts shared pages in proportion."""
 
     processes: int
     descriptors: int
@@ -62,12 +62,12 @@ def measure(server: Server) -> Figures:
 
 
 def stream(server: Server, model: str, started: threading.Event) -> int:
-    """Tokens of a whole stream; `started` is set with the first. A late vLLM puts several into one chunk."""
+    """Return the tokens of a whole stream; set `started` at the first. vLLM may put several into one chunk."""
     body = {"model": model, "prompt": "Once", "max_tokens": 24, "stream": True, "ignore_eos": True, "logprobs": 1}
     lines = []
-    with server.client(timeout=300) as client, client.stream("POST", "/v1/completions", json=body) as answer:
-        assert answer.status_code == 200, answer.read()
-        for line in answer.iter_lines():
+    with server.client(timeout=300) as client, client.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200, response.read()
+        for line in response.iter_lines():
             if line.startswith("data: "):  # and not a comment while it waits
                 started.set()
                 lines.append(line)
@@ -79,19 +79,19 @@ def stream(server: Server, model: str, started: threading.Event) -> int:
 def test_thirty_swaps_with_requests_in_flight_lose_and_leak_nothing(server: Server) -> None:
     figures: list[Figures] = []
     before: list[Future[int]] = []
-    answers = 0
+    responses = 0
     with ThreadPoolExecutor(4) as pool:
         for number in range(SWAPS + 1):
             model = "ab"[number % 2]
             started = threading.Event()
             streams = [pool.submit(stream, server, model, started) for _ in range(2)]
-            answers += sum(one.result() == 24 for one in before)
+            responses += sum(one.result() == 24 for one in before)
             assert started.wait(300)
-            before = streams  # still in flight when the other model is asked for
+            before = streams  # still in flight when the other model is requested
             figures.append(measure(server))
             print(f"swap {number:2} to {model}: {figures[-1]}", flush=True)
-        answers += sum(one.result() == 24 for one in before)
-    assert answers == 2 * (SWAPS + 1)
+        responses += sum(one.result() == 24 for one in before)
+    assert responses == 2 * (SWAPS + 1)
     wait_until(lambda: server.models()["ab"[SWAPS % 2]]["in_flight"] == 0)
     early, late = figures[WARM], figures[-1]
     print(f"from swap {WARM} to {SWAPS}: {early}  ->  {late}")

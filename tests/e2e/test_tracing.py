@@ -1,4 +1,4 @@
-"""Traces of real requests, through a real load, as a collector gets them; and what the engine is told."""
+"""Traces of real requests, through a real load, as a collector gets them, and the headers that engines get."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Another server of OpenAI's API: its address, and the headers of what it was asked."""
+    """A remote server of OpenAI's API: its address, and the headers of its requests."""
     seen: list[dict[str, str]] = []
-    answer = json.dumps({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}})
+    response = json.dumps({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}})
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -41,9 +41,9 @@ def upstream() -> Iterator[tuple[str, list[dict[str, str]]]]:
             seen.append({name.lower(): value for name, value in self.headers.items()})
             self.send_response(200)
             self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(answer)))
+            self.send_header("content-length", str(len(response)))
             self.end_headers()
-            self.wfile.write(answer.encode())
+            self.wfile.write(response.encode())
 
         def do_GET(self) -> None:
             self.send_error(404)
@@ -94,7 +94,7 @@ def trace_of(collector: Collector, trace: str, *names: str) -> dict[str, Seen]:
 
 
 @pytest.mark.story
-def test_a_request_that_loads_its_model_shows_where_its_time_went(server: Server, collector: Collector) -> None:
+def test_trace_of_a_loading_request_has_queue_load_and_engine_spans(server: Server, collector: Collector) -> None:
     with server.client() as client:
         client.post(f"/admin/api/models/{MODEL}/unload")
     trace = new_trace()
@@ -113,7 +113,7 @@ def test_a_request_that_loads_its_model_shows_where_its_time_went(server: Server
     assert not any(span.has_failed for span in found.values())
 
 
-def test_the_engine_hears_of_the_span_it_works_for(
+def test_engine_gets_the_parent_span(
     server: Server, collector: Collector, upstream: tuple[str, list[dict[str, str]]]
 ) -> None:
     trace = new_trace()
@@ -123,7 +123,7 @@ def test_the_engine_hears_of_the_span_it_works_for(
     assert upstream[1][-1]["tracestate"] == "vendor=1"
 
 
-def test_who_does_not_trace_is_not_traced(
+def test_unsampled_request_is_not_traced(
     server: Server, collector: Collector, upstream: tuple[str, list[dict[str, str]]]
 ) -> None:
     quiet, loud = new_trace(), new_trace()
@@ -134,7 +134,7 @@ def test_who_does_not_trace_is_not_traced(
     assert collector.trace(quiet) == {}
 
 
-def test_a_refusal_is_traced(server: Server, collector: Collector) -> None:
+def test_refusal_is_traced(server: Server, collector: Collector) -> None:
     trace = new_trace()
     assert ask(server, trace, model="nothing") == 404
     found = trace_of(collector, trace)
@@ -154,7 +154,7 @@ def test_no_prompt_and_no_key_is_in_a_trace(server: Server, collector: Collector
     assert "sk-" not in shown
 
 
-def test_reload_turns_it_off_and_on(
+def test_reload_turns_tracing_off_and_on(
     server: Server, collector: Collector, smollm2_gguf: Path, upstream: tuple[str, Any]
 ) -> None:
     tracing = {"endpoint": collector.url, "service_name": "test"}
@@ -171,7 +171,7 @@ def test_reload_turns_it_off_and_on(
 
 @pytest.mark.vllm
 @pytest.mark.timeout(1200)
-def test_vllm_s_own_spans_are_part_of_the_trace(
+def test_vllm_spans_are_part_of_the_trace(
     tmp_path: Path, collector: Collector, smollm2_folder: Path, vllm_python: Path
 ) -> None:
     model = {

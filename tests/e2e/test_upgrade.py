@@ -42,7 +42,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def upgrade(installed: Path) -> None:
-    """Put the current version in the place of the one before, in one go."""
+    """Replace the version before by the current one."""
     new = installed / "new"
     shutil.copytree(ROOT / "src", new, ignore=shutil.ignore_patterns("__pycache__"))
     (installed / "src").rename(installed / "old")
@@ -69,7 +69,7 @@ def started(folder: Path, settings: dict[str, Any]) -> Any:
 def test_restart_into_this_version_loses_no_request(
     tmp_path: Path, installed: Path, smollm2_gguf: Path, first: str
 ) -> None:
-    """`manager`: the old manager dies as soon as the new code is there, so that old workers meet a new manager."""
+    """`manager`: the old manager is killed once the new code is there, so that old workers meet a new manager."""
     with started(tmp_path / "s", config(smollm2_gguf, workers=2)) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")
         (engine,) = server.engines()

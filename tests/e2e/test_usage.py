@@ -1,4 +1,4 @@
-"""The ledger against the engine's own count, over many requests of which a third are given up on the way."""
+"""The ledger against the engine's own count, over many requests of which a third are aborted."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def total(server: Server) -> dict[str, Any]:
 
 
 def open_rows(server: Server) -> list[str]:
-    """Requests of the last ones that are not settled."""
+    """Return the ids of the latest requests that are not settled."""
     with server.client() as client:
         rows = client.get("/admin/api/requests", params={"limit": 100}).raise_for_status().json()["data"]
     return [row["request_id"] for row in rows if row["ended_at"] is None]
 
 
 def metrics(server: Server) -> dict[str, float]:
-    """The engine's own, by name, summed over labels."""
+    """Return the engine's own metrics by name, summed over labels."""
     (socket,) = (server.run_dir / "engines").glob("*.sock")
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine") as client:
         text = client.get("/metrics").raise_for_status().text
@@ -47,7 +47,7 @@ async def compare(server: Server, metric: str, requests: int, most_tokens: int) 
     before = metrics(server)[metric]
     left = await mixed_load.run(server, requests, seed=20261122, most_tokens=most_tokens)
     assert left > requests / 10
-    # Who leaves before it was admitted has no row.
+    # A request aborted before its admission has no row.
     wait_until(lambda: requests - left <= total(server)["requests"] <= requests)
     wait_until(lambda: not open_rows(server))
     ours, theirs = total(server)["completion_tokens"], metrics(server)[metric] - before
@@ -57,14 +57,14 @@ async def compare(server: Server, metric: str, requests: int, most_tokens: int) 
 
 
 @pytest.mark.vllm
-async def test_the_ledger_counts_what_vllm_counts(tmp_path: Path, smollm2_folder: Path) -> None:
+async def test_ledger_and_vllm_count_the_same_tokens(tmp_path: Path, smollm2_folder: Path) -> None:
     available = {MODEL: {"path": str(smollm2_folder), "max_tokens": 512}}
     config = {"server": {"workers": 2}, "models": {"default": MODEL, "preload": [MODEL], "available": available}}
     with running(tmp_path, config) as server:
         await compare(server, "vllm:generation_tokens_total", 500, 20)
 
 
-async def test_the_ledger_counts_what_llama_cpp_counts(tmp_path: Path, smollm2_gguf: Path) -> None:
+async def test_ledger_and_llama_cpp_count_the_same_tokens(tmp_path: Path, smollm2_gguf: Path) -> None:
     available = {MODEL: {"path": str(smollm2_gguf), "max_tokens": 512}}
     config = {
         "server": {"workers": 2},
@@ -81,9 +81,7 @@ def rows(server: Server) -> list[dict[str, Any]]:
         return [row for row in found if row["ended_at"] is not None]
 
 
-def test_prompts_are_kept_where_that_is_asked_for_and_time_that_is_over_settles(
-    tmp_path: Path, smollm2_gguf: Path
-) -> None:
+def test_prompts_are_recorded_if_configured_and_a_timeout_settles(tmp_path: Path, smollm2_gguf: Path) -> None:
     available = {MODEL: {"path": str(smollm2_gguf), "max_tokens": 8192}}
     config = {
         "server": {"timeout": 3},
@@ -99,9 +97,9 @@ def test_prompts_are_kept_where_that_is_asked_for_and_time_that_is_over_settles(
         assert json.loads(rows(server)[0]["prompt"]) == {"messages": messages}
         for stream in (False, True):
             endless = {"prompt": "Once", "max_tokens": 8000, "ignore_eos": True, "stream": stream}
-            answer = client.post("/v1/completions", json=endless)
-            assert answer.status_code == (200 if stream else 504)
-            assert '"code":"timeout"' in answer.text
+            response = client.post("/v1/completions", json=endless)
+            assert response.status_code == (200 if stream else 504)
+            assert '"code":"timeout"' in response.text
         wait_until(lambda: len(rows(server)) == 3)
         plain, streamed = sorted(rows(server)[:2], key=lambda row: row["stream"])
         assert (plain["status"], plain["error"]) == (504, "timeout")

@@ -1,6 +1,6 @@
-"""Pictures through a real server to a real vLLM: the answer names what is in them, and bad ones harm nobody.
+"""Pictures through a real server to a real vLLM: the response names their content, and bad ones are refused.
 
-The model is tiny and knows coloured figures only (`scripts/train_tiny_vlm.py`), but what it says is in the picture.
+The model is tiny and knows only coloured figures (`scripts/train_tiny_vlm.py`).
 """
 
 from __future__ import annotations
@@ -67,41 +67,40 @@ def messages(*pictures: bytes, **more: Any) -> Any:
 
 
 def ask(client: OpenAI, *pictures: bytes, **more: Any) -> str:
-    answer = client.chat.completions.create(
+    response = client.chat.completions.create(
         model=MODEL, messages=messages(*pictures, **more), max_tokens=40, temperature=0
     )
-    return answer.choices[0].message.content or ""
+    return response.choices[0].message.content or ""
 
 
-# ── what is right ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_answer_is_what_the_picture_shows(client: OpenAI) -> None:
+def test_response_names_the_picture(client: OpenAI) -> None:
     assert ask(client, RED_CIRCLE) == "red circle"
     assert ask(client, BLUE_SQUARE) == "blue square"
     assert ask(client) == "no picture"
 
 
-def test_several_pictures_are_answered_in_their_order(client: OpenAI) -> None:
+def test_several_pictures_are_named_in_their_order(client: OpenAI) -> None:
     assert ask(client, RED_CIRCLE, BLUE_SQUARE) == "red circle, blue square"
     assert ask(client, BLUE_SQUARE, RED_CIRCLE) == "blue square, red circle"
     assert ask(client, GREEN_TRIANGLE, BLUE_SQUARE, RED_CIRCLE) == "green triangle, blue square, red circle"
 
 
 @pytest.mark.parametrize("sample", sorted(SAMPLES.iterdir()), ids=lambda path: path.suffix)
-def test_every_format_is_seen(client: OpenAI, sample: Path) -> None:
+def test_every_image_format_is_decoded(client: OpenAI, sample: Path) -> None:
     colour, shape, _ = sample.stem.split("-")
     content: Any = [TEXT, image_part(sample.read_bytes(), sample.suffix[1:])]
-    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": content}], temperature=0)
-    assert answer.choices[0].message.content == f"{colour} {shape}"
+    response = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": content}], temperature=0
+    )
+    assert response.choices[0].message.content == f"{colour} {shape}"
 
 
 @pytest.mark.parametrize("detail", ["auto", "low", "high"])
-def test_detail_is_understood(client: OpenAI, detail: str) -> None:
+def test_detail_is_accepted(client: OpenAI, detail: str) -> None:
     assert ask(client, RED_CIRCLE, detail=detail) == "red circle"
 
 
-def test_a_stream_says_the_same(client: OpenAI) -> None:
+def test_stream_names_the_same(client: OpenAI) -> None:
     stream = client.chat.completions.create(
         model=MODEL,
         messages=messages(RED_CIRCLE, BLUE_SQUARE),
@@ -128,8 +127,8 @@ def test_curl_example_of_the_documentation(server: Server) -> None:
     }
     command = ["curl", "-sS", f"{server.url}/v1/chat/completions", "-X", "POST", "-d", json.dumps(body)]
     command += ["-H", "Content-Type: application/json", "-H", f"Authorization: Bearer {KEY}"]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert answer["choices"][0]["message"]["content"] == "red circle"
+    response = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert response["choices"][0]["message"]["content"] == "red circle"
 
 
 def test_python_example_of_the_documentation(client: OpenAI) -> None:
@@ -154,8 +153,8 @@ def test_python_example_of_the_documentation(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", ["yellow square", "green circle"])
-def test_anthropics_image_block(server: Server, name: str) -> None:
-    """Counted first: vLLM once answered 500 to a picture that it had only counted."""
+def test_anthropic_image_block(server: Server, name: str) -> None:
+    """Count tokens first: vLLM once responded with 500 to a picture that it had counted before."""
     source: Any = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(figure(name)).decode()}
     content: Any = [{"type": "image", "source": source}, {"type": "text", "text": "What is in the picture?"}]
     turns: Any = [{"role": "user", "content": content}]
@@ -166,7 +165,7 @@ def test_anthropics_image_block(server: Server, name: str) -> None:
     assert message.usage.input_tokens == tokens
 
 
-def test_input_image_of_responses(client: OpenAI) -> None:
+def test_responses_input_image(client: OpenAI) -> None:
     content: Any = [
         {"type": "input_text", "text": "What is in the picture?"},
         {"type": "input_image", "image_url": data_url(BLUE_SQUARE), "detail": "auto"},
@@ -177,13 +176,10 @@ def test_input_image_of_responses(client: OpenAI) -> None:
     assert response.output_text == "blue square"
 
 
-def test_models_that_see_are_told_from_those_that_do_not(server: Server) -> None:
+def test_models_list_states_vision(server: Server) -> None:
     with server.client() as http:
         listed = {model["id"]: model["vision"] for model in http.get("/v1/models").json()["data"]}
     assert listed == {MODEL: True, BLIND: False}
-
-
-# ── what is wrong: 400 with a reason, and the engine goes on ─────────────────────────────────────────────────────
 
 
 def url_part(url: str) -> dict[str, Any]:
@@ -211,7 +207,7 @@ BAD_PARTS = {
 
 @pytest.mark.parametrize("name", BAD_PARTS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_bad_picture_is_refused_and_a_good_one_answered(client: OpenAI, name: str, stream: bool) -> None:
+def test_bad_picture_is_refused_and_the_engine_stays_up(client: OpenAI, name: str, stream: bool) -> None:
     part, reason = BAD_PARTS[name]
     content: Any = [TEXT, part]
     with pytest.raises(openai.BadRequestError, match=f"(?i){reason}"):
@@ -219,7 +215,7 @@ def test_a_bad_picture_is_refused_and_a_good_one_answered(client: OpenAI, name: 
     assert ask(client, RED_CIRCLE) == "red circle"
 
 
-def test_too_many_pictures(client: OpenAI) -> None:
+def test_too_many_pictures_are_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"At most 16 image\(s\) may be provided in one prompt\.$"):
         ask(client, *[RED_CIRCLE] * 17)
     assert ask(client, *[RED_CIRCLE] * 3) == "red circle, red circle, red circle"
@@ -227,7 +223,7 @@ def test_too_many_pictures(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
 def test_pictures_count_as_input_tokens(server: Server, path: str) -> None:
-    """The limit of the configuration is above the words alone and the pictures alone, below both together."""
+    """The configured limit is above the words alone and the pictures alone, and below both together."""
     is_responses = path == "/v1/responses"
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(RED_CIRCLE).decode()}
     picture: dict[str, Any] = image_part(RED_CIRCLE)
@@ -242,13 +238,13 @@ def test_pictures_count_as_input_tokens(server: Server, path: str) -> None:
             turns = [{"role": "user", "content": content}]
             body = {"model": MODEL, "input": turns} if is_responses else {"model": MODEL, "messages": turns}
             limit = "max_output_tokens" if is_responses else "max_tokens"
-            answer = http.post(path, json={**body, limit: 5})
-            statuses.append(answer.status_code)
+            response = http.post(path, json={**body, limit: 5})
+            statuses.append(response.status_code)
     assert statuses == [200, 200, 400]
-    assert "At most 250 input tokens" in answer.text
+    assert "At most 250 input tokens" in response.text
 
 
-def test_a_picture_for_a_model_that_cannot_see(server: Server, client: OpenAI) -> None:
+def test_picture_for_a_model_without_vision(server: Server, client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="cannot see images") as caught:
         client.chat.completions.create(model=BLIND, messages=messages(RED_CIRCLE))
     assert (caught.value.code, caught.value.param) == ("not_supported", "messages[0].content[1].image_url.url")
@@ -256,7 +252,7 @@ def test_a_picture_for_a_model_that_cannot_see(server: Server, client: OpenAI) -
 
 
 @pytest.mark.parametrize("option", ["mm_processor_kwargs", "media_io_kwargs"])
-def test_clients_cannot_change_how_pictures_are_prepared(client: OpenAI, option: str) -> None:
+def test_clients_cannot_change_image_preprocessing(client: OpenAI, option: str) -> None:
     with pytest.raises(openai.BadRequestError, match=option):
         client.chat.completions.create(
             model=MODEL, messages=messages(RED_CIRCLE), extra_body={option: {"size": {"longest_edge": 100_000}}}
@@ -288,8 +284,8 @@ def test_nothing_is_fetched_from_the_network(server: Server, path: str, body: di
         listener.setblocking(False)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/red.png"
         content = json.dumps({"model": MODEL, **body}).replace("URL", url)
-        answer: httpx.Response = http.post(path, content=content, headers={"Content-Type": "application/json"})
-        assert answer.status_code == 400
-        assert "data: URLs" in answer.text
+        response: httpx.Response = http.post(path, content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code == 400
+        assert "data: URLs" in response.text
         with pytest.raises(BlockingIOError):
             listener.accept()

@@ -89,13 +89,13 @@ def test_streams_on_both_engines(client: OpenAI, model: str) -> None:
 
 
 def test_minilm_embeds(client: OpenAI) -> None:
-    answer = client.embeddings.create(model=MINILM, input=["a cat", "a kitten", "the stock market fell"])
-    cat, kitten, market = (item.embedding for item in answer.data)
+    response = client.embeddings.create(model=MINILM, input=["a cat", "a kitten", "the stock market fell"])
+    cat, kitten, market = (item.embedding for item in response.data)
     assert len(cat) == 384
     assert cosine(cat, kitten) > cosine(cat, market)
 
 
-def test_a_chat_on_an_embedding_model_is_the_clients_fault(client: OpenAI) -> None:
+def test_chat_on_an_embedding_model_is_the_clients_fault(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MINILM, messages=MESSAGES)
     assert caught.value.code is None or isinstance(caught.value.code, str)
@@ -110,20 +110,20 @@ def test_too_long_a_prompt(client: OpenAI) -> None:
 def test_errors_have_a_string_code(server: Server) -> None:
     with server.client() as http:
         body = {"model": VLLM, "messages": MESSAGES, "temperature": -5}
-        answer = http.post("/v1/chat/completions", json=body)
-    assert answer.status_code == 400
-    error = answer.json()["error"]
+        response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["code"] is None or isinstance(error["code"], str)
 
 
 def test_tokenize(server: Server) -> None:
     with server.client() as http:
-        answer = http.post("/tokenize", json={"model": VLLM, "prompt": "hello world"})
-    assert answer.json()["count"] == 2
+        response = http.post("/tokenize", json={"model": VLLM, "prompt": "hello world"})
+    assert response.json()["count"] == 2
 
 
-def test_a_client_that_leaves_stops_the_generation(server: Server) -> None:
+def test_client_that_leaves_stops_generation(server: Server) -> None:
     body = {"model": VLLM, "prompt": "Once", "max_tokens": 900, "ignore_eos": True}
     with server.client(timeout=400) as http:
         http.post(f"/admin/api/models/{VLLM}/load").raise_for_status()
@@ -141,11 +141,11 @@ def running_in_engine(server: Server) -> int:
     return sum(int(float(line.split()[-1])) for line in lines if line.startswith("vllm:num_requests_running"))
 
 
-def test_an_unknown_architecture_fails_with_vllms_reason(server: Server) -> None:
+def test_unknown_architecture_fails_with_the_reason_of_vllm(server: Server) -> None:
     with server.client(timeout=400) as http:
-        answer = http.post("/v1/completions", json={"model": "broken", "prompt": "x"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_load_failed")
-        assert "nosuch" in answer.json()["error"]["message"].lower()
+        response = http.post("/v1/completions", json={"model": "broken", "prompt": "x"})
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_load_failed")
+        assert "nosuch" in response.json()["error"]["message"].lower()
         assert http.post("/v1/completions", json={"model": LLAMA, "prompt": "x", "max_tokens": 1}).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""Real vLLM engines forked from the zygote: the same answers as by exec, nothing inherited, nothing left over."""
+"""Real vLLM engines forked from the zygote: the same output as by exec, nothing inherited, nothing left behind."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def complete(server: Server, prompt: str = "Hello", tokens: int = 8) -> Any:
         return client.post("/v1/completions", json=body)
 
 
-def answers(server: Server) -> list[str]:
+def responses(server: Server) -> list[str]:
     return [complete(server, prompt, 12).raise_for_status().json()["choices"][0]["text"] for prompt in PROMPTS]
 
 
 def zygotes(server: Server) -> list[psutil.Process]:
-    """Also while one imports."""
+    """Return the zygotes, including one that still imports."""
     return [p for p in server.manager().children() if "engines/vllm/zygote.py" in " ".join(p.cmdline())]
 
 
@@ -61,7 +61,7 @@ def zygote(server: Server) -> psutil.Process:
 
 
 def below_guard(server: Server) -> list[psutil.Process]:
-    """The API server of the engine first, then its core and workers."""
+    """Return the API server of the engine, then its core and workers."""
     found: list[psutil.Process] = psutil.Process(server.models()[MODEL]["pid"]).children(recursive=True)
     return found
 
@@ -71,18 +71,18 @@ def unload(server: Server) -> None:
         client.post(f"/admin/api/models/{MODEL}/unload").raise_for_status()
 
 
-def test_forked_and_execed_engines_answer_the_same(
+def test_forked_and_execed_engines_generate_the_same(
     server: Server, tmp_path: Path, smollm2_folder: Path, vllm_python: Path
 ) -> None:
-    forked = answers(server)
+    forked = responses(server)
     assert psutil.Process(server.models()[MODEL]["pid"]).ppid() == zygote(server).pid
     unload(server)
     with running(tmp_path, config_for(smollm2_folder, vllm_python, zygote=False)) as plain:
-        assert answers(plain) == forked
+        assert responses(plain) == forked
         assert zygotes(plain) == []
 
 
-def test_an_engine_keeps_nothing_of_the_zygote(server: Server) -> None:
+def test_engine_inherits_nothing_from_the_zygote(server: Server) -> None:
     complete(server).raise_for_status()
     parent = zygote(server)
     engine = below_guard(server)[0]
@@ -99,7 +99,7 @@ def test_an_engine_keeps_nothing_of_the_zygote(server: Server) -> None:
     assert parent.num_threads() == 1
 
 
-def test_phases_are_shown(server: Server) -> None:
+def test_load_phases_are_shown(server: Server) -> None:
     complete(server).raise_for_status()
     status = server.models()[MODEL]
     assert list(status["phases"]) == ["process", "imports", "configuration", "weights", "kv_cache", "server", "warm_up"]
@@ -107,7 +107,7 @@ def test_phases_are_shown(server: Server) -> None:
     assert status["phase"] is None
 
 
-def test_a_killed_zygote_takes_no_engine_with_it_and_is_replaced(server: Server) -> None:
+def test_killed_zygote_leaves_its_engines_and_is_replaced(server: Server) -> None:
     complete(server).raise_for_status()
     instance, first = server.models()[MODEL]["instance"], zygote(server)
     first.kill()
@@ -120,7 +120,7 @@ def test_a_killed_zygote_takes_no_engine_with_it_and_is_replaced(server: Server)
 
 
 @pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
-def test_a_killed_part_fails_what_is_under_way_and_the_next_request_loads_anew(server: Server, victim: str) -> None:
+def test_killed_engine_process_fails_its_requests_and_the_next_one_reloads(server: Server, victim: str) -> None:
     complete(server).raise_for_status()
     before = below_guard(server)
     instance = server.models()[MODEL]["instance"]
@@ -138,7 +138,7 @@ def test_a_killed_part_fails_what_is_under_way_and_the_next_request_loads_anew(s
     assert server.models()[MODEL]["instance"] != instance
 
 
-def test_a_killed_loading_engine_is_a_failed_load_and_leaves_nothing(server: Server) -> None:
+def test_engine_killed_while_loading_is_a_failed_load_and_leaves_nothing(server: Server) -> None:
     wait_until(lambda: server.models()[MODEL]["state"] != "failed")
     unload(server)
     outcome: list[Any] = []
@@ -153,7 +153,7 @@ def test_a_killed_loading_engine_is_a_failed_load_and_leaves_nothing(server: Ser
     wait_until(lambda: complete(server).status_code == 200, timeout=120)
 
 
-def test_the_zygote_ends_with_a_killed_manager(server: Server) -> None:
+def test_zygote_ends_with_a_killed_manager(server: Server) -> None:
     complete(server).raise_for_status()
     old = zygote(server)
     server.manager().kill()

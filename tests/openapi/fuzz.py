@@ -1,4 +1,4 @@
-"""`make fuzz SECONDS=3600`: asks a server of its own whatever its OpenAPI description allows and forbids.
+"""`make fuzz SECONDS=3600`: sends a server valid and invalid requests, generated from its OpenAPI description.
 
 All checks of schemathesis, all endpoints, a real llama.cpp engine. The last line is one JSON object.
 """
@@ -20,7 +20,7 @@ from tests.openapi.hooks import MODEL
 from tests.running import BIN, KEY, Server, running
 
 HERE = Path(__file__).parent
-#: Context and answers are short: it is the many requests that matter.
+#: A short context, since many requests matter more than long ones.
 CONTEXT = 128
 
 
@@ -39,7 +39,7 @@ def config(model: Path) -> dict[str, Any]:
 
 
 def run(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
-    """schemathesis, and what it says."""
+    """Run schemathesis."""
     command = [str(BIN / "schemathesis"), "--config-file", str(HERE / "schemathesis.toml"), "run"]
     command += [f"{server.url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"]
     command += ["--checks", "all", "--continue-on-failure", "--no-shrink", "--request-timeout", "150"]
@@ -49,7 +49,7 @@ def run(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def figures(output: str) -> dict[str, int]:
-    """Of the summary."""
+    """Return the figures of the summary."""
     cases = re.search(r"(\d+) generated", output)
     failures = [int(number) for number in re.findall(r"❌ ST\d+ .*: (\d+)", output)]
     return {"cases": int(cases[1]) if cases else 0, "failures": sum(failures)}

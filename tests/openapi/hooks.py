@@ -1,4 +1,4 @@
-"""Brings schemathesis past the first checks: every second valid body names a model that there is, and has no nulls."""
+"""Hooks that bring schemathesis past the first checks: every second valid body names a model and has no nulls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODEL = "m"
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, **kwargs: Any) -> None:
-    """What is to be refused stays as it is."""
+    """Change every second valid body; leave the others as they are."""
     body = case.body
     is_valid = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
     if not is_valid or not isinstance(body, dict) or not _is_chosen(body):
@@ -25,5 +25,5 @@ def before_call(context: Any, case: Any, **kwargs: Any) -> None:
 
 
 def _is_chosen(body: Any) -> bool:
-    """The same body always gets the same answer: what failed can be repeated."""
+    """Choose half of all bodies, always the same ones, so that a failure can be repeated."""
     return hashlib.sha256(json.dumps(body, default=repr, sort_keys=True).encode()).digest()[0] % 2 == 0

@@ -1,4 +1,4 @@
-"""Real engine processes from real plans: ready, answering, stopped; and the reasons when a file is bad."""
+"""Real engine processes from real launch plans: readiness, responses, stop, and the reasons of failures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Running:
     log: Path
 
     async def ready(self) -> None:
-        """Wait as the manager does: for the first answer or the end of the process."""
+        """Wait as the manager does: for the first response or the end of the process."""
         waiting = asyncio.create_task(self.engine.wait_ready(self.plan))
         while not waiting.done() and self.process.poll() is None:
             await asyncio.wait([waiting], timeout=0.1)
@@ -52,8 +52,8 @@ class Running:
         await waiting
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        answer = await readiness.request(self.plan.address, "POST", path, body)
-        return answer.status, json.loads(answer.body)
+        response = await readiness.request(self.plan.address, "POST", path, body)
+        return response.status, json.loads(response.body)
 
     async def ended(self) -> int:
         return await asyncio.to_thread(self.process.wait)
@@ -64,7 +64,7 @@ class Running:
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Short enough for a socket's path, whatever the test is called."""
+    """A folder whose path is short enough for unix sockets."""
     path = tmp_path_factory.mktemp("e")
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -113,7 +113,7 @@ async def test_llama_cpp_chats_embeds_and_stops_cleanly(smollm2_gguf: Path, fold
         assert not (folder / "e.sock").exists()
 
 
-async def test_llama_cpp_never_cuts_a_prompt_silently(smollm2_gguf: Path, folder: Path) -> None:
+async def test_llama_cpp_never_truncates_a_prompt_silently(smollm2_gguf: Path, folder: Path) -> None:
     async with started(folder, ModelConfig(path=str(smollm2_gguf), max_tokens=256)) as running:
         await running.ready()
         status, body = await running.post("/v1/completions", {"prompt": "word " * 400, "max_tokens": 4})
@@ -130,16 +130,14 @@ async def test_llama_cpp_embeds_inputs_longer_than_its_default_batch(smollm2_ggu
         assert body["usage"]["prompt_tokens"] > 512
 
 
-async def test_a_schema_that_makes_llama_cpp_run_wild_does_not_take_the_machine(
-    smollm2_gguf: Path, folder: Path
-) -> None:
-    """Nothing fits this schema, and llama.cpp allocates without end in search of it; its own limit stops it."""
+async def test_llama_cpp_is_stopped_by_its_memory_limit(smollm2_gguf: Path, folder: Path) -> None:
+    """Nothing satisfies this schema, and llama.cpp allocates without end in search of it."""
     async with started(folder, ModelConfig(path=str(smollm2_gguf), max_tokens=512)) as running:
         await running.ready()
         schema = {"allOf": [{"type": "integer"}, {"type": "string"}]}
         wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         messages = [{"role": "user", "content": "hi"}]
-        with contextlib.suppress(OSError, EOFError, ValueError):  # an answer of any kind, or none
+        with contextlib.suppress(OSError, EOFError, ValueError):  # a response of any kind, or none
             await running.post("/v1/chat/completions", {"messages": messages, "response_format": wanted})
         if running.process.poll() is not None:
             assert "memory" in running.reason(running.process.returncode)
@@ -150,7 +148,7 @@ async def test_a_schema_that_makes_llama_cpp_run_wild_does_not_take_the_machine(
         assert (await running.post("/v1/completions", {"prompt": "x", "max_tokens": 1}))[0] == 200
 
 
-async def test_llama_cpp_starts_where_an_old_socket_lies(smollm2_gguf: Path, folder: Path) -> None:
+async def test_llama_cpp_replaces_a_stale_socket(smollm2_gguf: Path, folder: Path) -> None:
     async with started(folder, ModelConfig(path=str(smollm2_gguf))) as first:
         await first.ready()
         first.process.kill()
@@ -171,7 +169,7 @@ async def test_llama_cpp_options_reach_the_engine(smollm2_gguf: Path, folder: Pa
 
 @pytest.mark.parametrize("slots", [1, 3, 7])
 async def test_llama_cpp_embeds_with_any_number_of_slots(smollm2_gguf: Path, folder: Path, slots: int) -> None:
-    """With a batch that the slots cannot share evenly, llama.cpp aborts."""
+    """A batch that the slots cannot share evenly makes llama.cpp abort."""
     model = ModelConfig(path=str(smollm2_gguf), max_tokens=256, engine_args={"n_parallel": slots})
     async with started(folder, model) as running:
         await running.ready()
@@ -188,7 +186,7 @@ async def test_llama_cpp_embeds_with_any_number_of_slots(smollm2_gguf: Path, fol
         ({"pooling_type": "median"}, "it is one of unspecified, none, mean, cls, last, rank"),
     ],
 )
-async def test_llama_cpp_says_which_option_is_wrong(
+async def test_llama_cpp_names_the_wrong_option(
     smollm2_gguf: Path, folder: Path, engine_args: dict[str, Any], reason: str
 ) -> None:
     async with started(folder, ModelConfig(path=str(smollm2_gguf), engine_args=engine_args)) as running:
@@ -198,12 +196,12 @@ async def test_llama_cpp_says_which_option_is_wrong(
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        # Of the same length each, so that the header stays as long as it was.
+        # The same length each, so that the header keeps its length.
         (b"\x05\x00\x00\x00\x00\x00\x00\x00llama", b"\x05\x00\x00\x00\x00\x00\x00\x00lorem", "architecture 'lorem'"),
         (b"blk.0.attn_q.weight", b"blk.0.attn_x.weight", "blk.0.attn_q.weight"),
     ],
 )
-async def test_llama_cpp_says_why_it_cannot_load_a_file(
+async def test_llama_cpp_explains_a_failed_load(
     smollm2_gguf: Path, folder: Path, old: bytes, new: bytes, reason: str
 ) -> None:
     content = smollm2_gguf.read_bytes()
@@ -230,7 +228,7 @@ async def test_bad_files_are_refused_before_a_process_starts(smollm2_gguf: Path,
         assert str(folder) not in str(caught.value)
 
 
-async def test_llama_cpp_in_a_python_without_it(smollm2_gguf: Path, folder: Path) -> None:
+async def test_missing_llama_cpp_is_explained(smollm2_gguf: Path, folder: Path) -> None:
     async with started(folder, ModelConfig(path=str(smollm2_gguf))) as running:
         running.process.kill()
         await running.ended()
@@ -269,9 +267,7 @@ async def test_vllm_embeds(minilm_folder: Path, vllm_python: Path, folder: Path)
 
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
-async def test_vllm_says_which_architecture_it_does_not_know(
-    smollm2_folder: Path, vllm_python: Path, folder: Path
-) -> None:
+async def test_vllm_names_the_unknown_architecture(smollm2_folder: Path, vllm_python: Path, folder: Path) -> None:
     model = folder / "model"
     model.mkdir()
     for file in smollm2_folder.iterdir():

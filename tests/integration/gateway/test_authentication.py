@@ -76,7 +76,7 @@ async def test_key_is_looked_up_again_after_keys_changed(gateway: Gateway) -> No
     gateway.manager.keys = {}
     gateway.manager.change_keys(["id-of-bob"])
     response = await gateway.chat()
-    while response.status_code == 200:  # the message is under way
+    while response.status_code == 200:  # until the message arrives
         response = await gateway.chat()
     assert response.status_code == 401
 

@@ -33,7 +33,7 @@ async def granted(manager: Manager, client: Recorder, model: str, request: int =
     return message
 
 
-async def test_a_request_loads_its_model_and_nothing_is_left_after_close(world: World) -> None:
+async def test_request_loads_its_model_and_close_leaves_nothing(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
         grant = await granted(manager, client, "a")
@@ -48,8 +48,8 @@ async def test_a_request_loads_its_model_and_nothing_is_left_after_close(world: 
     assert world.leftovers() == []
 
 
-async def test_workers_hear_of_states_and_nothing_of_every_request(world: World) -> None:
-    """All models are in each word to them: it must not grow with the traffic."""
+async def test_workers_get_states_and_nothing_per_request(world: World) -> None:
+    """Each message has all models, so that their number must not grow with the traffic."""
     async with world.manager(a=SERVES, b=SERVES) as manager:
         client = connect(manager)
         manager.hello(client, {})
@@ -69,7 +69,7 @@ async def test_workers_hear_of_states_and_nothing_of_every_request(world: World)
         assert client.told[-1] == [ModelState.STOPPED, ModelState.STOPPED]
 
 
-async def test_the_engines_own_reason_reaches_the_client(world: World) -> None:
+async def test_reason_of_the_engine_reaches_the_client(world: World) -> None:
     async with world.manager(a=FAILS) as manager:
         client = connect(manager)
         manager.acquire(client, 1, "a")
@@ -82,7 +82,7 @@ async def test_the_engines_own_reason_reaches_the_client(world: World) -> None:
         assert status.error == "OutOfMemory: 7 of 6 GiB (exit code 3)"
 
 
-async def test_a_missing_file_is_known_before_any_request(world: World) -> None:
+async def test_missing_file_is_found_before_any_request(world: World) -> None:
     async with world.manager(a="missing") as manager:
         await until(lambda: state(manager, "a") is ModelState.FAILED)
         client = connect(manager)
@@ -90,7 +90,7 @@ async def test_a_missing_file_is_known_before_any_request(world: World) -> None:
         assert "the file does not exist" in (await client.next()).message
 
 
-async def test_a_model_that_cannot_load_pushes_nobody_out(world: World) -> None:
+async def test_model_that_cannot_load_evicts_nothing(world: World) -> None:
     async with world.manager(a=SERVES, b="missing") as manager:
         client = connect(manager)
         grant = await granted(manager, client, "a")
@@ -101,14 +101,14 @@ async def test_a_model_that_cannot_load_pushes_nobody_out(world: World) -> None:
         assert state(manager, "a") is ModelState.READY
 
 
-async def test_unloading_what_cannot_load_is_done_at_once(world: World) -> None:
+async def test_unload_of_a_model_that_cannot_load_completes_at_once(world: World) -> None:
     async with world.manager(a="missing") as manager:
         client = connect(manager)
         manager.unload(client, 1, "a", wait=True)
         assert isinstance(await client.next(), Models)
 
 
-async def test_a_load_that_hangs_is_ended_at_its_timeout(tmp_path: Path) -> None:
+async def test_hanging_load_ends_at_its_timeout(tmp_path: Path) -> None:
     async with World(tmp_path, load_timeout=0.3).manager(a=HANGS) as manager:
         client = connect(manager)
         manager.acquire(client, 1, "a")
@@ -129,7 +129,7 @@ async def test_swap_waits_for_the_lease(world: World) -> None:
         assert state(manager, "a") is ModelState.STOPPED
 
 
-async def test_workers_are_told_to_drain_a_busy_model(tmp_path: Path) -> None:
+async def test_slots_of_a_busy_model_are_revoked_for_a_swap(tmp_path: Path) -> None:
     async with World(tmp_path, max_wait_time=0.1).manager(a=SERVES, b=SERVES) as manager:
         worker, other = connect(manager), connect(manager)
         manager.hello(worker, {})
@@ -140,7 +140,7 @@ async def test_workers_are_told_to_drain_a_busy_model(tmp_path: Path) -> None:
         assert (await other.next()).instance.model == "b"
 
 
-async def test_a_vanished_worker_holds_nothing(world: World) -> None:
+async def test_disconnected_worker_holds_nothing(world: World) -> None:
     async with world.manager(a=SERVES, b=SERVES) as manager:
         worker, other = connect(manager), connect(manager)
         await granted(manager, worker, "a")
@@ -150,7 +150,7 @@ async def test_a_vanished_worker_holds_nothing(world: World) -> None:
         assert worker.messages.empty()
 
 
-async def test_a_killed_engine_is_started_anew(world: World) -> None:
+async def test_killed_engine_is_replaced(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
         first = await granted(manager, client, "a")
@@ -168,12 +168,12 @@ async def test_unload_during_a_load_ends_the_process(world: World) -> None:
         await until(lambda: world.leftovers() != [])
         pid = pid_of(manager, "a")
         manager.unload(client, 2, "a", wait=True)
-        # The load command hears of the end as well: nobody waits for a load that will not come.
+        # The load command gets a response as well.
         assert isinstance(await client.next(), Models)
         assert process_start_time(pid) is None
 
 
-async def test_unload_before_a_load_has_begun_frees_the_place(world: World) -> None:
+async def test_unload_before_a_load_has_begun_frees_the_slot(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
         # Both in one step of the loop: the task of the instance exists and has not run yet.
@@ -183,7 +183,7 @@ async def test_unload_before_a_load_has_begun_frees_the_place(world: World) -> N
         assert (await granted(manager, client, "a", 3)).instance.model == "a"
 
 
-async def test_the_next_manager_adopts_what_serves(world: World) -> None:
+async def test_next_manager_adopts_ready_engines(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
         grant = await granted(manager, client, "a")
@@ -199,7 +199,7 @@ async def test_the_next_manager_adopts_what_serves(world: World) -> None:
     assert process_start_time(pid) is None
 
 
-async def test_a_worker_that_comes_back_late_hears_that_its_instance_drains(world: World) -> None:
+async def test_slots_of_a_draining_instance_are_revoked_when_a_worker_reconnects(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         early, late = connect(manager), connect(manager)
         instance = (await granted(manager, early, "a")).instance.id
@@ -209,7 +209,7 @@ async def test_a_worker_that_comes_back_late_hears_that_its_instance_drains(worl
         assert await late.next() == RevokeSlots(instance)
 
 
-async def test_an_engine_of_a_changed_entry_is_ended_not_adopted(world: World) -> None:
+async def test_engine_of_a_changed_entry_is_ended_not_adopted(world: World) -> None:
     async with world.manager(a=SERVES) as manager:
         await granted(manager, connect(manager), "a")
         pid = pid_of(manager, "a")

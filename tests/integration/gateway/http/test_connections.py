@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 async def test_connection_without_a_complete_head_is_closed_after_the_keep_alive_timeout(
     gateway: Gateway, first: bytes
 ) -> None:
-    """After as long as an idle connection lasts, here a moment: nothing came, half a head, half a second head."""
+    """Nothing came, or half a head, or half a second head."""
     gateway.server.config.timeout_keep_alive = 0.3  # type: ignore[assignment] # whole seconds by its declaration
     reader, writer = await asyncio.open_connection(gateway.client.base_url.host, gateway.client.base_url.port)
     writer.write(first)
@@ -47,7 +47,7 @@ def raw_chat(body: bytes, *lines: bytes) -> bytes:
 
 
 async def test_pipelined_requests_get_their_responses_in_order(gateway: Gateway) -> None:
-    """Some at once, some by an engine, one by a route; the last one closes the connection."""
+    """Some responses come at once, some from an engine, one from a route; the last closes the connection."""
     good = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
     get = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
     requests = [raw_chat(b"{"), get, raw_chat(good), raw_chat(b'{"model":"no"}'), raw_chat(good), get]
@@ -72,7 +72,7 @@ async def test_half_closed_connection_still_gets_an_immediate_response(gateway: 
 
 
 async def test_one_connection_carries_requests_of_all_kinds(gateway: Gateway) -> None:
-    """Heads that repeat, that differ, that come in pieces and that come together, past ASGI and by it."""
+    """Heads repeat, differ, and arrive in pieces or together, with and without ASGI."""
     gateway.use_vllm()
     host, port = gateway.client.base_url.host, gateway.client.base_url.port
     reader, writer = await asyncio.open_connection(host, port)

@@ -58,7 +58,7 @@ async def test_pictures_by_url_reach_the_engine_as_data(
     assert streamed.text.endswith("data: [DONE]\n\n")
     assert [response.status_code for response in (*refused, blind)] == [400] * 4
     assert {response.json()["error"]["param"] for response in refused} == {"messages[0].content[1].image_url.url"}
-    assert len(web.asked) == 6  # each picture of a request once, and none for a model that sees nothing
+    assert len(web.asked) == 6  # each picture of a request once, and none for a model without vision
     urls = [[part["image_url"]["url"] for part in body["messages"][0]["content"]] for body in bodies]
     assert urls == [[data_url(PICTURE), PNG, data_url(PICTURE)], [data_url(PICTURE)]]
 

@@ -48,7 +48,7 @@ async def test_client_that_leaves_the_queue_is_cancelled_there(gateway: Gateway)
 
 @both_ways
 async def test_slow_client_slows_the_engine_down(gateway: Gateway) -> None:
-    """64 MiB are on offer; unread, only what buffers on the way hold may leave the engine."""
+    """The engine offers 64 MiB; while the client does not read, only the buffers on the way may fill."""
     sent = Path(f"{gateway.engine_socket}.sent")
     count = 4096
     async with gateway.stream(f"flood:{count}") as response:

@@ -83,7 +83,7 @@ async def test_engine_that_dies_in_a_stream_ends_it_with_an_error_event(gateway:
 
 @both_ways
 async def test_error_event_before_any_chunk_becomes_a_response(gateway: Gateway) -> None:
-    """vLLM's way to refuse a schema in a stream."""
+    """vLLM refuses a schema in a stream like this."""
     response = await gateway.chat("error-first", stream=True)
     assert (response.status_code, response.json()["error"]["message"]) == (400, "Grammar error: no")
 

@@ -104,7 +104,7 @@ async def test_adapter_does_not_embed_and_the_message_names_the_model_that_does(
 
 
 async def test_plain_response_of_llama_cpp_is_assembled_from_a_stream(gateway: Gateway) -> None:
-    """Only a stream's end stops llama.cpp at once when the client leaves."""
+    """llama.cpp stops at once only if a stream is closed."""
     response = await gateway.chat("hello")
     assert gateway.engine_bodies()[-1]["stream"] is True
     assert response.headers["content-type"] == "application/json"

@@ -1,4 +1,4 @@
-"""A generating model and its embedding twin in the manager: real processes, an adapter whose engines are scripts."""
+"""A generating model and its embedding instance in the manager, with scripts as engines in real processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TWIN = "a (embeddings)"
 
 
 class EitherEngine(ScriptEngine):
-    """Like vLLM: a process generates or embeds. `rank` in the path makes a ranking model of it."""
+    """An engine like vLLM, whose processes generate or embed. `rank` in the path makes it a ranking model."""
 
     name: EngineName = "vllm"
 
@@ -101,7 +101,7 @@ async def test_chat_and_embeddings_are_two_processes_of_one_name(tmp_path: Path)
         assert "serves a to embed" in (logs / f"{TWIN}.log").read_text()
 
 
-async def test_a_twin_is_shown_only_while_it_is_not_stopped(tmp_path: Path) -> None:
+async def test_embedding_instance_is_listed_only_while_it_is_not_stopped(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES, b=SERVES) as manager:
         client = connect(manager)
         assert names(manager) == ["a", "b"]
@@ -114,7 +114,7 @@ async def test_a_twin_is_shown_only_while_it_is_not_stopped(tmp_path: Path) -> N
         assert status_of(manager, "a").twin_of is None
 
 
-async def test_with_one_place_they_swap(tmp_path: Path) -> None:
+async def test_instances_of_a_model_swap_in_one_slot(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         client = connect(manager)
         for request, (task, here, gone) in enumerate([("generate", "a", TWIN), ("embed", TWIN, "a")] * 2, 1):
@@ -125,7 +125,7 @@ async def test_with_one_place_they_swap(tmp_path: Path) -> None:
             give_back(manager, client, grant)
 
 
-async def test_the_chat_that_is_under_way_ends_before_the_twin_takes_its_place(tmp_path: Path) -> None:
+async def test_chat_in_flight_ends_before_the_embedding_instance_replaces_the_model(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         client, other = connect(manager), connect(manager)
         chat = await ask(manager, client, "generate")
@@ -137,7 +137,7 @@ async def test_the_chat_that_is_under_way_ends_before_the_twin_takes_its_place(t
         assert (await other.next()).instance.tasks == ("embed",)
 
 
-async def test_load_loads_the_model_and_unload_unloads_both(tmp_path: Path) -> None:
+async def test_load_loads_the_model_and_unload_unloads_both_instances(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
         manager.load(client, 1, "a", wait=True)
@@ -146,16 +146,16 @@ async def test_load_loads_the_model_and_unload_unloads_both(tmp_path: Path) -> N
         give_back(manager, client, await ask(manager, client, "embed", 2))
         pids = [pid_of(manager, "a"), pid_of(manager, TWIN)]
         manager.unload(client, 3, "a", wait=True)
-        answer = await client.next()
-        assert isinstance(answer, Models)
-        assert answer.request == 3
-        assert [(one.id, one.state) for one in answer.models] == [("a", ModelState.STOPPED)]
+        response = await client.next()
+        assert isinstance(response, Models)
+        assert response.request == 3
+        assert [(one.id, one.state) for one in response.models] == [("a", ModelState.STOPPED)]
         assert [process_start_time(pid) for pid in pids] == [None, None]
         assert client.messages.empty()
 
 
 @pytest.mark.parametrize("busy", ["generate", "embed"])
-async def test_unload_is_answered_when_the_later_of_both_is_gone(tmp_path: Path, busy: Task) -> None:
+async def test_unload_completes_when_both_instances_are_gone(tmp_path: Path, busy: Task) -> None:
     async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         worker, client = connect(manager), connect(manager)
         held = await ask(manager, worker, busy)
@@ -168,7 +168,7 @@ async def test_unload_is_answered_when_the_later_of_both_is_gone(tmp_path: Path,
         assert [one.state for one in (await client.next()).models] == [ModelState.STOPPED]
 
 
-async def test_unload_of_a_model_without_a_twin_waits_for_the_model(tmp_path: Path) -> None:
+async def test_unload_without_an_embedding_instance_waits_for_the_model(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         worker, client = connect(manager), connect(manager)
         chat = await ask(manager, worker, "generate")
@@ -178,7 +178,7 @@ async def test_unload_of_a_model_without_a_twin_waits_for_the_model(tmp_path: Pa
         assert [one.state for one in (await client.next()).models] == [ModelState.STOPPED]
 
 
-async def test_load_loads_the_model_also_when_its_twin_is_there(tmp_path: Path) -> None:
+async def test_load_loads_the_model_beside_its_embedding_instance(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
         await ask(manager, client, "embed")
@@ -190,7 +190,7 @@ def process_is_gone(manager: Manager, grant: Granted) -> bool:
     return grant.instance.id not in {status.instance for status in manager.statuses()}
 
 
-async def test_unload_without_waiting_is_answered_once(tmp_path: Path) -> None:
+async def test_unload_without_waiting_gets_one_response(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
         give_back(manager, client, await ask(manager, client, "embed"))
@@ -200,7 +200,7 @@ async def test_unload_without_waiting_is_answered_once(tmp_path: Path) -> None:
         assert client.messages.empty()
 
 
-async def test_a_twin_is_unloaded_when_idle_also_beside_a_preloaded_model(tmp_path: Path) -> None:
+async def test_idle_embedding_instance_of_a_preloaded_model_is_unloaded(tmp_path: Path) -> None:
     options = {"max_loaded": 2, "preload": ["a"], "unload_timeout": 0.2}
     async with TwinWorld(tmp_path, **options).manager(a=SERVES) as manager:
         client = connect(manager)
@@ -211,13 +211,13 @@ async def test_a_twin_is_unloaded_when_idle_also_beside_a_preloaded_model(tmp_pa
         assert state(manager, "a") is ModelState.READY
 
 
-async def test_preload_loads_no_twin(tmp_path: Path) -> None:
+async def test_preload_loads_no_embedding_instance(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=2, preload=["a"]).manager(a=SERVES) as manager:
         await until(lambda: state(manager, "a") is ModelState.READY)
         assert names(manager) == ["a"]
 
 
-async def test_the_next_manager_adopts_both(tmp_path: Path) -> None:
+async def test_next_manager_adopts_both_instances(tmp_path: Path) -> None:
     world = TwinWorld(tmp_path, max_loaded=2)
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
@@ -238,7 +238,7 @@ async def test_the_next_manager_adopts_both(tmp_path: Path) -> None:
         (SERVES, "classify", "is a generating model; it does not classify."),
     ],
 )
-async def test_what_no_process_does_is_refused_and_nobody_makes_room(
+async def test_unsupported_task_is_refused_and_evicts_nothing(
     tmp_path: Path, path: str, task: Task, advice: str
 ) -> None:
     async with TwinWorld(tmp_path, max_loaded=1).manager(a=path, b=SERVES) as manager:
@@ -253,7 +253,7 @@ async def test_what_no_process_does_is_refused_and_nobody_makes_room(
         assert state(manager, "a") is ModelState.STOPPED
 
 
-async def test_the_wrong_task_is_refused_also_while_the_model_is_loaded(tmp_path: Path) -> None:
+async def test_unsupported_task_is_refused_while_the_model_is_loaded(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path).manager(a=SERVES + " # rank") as manager:
         client = connect(manager)
         await ask(manager, client, "rank")
@@ -261,7 +261,7 @@ async def test_the_wrong_task_is_refused_also_while_the_model_is_loaded(tmp_path
         assert (await client.next()).code == "not_supported"
 
 
-async def test_what_needs_no_task_is_served_by_whichever_is_there(tmp_path: Path) -> None:
+async def test_request_without_a_task_uses_either_instance(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         client = connect(manager)
         embeddings = await ask(manager, client, "embed")
@@ -270,7 +270,7 @@ async def test_what_needs_no_task_is_served_by_whichever_is_there(tmp_path: Path
         assert (await ask(manager, connect(manager), None)).instance.tasks == ("generate",)
 
 
-async def test_a_twin_that_fails_leaves_its_model_alone(tmp_path: Path) -> None:
+async def test_failed_embedding_instance_leaves_its_model_alone(tmp_path: Path) -> None:
     world = TwinWorld(tmp_path, max_loaded=2)
     world.engine = NoEmbeddingEngine()
     async with world.manager(a=SERVES) as manager:
@@ -284,7 +284,7 @@ async def test_a_twin_that_fails_leaves_its_model_alone(tmp_path: Path) -> None:
         give_back(manager, client, chat)
 
 
-async def test_a_killed_twin_is_started_anew(tmp_path: Path) -> None:
+async def test_killed_embedding_instance_is_replaced(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
         first = await ask(manager, client, "embed")
@@ -293,7 +293,7 @@ async def test_a_killed_twin_is_started_anew(tmp_path: Path) -> None:
         assert (await ask(manager, client, "embed", 2)).instance.id != first.instance.id
 
 
-async def test_who_leaves_the_queue_of_a_twin_is_forgotten(tmp_path: Path) -> None:
+async def test_cancelled_request_leaves_the_queue_of_the_embedding_instance(tmp_path: Path) -> None:
     async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         worker, client = connect(manager), connect(manager)
         chat = await ask(manager, worker, "generate")

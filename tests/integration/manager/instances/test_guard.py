@@ -1,4 +1,4 @@
-"""The guard, with real processes: an engine ends when it should and leaves nothing behind."""
+"""The guard with real processes: an engine ends on time and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_exit_code_is_the_engines(spawn: Spawn) -> None:
+def test_guard_exits_with_the_code_of_the_engine(spawn: Spawn) -> None:
     assert spawn("raise SystemExit(7)").wait() == 7
 
 
-def test_death_by_signal_is_128_and_its_number(spawn: Spawn) -> None:
+def test_death_by_signal_is_128_plus_its_number(spawn: Spawn) -> None:
     assert spawn("import os; os.kill(os.getpid(), 9)").wait() == 137
 
 
-def test_a_command_that_cannot_start_says_so(lock: BinaryIO) -> None:
+def test_command_that_cannot_start_is_reported(lock: BinaryIO) -> None:
     command = [sys.executable, "-I", "-S", str(GUARD), lock.name, "60", "60", "--", "/does/not/exist"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 127
@@ -105,14 +105,14 @@ def test_sigterm_reaches_the_engine(spawn: Spawn) -> None:
     assert not is_alive(engine)
 
 
-def test_an_engine_that_ignores_sigterm_is_killed(spawn: Spawn) -> None:
+def test_engine_that_ignores_sigterm_is_killed(spawn: Spawn) -> None:
     child = spawn(IGNORES, stop_timeout=0.1)
     assert first_line(child) == "up"
     child.terminate()
     assert child.wait() == 128 + signal.SIGKILL
 
 
-def test_what_a_dead_engine_leaves_behind_is_ended(spawn: Spawn) -> None:
+def test_descendants_of_a_dead_engine_are_ended(spawn: Spawn) -> None:
     child = spawn(LEAVES_A_CHILD)
     left_behind = int(first_line(child))
     os.kill(engine_of(child), signal.SIGKILL)
@@ -120,7 +120,7 @@ def test_what_a_dead_engine_leaves_behind_is_ended(spawn: Spawn) -> None:
     assert not is_alive(left_behind)
 
 
-def test_a_killed_guard_takes_the_engine_with_it(spawn: Spawn) -> None:
+def test_engine_dies_with_a_killed_guard(spawn: Spawn) -> None:
     child = spawn(OBEYS)
     assert first_line(child) == "up"
     engine = engine_of(child)
@@ -129,7 +129,7 @@ def test_a_killed_guard_takes_the_engine_with_it(spawn: Spawn) -> None:
     wait_until(lambda: not is_alive(engine))
 
 
-def test_orphans_end_when_no_manager_holds_the_lock(spawn: Spawn, tmp_path: Path) -> None:
+def test_engine_ends_if_no_manager_holds_the_lock(spawn: Spawn, tmp_path: Path) -> None:
     free = tmp_path / "free.lock"
     free.touch()
     child = spawn(OBEYS, lock=str(free), orphan_timeout=0.1)
@@ -149,8 +149,8 @@ def test_engine_lives_exactly_as_long_as_the_lock_is_held(spawn: Spawn, lock: Bi
 
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["told to end", "killed"])
-def test_shared_memory_that_nobody_removed_is_removed(spawn: Spawn, *, is_killed: bool) -> None:
-    """As vLLM leaves it: the process that would have removed it is killed before it can."""
+def test_abandoned_shared_memory_is_removed(spawn: Spawn, *, is_killed: bool) -> None:
+    """vLLM abandons it when the process that would have removed it is killed."""
     code = (
         "import os, signal\n"
         "from multiprocessing import resource_tracker, shared_memory\n"

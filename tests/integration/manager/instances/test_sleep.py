@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import struct
@@ -39,7 +38,7 @@ _STAND_IN = Path(__file__).parents[3] / "sleepy_engine.py"
 
 
 class SleepyEngine(ScriptEngine):
-    """The model's path is the fault that its engine has, or `none`."""
+    """An engine with sleep mode. The model's path is the fault of the engine, or `none`."""
 
     name: EngineName = "vllm"
 
@@ -60,7 +59,7 @@ class SleepyEngine(ScriptEngine):
 
 
 class SleepyMachine(Machine):
-    """One GPU. In use is what living stand-ins say; what an ended one had is free after `lag` more looks."""
+    """One GPU. Its used memory is what live stand-ins state; that of an ended one is free after `lag` more polls."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(*gpus(24), ram(64))
@@ -132,7 +131,7 @@ class World:
         return file.read_text().splitlines() if file.exists() else []
 
     async def use(self, name: str) -> str:
-        """One request; answers the instance that got it."""
+        """Send one request; return the instance that served it."""
         self.manager.acquire(self.client, 1, name)
         granted = await self.client.next()
         assert isinstance(granted, Granted), granted
@@ -143,7 +142,7 @@ class World:
         await until(lambda: self.status(name).state is state)
 
 
-async def test_an_idle_model_sleeps_and_the_next_request_wakes_it(tmp_path: Path) -> None:
+async def test_idle_model_sleeps_and_the_next_request_wakes_it(tmp_path: Path) -> None:
     async with World(tmp_path, a="none").running(deep_sleep_timeout=0) as world:
         first = await world.use("a")
         await world.becomes("a", ModelState.SLEEPING)
@@ -152,7 +151,7 @@ async def test_an_idle_model_sleeps_and_the_next_request_wakes_it(tmp_path: Path
         assert world.calls("a")[:2] == ["/sleep?level=1", "/wake_up"]
 
 
-async def test_a_long_sleep_becomes_deep_and_waking_reads_the_weights_again(tmp_path: Path) -> None:
+async def test_long_sleep_becomes_deep_and_waking_reloads_the_weights(tmp_path: Path) -> None:
     async with World(tmp_path, a="none").running(deep_sleep_timeout=0.5) as world:
         first = await world.use("a")
         await until(lambda: "/sleep?level=2" in world.calls("a"))
@@ -167,7 +166,7 @@ async def test_a_long_sleep_becomes_deep_and_waking_reads_the_weights_again(tmp_
         ]
 
 
-async def test_two_models_swap_by_sleep_and_both_processes_stay(tmp_path: Path) -> None:
+async def test_two_models_swap_by_sleep_and_keep_their_processes(tmp_path: Path) -> None:
     async with World(tmp_path, a="none", b="none").running(sleep_timeout=0) as world:
         instances = [await world.use(name) for name in "ababab"]
         assert instances[:2] * 3 == instances
@@ -176,7 +175,7 @@ async def test_two_models_swap_by_sleep_and_both_processes_stay(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("fault", ["keeps_memory", "refuses_sleep"])
-async def test_what_gives_no_memory_up_is_unloaded(tmp_path: Path, fault: str) -> None:
+async def test_engine_that_frees_no_memory_is_unloaded(tmp_path: Path, fault: str) -> None:
     world = World(tmp_path, a=fault, b="none")
     world.release_timeout = 0.5
     async with world.running(sleep_timeout=0):
@@ -186,14 +185,14 @@ async def test_what_gives_no_memory_up_is_unloaded(tmp_path: Path, fault: str) -
         assert world.status("b").devices == {"gpu0": int(20 / 24 * 24 * GIB)}
 
 
-async def test_what_does_not_wake_is_loaded_anew_and_answers(tmp_path: Path) -> None:
+async def test_engine_that_does_not_wake_is_replaced(tmp_path: Path) -> None:
     async with World(tmp_path, a="refuses_wake").running() as world:
         first = await world.use("a")
         await world.becomes("a", ModelState.SLEEPING)
         assert await world.use("a") != first
 
 
-async def test_the_next_start_waits_until_the_memory_of_the_last_is_seen_free(tmp_path: Path) -> None:
+async def test_next_start_waits_until_the_memory_is_free(tmp_path: Path) -> None:
     async with World(tmp_path, a="none", b="none").running(sleep_timeout=0) as world:
         await world.use("a")
         world.machine.lag = 20
@@ -203,7 +202,7 @@ async def test_the_next_start_waits_until_the_memory_of_the_last_is_seen_free(tm
         await world.use("b")
 
 
-async def test_sleepers_of_a_killed_manager_are_not_adopted(tmp_path: Path) -> None:
+async def test_sleeping_engines_of_a_killed_manager_are_not_adopted(tmp_path: Path) -> None:
     world = World(tmp_path, a="none")
     async with world.running(deep_sleep_timeout=0) as one:
         first = await one.use("a")
@@ -217,6 +216,6 @@ async def test_sleepers_of_a_killed_manager_are_not_adopted(tmp_path: Path) -> N
         assert await other.use("a") != first
 
 
-def test_on_a_cpu_vllm_models_do_not_sleep() -> None:
+def test_vllm_models_on_a_cpu_do_not_sleep() -> None:
     engine = VllmEngine(EngineSettings(), Host(8 * GIB, 2, has_nvidia=False))
     assert engine.inspect(ModelConfig(path="org/model", sleep=True)).sleep_footprint is None

@@ -1,4 +1,4 @@
-"""The zygote and its launcher with a small stand-in for vLLM: what engines inherit, fallbacks, and every kill."""
+"""The zygote and its launcher with a small stand-in for vLLM: inheritance, fallbacks and kills."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ sys.modules["preloaded_by_zygote"] = sys
 
 
 class Bench:
-    """A launcher in a folder, whose lock is held as by a living manager."""
+    """A launcher in a folder, whose lock is held as by a running manager."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,11 +75,11 @@ class Bench:
         return process
 
     async def said(self) -> dict[str, Any]:
-        """What the newest engine printed about itself."""
+        """Return what the newest engine printed about itself."""
         await until(lambda: self.log.exists() and self.log.read_text().endswith("}\n"))
-        answer: dict[str, Any] = json.loads(self.log.read_text().splitlines()[-1])
+        response: dict[str, Any] = json.loads(self.log.read_text().splitlines()[-1])
         self.log.unlink()
-        return answer
+        return response
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         assert bench.launcher.zygote_pid is None
 
 
-async def test_a_forked_engine_is_as_one_by_exec(bench: Bench) -> None:
+async def test_forked_engine_equals_an_execed_one(bench: Bench) -> None:
     plan = bench.plan("--model", "a b", MARKER="seen")
     forked_process = await bench.start(plan)
     forked = await bench.said()
@@ -120,7 +120,7 @@ async def test_engines_share_one_zygote(bench: Bench) -> None:
     assert parents == {bench.launcher.zygote_pid}
 
 
-async def test_the_exit_code_is_the_engines(bench: Bench) -> None:
+async def test_exit_code_of_the_engine_is_passed_on(bench: Bench) -> None:
     assert await (await bench.start(bench.plan("--exit", "7"))).wait() == 7
 
 
@@ -132,7 +132,7 @@ async def test_terminate_ends_the_engine(bench: Bench) -> None:
     assert not psutil.pid_exists(engine)
 
 
-async def test_the_device_may_differ_but_nothing_else(bench: Bench) -> None:
+async def test_forked_engine_may_differ_in_device_only(bench: Bench) -> None:
     await bench.start(bench.plan(CUDA_VISIBLE_DEVICES="0"))
     await bench.said()
     await bench.start(bench.plan(CUDA_VISIBLE_DEVICES="1"))
@@ -144,13 +144,13 @@ async def test_the_device_may_differ_but_nothing_else(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("broken", ["raises", "dies", "threads"])
-async def test_what_cannot_be_forked_is_execed(bench: Bench, broken: str) -> None:
+async def test_engine_that_cannot_be_forked_is_execed(bench: Bench, broken: str) -> None:
     bench.write(broken)
     process = await bench.start(bench.plan())
     assert psutil.Process(process.pid).ppid() == os.getpid()
 
 
-async def test_a_killed_zygote_leaves_its_engines_and_is_replaced(bench: Bench) -> None:
+async def test_killed_zygote_leaves_its_engines_and_is_replaced(bench: Bench) -> None:
     first = await bench.start(bench.plan())
     await bench.said()
     old = bench.launcher.zygote_pid
@@ -166,7 +166,7 @@ async def test_a_killed_zygote_leaves_its_engines_and_is_replaced(bench: Bench) 
     assert await first.wait() is None
 
 
-async def test_a_load_given_up_during_the_imports_leaves_no_engine(bench: Bench) -> None:
+async def test_load_cancelled_during_the_imports_leaves_no_engine(bench: Bench) -> None:
     load = asyncio.create_task(bench.start(bench.plan()))
     while bench.launcher.zygote_pid is None:
         await asyncio.sleep(0)
