@@ -6,29 +6,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_api_server.ipc import messages
+from llm_api_server.manager.worker_session import WorkerSession
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.ledger_rows import UsageQuery
 from llm_api_server.store.usage import UsageLedger
 
 
-class FakeWorkerSession:
+class FakeWorkerSession(WorkerSession):
     """Keeps what it is sent."""
 
-    is_worker = True
-    pid = 0
-
     def __init__(self) -> None:
-        self.grants: dict[str, int] = {}
-        self.running: dict[str, list[str]] = {}
-        self.reading: dict[int, tuple[str, int]] = {}
-        self.in_flight: dict[str, int] = {}
-        self.blocked: dict[str, int] = {}
         self.sent: list[Any] = []
-
-    def send(self, message: messages.ToClient) -> None:
-        self.sent.append(message)
+        super().__init__(self.sent.append)
+        self.is_worker = True
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.sent if isinstance(message, kind)]

@@ -22,6 +22,7 @@ from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
 from llm_api_server.manager.telemetry.tracing import Tracing
+from llm_api_server.manager.worker_session import WorkerSession
 from llm_api_server.types import EngineName, ModelState
 from tests.machine import Machine
 
@@ -53,21 +54,15 @@ class ScriptEngine:
         return f"{log_tail.strip()} (exit code {exit_code})"
 
 
-class Recorder:
-    """A client that records the messages it gets."""
+class Recorder(WorkerSession):
+    """Session of a client that records the messages it gets."""
 
     def __init__(self) -> None:
-        self.is_worker = False
-        self.pid = 0
-        self.grants: dict[str, int] = {}
-        self.running: dict[str, list[str]] = {}
-        self.reading: dict[int, tuple[str, int]] = {}
-        self.in_flight: dict[str, int] = {}
-        self.blocked: dict[str, int] = {}
+        super().__init__(self._receive)
         self.messages: asyncio.Queue[ToClient] = asyncio.Queue()
         self.told: list[list[ModelState]] = []
 
-    def send(self, message: ToClient) -> None:
+    def _receive(self, message: ToClient) -> None:
         if isinstance(message, Models) and not message.request:
             self.told.append([status.state for status in message.models])
         elif not isinstance(message, Queued):  # sent at fixed times, while a load happens to be under way or not
@@ -126,7 +121,7 @@ class World:
 
 def connect(manager: Manager) -> Recorder:
     client = Recorder()
-    manager.connected(client)
+    manager.connect(client)
     return client
 
 

@@ -42,7 +42,7 @@ from llm_api_server.manager.limits.snapshot import QuotaSnapshot
 from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.model_files.downloads import Downloads
 from llm_api_server.manager.reload import Reloader
-from llm_api_server.manager.server import ControlConnection
+from llm_api_server.manager.server import ControlServer
 from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.exposition import Exposition, Snapshot
 from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
@@ -50,6 +50,7 @@ from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.manager.usage.key_directory import KeyDirectory
 from llm_api_server.manager.usage.store_executor import StoreExecutor
 from llm_api_server.manager.usage.usage_writer import UsageWriter
+from llm_api_server.manager.worker_session import WorkerSession
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
@@ -125,10 +126,10 @@ class _Shutdown:
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
-        self._commands: list[tuple[ControlConnection, messages.Shutdown]] = []
+        self._commands: list[tuple[WorkerSession, messages.Shutdown]] = []
 
-    def on_command(self, connection: ControlConnection, command: messages.Shutdown) -> None:
-        self._commands.append((connection, command))
+    def on_command(self, session: WorkerSession, command: messages.Shutdown) -> None:
+        self._commands.append((session, command))
         self.requested.set()
 
     @property
@@ -136,8 +137,8 @@ class _Shutdown:
         return bool(self._commands) and all(command.keeps_engines for _, command in self._commands)
 
     def reply(self, statuses: list[ModelStatus]) -> None:
-        for connection, command in self._commands:
-            connection.send(messages.Models(statuses, command.request))
+        for session, command in self._commands:
+            session.send(messages.Models(statuses, command.request))
 
 
 class _Parts:
@@ -145,7 +146,6 @@ class _Parts:
 
     def __init__(self, config: Config, run_dir: RunDir, shutdown: _Shutdown) -> None:
         self._run_dir = run_dir
-        self._shutdown = shutdown
         run_dir.engines.mkdir(mode=0o700, exist_ok=True)
         self.counters, self.tracing = Counters(), Tracing()
         self.tracing.configure(config.tracing)
@@ -162,8 +162,17 @@ class _Parts:
             telemetry=LoadTelemetry(self.counters, self.tracing),
         )
         self.reloader = Reloader(config, self._follow)
-        self.downloads = Downloads(config.source, self._follow_file)
-        self.exposition = Exposition(self.counters, self._snapshot)
+        self.downloads = Downloads(config.source, self.reloader.follow_file)
+        self.control = ControlServer(
+            manager=self.manager,
+            admissions=self.store.admissions,
+            usage=self.store.usage,
+            keys=self.store.keys,
+            reloader=self.reloader,
+            exposition=Exposition(self.counters, self._snapshot),
+            downloads=self.downloads,
+            on_shutdown=shutdown.on_command,
+        )
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -171,7 +180,7 @@ class _Parts:
         self.store.start()
         await self.manager.start()
         loop, path = asyncio.get_running_loop(), self._run_dir.socket
-        self._server = await loop.create_unix_server(self._connection, str(path))
+        self._server = await loop.create_unix_server(self.control.connection, str(path))
         path.chmod(0o600)
 
     async def stop(self, *, keeps_engines: bool) -> None:
@@ -185,18 +194,6 @@ class _Parts:
         await self.store.close()
         await self.tracing.close()
 
-    def _connection(self) -> ControlConnection:
-        return ControlConnection(
-            manager=self.manager,
-            admissions=self.store.admissions,
-            usage=self.store.usage,
-            keys=self.store.keys,
-            reloading=self.reloader,
-            exposition=self.exposition,
-            downloads=self.downloads,
-            on_shutdown=self._shutdown.on_command,
-        )
-
     async def _follow(self, config: Config) -> None:
         """Follow another configuration."""
         setup_logging(config, "manager")
@@ -204,11 +201,6 @@ class _Parts:
         self.store.usage.configure(config.storage)
         self.tracing.configure(config.tracing)
         await self.manager.configure(config, engines_by_model(config))
-
-    async def _follow_file(self) -> str | None:
-        """Reload the configuration file; return what prevents it."""
-        response = await self.reloader.follow_file()
-        return response.message if isinstance(response, messages.Refused) else None
 
     async def _snapshot(self) -> Snapshot:
         await self.manager.measure_memory()

@@ -41,7 +41,7 @@ from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.status import models_of, policy_of
 from llm_api_server.manager.status_publisher import StatusPublisher
 from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
-from llm_api_server.manager.worker_session import WorkerSession
+from llm_api_server.manager.worker_session import WorkerSession, WorkerSessions
 from llm_api_server.types import ModelState, Task
 
 #: Request number of a command that got its reply when it began.
@@ -97,8 +97,9 @@ class Manager:
         self._records = AdoptionRecords(run_dir.engines)
         self._context = InstanceContext(launcher, self._records, run_dir.engines, log_dir, config.models.load_timeout)
         self._runner = InstanceRunner(self._context, self._instances, self._devices, events=self)
-        self._publisher = StatusPublisher(self._registry, self._scheduler, self._instances)
-        self._stalls = StallDetector(config.limits.stall_timeout, self._instances, self._publisher.is_working)
+        self._sessions = WorkerSessions()
+        self._publisher = StatusPublisher(self._sessions, self._registry, self._scheduler, self._instances)
+        self._stalls = StallDetector(config.limits.stall_timeout, self._instances, self._sessions.has_readers)
         self._pending = PendingRequests(lambda: self._scheduler.positions(_now()))
         self._background = TaskSet()
         self._tasks = TaskSet()
@@ -188,7 +189,7 @@ class Manager:
     @property
     def workers(self) -> list[int]:
         """Process ids of the connected workers."""
-        return [session.pid for session in self._publisher.sessions if session.is_worker]
+        return self._sessions.pids
 
     def statuses(self) -> list[ModelStatus]:
         return self._publisher.statuses()
@@ -205,30 +206,28 @@ class Manager:
 
     # ── workers and commands ─────────────────────────────────────────────────────────────────────────────────────
 
-    def connected(self, session: WorkerSession) -> None:
-        self._publisher.sessions.add(session)
+    def connect(self, session: WorkerSession) -> None:
+        self._sessions.add(session)
 
-    def hello(self, session: WorkerSession, in_flight: dict[str, int]) -> None:
+    def register(self, session: WorkerSession, pid: int, in_flight: dict[str, int]) -> None:
         """Register a worker. Each of its requests in flight holds a slot."""
-        session.is_worker = True
-        session.in_flight = in_flight
+        session.register(pid, in_flight)
         for instance, slots in in_flight.items():
             if self._instances.get(instance) is not None:
-                session.grants[instance] = slots
+                session.restore(instance, slots)
                 self._scheduler.restore_slots(instance, slots)
                 if self._scheduler.is_revoked(instance):
                     session.send(RevokeSlots(instance))
         session.send(Models(self.statuses()))
 
-    def disconnected(self, session: WorkerSession) -> None:
+    def disconnect(self, session: WorkerSession) -> None:
         """Cancel the session's waiting requests and take back its slots."""
-        self._publisher.sessions.discard(session)
+        self._sessions.remove(session)
         for waiter, pending in self._pending.pop_all_of(session):
             self._carry_out(self._scheduler.cancel(waiter, pending.model, _now()))
-        for request in list(session.reading):
-            self.on_prefill_done(session, request)
-        for instance, slots in session.grants.items():
-            ended = [EndedRequest(key_id) for key_id in session.running.get(instance, ())]
+        for instance, waiter in session.end_all_prefills():
+            self._carry_out(self._scheduler.on_prefill_done(instance, waiter, _now()))
+        for instance, slots, ended in session.take_all_back():
             self._carry_out(self._scheduler.return_slots(instance, slots, _now(), ended))
 
     def acquire(
@@ -245,29 +244,19 @@ class Manager:
 
     def on_prefill_done(self, session: WorkerSession, request: int) -> None:
         """Admit another prompt. Unknown requests are ignored: an earlier manager granted them."""
-        instance, waiter = session.reading.pop(request, ("", 0))
-        self._carry_out(self._scheduler.on_prefill_done(instance, waiter, _now()))
+        if (prefill := session.end_prefill(request)) is not None:
+            self._carry_out(self._scheduler.on_prefill_done(*prefill, _now()))
 
     def return_slots(
         self, session: WorkerSession, instance_id: str, slots: int, ended: Sequence[EndedRequest] = ()
     ) -> None:
-        held = session.grants.get(instance_id, 0)
-        slots = min(held, slots)
-        session.grants[instance_id] = held - slots
-        running = session.running.get(instance_id, [])
-        for one in ended:
-            if one.key_id in running:
-                running.remove(one.key_id)
-        if session.grants[instance_id] == 0:
-            del session.grants[instance_id]
-            session.running.pop(instance_id, None)
-            session.in_flight.pop(instance_id, None)
+        slots = session.take_back(instance_id, slots, ended)
         if (instance := self._instances.get(instance_id)) is not None:
             self._publisher.mark_used(instance.model)
         self._carry_out(self._scheduler.return_slots(instance_id, slots, _now(), ended))
 
     def report_in_flight(self, session: WorkerSession, in_flight: dict[str, int], blocked: dict[str, int]) -> None:
-        session.in_flight, session.blocked = in_flight, blocked
+        session.report(in_flight, blocked)
         self._publisher.publish_changes()
 
     def load(self, session: WorkerSession, request: int, model: str, *, wait: bool) -> None:
@@ -395,9 +384,8 @@ class Manager:
                     spec, is_pinned = self._registry.specs[model], self._scheduler.models[model].is_pinned
                     self._runner.start(instance, model, spec, placement, is_pinned=is_pinned)
                 case Revoke(instance):
-                    for session in self._publisher.sessions:
-                        if instance in session.grants:
-                            session.send(RevokeSlots(instance))
+                    for session in self._sessions.holding(instance):
+                        session.send(RevokeSlots(instance))
                 case Sleep(instance, level, from_level):
                     self._runner.sleep(instance, level, from_level)
                 case Wake(instance, level):
@@ -412,10 +400,10 @@ class Manager:
         assert pending is not None, "a waiter that left was cancelled"
         assert info is not None, "an instance is ready only after its plan was made"
         session = pending.client
-        session.grants[info.id] = session.grants.get(info.id, 0) + grant.slots
-        if not grant.until_revoked:
-            session.running.setdefault(info.id, []).append(grant.key_id)
-            session.reading[pending.request] = (info.id, grant.waiter)
+        if grant.until_revoked:
+            session.lend(info.id, grant.slots)
+        else:
+            session.lend_for(pending.request, grant.key_id, info.id, grant.waiter)
         session.send(Granted(pending.request, info, grant.slots, grant.until_revoked, grant.key_id))
 
     def _done(self, waiter: int) -> None:
@@ -463,9 +451,7 @@ class Manager:
 
     def on_ended(self, instance: Instance, reason: str) -> None:
         self._telemetry.on_ended(instance, self._scheduler.allocations.get(instance.id))
-        for session in self._publisher.sessions:
-            session.grants.pop(instance.id, None)
-            session.running.pop(instance.id, None)
+        self._sessions.forget(instance.id)
         if instance.is_stopping:
             self._carry_out(self._scheduler.on_stopped(instance.id, _now()))
         else:

@@ -1,14 +1,13 @@
-"""The configuration that the server follows, and how it gets another: read, checked, compared, applied by all together.
+"""The configuration that the server follows, and its reload: read, checked, compared, and applied by all processes.
 
-A file that cannot be used changes nothing. Workers hear of a new configuration after the manager follows it, so that
-what they ask for is known to it.
+A file that cannot be used changes nothing. Workers follow after the manager, so that it knows every model that they ask
+for. Runs on the manager's one loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from loguru import logger
 
@@ -18,52 +17,53 @@ from llm_api_server.config.load import load_config
 from llm_api_server.config.models import Config
 from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError
-from llm_api_server.ipc.messages import Configure, CurrentConfig, Refused, Reloaded, ToClient
+from llm_api_server.ipc.messages import Configure, Configured, CurrentConfig, GetConfig, Refused, ReloadConfig, Reloaded
 from llm_api_server.lifecycle.config_handover import digest, pack
+from llm_api_server.manager.worker_session import WorkerSession
 
 #: Seconds that workers have to follow.
 FOLLOW_TIMEOUT = 10.0
 
 
-class Follower(Protocol):
-    def send(self, message: ToClient) -> None: ...
-
-
 class Reloader:
-    """`follow` makes the manager do what a configuration says."""
+    """Configuration of all processes. `follow` applies a new one to the manager."""
 
     def __init__(self, config: Config, follow: Callable[[Config], Awaitable[None]]) -> None:
         self._config = config
         self._packed = pack(config)
         self._follow = follow
         self._one_at_a_time = asyncio.Lock()
-        #: The workers that are connected, and whose configuration each has.
-        self._workers: dict[Follower, str] = {}
+        #: Digest of the configuration that each connected worker follows.
+        self._digests: dict[WorkerSession, str] = {}
         self._changed = asyncio.Event()
 
-    def hello(self, worker: Follower, digest_of_its: str) -> None:
-        """A worker is here, with this configuration; it gets ours if that is another."""
-        self._workers[worker] = digest_of_its
-        if digest_of_its != digest(self._packed):
+    def register(self, worker: WorkerSession, worker_digest: str) -> None:
+        """Register a worker, and send it the configuration if it follows another."""
+        self._digests[worker] = worker_digest
+        if worker_digest != digest(self._packed):
             worker.send(Configure(self._packed))
 
-    def on_configured(self, worker: Follower, digest_of_its: str) -> None:
-        self._workers[worker] = digest_of_its
+    def on_configured(self, worker: WorkerSession, message: Configured) -> None:
+        self._digests[worker] = message.digest
         self._changed.set()
 
-    def disconnected(self, client: Follower) -> None:
-        self._workers.pop(client, None)
+    def disconnect(self, client: WorkerSession) -> None:
+        self._digests.pop(client, None)
         self._changed.set()
 
-    def tell(self, client: Follower, request: int) -> None:
-        client.send(CurrentConfig(request, self._packed))
+    def send_config(self, client: WorkerSession, message: GetConfig) -> None:
+        client.send(CurrentConfig(message.request, self._packed))
 
-    async def reload(self, client: Follower, request: int, *, dry_run: bool) -> None:
-        """Answers what changes when all follow, or what is wrong with the file."""
-        client.send(await self.follow_file(request, dry_run=dry_run))
+    async def reload(self, client: WorkerSession, message: ReloadConfig) -> None:
+        """Send what has changed once all workers follow, or what is wrong with the file."""
+        client.send(await self._reload(message.request, dry_run=message.dry_run))
 
-    async def follow_file(self, request: int = 0, *, dry_run: bool = False) -> Reloaded | Refused:
-        """What `reload` answers."""
+    async def follow_file(self) -> str | None:
+        """Follow the file as it is now; return what is wrong with it, if anything."""
+        response = await self._reload(0, dry_run=False)
+        return response.message if isinstance(response, Refused) else None
+
+    async def _reload(self, request: int, *, dry_run: bool) -> Reloaded | Refused:
         async with self._one_at_a_time:
             try:
                 after = await asyncio.to_thread(load_config, self._config.source, engine_checks(may_import=False))
@@ -75,12 +75,12 @@ class Reloader:
             return Reloaded(request, changes, applied=not dry_run, late=late)
 
     async def _apply(self, config: Config, changes: list[Change]) -> int:
-        """How many workers do not follow in time."""
+        """Return how many workers do not follow in time."""
         for change in changes:
             logger.info("configuration: {}", change)
         self._config, self._packed = config, pack(config)
         await self._follow(config)
-        for worker in self._workers:
+        for worker in self._digests:
             worker.send(Configure(self._packed))
         try:
             async with asyncio.timeout(FOLLOW_TIMEOUT):
@@ -94,4 +94,4 @@ class Reloader:
 
     def _late(self) -> int:
         wanted = digest(self._packed)
-        return sum(1 for theirs in self._workers.values() if theirs != wanted)
+        return sum(1 for one in self._digests.values() if one != wanted)

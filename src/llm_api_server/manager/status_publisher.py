@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from llm_api_server.engines.base import ModelFacts
 from llm_api_server.ipc.messages import Models
@@ -13,17 +12,17 @@ from llm_api_server.manager.instances.model_registry import ModelRegistry
 from llm_api_server.manager.instances.running_instances import RunningInstances
 from llm_api_server.manager.scheduling.scheduler import Scheduler
 from llm_api_server.manager.status import status_of
+from llm_api_server.manager.worker_session import WorkerSessions
 from llm_api_server.types import ModelState
-
-if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import WorkerSession
 
 
 class StatusPublisher:
-    """Owns the `sessions` of the connected workers and command lines, to which it publishes."""
+    """Status of every model, and the part of it that was last published."""
 
-    def __init__(self, registry: ModelRegistry, scheduler: Scheduler, instances: RunningInstances) -> None:
-        self.sessions: set[WorkerSession] = set()
+    def __init__(
+        self, sessions: WorkerSessions, registry: ModelRegistry, scheduler: Scheduler, instances: RunningInstances
+    ) -> None:
+        self._sessions = sessions
         self._registry = registry
         self._scheduler = scheduler
         self._instances = instances
@@ -37,10 +36,6 @@ class StatusPublisher:
 
     def mark_used(self, model: str) -> None:
         self._last_used[model] = time.time()
-
-    def is_working(self, instance: str) -> bool:
-        """Return whether requests are in flight on an instance whose clients read the response."""
-        return any(one.in_flight.get(instance, 0) > one.blocked.get(instance, 0) for one in self.sessions)
 
     def statuses(self) -> list[ModelStatus]:
         """Return the configured models in their order, each followed by its embedding instance unless stopped."""
@@ -61,10 +56,7 @@ class StatusPublisher:
         if current == self._published:
             return
         self._published = current
-        message = Models(self.statuses())
-        for session in self.sessions:
-            if session.is_worker:
-                session.send(message)
+        self._sessions.publish(Models(self.statuses()))
 
     def _status(self, name: str) -> ModelStatus:
         model, facts = self._scheduler.models[name], self._registry.facts_of(name)
@@ -74,9 +66,5 @@ class StatusPublisher:
         status.tasks = self._registry.all_tasks(name)
         status.last_used = self._last_used.get(name)
         if instance is not None:
-            status.in_flight = self._in_flight(instance.id)
+            status.in_flight = self._sessions.in_flight(instance.id)
         return status
-
-    def _in_flight(self, instance: str) -> int:
-        """Return the requests in flight as reported; slots without a report yet count as one request."""
-        return sum(one.in_flight.get(instance, min(1, one.grants.get(instance, 0))) for one in self.sessions)

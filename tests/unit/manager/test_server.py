@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, get_args
 
 import pytest
 
 from llm_api_server.ipc import messages
 from llm_api_server.ipc.framing import encode
-from llm_api_server.manager.server import ControlConnection
+from llm_api_server.manager.server import ControlServer
 
 pytestmark = pytest.mark.anyio
 
 
-class Exposition:
+class Anything(SimpleNamespace):
+    """Stands for a part of the manager that the test does not use."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class FailingExposition:
     async def text(self) -> str:
         raise ValueError("secret detail")
 
@@ -31,24 +38,32 @@ class Transport(asyncio.Transport):
         return False
 
 
-async def test_a_command_whose_work_fails_is_answered() -> None:
-    nothing: Any = SimpleNamespace(connected=lambda _client: None)
-    connection = ControlConnection(
-        manager=nothing,
-        admissions=nothing,
-        usage=nothing,
-        keys=nothing,
-        reloading=nothing,
-        exposition=cast("Any", Exposition()),
-        downloads=nothing,
-        on_shutdown=nothing,
+def server() -> ControlServer:
+    part: Any = Anything()
+    exposition: Any = FailingExposition()
+    return ControlServer(
+        manager=part,
+        admissions=part,
+        usage=part,
+        keys=part,
+        reloader=part,
+        exposition=exposition,
+        downloads=part,
+        on_shutdown=part,
     )
-    transport = Transport()
+
+
+def test_every_message_to_the_manager_has_a_handler() -> None:
+    assert set(server().handlers) == set(get_args(messages.ToManager))
+
+
+async def test_a_command_whose_work_fails_gets_an_error_response() -> None:
+    connection, transport = server().connection(), Transport()
     connection.connection_made(transport)
     connection.data_received(encode(messages.GetMetrics(7)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    (answer,) = messages.to_client_decoder().feed(b"".join(transport.sent))
-    assert isinstance(answer, messages.Refused)
-    assert (answer.request, answer.code) == (7, "internal_error")
-    assert "secret" not in answer.message
+    (response,) = messages.to_client_decoder().feed(b"".join(transport.sent))
+    assert isinstance(response, messages.Refused)
+    assert (response.request, response.code) == (7, "internal_error")
+    assert "secret" not in response.message

@@ -1,8 +1,7 @@
-"""Who may run: the limits of all keys, counted for all workers. On the manager's one loop.
+"""Admission of requests to the limits of their keys, for all workers. On the manager's one loop.
 
-`server.py` calls the methods that take a `WorkerSession`; what a key may use is decided by `quotas.py`. Where a
-refusal comes
-up while workers hold shares of the key's limits, these are recalled first: what is left there decides.
+Workers hold quota that was granted in advance. Before a request is refused, that quota is revoked, and what the workers
+return decides.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from llm_api_server.auth.access import NO_LIMITS, Limits
 from llm_api_server.errors import StoreError
@@ -24,43 +22,47 @@ from llm_api_server.ipc.quota_messages import (
     Admitted,
     AdmittedRequest,
     QuotaGrant,
+    RateLimits,
     ReportQuota,
     RevokeQuota,
+    Settle,
 )
 from llm_api_server.manager.limits.key_quota import KeyQuota, Refusal, Reservation, Used
+from llm_api_server.manager.worker_session import WorkerSession
 
-if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import WorkerSession
-
-#: Seconds that a budget waits for the database to tell what was used before; then it counts from now on.
-BASE_TIMEOUT = 2.0
+#: Seconds that a budget waits for the database to return what was used before; then it counts from now on.
+SPENT_TIMEOUT = 2.0
 #: Seconds between two tries to read from a database that cannot be reached.
 RETRY_INTERVAL = 1.0
-#: Seconds that a worker has to give back its share; then the request is decided without it.
-RECALL_TIMEOUT = 1.0
+#: Seconds that workers have to return revoked quota; then the request is decided without it.
+REVOKE_TIMEOUT = 1.0
 
 
 @dataclass
-class _Opened:
-    """An account, the look-up of what its key used before, and who waits for shares to come back."""
+class _Key:
+    """A key's quota, the look-up of what it used before, and the requests that wait until revoked quota is back."""
 
-    account: KeyQuota = field(default_factory=KeyQuota)
+    quota: KeyQuota = field(default_factory=KeyQuota)
     limits: Limits = NO_LIMITS
-    base: asyncio.Task[None] | None = None
-    recalled: set[WorkerSession] = field(default_factory=set)
-    waiting: list[tuple[_Holder, Admit]] = field(default_factory=list)
+    spent: asyncio.Task[None] | None = None
+    revoked_from: set[WorkerSession] = field(default_factory=set)
+    waiting: list[tuple[_Worker, Admit]] = field(default_factory=list)
     timeout: asyncio.TimerHandle | None = None
 
+    @property
+    def is_spent_known(self) -> bool:
+        return self.spent is not None and self.spent.done()
+
 
 @dataclass
-class _Holder:
-    """What a worker holds: requests by its own numbers (None while the answer is being found), and shares by key."""
+class _Worker:
+    """What a worker holds: its admitted requests by number (None until decided), and granted quota by key."""
 
-    client: WorkerSession
+    session: WorkerSession
     admitted: dict[int, tuple[str, Reservation] | None] = field(default_factory=dict)
-    shares: dict[str, QuotaGrant] = field(default_factory=dict)
-    #: Keys whose share was recalled: nothing is left of it but what its running requests need.
-    emptied: set[str] = field(default_factory=set)
+    granted: dict[str, QuotaGrant] = field(default_factory=dict)
+    #: Keys whose quota was revoked: the worker only holds what its running requests need.
+    revoked: set[str] = field(default_factory=set)
 
 
 class AdmissionController:
@@ -71,195 +73,209 @@ class AdmissionController:
     """
 
     def __init__(
-        self, spent: Callable[[str], Awaitable[tuple[int, int]]], on_refused: Callable[[str, str], None]
+        self,
+        spent: Callable[[str], Awaitable[tuple[int, int]]],
+        on_refused: Callable[[str, str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        spent_timeout: float = SPENT_TIMEOUT,
+        revoke_timeout: float = REVOKE_TIMEOUT,
     ) -> None:
         self._spent = spent
-        self._tasks = TaskSet()
         self._on_refused = on_refused
-        self._holders: dict[WorkerSession, _Holder] = {}
-        self._opened: dict[str, _Opened] = {}
+        self._now = clock
+        self._spent_timeout = spent_timeout
+        self._revoke_timeout = revoke_timeout
+        self._tasks = TaskSet()
+        self._workers: dict[WorkerSession, _Worker] = {}
+        self._keys: dict[str, _Key] = {}
 
-    # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def hello(self, client: WorkerSession, admitted: list[AdmittedRequest]) -> None:
-        """A worker is here; what an earlier manager admitted for it goes on being counted."""
-        holder = self._holders[client] = _Holder(client)
+    def register(self, session: WorkerSession, admitted: list[AdmittedRequest]) -> None:
+        """Register a worker, and count the requests that an earlier manager admitted for it."""
+        worker = self._workers[session] = _Worker(session)
         for one in admitted:
-            reservation = self._account(one.key_id).restore(one.reserved)
-            holder.admitted[one.request] = (one.key_id, reservation)
+            worker.admitted[one.request] = (one.key_id, self._quota(one.key_id).restore(one.reserved))
 
-    def disconnected(self, client: WorkerSession) -> None:
-        """What it held is free at once. Requests that it may have admitted count as such."""
-        holder = self._holders.pop(client, None)
-        if holder is None:
+    def disconnect(self, session: WorkerSession) -> None:
+        """Free all that the worker held. Requests that it may have admitted from its quota count."""
+        worker = self._workers.pop(session, None)
+        if worker is None:
             return
-        for held in holder.admitted.values():
+        for held in worker.admitted.values():
             if held is not None:
                 self._settle(held, 0)
-        for key_id, share in holder.shares.items():
-            back = QuotaGrant(tokens=share.tokens, concurrent=share.concurrent)
-            self._spend(self._opened[key_id], ReportQuota(key_id, requests=share.requests, returned=back))
-        for opened in self._opened.values():
-            self._came_back(opened, client)
+        for key_id, grant in worker.granted.items():
+            returned = QuotaGrant(tokens=grant.tokens, concurrent=grant.concurrent)
+            self._count(self._keys[key_id], ReportQuota(key_id, requests=grant.requests, returned=returned))
+        for key in self._keys.values():
+            self._on_returned(key, session)
 
-    def add_spent(self, tokens: Counter[str]) -> None:
-        """By key: what requests of a lost worker used."""
-        for key_id, used in tokens.items():
-            if key_id in self._opened:
-                self._opened[key_id].account.add_spent(used, used, time.time())
-
-    def used(self) -> dict[str, Used]:
-        """By key, in the last minute."""
-        now = _now()
-        found = {key_id: opened.account.used(now) for key_id, opened in self._opened.items()}
-        return {key_id: used for key_id, used in found.items() if any(used)}
-
-    def restore_used(self, used: dict[str, Used]) -> None:
-        """What an earlier manager counted, before this one counts."""
-        for key_id, theirs in used.items():
-            self._account(key_id).restore_used(theirs, _now())
-
-    def forget_idle(self) -> None:
-        now = _now()
-        for key_id, opened in list(self._opened.items()):
-            is_open = opened.waiting or (opened.base is not None and not opened.base.done())
-            if not is_open and opened.account.is_idle(now):
-                del self._opened[key_id]
-
-    # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def admit(self, client: WorkerSession, question: Admit) -> None:
-        opened = self._opened.setdefault(question.key_id, _Opened())
-        opened.limits = limits = question.limits
-        if not question.counts:
-            client.send(Admitted(question.request, opened.account.standing(limits, _now())))
+    def admit(self, session: WorkerSession, admit: Admit) -> None:
+        """Send `Admitted` or `Refused`, perhaps only once other workers have returned their quota."""
+        key = self._keys.setdefault(admit.key_id, _Key())
+        key.limits = limits = admit.limits
+        if not admit.counts:
+            session.send(Admitted(admit.request, key.quota.rate_limits(limits, self._now())))
             return
-        holder = self._holders.get(client)
-        if holder is None:
+        worker = self._workers.get(session)
+        if worker is None:
             return
-        holder.admitted[question.request] = None
+        worker.admitted[admit.request] = None
         has_budget = limits.tokens_per_day is not None or limits.tokens_per_month is not None
-        if has_budget and (opened.base is None or not opened.base.done()):
-            self._tasks.start(self._admit_with_base(holder, question, opened))
+        if has_budget and not key.is_spent_known:
+            self._tasks.start(self._admit_when_spent_is_known(worker, admit, key))
         else:
-            self._admit(holder, question, opened)
+            self._decide(worker, admit, key)
 
-    def settle(self, client: WorkerSession, request: int, tokens: int) -> None:
-        holder = self._holders.get(client)
-        held = holder.admitted.pop(request, None) if holder is not None else None
+    def settle(self, session: WorkerSession, settle: Settle) -> None:
+        worker = self._workers.get(session)
+        held = worker.admitted.pop(settle.request, None) if worker is not None else None
         if held is not None:
-            self._settle(held, tokens)
+            self._settle(held, settle.tokens)
 
-    def spend(self, client: WorkerSession, said: ReportQuota) -> None:
-        """What a worker says of its share."""
-        holder, opened = self._holders.get(client), self._opened.get(said.key_id)
-        if holder is None or opened is None:
+    def report(self, session: WorkerSession, report: ReportQuota) -> None:
+        """Count what a worker used of its quota, and take back what it returns."""
+        worker, key = self._workers.get(session), self._keys.get(report.key_id)
+        if worker is None or key is None:
             return
-        share = holder.shares.get(said.key_id, NO_GRANT)
+        grant = worker.granted.get(report.key_id, NO_GRANT)
         left = QuotaGrant(
-            share.requests - said.requests - said.returned.requests,
-            share.tokens - said.tokens - said.returned.tokens,
-            share.concurrent - said.returned.concurrent,
+            grant.requests - report.requests - report.returned.requests,
+            grant.tokens - report.tokens - report.returned.tokens,
+            grant.concurrent - report.returned.concurrent,
         )
         if left == NO_GRANT:
-            holder.shares.pop(said.key_id, None)
-            holder.emptied.discard(said.key_id)
+            worker.granted.pop(report.key_id, None)
+            worker.revoked.discard(report.key_id)
         else:
-            holder.shares[said.key_id] = left
-        self._spend(opened, said)
-        if said.is_reply:
-            self._came_back(opened, client)
+            worker.granted[report.key_id] = left
+        self._count(key, report)
+        if report.is_reply:
+            self._on_returned(key, session)
 
-    async def _admit_with_base(self, holder: _Holder, question: Admit, opened: _Opened) -> None:
-        if opened.base is None:
-            opened.base = asyncio.create_task(self._open(question.key_id, opened))
-        await asyncio.wait({opened.base}, timeout=BASE_TIMEOUT)
-        self._admit(holder, question, opened)
+    def add_spent(self, tokens: Counter[str]) -> None:
+        """Count, by key, the tokens that requests of a lost worker used."""
+        for key_id, used in tokens.items():
+            if key_id in self._keys:
+                self._keys[key_id].quota.add_spent(used, used, time.time())
 
-    async def _open(self, key_id: str, opened: _Opened) -> None:
-        """What the key used before this manager counted. Read behind all writes, so that nothing counts twice."""
+    def used(self) -> dict[str, Used]:
+        """Return what each key used in the last minute."""
+        now = self._now()
+        used_by_key = {key_id: key.quota.used(now) for key_id, key in self._keys.items()}
+        return {key_id: used for key_id, used in used_by_key.items() if any(used)}
+
+    def restore_used(self, used_by_key: dict[str, Used]) -> None:
+        """Count what an earlier manager counted, before this one counts."""
+        for key_id, used in used_by_key.items():
+            self._quota(key_id).restore_used(used, self._now())
+
+    def forget_idle(self) -> None:
+        """Drop keys that hold nothing that is not in the store."""
+        now = self._now()
+        for key_id, key in list(self._keys.items()):
+            is_pending = key.waiting or (key.spent is not None and not key.spent.done())
+            if not is_pending and key.quota.is_idle(now):
+                del self._keys[key_id]
+
+    async def _admit_when_spent_is_known(self, worker: _Worker, admit: Admit, key: _Key) -> None:
+        if key.spent is None:
+            key.spent = asyncio.create_task(self._look_up_spent(admit.key_id, key))
+        await asyncio.wait({key.spent}, timeout=self._spent_timeout)
+        self._decide(worker, admit, key)
+
+    async def _look_up_spent(self, key_id: str, key: _Key) -> None:
+        """Count what the key used before this manager counted, once the database can be read."""
         while True:
             try:
                 of_day, of_month = await self._spent(key_id)
-            except StoreError:  # told by those who look for changes
+            except StoreError:  # the key directory logs it
                 await asyncio.sleep(RETRY_INTERVAL)
             else:
-                opened.account.add_spent(of_day, of_month, time.time())
+                key.quota.add_spent(of_day, of_month, time.time())
                 return
 
-    def _admit(self, holder: _Holder, question: Admit, opened: _Opened, *, is_last_word: bool = False) -> None:
-        number = question.request
-        if number not in holder.admitted or holder.client not in self._holders:
-            return  # it left meanwhile
-        if opened.waiting and not is_last_word:
-            opened.waiting.append((holder, question))
+    def _decide(self, worker: _Worker, admit: Admit, key: _Key, *, is_final: bool = False) -> None:
+        """Admit or refuse; unless `is_final`, revoke granted quota before refusing, and wait for it."""
+        number = admit.request
+        if number not in worker.admitted or worker.session not in self._workers:
+            return  # settled or disconnected meanwhile
+        if key.waiting and not is_final:
+            key.waiting.append((worker, admit))
             return
-        now, account, limits = _now(), opened.account, question.limits
-        found = account.admit(question.name, limits, (question.tokens, question.optional_tokens), now, time.time())
-        if isinstance(found, Refusal):
-            shares = [] if is_last_word else self._with_shares(question.key_id)
-            if shares:
-                opened.waiting.append((holder, question))
-                self._recall(question.key_id, opened, shares)
-                return
-            del holder.admitted[number]
-            self._on_refused(question.name, found.limit)
-            standing = account.standing(limits, now)
-            holder.client.send(
-                Refused(number, found.code, found.message, found.retry_after, found.should_retry, standing)
-            )
+        now, quota, limits = self._now(), key.quota, admit.limits
+        found = quota.admit(admit.name, limits, admit.tokens, admit.optional_tokens, now, time.time())
+        if isinstance(found, Reservation):
+            worker.admitted[number] = (admit.key_id, found)
+            rate_limits = quota.rate_limits(limits, now)
+            grant = NO_GRANT if is_final else self._grant(worker, admit, key, now)
+            worker.session.send(Admitted(number, rate_limits, found.tokens, grant))
             return
-        holder.admitted[number] = (question.key_id, found)
-        standing = account.standing(limits, now)
-        share = NO_GRANT if is_last_word else account.share(limits, question.tokens + question.optional_tokens, now)
-        if share != NO_GRANT:
-            held = holder.shares.get(question.key_id, NO_GRANT)
-            holder.shares[question.key_id] = QuotaGrant(
-                held.requests + share.requests, held.tokens + share.tokens, held.concurrent + share.concurrent
+        holders = [] if is_final else self._holders(admit.key_id)
+        if holders:
+            key.waiting.append((worker, admit))
+            self._revoke(admit.key_id, key, holders)
+        else:
+            self._refuse(worker, admit, found, quota.rate_limits(limits, now))
+
+    def _refuse(self, worker: _Worker, admit: Admit, refusal: Refusal, rate_limits: RateLimits) -> None:
+        del worker.admitted[admit.request]
+        self._on_refused(admit.name, refusal.limit)
+        worker.session.send(
+            Refused(
+                admit.request,
+                refusal.code,
+                refusal.message,
+                refusal.retry_after,
+                refusal.should_retry,
+                rate_limits,
             )
-            holder.emptied.discard(question.key_id)
-        holder.client.send(Admitted(number, standing, found.tokens, share))
+        )
 
-    # ── shares that are recalled ─────────────────────────────────────────────────────────────────────────────────
+    def _grant(self, worker: _Worker, admit: Admit, key: _Key, now: float) -> QuotaGrant:
+        """Grant the worker quota for further requests like this one."""
+        grant = key.quota.grant(admit.limits, admit.tokens + admit.optional_tokens, now)
+        if grant != NO_GRANT:
+            held = worker.granted.get(admit.key_id, NO_GRANT)
+            worker.granted[admit.key_id] = QuotaGrant(
+                held.requests + grant.requests, held.tokens + grant.tokens, held.concurrent + grant.concurrent
+            )
+            worker.revoked.discard(admit.key_id)
+        return grant
 
-    def _with_shares(self, key_id: str) -> list[_Holder]:
-        """Those that something may be left at."""
-        holders = self._holders.values()
-        return [holder for holder in holders if key_id in holder.shares and key_id not in holder.emptied]
+    def _holders(self, key_id: str) -> list[_Worker]:
+        """Return the workers whose quota of the key may be partly unused."""
+        workers = self._workers.values()
+        return [worker for worker in workers if key_id in worker.granted and key_id not in worker.revoked]
 
-    def _recall(self, key_id: str, opened: _Opened, holders: list[_Holder]) -> None:
-        opened.recalled = {holder.client for holder in holders}
-        opened.timeout = asyncio.get_running_loop().call_later(RECALL_TIMEOUT, self._decide, opened)
-        for holder in holders:
-            holder.emptied.add(key_id)
-            holder.client.send(RevokeQuota(key_id))
+    def _revoke(self, key_id: str, key: _Key, holders: list[_Worker]) -> None:
+        key.revoked_from = {worker.session for worker in holders}
+        key.timeout = asyncio.get_running_loop().call_later(self._revoke_timeout, self._decide_waiting, key)
+        for worker in holders:
+            worker.revoked.add(key_id)
+            worker.session.send(RevokeQuota(key_id))
 
-    def _came_back(self, opened: _Opened, client: WorkerSession) -> None:
-        if client in opened.recalled:
-            opened.recalled.discard(client)
-            if not opened.recalled:
-                self._decide(opened)
+    def _on_returned(self, key: _Key, session: WorkerSession) -> None:
+        if session in key.revoked_from:
+            key.revoked_from.discard(session)
+            if not key.revoked_from:
+                self._decide_waiting(key)
 
-    def _decide(self, opened: _Opened) -> None:
-        """All shares are back, or as many as come in time."""
-        if opened.timeout is not None:
-            opened.timeout.cancel()
-        opened.recalled.clear()
-        waiting, opened.waiting = opened.waiting, []
-        for holder, question in waiting:
-            self._admit(holder, question, opened, is_last_word=True)
+    def _decide_waiting(self, key: _Key) -> None:
+        """Decide the requests that waited for revoked quota: all of it is back, or the timeout has passed."""
+        if key.timeout is not None:
+            key.timeout.cancel()
+        key.revoked_from.clear()
+        waiting, key.waiting = key.waiting, []
+        for worker, admit in waiting:
+            self._decide(worker, admit, key, is_final=True)
 
-    def _spend(self, opened: _Opened, said: ReportQuota) -> None:
-        opened.account.spend(opened.limits, said.requests, said.tokens, said.returned, _now(), time.time())
+    def _count(self, key: _Key, report: ReportQuota) -> None:
+        key.quota.report(key.limits, report.requests, report.tokens, report.returned, self._now(), time.time())
 
     def _settle(self, held: tuple[str, Reservation], tokens: int) -> None:
         key_id, reservation = held
-        self._account(key_id).settle(reservation, tokens, _now(), time.time())
+        self._quota(key_id).settle(reservation, tokens, self._now(), time.time())
 
-    def _account(self, key_id: str) -> KeyQuota:
-        return self._opened.setdefault(key_id, _Opened()).account
-
-
-def _now() -> float:
-    """It does not jump."""
-    return time.monotonic()
+    def _quota(self, key_id: str) -> KeyQuota:
+        return self._keys.setdefault(key_id, _Key()).quota

@@ -1,34 +1,33 @@
-"""How much each key has used and may still use: the one count for all workers. Pure: time is an argument.
+"""What a key has used and may still use, counted for all workers. Pure: time is an argument.
 
-`accounts.py` asks. Requests and tokens per minute hold in any 60 seconds; budgets are for days and months of UTC. A
-request reserves the tokens it may need when it is admitted, and what it did not use is given back when it is settled.
+Requests and tokens per minute hold in any 60 seconds; budgets are for days and months of UTC. A request reserves the
+tokens it may need when it is admitted, and what it did not use is given back when it is settled.
 
-Workers hold shares of what is left, so as not to ask for every request. A share counts as used from the moment it is
-given, and what was used of it from the moment the worker says so, which is later than it was: a limit may refuse a
-moment too long, and never lets one too many through.
+Quota granted to a worker in advance counts as used from the moment it is granted. What was used of it counts in the
+minute from the moment the worker reports it, which is later than it was: a limit may refuse a moment too long, and
+never admits one request too many.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from llm_api_server.auth.access import Limits
 from llm_api_server.ipc.quota_messages import NO_GRANT, QuotaGrant, RateLimit, RateLimits
+from llm_api_server.manager.limits.sliding_window import MINUTE, Entry, SlidingWindow
 
-MINUTE = 60.0
-#: Seconds that are counted together, so that a minute of any traffic takes few entries.
-_STEP = 0.1
-#: Who waits as long as told must not come too early by an error of the last digit; far less than a step.
-_ROUNDING = 1e-6
-#: When a place among `max_concurrent` becomes free nobody knows.
+#: Seconds to retry after for `max_concurrent`: when a request will end is not known.
 _RETRY_CONCURRENT = 1.0
-#: Of what is left a worker gets one part of so many, so that others find some; and no more than is used in moments.
-_SHARE_PARTS = 8
-_MOST_REQUESTS = 256
-#: A share of less is not worth its messages.
-_LEAST_REQUESTS = 2
+#: A worker is granted at most this part of what is left, so that other workers find some.
+_GRANT_PARTS = 8
+#: Requests of one grant at most: more than a worker uses in moments is not needed.
+_MAX_GRANTED_REQUESTS = 256
+#: A smaller grant is not worth its messages.
+_MIN_GRANTED_REQUESTS = 2
+
+#: What a key used in the last minute: ends of steps and amounts, first of requests, then of tokens.
+Used = tuple[list[tuple[float, int]], list[tuple[float, int]]]
 
 
 @dataclass(frozen=True)
@@ -43,75 +42,6 @@ class Refusal:
 
 
 @dataclass
-class Entry:
-    """What was counted within one step. `at` is its end, so that a window never forgets too early."""
-
-    at: float
-    amount: int = 0
-
-
-#: What was counted of a key in the last minute: ends of steps and amounts, first of requests, then of tokens.
-Used = tuple[list[tuple[float, int]], list[tuple[float, int]]]
-
-
-class Window:
-    """A sum over the last minute."""
-
-    def __init__(self) -> None:
-        self._entries: deque[Entry] = deque()
-        self._total = 0
-
-    def add(self, now: float, amount: int) -> Entry:
-        """The entry that holds `amount` until it leaves the window."""
-        if not self._entries or self._entries[-1].at < now:
-            self._entries.append(Entry(now + _STEP))
-        entry = self._entries[-1]
-        self._change(entry, amount)
-        return entry
-
-    def change(self, now: float, entry: Entry, amount: int) -> None:
-        """Add `amount`, perhaps below zero, to what an entry held; nothing when that has left the window."""
-        self.total(now)
-        if entry.at + MINUTE > now + _ROUNDING:
-            self._change(entry, amount)
-
-    def total(self, now: float) -> int:
-        while self._entries and self._entries[0].at + MINUTE <= now + _ROUNDING:
-            self._total -= self._entries.popleft().amount
-        return self._total
-
-    def free_in(self, now: float, amount: int) -> float:
-        """Seconds until `amount` will have left."""
-        left = amount
-        for entry in self._entries:
-            left -= entry.amount
-            if left <= 0:
-                return max(0.0, entry.at + MINUTE - now)
-        return MINUTE
-
-    def entries(self, now: float) -> list[tuple[float, int]]:
-        """Ends of steps, and what was counted in each."""
-        self.total(now)
-        return [(entry.at, entry.amount) for entry in self._entries if entry.amount]
-
-    def restore(self, entries: list[tuple[float, int]], now: float) -> None:
-        """What another counted, before anything is counted here."""
-        for at, amount in entries:
-            if now - MINUTE < at <= now + _STEP:
-                self._entries.append(Entry(at))
-                self._change(self._entries[-1], amount)
-
-    def reset_in(self, now: float) -> float:
-        """Seconds until it is empty, if nothing is added."""
-        last = next((entry for entry in reversed(self._entries) if entry.amount), None)
-        return max(0.0, last.at + MINUTE - now) if last else 0.0
-
-    def _change(self, entry: Entry, amount: int) -> None:
-        entry.amount += amount
-        self._total += amount
-
-
-@dataclass
 class _Spent:
     """Tokens of the current day and month."""
 
@@ -120,7 +50,8 @@ class _Spent:
     of_day: int = 0
     of_month: int = 0
 
-    def turn(self, wall: float) -> None:
+    def roll_over(self, wall: float) -> None:
+        """Begin anew if a day or month has begun."""
         today = datetime.fromtimestamp(wall, UTC)
         day, month = today.strftime("%Y-%m-%d"), today.strftime("%Y-%m")
         if day != self.day:
@@ -131,7 +62,7 @@ class _Spent:
 
 @dataclass
 class Reservation:
-    """What one admitted request holds."""
+    """Tokens held by one admitted request, and their entry in the window of the last minute."""
 
     tokens: int
     entry: Entry | None
@@ -139,50 +70,47 @@ class Reservation:
 
 @dataclass
 class KeyQuota:
-    """One key's. `now` is a clock that never jumps, `wall` Unix seconds; both in seconds."""
+    """Quota of one key. `now` is a monotonic clock, `wall` Unix time; both in seconds.
 
-    requests: Window = field(default_factory=Window)
-    tokens: Window = field(default_factory=Window)
+    `running` and `reserved` include what is granted to workers.
+    """
+
+    requests: SlidingWindow = field(default_factory=SlidingWindow)
+    tokens: SlidingWindow = field(default_factory=SlidingWindow)
     running: int = 0
     reserved: int = 0
-    shared_requests: int = 0
-    shared_tokens: int = 0
+    granted_requests: int = 0
+    granted_tokens: int = 0
     spent: _Spent = field(default_factory=_Spent)
     settled_at: float = float("-inf")
 
     def add_spent(self, of_day: int, of_month: int, wall: float) -> None:
-        """What was used before this account was opened."""
-        self.spent.turn(wall)
+        """Count tokens that were used before this manager counted."""
+        self.spent.roll_over(wall)
         self.spent.of_day += of_day
         self.spent.of_month += of_month
 
-    def admit(self, name: str, limits: Limits, ask: tuple[int, int], now: float, wall: float) -> Reservation | Refusal:
-        """`ask`: tokens that the request needs at least, and how many more it would like to have reserved."""
-        self.spent.turn(wall)
-        refusal = self._refuse_request(name, limits, now) or self._refuse_tokens(name, limits, ask[0], now, wall)
+    def admit(
+        self, name: str, limits: Limits, tokens: int, optional_tokens: int, now: float, wall: float
+    ) -> Reservation | Refusal:
+        """Admit a request that needs `tokens`, and reserve up to `optional_tokens` more if the limits leave them."""
+        self.spent.roll_over(wall)
+        refusal = self._refuse_request(name, limits, now) or self._refuse_tokens(name, limits, tokens, now, wall)
         if refusal is not None:
             return refusal
-        need, spare = ask
         left = self._tokens_left(limits, now)
-        tokens = need + spare if left is None else max(need, min(need + spare, left))
-        return self._take(limits, tokens, now)
-
-    def used(self, now: float) -> Used:
-        return self.requests.entries(now), self.tokens.entries(now)
-
-    def restore_used(self, used: Used, now: float) -> None:
-        """What another manager counted."""
-        self.requests.restore(used[0], now)
-        self.tokens.restore(used[1], now)
-
-    def restore(self, tokens: int) -> Reservation:
-        """A request that another manager admitted: it runs, and its tokens count in its budgets."""
+        wanted = tokens + optional_tokens
+        reserved = wanted if left is None else max(tokens, min(wanted, left))
         self.running += 1
-        self.reserved += tokens
-        return Reservation(tokens, None)
+        self.reserved += reserved
+        if limits.requests_per_minute is not None:
+            self.requests.add(now, 1)
+        entry = self.tokens.add(now, reserved) if limits.tokens_per_minute is not None else None
+        return Reservation(reserved, entry)
 
     def settle(self, reservation: Reservation, used: int, now: float, wall: float) -> None:
-        self.spent.turn(wall)
+        """End an admitted request that used `used` tokens."""
+        self.spent.roll_over(wall)
         self.settled_at = now
         self.running -= 1
         self.reserved -= reservation.tokens
@@ -191,39 +119,53 @@ class KeyQuota:
         if reservation.entry is not None:
             self.tokens.change(now, reservation.entry, used - reservation.tokens)
 
-    def share(self, limits: Limits, tokens: int, now: float) -> QuotaGrant:
-        """For a worker whose requests take about `tokens` each; nothing where a limit is near."""
-        counts = [_MOST_REQUESTS]
-        requests, places = limits.requests_per_minute, limits.max_concurrent
+    def restore(self, tokens: int) -> Reservation:
+        """Count a request that an earlier manager admitted: it is running, and reserves its tokens in the budgets."""
+        self.running += 1
+        self.reserved += tokens
+        return Reservation(tokens, None)
+
+    def used(self, now: float) -> Used:
+        return self.requests.entries(now), self.tokens.entries(now)
+
+    def restore_used(self, used: Used, now: float) -> None:
+        """Count what an earlier manager counted in the last minute."""
+        self.requests.restore(used[0], now)
+        self.tokens.restore(used[1], now)
+
+    def grant(self, limits: Limits, tokens: int, now: float) -> QuotaGrant:
+        """Grant quota to a worker whose requests take about `tokens` each; none if a limit is near."""
+        counts = [_MAX_GRANTED_REQUESTS]
+        requests, concurrent = limits.requests_per_minute, limits.max_concurrent
         left = self._tokens_left(limits, now)
         if requests is not None:
-            counts.append((requests - self._requests(now)) // _SHARE_PARTS)
-        if places is not None:
-            counts.append((places - self.running) // _SHARE_PARTS)
+            counts.append((requests - self._requests(now)) // _GRANT_PARTS)
+        if concurrent is not None:
+            counts.append((concurrent - self.running) // _GRANT_PARTS)
         if left is not None:
-            counts.append(left // _SHARE_PARTS // max(1, tokens))
+            counts.append(left // _GRANT_PARTS // max(1, tokens))
         count = min(counts)
-        if count < _LEAST_REQUESTS:
+        if count < _MIN_GRANTED_REQUESTS:
             return NO_GRANT
-        share = QuotaGrant(
+        grant = QuotaGrant(
             requests=count if requests is not None else 0,
             tokens=count * tokens if left is not None else 0,
-            concurrent=count if places is not None else 0,
+            concurrent=count if concurrent is not None else 0,
         )
-        self.shared_requests += share.requests
-        self.shared_tokens += share.tokens
-        self.reserved += share.tokens
-        self.running += share.concurrent
-        return share
+        self.granted_requests += grant.requests
+        self.granted_tokens += grant.tokens
+        self.reserved += grant.tokens
+        self.running += grant.concurrent
+        return grant
 
-    def spend(self, limits: Limits, requests: int, tokens: int, back: QuotaGrant, now: float, wall: float) -> None:
-        """What a worker used of its shares, and what it gives back."""
-        self.spent.turn(wall)
+    def report(self, limits: Limits, requests: int, tokens: int, returned: QuotaGrant, now: float, wall: float) -> None:
+        """Count what a worker used of its grants, and take back what it returns."""
+        self.spent.roll_over(wall)
         self.settled_at = now
-        self.shared_requests -= requests + back.requests
-        self.shared_tokens -= tokens + back.tokens
-        self.reserved -= tokens + back.tokens
-        self.running -= back.concurrent
+        self.granted_requests -= requests + returned.requests
+        self.granted_tokens -= tokens + returned.tokens
+        self.reserved -= tokens + returned.tokens
+        self.running -= returned.concurrent
         self.spent.of_day += tokens
         self.spent.of_month += tokens
         if requests and limits.requests_per_minute is not None:
@@ -231,39 +173,31 @@ class KeyQuota:
         if tokens and limits.tokens_per_minute is not None:
             self.tokens.add(now, tokens)
 
-    def standing(self, limits: Limits, now: float) -> RateLimits:
+    def rate_limits(self, limits: Limits, now: float) -> RateLimits:
         return RateLimits(
-            requests=_quota(limits.requests_per_minute, self._requests(now), self.requests, now),
-            tokens=_quota(limits.tokens_per_minute, self._tokens(now), self.tokens, now),
+            requests=_rate_limit(limits.requests_per_minute, self._requests(now), self.requests, now),
+            tokens=_rate_limit(limits.tokens_per_minute, self._tokens(now), self.tokens, now),
         )
 
     def is_idle(self, now: float) -> bool:
-        """Nothing is lost when it is forgotten: what was spent is in the store by now."""
-        is_over = not (self.running or self.shared_requests or self.shared_tokens) and self.settled_at + MINUTE < now
+        """Return whether nothing is lost when it is dropped: the store has what was spent by now."""
+        is_over = not (self.running or self.granted_requests or self.granted_tokens) and self.settled_at + MINUTE < now
         return is_over and self.requests.total(now) == 0 and self.tokens.total(now) == 0
 
     def _requests(self, now: float) -> int:
-        return self.requests.total(now) + self.shared_requests
+        return self.requests.total(now) + self.granted_requests
 
     def _tokens(self, now: float) -> int:
-        return self.tokens.total(now) + self.shared_tokens
-
-    def _take(self, limits: Limits, tokens: int, now: float) -> Reservation:
-        self.running += 1
-        self.reserved += tokens
-        if limits.requests_per_minute is not None:
-            self.requests.add(now, 1)
-        entry = self.tokens.add(now, tokens) if limits.tokens_per_minute is not None else None
-        return Reservation(tokens, entry)
+        return self.tokens.total(now) + self.granted_tokens
 
     def _refuse_request(self, name: str, limits: Limits, now: float) -> Refusal | None:
-        most = limits.requests_per_minute
-        if most is not None and self._requests(now) >= most:
-            wait = self.requests.free_in(now, self._requests(now) - most + 1)
+        limit = limits.requests_per_minute
+        if limit is not None and self._requests(now) >= limit:
+            wait = self.requests.free_in(now, self._requests(now) - limit + 1)
             return Refusal(
                 "requests_per_minute",
                 "rate_limit_exceeded",
-                f"Rate limit of the key '{name}' reached: {most} requests per minute. Try again in {_seconds(wait)}.",
+                f"Rate limit of the key '{name}' reached: {limit} requests per minute. Try again in {_seconds(wait)}.",
                 wait,
             )
         if limits.max_concurrent is not None and self.running >= limits.max_concurrent:
@@ -276,42 +210,43 @@ class KeyQuota:
             )
         return None
 
-    def _refuse_tokens(self, name: str, limits: Limits, need: int, now: float, wall: float) -> Refusal | None:
-        most = limits.tokens_per_minute
-        if most is not None and self._tokens(now) + need > most:
-            return self._refuse_minute(name, most, need, now)
+    def _refuse_tokens(self, name: str, limits: Limits, tokens: int, now: float, wall: float) -> Refusal | None:
+        limit = limits.tokens_per_minute
+        if limit is not None and self._tokens(now) + tokens > limit:
+            return self._refuse_minute(name, limit, tokens, now)
         until = _next_day(wall), _next_month(wall)
         budgets = (limits.tokens_per_day, self.spent.of_day), (limits.tokens_per_month, self.spent.of_month)
         for period, end, (budget, spent) in zip(("day", "month"), until, budgets, strict=True):
-            if budget is not None and (spent + self.reserved + need > budget or spent >= budget):
+            if budget is not None and (spent + self.reserved + tokens > budget or spent >= budget):
                 return Refusal(
                     f"tokens_per_{period}",
                     "insufficient_quota",
                     f"The key '{name}' may use {budget} tokens per {period} (UTC). {spent} are used, {self.reserved} "
-                    f"reserved by running requests, and this one needs about {need}. A new {period} begins in "
+                    f"reserved by running requests, and this one needs about {tokens}. A new {period} begins in "
                     f"{_seconds(end)}.",
                     end,
                     should_retry=False,
                 )
         return None
 
-    def _refuse_minute(self, name: str, most: int, need: int, now: float) -> Refusal:
-        if need > most:
+    def _refuse_minute(self, name: str, limit: int, tokens: int, now: float) -> Refusal:
+        if tokens > limit:
             message = (
-                f"This request asks for about {need} tokens, prompt and answer together, and the limit of the key "
-                f"'{name}' is {most} tokens per minute. Lower max_tokens or shorten the prompt."
+                f"This request needs about {tokens} tokens, prompt and completion together, and the limit of the key "
+                f"'{name}' is {limit} tokens per minute. Lower max_tokens or shorten the prompt."
             )
             return Refusal("tokens_per_minute", "rate_limit_exceeded", message, MINUTE, should_retry=False)
-        wait = self.tokens.free_in(now, self._tokens(now) + need - most)
+        wait = self.tokens.free_in(now, self._tokens(now) + tokens - limit)
         return Refusal(
             "tokens_per_minute",
             "rate_limit_exceeded",
-            f"Rate limit of the key '{name}' reached: {most} tokens per minute, and this request needs about {need}. "
-            f"Try again in {_seconds(wait)}.",
+            f"Rate limit of the key '{name}' reached: {limit} tokens per minute, and this request needs about "
+            f"{tokens}. Try again in {_seconds(wait)}.",
             wait,
         )
 
     def _tokens_left(self, limits: Limits, now: float) -> int | None:
+        """Return the tokens that the tightest limit leaves; None without a limit."""
         left = [
             limit - used
             for limit, used in (
@@ -324,18 +259,20 @@ class KeyQuota:
         return max(0, min(left)) if left else None
 
 
-def _quota(limit: int | None, used: int, window: Window, now: float) -> RateLimit | None:
+def _rate_limit(limit: int | None, used: int, window: SlidingWindow, now: float) -> RateLimit | None:
     if limit is None:
         return None
     return RateLimit(limit, max(0, limit - used), round(window.reset_in(now), 3))
 
 
 def _next_day(wall: float) -> float:
+    """Return the seconds until the next day of UTC."""
     today = datetime.fromtimestamp(wall, UTC)
     return (today.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)).timestamp() - wall
 
 
 def _next_month(wall: float) -> float:
+    """Return the seconds until the next month of UTC."""
     today = datetime.fromtimestamp(wall, UTC)
     first = today.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return (first + timedelta(days=32)).replace(day=1).timestamp() - wall

@@ -1,6 +1,6 @@
-"""What keys used in the last minute, on disk: the next manager goes on counting, however this one ends.
+"""What keys used in the last minute, kept in a file, so that the next manager counts on however this one ends.
 
-The times are those of the machine's clock that never jumps, which all its processes share.
+Times are those of the machine's monotonic clock, which all its processes share.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from loguru import logger
 
 from llm_api_server.event_loop.background import run_restarting
 from llm_api_server.manager.limits.admission import AdmissionController
-from llm_api_server.manager.limits.key_quota import MINUTE, Used
+from llm_api_server.manager.limits.key_quota import Used
+from llm_api_server.manager.limits.sliding_window import MINUTE
 
-#: Seconds between two looks; more where there is so much that writing takes long.
+#: Seconds between two saves.
 _INTERVAL = 0.25
+#: A save may take at most this part of the time: with very many keys, saves are further apart.
 _PART_OF_TIME = 20
 
 
 class _Saved(msgspec.Struct):
-    """`at`, in Unix seconds: an older file is of no use, and after a restart of the machine its times mean nothing."""
+    """`at` is Unix time: a file of an earlier minute, or from before a restart of the machine, is of no use."""
 
     at: float
     keys: dict[str, Used]
 
 
 class QuotaSnapshot:
-    """The file `path`."""
+    """The file at `path`."""
 
     def __init__(self, path: Path, admissions: AdmissionController) -> None:
         self._path = path
@@ -49,7 +51,7 @@ class QuotaSnapshot:
         await self.save()
 
     def restore(self) -> None:
-        """What is still in its minute counts again."""
+        """Count what the file has, unless it is older than a minute or cannot be read."""
         try:
             saved = msgspec.msgpack.decode(self._path.read_bytes(), type=_Saved)
         except (OSError, msgspec.DecodeError):
@@ -57,14 +59,8 @@ class QuotaSnapshot:
         if 0 <= time.time() - saved.at < MINUTE:
             self._admissions.restore_used(saved.keys)
 
-    async def _run(self) -> None:
-        """Write what has changed, for as long as the manager lives."""
-        while True:
-            began = time.monotonic()
-            await self.save()
-            await asyncio.sleep(max(_INTERVAL, _PART_OF_TIME * (time.monotonic() - began)))
-
     async def save(self) -> None:
+        """Write the file if anything has changed. Without it a new manager would not know the last minute."""
         used = self._admissions.used()
         if used != self._written:
             try:
@@ -72,6 +68,12 @@ class QuotaSnapshot:
             except OSError as error:
                 logger.warning("cannot write {}: {}; a new manager would not know the last minute", self._path, error)
             self._written = used
+
+    async def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            await self.save()
+            await asyncio.sleep(max(_INTERVAL, _PART_OF_TIME * (time.monotonic() - began)))
 
     def _write(self, saved: _Saved) -> None:
         temporary = self._path.with_suffix(".tmp")

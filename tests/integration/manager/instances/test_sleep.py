@@ -111,7 +111,7 @@ class World:
                 release_timeout=self.release_timeout,
             )
             await self.manager.start()
-            self.manager.connected(self.client)
+            self.manager.connect(self.client)
             try:
                 yield self
             finally:
