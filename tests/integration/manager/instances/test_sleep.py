@@ -18,7 +18,7 @@ from llm_api_server.devices.host import Host
 from llm_api_server.engines.base import LaunchPlan, ModelFacts, Need, Placement, SleepFootprint
 from llm_api_server.engines.settings import EngineSettings
 from llm_api_server.engines.vllm.adapter import VllmEngine
-from llm_api_server.ipc.lease_messages import Granted
+from llm_api_server.ipc.lease_messages import Granted, Queued
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.device_watch import RELEASE_TIMEOUT
@@ -133,7 +133,8 @@ class World:
     async def use(self, name: str) -> str:
         """Send one request; return the instance that served it."""
         self.manager.acquire(self.client, 1, name)
-        granted = await self.client.next()
+        while isinstance(granted := await self.client.next(), Queued):
+            pass  # a slow machine may take more than a second
         assert isinstance(granted, Granted), granted
         self.manager.return_slots(self.client, granted.instance.id, granted.slots)
         return granted.instance.id
