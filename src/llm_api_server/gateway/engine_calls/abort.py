@@ -30,7 +30,7 @@ def engine_ids(facts: RequestFacts, request_id: str) -> list[str]:
         case schemas.ChatRequest() | schemas.MessagesRequest():
             return [f"chatcmpl-{request_id}"]
         case schemas.CompletionRequest():
-            return [f"cmpl-{request_id}-{index}" for index in range(token_estimates.prompts(facts.request))]
+            return [f"cmpl-{request_id}-{index}" for index in range(token_estimates.prompt_count(facts.request))]
         case schemas.ResponsesRequest():
             return [f"resp_{request_id}_0"]
     return []

@@ -101,7 +101,7 @@ class EngineRequest:
 
     def answer_tokens(self) -> tuple[int, int]:
         """That the answer may have as the request says, and as it leaves open."""
-        return token_estimates.answer_tokens(self._endpoint, self.facts, self.route.context_length)
+        return token_estimates.output_tokens(self._endpoint, self.facts, self.route.context_length)
 
     def claim(self, key: Key, prompt_tokens: int) -> Claim:
         """What it asks of an instance, and for whom."""
@@ -109,7 +109,7 @@ class EngineRequest:
         is_light = self._endpoint.task is None or isinstance(request, schemas.CountTokensRequest)
         stated, spare = self.answer_tokens()
         is_batch = key.priority_class == "batch" or getattr(request, "service_tier", None) == "flex"
-        work = 0 if is_light else token_estimates.work_of(prompt_tokens, stated, spare)
+        work = 0 if is_light else token_estimates.expected_cost(prompt_tokens, stated, spare)
         reads = prompt_tokens if self._endpoint.streams and not is_light else 0
         return Claim(key.key_id, key.priority, work, reads, is_batch, is_light)
 

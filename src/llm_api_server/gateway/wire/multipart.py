@@ -1,4 +1,4 @@
-"""The few fields that are read of a multipart form (audio endpoints), and changing one of them. Pure."""
+"""Reading and replacing text fields of a multipart/form-data body (RFC 7578), for the audio endpoints. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = re.compile(rb'[;\s]name="([^"\r\n]*)"', re.IGNORECASE)
 
 @dataclass(frozen=True)
 class _Part:
-    """Where a part's name and content stand in the body."""
+    """Name of a part, and the byte offsets of its content in the body."""
 
     name: str
     start: int
@@ -24,24 +24,25 @@ class _Part:
 
 
 class Form:
-    """A multipart/form-data body. Raises `InvalidRequest` when it is none."""
+    """A multipart/form-data body. The constructor raises `InvalidRequest` for any other body."""
 
     def __init__(self, content_type: str, body: bytes) -> None:
         boundary = _BOUNDARY.search(content_type)
         if not content_type.lower().startswith("multipart/form-data") or boundary is None:
-            raise InvalidRequest("This endpoint takes a multipart/form-data body with a 'file' and a 'model'.")
+            raise InvalidRequest("Send a multipart/form-data body with a 'file' and a 'model' to this endpoint.")
         self._body = body
         self._delimiter = b"--" + (boundary[1] or boundary[2]).encode("latin-1")
         self._parts = {part.name: part for part in self._find_parts()}
 
     def read(self) -> RequestFacts:
+        """Raise `InvalidRequest` for a form without a file, or with a wrong text field."""
         if "file" not in self._parts:
             raise InvalidRequest("Missing required parameter: 'file'.", param="file")
         stream = (self._text("stream") or "").lower() in ("true", "1")
         return RequestFacts(request=None, model=self._text("model") or None, stream=stream)
 
     def with_fields(self, changes: dict[str, str]) -> bytes:
-        """The body with text fields replaced or added."""
+        """Return the body with text fields replaced or added."""
         body = self._body
         replaced = [self._parts[name] for name in changes if name in self._parts]
         for part in sorted(replaced, key=lambda part: part.start, reverse=True):
@@ -58,7 +59,7 @@ class Form:
         if part is None:
             return None
         if part.end - part.start > MAX_FIELD_BYTES:
-            raise InvalidRequest(f"Invalid '{name}': it is too long.", param=name)
+            raise InvalidRequest(f"Invalid '{name}': give at most {MAX_FIELD_BYTES} bytes.", param=name)
         try:
             return self._body[part.start : part.end].decode().strip()
         except UnicodeDecodeError as error:
@@ -68,17 +69,17 @@ class Form:
         parts: list[_Part] = []
         position = self._body.find(self._delimiter)
         while position >= 0 and len(parts) < MAX_PARTS:
-            head_start = position + len(self._delimiter)
-            if self._body.startswith(b"--", head_start):
+            header_start = position + len(self._delimiter)
+            if self._body.startswith(b"--", header_start):
                 return parts
-            head_end = self._body.find(b"\r\n\r\n", head_start, head_start + MAX_FIELD_BYTES)
-            position = self._body.find(b"\r\n" + self._delimiter, head_start)
-            if head_end < 0 or position < 0:
+            header_end = self._body.find(b"\r\n\r\n", header_start, header_start + MAX_FIELD_BYTES)
+            position = self._body.find(b"\r\n" + self._delimiter, header_start)
+            if header_end < 0 or position < 0:
                 break
-            name = _NAME.search(self._body, head_start, head_end)
-            # An empty part's delimiter begins with the line end that closes its head.
-            content = min(head_end + 4, position)
+            name = _NAME.search(self._body, header_start, header_end)
+            # An empty part ends with the line end that also closes its header.
+            content = min(header_end + 4, position)
             if name is not None:
                 parts.append(_Part(name[1].decode(errors="replace"), content, position))
             position += 2
-        raise InvalidRequest("The multipart body of your request is cut off or has too many parts.")
+        raise InvalidRequest(f"The multipart body of your request is incomplete or has more than {MAX_PARTS} parts.")

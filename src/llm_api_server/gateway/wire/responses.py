@@ -1,7 +1,6 @@
-"""How each kind of an engine's answer becomes the client's. Pure; chosen and driven by `exchange.py`.
+"""Conversion of engine responses to client responses, read by read. Pure.
 
-An answer is fed with what every read brought and returns what the client gets of it now; its head is sent with the
-first bytes, so that until then an error can have a status of its own.
+The head goes out with the first bytes of the body; until then an error can have a status of its own.
 """
 
 from __future__ import annotations
@@ -18,44 +17,48 @@ from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader, 
 from llm_api_server.ipc.usage_events import Usage
 
 MAX_ERROR_BYTES = 64 * 1024
-MAX_TOKENS_BYTES = 256 * 1024 * 1024
+#: Largest response that is converted as a whole.
+MAX_CONVERTED_BYTES = 256 * 1024 * 1024
 FIRST_ERROR_STATUS = 400
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
-#: Headers, as lines of a head.
+#: Header lines of an event stream.
 STREAM_HEAD = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
 class EngineResponse(Protocol):
-    """`status` and the lines of `head` go before the first bytes; with `is_stream` an event may tell of a failure."""
+    """One engine response on its way to the client. `head` holds header lines.
+
+    With `is_stream` an error after the first byte becomes an event.
+    """
 
     status: int
     is_stream: bool
 
     @property
     def reader(self) -> StreamReader | None:
-        """Counts what comes, where that is a stream."""
+        """Reader of the engine's stream; None if the engine does not stream."""
 
     @property
     def failed(self) -> ApiError | None:
-        """The error that was the last of its bytes."""
+        """Error that ended the stream and was sent as its last event."""
 
     @property
     def head(self) -> bytes: ...
 
     @property
     def usage(self) -> Usage | None:
-        """What the engine said of its use, as far as it has."""
+        """Token counts that the engine has reported so far."""
 
     def feed(self, data: bytes) -> bytes:
-        """Raises `ApiError` for what the client must get instead."""
+        """Return the bytes to send now. Raises `ApiError` for an error to send instead of a response."""
 
     def end(self) -> bytes:
-        """The engine's answer is complete; what the client still gets. Raises `ApiError`."""
+        """Return the last bytes to send, once the engine's response is complete. Raises `ApiError`."""
 
 
 class StreamResponse:
-    """An event stream as it comes."""
+    """An event stream, relayed as it arrives."""
 
     status = 200
     head = STREAM_HEAD
@@ -80,7 +83,7 @@ class StreamResponse:
             return out
         failed = self.reader.failed
         if failed is not None and out == error_event(self._dialect, failed):
-            raise failed  # vLLM's way to say that a schema is bad
+            raise failed  # vLLM reports an invalid schema so: status 200, then an error as the only event
         self._is_started = bool(out)
         return out
 
@@ -113,8 +116,8 @@ def _plain_head(kind: str, length: str | None) -> bytes:
     return (lines if length is None else f"{lines}content-length: {length}\r\n").encode("latin-1")
 
 
-class _Whole:
-    """An answer that is only known when the engine's is complete."""
+class _WholeResponse:
+    """A response that is sent when the engine's is complete."""
 
     status = 200
     is_stream = False
@@ -129,8 +132,8 @@ class _Whole:
         return b"content-type: application/json\r\ncontent-length: %d\r\n" % self._length
 
 
-class AssembledResponse(_Whole):
-    """The engine streams, the client gets one JSON answer."""
+class AssembledResponse(_WholeResponse):
+    """An event stream that the client gets as one JSON body."""
 
     def __init__(self, reader: StreamReader, dialect: Dialect) -> None:
         super().__init__()
@@ -154,8 +157,8 @@ class AssembledResponse(_Whole):
         return body
 
 
-class ConvertedResponse(_Whole):
-    """A JSON answer that `convert` puts into another form."""
+class ConvertedResponse(_WholeResponse):
+    """A JSON body that `convert` changes to another form."""
 
     usage: Usage | None = None
 
@@ -166,8 +169,8 @@ class ConvertedResponse(_Whole):
 
     def feed(self, data: bytes) -> bytes:
         self._body += data
-        if len(self._body) > MAX_TOKENS_BYTES:
-            raise EngineError("The engine's answer is too long.")
+        if len(self._body) > MAX_CONVERTED_BYTES:
+            raise EngineError("The engine's response is too long.")
         return b""
 
     def end(self) -> bytes:
@@ -176,8 +179,8 @@ class ConvertedResponse(_Whole):
         return body
 
 
-class ErrorResponse(_Whole):
-    """An engine's refusal; its end raises it as ours."""
+class ErrorResponse(_WholeResponse):
+    """An engine's error response; `end` raises it, translated."""
 
     usage: Usage | None = None
 

@@ -1,7 +1,6 @@
-"""The part of each request body that the gateway reads, as typed structs. Pure.
+"""Request bodies as typed structs, which also describe the API. Pure.
 
-`openai.py` decodes with them and `openapi.py` describes the API from them. Fields that are not here pass through to
-the engine unread.
+A struct has only the members that the gateway reads; all others pass to the engine unread.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ NotNegativeInt = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-#: Engines look for each of them after every token, and set each of these before it.
+#: Engines compare stop texts after every token and apply biases before it, so both are limited.
 StopText = Annotated[str, Meta(max_length=4096)]
 StopTexts = Annotated[list[StopText], Meta(max_length=64)]
 LogitBias = Annotated[dict[str, float], Meta(max_length=1024)]
@@ -31,7 +30,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class ContentPart(msgspec.Struct):
-    """A piece of a message: text, a picture as a data URL, or whatever else the engine knows."""
+    """One part of a message: text, an image, or another type that the engine knows."""
 
     type: str
     text: str | None = None
@@ -79,19 +78,19 @@ class ResponseFormat(msgspec.Struct):
 
 
 class Request(msgspec.Struct):
-    """What every engine endpoint has: the model, by name or alias; absent means the default model."""
+    """Base of all requests. `model` is a name or alias; absent: the default model."""
 
     model: str | None = None
 
 
 class Sampling(Request):
-    """What the generating endpoints have in common. `service_tier: flex` asks for the class `batch`."""
+    """Base of requests that generate. `service_tier: flex` selects the priority class `batch`."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     service_tier: str | None = None
     temperature: Temperature | None = None
-    top_p: Share | None = None
+    top_p: Fraction | None = None
 
 
 class ChatRequest(Sampling, kw_only=True):
@@ -130,7 +129,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
 
 class EmbeddingRequest(Request, kw_only=True):
-    """`messages` in place of `input` is vLLM's form for chat and picture embeddings."""
+    """`messages` in place of `input` is vLLM's form for chat and image embeddings."""
 
     input: str | list[str | int | list[int]] | None = None
     messages: list[Message] | None = None
@@ -140,7 +139,7 @@ class EmbeddingRequest(Request, kw_only=True):
 
 
 class PoolingRequest(Request, kw_only=True):
-    """vLLM's `/pooling`; `data` is for its plugins."""
+    """Request of vLLM's `/pooling`; `data` is for its plugins."""
 
     input: str | list[str | int | list[int]] | None = None
     messages: list[Message] | None = None
@@ -172,7 +171,7 @@ class MessagesRequest(Request, kw_only=True):
     system: str | list[ContentPart] | None = None
     stream: bool | None = None
     temperature: Temperature | None = None
-    top_p: Share | None = None
+    top_p: Fraction | None = None
     stop_sequences: StopTexts | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
@@ -192,7 +191,7 @@ class RerankRequest(Request, kw_only=True):
 
 
 class ScoreRequest(Request, kw_only=True):
-    """vLLM's `/score` names its two sides in several ways; one of each pair is needed."""
+    """Request of vLLM's `/score`, which accepts its two sides under several names."""
 
     text_1: str | list[Any] | dict[str, Any] | None = None
     text_2: str | list[Any] | dict[str, Any] | None = None
@@ -204,14 +203,14 @@ class ScoreRequest(Request, kw_only=True):
 
 
 class ClassifyRequest(Request, kw_only=True):
-    """vLLM's `/classify`."""
+    """Request of vLLM's `/classify`."""
 
     input: str | list[str | int | list[int]] | None = None
     messages: list[Message] | None = None
 
 
 class TokenizeRequest(Request, kw_only=True):
-    """`prompt` and `content` mean the same: vLLM's and llama.cpp's name for the text."""
+    """`prompt` is vLLM's name for the text, `content` llama.cpp's; clients may send either."""
 
     prompt: str | None = None
     content: str | None = None
@@ -225,7 +224,7 @@ class DetokenizeRequest(Request, kw_only=True):
 
 
 class AudioForm(msgspec.Struct, kw_only=True):
-    """The fields of a multipart form that are read."""
+    """Multipart form of the audio endpoints."""
 
     file: bytes
     model: str | None = None

@@ -1,7 +1,7 @@
-"""Makes the JSON answer to a request without `stream` out of the event stream that its engine was asked for. Pure.
+"""Assembly of one JSON body from an event stream, for requests without `stream`. Pure.
 
-`proxy.py` uses it for llama.cpp, which notices that a client has left a plain request only when nothing else happens in
-the engine for a second, but notices a closed stream at its next token.
+llama.cpp notices a closed stream at its next token, but a closed plain request only after a second without other
+activity. So it always streams.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _OBJECTS = {"chat.completion.chunk": "chat.completion", "text_completion": "text
 
 
 class StreamAssembler:
-    """Takes whole events, as `StreamReader` returns them; `body` is the answer once the stream has ended."""
+    """Collects whole events, as `StreamReader` returns them."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._answer: dict[str, Any] = {}
+        self._content: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
         self._arguments: dict[int, str] = {}
@@ -46,21 +46,19 @@ class StreamAssembler:
                     self._add_message_event(event)
 
     def body(self) -> bytes:
-        """Raises `EngineError` when the stream ended early."""
+        """Return the JSON body after the end of the stream. Raises `EngineError` if the stream ended early."""
         if not self._is_complete:
-            raise EngineError("The engine stopped in the middle of its answer.")
+            raise EngineError("The engine stopped before the end of its response.")
         if self._dialect == "openai":
-            self._answer["choices"] = [_finished(self._choices[index]) for index in sorted(self._choices)]
+            self._content["choices"] = [_finished_choice(self._choices[index]) for index in sorted(self._choices)]
         if self._dialect == "anthropic":
-            self._answer["content"] = [self._finished_block(index) for index in sorted(self._blocks)]
-        return msgspec.json.encode(self._answer)
-
-    # ── OpenAI's chunks ──
+            self._content["content"] = [self._finished_block(index) for index in sorted(self._blocks)]
+        return msgspec.json.encode(self._content)
 
     def _add_chunk(self, chunk: dict[str, Any]) -> None:
         for key, value in chunk.items():
             if key != "choices":
-                self._answer[key] = _OBJECTS.get(value, value) if key == "object" else value
+                self._content[key] = _OBJECTS.get(value, value) if key == "object" else value
         for part in chunk.get("choices") or []:
             index = part.get("index", 0)
             choice = self._choices.setdefault(index, {"index": index, "finish_reason": None, "logprobs": None})
@@ -73,26 +71,23 @@ class StreamAssembler:
                     choice.setdefault("message", {"role": "assistant", "content": None}), part.get("delta") or {}
                 )
 
-    # ── OpenAI's Responses: the last event has all of it ──
-
     def _add_response_event(self, event: dict[str, Any]) -> None:
+        """Keep the last event of OpenAI Responses, which has the whole response."""
         if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
-            self._answer = event["response"]
+            self._content = event["response"]
             self._is_complete = True
-
-    # ── Anthropic's events ──
 
     def _add_message_event(self, event: dict[str, Any]) -> None:
         match event.get("type"):
             case "message_start":
-                self._answer = event["message"]
+                self._content = event["message"]
             case "content_block_start":
                 self._blocks[event["index"]] = dict(event["content_block"])
             case "content_block_delta":
                 self._add_block_delta(event["index"], event["delta"])
             case "message_delta":
-                self._answer |= event["delta"]
-                self._answer["usage"] = {**self._answer.get("usage", {}), **event.get("usage", {})}
+                self._content |= event["delta"]
+                self._content["usage"] = {**self._content.get("usage", {}), **event.get("usage", {})}
             case "message_stop":
                 self._is_complete = True
 
@@ -107,7 +102,7 @@ class StreamAssembler:
         if index in self._arguments:
             try:
                 block["input"] = msgspec.json.decode(self._arguments[index] or "{}")
-            except msgspec.DecodeError:  # cut off by max_tokens
+            except msgspec.DecodeError:  # truncated by max_tokens
                 block["input"] = {}
         return block
 
@@ -139,8 +134,8 @@ def _add_logprobs(choice: dict[str, Any], part: dict[str, Any] | None) -> None:
         whole[key] = [*(whole.get(key) or []), *value] if isinstance(value, list) else value
 
 
-def _finished(choice: dict[str, Any]) -> dict[str, Any]:
-    """A plain answer has text where nothing else was said."""
+def _finished_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    """Give a message without text and tool calls an empty text."""
     message = choice.get("message")
     if message is not None and message["content"] is None and "tool_calls" not in message:
         message["content"] = ""
