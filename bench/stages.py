@@ -107,7 +107,7 @@ class Worker:
         held = leases._held["i"] = HeldSlots(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
         held.slots, held.until_revoked = 1000, True
         upstream = HttpClient()
-        self.end_turn = upstream.write_buffer._flush  # noqa: SLF001
+        self.end_turn = upstream.write_buffer.flush
         self.proxy = build_proxy(config, leases, upstream)
         handler = FastPathHandler(config.server, self.proxy)
         settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
@@ -219,7 +219,7 @@ STAGES: dict[str, list[tuple[type, str]]] = {
         (BufferedTransport, "write"),
         (BufferedTransport, "flush"),
         (WriteBuffer, "add"),
-        (WriteBuffer, "_flush"),
+        (WriteBuffer, "flush"),
     ],
     "finish": [(Exchange, "_finish")],
     "log": [(RequestLog, "add"), (RequestLog, "flush")],

@@ -1,1 +1,1 @@
-"""What makes asyncio's loop fit for many streams: accepting, writing, eager tasks, garbage collection."""
+"""Tuning of asyncio's event loop for many streams: accepting, writing, eager tasks, garbage collection."""

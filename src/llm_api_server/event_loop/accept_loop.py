@@ -1,8 +1,9 @@
-"""The event loop of a worker: uvloop's, with a way of its own to let connections in.
+"""Event loop of a worker: uvloop's, but it accepts several connections per iteration and shares them with siblings.
 
-libuv takes one connection per turn of its loop, so that clients who come together wait for as many turns, and whichever
-worker happens to be awake takes most of them. Here a worker takes several in a turn; one that has siblings goes behind
-them after each that it took, so that connections spread evenly.
+libuv accepts one connection per iteration, so a burst of clients waits for as many iterations, and the worker that
+happens to be awake gets most of them. Here a worker without siblings accepts many per iteration; one with siblings
+steps back after each, so that connections spread evenly: of 64 connections to four workers 14 to 18 each, instead of
+2 to 49 (tests/unit/event_loop/test_accept_loop.py).
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from typing import Any
 import uvloop
 from loguru import logger
 
-#: Set for workers: how many listen on the same sockets.
+#: Environment variable of workers: how many of them listen on the same sockets.
 WORKERS = "LLM_API_SERVER_WORKERS"
-#: Taken in one turn by a worker alone ...
-MOST_AT_ONCE = 16
-#: ... and by one of several that has gone behind: where it still finds some, the others are busy.
-MOST_OF_SEVERAL = 4
-#: Seconds that one step behind the others lasts; libuv's timers have no smaller ones.
+#: Connections that a worker without siblings accepts per iteration.
+MAX_ACCEPTS = 16
+#: Connections that a worker accepts at once after stepping back: those that no sibling has taken meanwhile.
+MAX_ACCEPTS_AFTER_STEPS = 4
+#: Seconds of one step back; libuv's timers have no finer resolution.
 STEP = 0.001
-MOST_STEPS = 8
-#: The part of a process's descriptors that its clients may take; who is in needs others, to reach an engine.
-SHARE_OF_DESCRIPTORS = 3 / 4
-#: Without descriptors left, connections wait outside for so many seconds.
+MAX_STEPS = 8
+#: Share of the process's descriptors that clients may use; the rest is for connections to engines.
+CLIENT_DESCRIPTORS = 3 / 4
+#: Seconds between two tries to accept while no descriptor is left.
 RETRY_INTERVAL = 1.0
 
 
 class Loop(uvloop.Loop):
-    """For uvicorn's `loop`: servers on sockets that were opened before are `Acceptor`s."""
+    """For uvicorn's option `loop`. Servers on sockets that are open already are `Acceptor`s."""
 
     async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
         listener = options.get("sock")
@@ -44,9 +45,9 @@ class Loop(uvloop.Loop):
 
 
 class Acceptor:
-    """Lets in who connects to `listener`, which `siblings` other processes listen on as well.
+    """Accepts connections on `listener`, on which `siblings` other processes listen as well.
 
-    In the place of asyncio's server, as far as uvicorn uses that.
+    Has the part of asyncio's server that uvicorn uses.
     """
 
     def __init__(
@@ -56,13 +57,15 @@ class Acceptor:
         listener: socket.socket,
         *,
         siblings: int,
+        retry_interval: float = RETRY_INTERVAL,
     ) -> None:
         self._loop = loop
         self._factory = protocol_factory
         self._listener = listener
-        self._siblings = min(siblings, MOST_STEPS)
-        #: How many of the next connections are for others.
-        self._behind = 0
+        self._siblings = min(siblings, MAX_STEPS)
+        self._retry_interval = retry_interval
+        #: Steps to wait before the next connection.
+        self._steps = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
@@ -79,13 +82,13 @@ class Acceptor:
             self._loop.remove_reader(self._listener.fileno())
 
     async def wait_closed(self) -> None:
-        """Nothing of it outlives `close`."""
+        """Return at once: nothing outlives `close`."""
 
     def _on_ready(self) -> None:
-        if self._behind:
-            self._pause(self._behind * STEP)
+        if self._steps:
+            self._pause(self._steps * STEP)
         else:
-            self._take(1 if self._siblings else MOST_AT_ONCE)
+            self._accept(1 if self._siblings else MAX_ACCEPTS)
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener.fileno())
@@ -94,25 +97,25 @@ class Acceptor:
     def _resume(self) -> None:
         self._timer = None
         self._loop.add_reader(self._listener.fileno(), self._on_ready)
-        self._take(MOST_OF_SEVERAL)
+        self._accept(MAX_ACCEPTS_AFTER_STEPS)
 
-    def _take(self, most: int) -> None:
-        taken = 0
+    def _accept(self, limit: int) -> None:
+        accepted = 0
         try:
-            while taken < most:
+            while accepted < limit:
                 _check_descriptors(self._listener)
                 connection, _ = self._listener.accept()
                 self._serve(connection)
-                taken += 1
+                accepted += 1
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             pass
         except OSError as error:
-            logger.error("connections wait: {}", error.strerror)
-            self._pause(RETRY_INTERVAL)
-        if taken:
-            self._behind = self._siblings
-        elif self._behind:
-            self._behind -= 1
+            logger.error("cannot accept connections: {}", error.strerror)
+            self._pause(self._retry_interval)
+        if accepted:
+            self._steps = self._siblings
+        elif self._steps:
+            self._steps -= 1
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(0)
@@ -127,15 +130,15 @@ class Acceptor:
         if task.cancelled():
             return
         if (error := task.exception()) is not None:
-            logger.debug("a connection was lost at once: {}", error)
-        elif self._is_closed:  # it was on its way in when the others were told
+            logger.debug("a connection was lost right after it was accepted: {}", error)
+        elif self._is_closed:  # its protocol was made after the server had shut down all others
             task.result()[1].shutdown()
 
 
 def _check_descriptors(listener: socket.socket) -> None:
-    """Raises the error of a system that has none left a while before it has none."""
+    """Raise `EMFILE` before the process really runs out of descriptors."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(listener.fileno())
     os.close(lowest_free)
-    if limit != resource.RLIM_INFINITY and lowest_free >= limit * SHARE_OF_DESCRIPTORS:
+    if limit != resource.RLIM_INFINITY and lowest_free >= limit * CLIENT_DESCRIPTORS:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -1,7 +1,7 @@
-"""What is written in one turn of the event loop goes out together, at its end.
+"""Sends everything that is written in one iteration of the event loop together, at its end.
 
 A write wakes a process on another core, which costs more than the write, unless that process is awake from the write
-before. Connections to clients and to engines write so, on the worker's event loop.
+before. Gain: 18,500 to 20,900 plain requests/s, 9,300 to 10,400 streamed responses/s (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-#: No more are held back: in a long turn the first need not wait for the last.
-MOST_HELD = 32
+#: Transports that are flushed together at most, so that in a long iteration the first need not wait for the last.
+MAX_HELD = 32
 
 
 class WriteBuffer:
-    """Of one event loop."""
+    """Transports of one event loop with unsent data."""
 
     def __init__(self) -> None:
         self._written: list[BufferedTransport] = []
@@ -24,30 +24,30 @@ class WriteBuffer:
         return BufferedTransport(self, transport)
 
     def add(self, transport: BufferedTransport) -> None:
-        """Something was written to it for the first time in this turn."""
+        """Plan to flush a transport that was written to for the first time in this iteration."""
         if not self._is_planned:
             self._is_planned = True
-            asyncio.get_running_loop().call_soon(self._end)
+            asyncio.get_running_loop().call_soon(self._on_end)
         self._written.append(transport)
-        if len(self._written) >= MOST_HELD:
-            self._flush()
+        if len(self._written) >= MAX_HELD:
+            self.flush()
 
-    def _end(self) -> None:
+    def _on_end(self) -> None:
         self._is_planned = False
-        self._flush()
+        self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         written, self._written = self._written, []
         for transport in written:
             transport.flush()
 
 
 class BufferedTransport(asyncio.Transport):
-    """In the place of a transport. To close it waits for what was written, to abort it does not."""
+    """Wraps a transport and holds its writes. `close` sends what is held, `abort` drops it."""
 
-    def __init__(self, turns: WriteBuffer, transport: Any) -> None:
+    def __init__(self, write_buffer: WriteBuffer, transport: Any) -> None:
         super().__init__()
-        self._turns = turns
+        self._write_buffer = write_buffer
         self._transport = transport
         self._held = b""
 
@@ -56,10 +56,10 @@ class BufferedTransport(asyncio.Transport):
             self._held += data
         elif data:
             self._held = bytes(data)
-            self._turns.add(self)
+            self._write_buffer.add(self)
 
     def flush(self) -> None:
-        """Without waiting for the end of the turn. What a lost connection would still get is dropped."""
+        """Send what is held now; drop it if the connection is lost."""
         held, self._held = self._held, b""
         if held and not self._transport.is_closing():
             self._transport.write(held)

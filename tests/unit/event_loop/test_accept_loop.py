@@ -1,4 +1,4 @@
-"""Connections are let in quickly by a busy worker, and evenly by several."""
+"""A busy worker accepts connections quickly; several workers share them evenly."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.event_loop import accept_loop
-from llm_api_server.event_loop.accept_loop import MOST_AT_ONCE, Acceptor, Loop
+from llm_api_server.event_loop.accept_loop import MAX_ACCEPTS, Acceptor, Loop
 
 CLIENTS = 64
 
 
 class Protocol(asyncio.Protocol):
-    """Counts for `worker` that it was made."""
+    """Counts its instances by `worker`."""
 
     def __init__(self, made: Counter[int], worker: int = 0) -> None:
         self._made = made
@@ -38,8 +37,8 @@ def run(test: Callable[[socket.socket], Any]) -> Any:
         return runner.run(test(listener))
 
 
-def test_a_worker_alone_takes_many_connections_in_a_turn() -> None:
-    async def turns(listener: socket.socket) -> int:
+def test_a_worker_without_siblings_accepts_many_connections_per_iteration() -> None:
+    async def iterations(listener: socket.socket) -> int:
         made: Counter[int] = Counter()
         clients = [socket.create_connection(listener.getsockname()) for _ in range(CLIENTS)]
         server = await asyncio.get_running_loop().create_server(partial(Protocol, made), sock=listener)
@@ -53,7 +52,7 @@ def test_a_worker_alone_takes_many_connections_in_a_turn() -> None:
             client.close()
         return count
 
-    assert run(turns) <= 3 * CLIENTS / MOST_AT_ONCE
+    assert run(iterations) <= 3 * CLIENTS / MAX_ACCEPTS
 
 
 @pytest.mark.parametrize("is_burst", [True, False])
@@ -85,9 +84,7 @@ def test_connections_spread_evenly_over_workers(is_burst: bool) -> None:
     assert min(made.values()) >= CLIENTS / workers / 2
 
 
-def test_without_descriptors_connections_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accept_loop, "RETRY_INTERVAL", 0.01)
-
+def test_without_descriptors_connections_wait() -> None:
     class Exhausted(socket.socket):
         """Fails the first time."""
 
@@ -102,7 +99,8 @@ def test_without_descriptors_connections_wait(monkeypatch: pytest.MonkeyPatch) -
     async def test(listener: socket.socket) -> int:
         exhausted = Exhausted(fileno=listener.dup().detach())
         made: Counter[int] = Counter()
-        acceptor = Acceptor(asyncio.get_running_loop(), partial(Protocol, made), exhausted, siblings=0)
+        loop = asyncio.get_running_loop()
+        acceptor = Acceptor(loop, partial(Protocol, made), exhausted, siblings=0, retry_interval=0.01)
         with socket.create_connection(listener.getsockname()):
             while not made:
                 await asyncio.sleep(0.01)

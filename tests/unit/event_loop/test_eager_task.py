@@ -1,4 +1,4 @@
-"""A coroutine that begins outside of a task goes on in one as if it had always been there."""
+"""A coroutine that starts outside of a task continues in one as if it had always been there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def run_outside(work: list[str], *, fails: bool = False) -> asyncio.Task[None] | None:
-    """As a protocol would: called by the loop, in no task."""
+    """Run it as a protocol would: in a callback of the loop, in no task."""
     found: asyncio.Future[asyncio.Task[None] | None] = asyncio.get_running_loop().create_future()
 
     async def waits() -> None:
@@ -35,7 +35,7 @@ async def run_outside(work: list[str], *, fails: bool = False) -> asyncio.Task[N
     return await found
 
 
-async def test_what_does_not_wait_is_over_at_once() -> None:
+async def test_a_coroutine_that_does_not_suspend_ends_at_once() -> None:
     done: list[int] = []
 
     async def work() -> None:
@@ -45,7 +45,7 @@ async def test_what_does_not_wait_is_over_at_once() -> None:
     assert done == [1]
 
 
-async def test_what_waits_becomes_a_task() -> None:
+async def test_a_coroutine_that_suspends_becomes_a_task() -> None:
     work: list[str] = []
     task = await run_outside(work)
     assert work == ["begun", "returned"]
@@ -54,7 +54,7 @@ async def test_what_waits_becomes_a_task() -> None:
     assert work == ["begun", "returned", "ended"]
 
 
-async def test_failures_and_cancellations_arrive() -> None:
+async def test_the_task_raises_failures_and_can_be_cancelled() -> None:
     task = await run_outside([], fails=True)
     assert task is not None
     with pytest.raises(ValueError, match="as it should"):
@@ -68,7 +68,7 @@ async def test_failures_and_cancellations_arrive() -> None:
     assert "ended" not in work
 
 
-async def test_a_cancellation_may_be_answered() -> None:
+async def test_a_cancelled_coroutine_may_clean_up() -> None:
     ended: list[str] = []
 
     async def stubborn() -> None:
@@ -85,7 +85,7 @@ async def test_a_cancellation_may_be_answered() -> None:
     assert ended == ["in order"]
 
 
-async def test_a_failure_before_the_first_wait_is_raised() -> None:
+async def test_a_failure_before_the_first_suspension_is_raised() -> None:
     async def fails() -> None:
         raise ValueError("at once")
 

@@ -1,4 +1,4 @@
-"""What is written in one turn goes out at its end, in order, whatever else happens to the connection."""
+"""Writes of one loop iteration are sent at its end, in order, whatever else happens to the connection."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import socket
 
 import pytest
 
-from llm_api_server.event_loop.write_buffer import MOST_HELD, BufferedTransport, WriteBuffer
+from llm_api_server.event_loop.write_buffer import MAX_HELD, BufferedTransport, WriteBuffer
 
 pytestmark = pytest.mark.anyio
 
 
 class Recording(asyncio.Transport):
-    """Notes what it is told; `log` may be that of several."""
+    """Records its calls in `log`, which several may share."""
 
     def __init__(self, log: list[str], name: str = "") -> None:
         super().__init__()
@@ -33,69 +33,69 @@ class Recording(asyncio.Transport):
         return self.is_lost
 
 
-async def end_of_turn() -> None:
+async def end_of_iteration() -> None:
     await asyncio.sleep(0)
 
 
-async def test_writes_of_a_turn_go_out_at_its_end_each_connection_once() -> None:
+async def test_writes_of_an_iteration_are_sent_at_its_end_once_per_connection() -> None:
     log: list[str] = []
-    turns = WriteBuffer()
-    one, other = (turns.wrap(Recording(log, name)) for name in ("1:", "2:"))
+    buffer = WriteBuffer()
+    one, other = (buffer.wrap(Recording(log, name)) for name in ("1:", "2:"))
     one.write(b"a")
     other.write(b"b")
     one.write(bytearray(b"c"))
     other.write(b"")
     assert log == []
-    await end_of_turn()
+    await end_of_iteration()
     assert log == ["1:ac", "2:b"]
     other.write(b"d")
-    await end_of_turn()
+    await end_of_iteration()
     assert log[2:] == ["2:d"]
 
 
-async def test_nothing_is_written_where_nothing_was_said() -> None:
+async def test_an_empty_write_sends_nothing() -> None:
     log: list[str] = []
     WriteBuffer().wrap(Recording(log)).write(b"")
-    await end_of_turn()
+    await end_of_iteration()
     assert log == []
 
 
-async def test_to_close_waits_for_what_was_written_to_abort_does_not() -> None:
+async def test_close_sends_held_data_and_abort_drops_it() -> None:
     log: list[str] = []
-    turns = WriteBuffer()
-    closed, aborted = (turns.wrap(Recording(log, name)) for name in ("1:", "2:"))
+    buffer = WriteBuffer()
+    closed, aborted = (buffer.wrap(Recording(log, name)) for name in ("1:", "2:"))
     for transport in (closed, aborted):
         transport.write(b"a")
     closed.close()
     aborted.abort()
-    await end_of_turn()
+    await end_of_iteration()
     assert log == ["1:a", "1:closed", "2:aborted"]
 
 
-async def test_a_lost_connection_gets_nothing_and_the_others_get_theirs() -> None:
+async def test_a_lost_connection_does_not_keep_data_from_others() -> None:
     log: list[str] = []
-    turns = WriteBuffer()
+    buffer = WriteBuffer()
     lost = Recording(log, "1:")
-    here, there = turns.wrap(lost), turns.wrap(Recording(log, "2:"))
+    here, there = buffer.wrap(lost), buffer.wrap(Recording(log, "2:"))
     here.write(b"a")
     there.write(b"b")
     lost.is_lost = True
-    await end_of_turn()
+    await end_of_iteration()
     assert log == ["2:b"]
     assert here.is_closing()
 
 
-async def test_in_a_long_turn_the_first_do_not_wait_for_the_last() -> None:
+async def test_in_a_long_iteration_the_first_do_not_wait_for_the_last() -> None:
     log: list[str] = []
-    turns = WriteBuffer()
-    for number in range(MOST_HELD + 1):
-        BufferedTransport(turns, Recording(log)).write(b"%d" % number)
-    assert log == [str(number) for number in range(MOST_HELD)]
-    await end_of_turn()
-    assert len(log) == MOST_HELD + 1
+    buffer = WriteBuffer()
+    for number in range(MAX_HELD + 1):
+        BufferedTransport(buffer, Recording(log)).write(b"%d" % number)
+    assert log == [str(number) for number in range(MAX_HELD)]
+    await end_of_iteration()
+    assert len(log) == MAX_HELD + 1
 
 
-async def test_it_passes_everything_else_on() -> None:
+async def test_all_other_methods_reach_the_wrapped_transport() -> None:
     left, right = socket.socketpair()
     transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=left)
     late = WriteBuffer().wrap(transport)

@@ -1,7 +1,6 @@
-"""Pictures, sound and video inside request bodies: found anywhere an engine would look, and only as data. Pure.
+"""Images, audio and video inside request bodies, wherever an engine would look for them. Pure.
 
-An engine that is given a URL fetches it from inside the server's network, so only `data:` URLs pass
-(CVE-2025-6242 is what happens otherwise). `openai.py` calls `find_media` before any engine sees the body.
+An engine fetches URLs from inside the server's network, so only `data:` URLs may reach it (see CVE-2025-6242).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MediaKind = Literal["image", "audio", "video", "file"]
 _SEARCHED = (
     "messages", "input", "system", "documents", "query", "queries", "items", "text_1", "text_2", "data_1", "data_2",
 )  # fmt: skip
-#: Of base64: a multiple of four.
+#: Base64 characters that are decoded first; a multiple of four.
 _FIRST_CHARS = 64 * 1024
 _LONGEST_SCHEME = 16
 _URL_KEYS: dict[str, MediaKind] = {
@@ -33,9 +32,9 @@ _URL_KEYS: dict[str, MediaKind] = {
 
 
 class Media(msgspec.Struct, frozen=True):
-    """One picture, sound or file and where it stands in the body, in which it takes `size` bytes.
+    """One image, sound or file; `param` is its JSON path and `size` its bytes in the body.
 
-    `pixels` of a picture, once it is decoded. `url`: it must be fetched from there first.
+    `pixels` is the decoded size of an image. An image with a `url` must be fetched first.
     """
 
     param: str
@@ -46,15 +45,17 @@ class Media(msgspec.Struct, frozen=True):
 
 
 def may_have_media(body: bytes) -> bool:
-    """False: `find_media` has nothing to find. An escape may hide a key."""
-    # `find`: with `in`, bytes are tried as a number first, which fails at the price of an exception.
+    """Return False if `find_media` would find nothing. An escape may hide a key."""
+    # Not `in`: CPython first tries bytes as a number there, which raises and clears an exception.
     find = body.find
     return find(b'_url"') >= 0 or find(b'"source"') >= 0 or find(b'input_audio"') >= 0 or find(b"\\u") >= 0
 
 
 def find_media(content: Mapping[str, Any], *, may_fetch: bool = False) -> list[Media]:
-    """Everything in a decoded body that is not text. Raises `InvalidRequest` for data that is not what it says, and for
-    URLs; https: URLs of images pass with `may_fetch`.
+    """Return all media of a decoded body.
+
+    Raises `InvalidRequest` for data of another kind than announced and for URLs, except those of images with https: if
+    `may_fetch`.
     """
     found: list[Media] = []
     for key in _SEARCHED:
@@ -67,7 +68,7 @@ def find_media(content: Mapping[str, Any], *, may_fetch: bool = False) -> list[M
 
 
 def inline(body: bytes, data: Mapping[str, str]) -> bytes:
-    """`body` with what was fetched in the place of its URLs."""
+    """Return `body` with its URLs replaced by the fetched data."""
     content = msgspec.json.decode(body)
     for key in _SEARCHED:
         if key in content:
@@ -76,7 +77,7 @@ def inline(body: bytes, data: Mapping[str, str]) -> bytes:
 
 
 def _replace(value: Any, data: Mapping[str, str]) -> None:
-    """As `_walk` finds them."""
+    """Replace the URLs that `_walk` finds."""
     for item in value if isinstance(value, list) else ():
         _replace(item, data)
     if not isinstance(value, dict):
@@ -90,12 +91,12 @@ def _replace(value: Any, data: Mapping[str, str]) -> None:
             _replace(item, data)
 
 
-def check_images(media: Sequence[Media], *, most: int, pixels: int) -> None:
-    """Raises `InvalidRequest` where the pictures of a request are too many, or would together take too much memory."""
+def check_images(media: Sequence[Media], *, limit: int, pixels: int) -> None:
+    """Raise `InvalidRequest` if a request has too many images, or too many pixels in all of them."""
     _check_pixels(media, pixels)
     images = [one for one in media if one.kind == "image"]
-    if len(images) > most:
-        raise InvalidRequest(f"At most {most} images are allowed in a request.", param=images[most].param)
+    if len(images) > limit:
+        raise InvalidRequest(f"At most {limit} images are allowed in a request.", param=images[limit].param)
 
 
 def _check_pixels(media: Sequence[Media], limit: int) -> None:
@@ -126,7 +127,7 @@ def _read_part(part: dict[str, Any], param: str) -> Iterator[Media]:
         url = part.get(key)
         if isinstance(url, dict):
             url = url.get("url")
-            key = f"{key}.url"  # noqa: PLW2901 - names the place in the message
+            key = f"{key}.url"  # noqa: PLW2901 - the JSON path for the message
         if isinstance(url, str):
             yield _read_url(url, kind, f"{param}.{key}")
     source = part.get("source")
@@ -164,14 +165,14 @@ def _read_url(url: str, kind: MediaKind, param: str) -> Media:
 def _not_data(kind: MediaKind, param: str) -> InvalidRequest:
     return InvalidRequest(
         f"Only data: URLs are accepted here, for example data:{kind}/...;base64,... "
-        "(this server fetches nothing from such a place on a client's behalf).",
+        "(this server does not fetch such URLs for clients).",
         param=param,
     )
 
 
 def _read_image(text: str, start: int, param: str) -> int:
-    """The pixels of what `text` carries from `start` on."""
-    # What a size is read from stands at the beginning, nearly always.
+    """Return the pixels of the base64 image in `text` from `start` on."""
+    # The size is nearly always in the first bytes.
     try:
         size = read_size(_decoded(text[start : start + _FIRST_CHARS], param))
     except BrokenImage:

@@ -1,7 +1,7 @@
-"""Width and height of a picture from its first bytes, without decoding it. Pure; `media.py` calls it.
+"""Width and height of an image from its first bytes, without decoding it. Pure.
 
-A few bytes can claim to be gigabytes of pixels, which the engine would make room for before it finds out. What is
-read here is what decoders (Pillow, libjpeg, libwebp, stb_image) take the size from.
+A few bytes can announce gigabytes of pixels, for which an engine would allocate memory before it notices. The fields
+read here are those from which decoders (Pillow, libjpeg, libwebp, stb_image) take the size.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from types import MappingProxyType
 
 Size = tuple[int, int]
 
-#: JPEG markers that a frame header, with the size, follows; the gaps are tables (DHT, JPG, DAC).
+#: JPEG markers of a frame header, which has the size; the gaps are tables (DHT, JPG, DAC).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN, _JPEG_FILLING = 0xDA, 0xFF
-_JPEG_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
+_JPEG_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _GIF_EXTENSION, _GIF_IMAGE = 0x21, 0x2C
 _GIF_HAS_PALETTE = 0x80
 _OLD_BMP_HEADER = 12
-#: No real header has so many parts; a made-up one must not keep the gateway busy.
-_MOST_STEPS = 5000
+#: Parts of a header that are read at most: more than any real one has, so a forged one cannot keep the gateway busy.
+_MAX_STEPS = 5000
 
 
 class BrokenImage(Exception):
@@ -28,7 +28,7 @@ class BrokenImage(Exception):
 
 
 def read_size(content: bytes) -> Size | None:
-    """None: not a PNG, JPEG, GIF, WebP or BMP. Raises `BrokenImage`."""
+    """Return width and height, or None for anything but PNG, JPEG, GIF, WebP and BMP. Raises `BrokenImage`."""
     for start, read in _FORMATS.items():
         if content.startswith(start):
             try:
@@ -49,42 +49,42 @@ def _png(content: bytes) -> Size:
 
 
 def _jpeg(content: bytes) -> Size:
-    """The largest of all frames that are announced: of several, decoders take the last."""
+    """Return the largest size of all frames that are announced: decoders use the last."""
     width = height = 0
-    place = 2
-    for _ in range(_MOST_STEPS):
-        place = content.index(b"\xff", place)  # what is not a marker is skipped, as decoders do
-        marker = content[place + 1]
+    offset = 2
+    for _ in range(_MAX_STEPS):
+        offset = content.index(b"\xff", offset)  # decoders skip bytes before a marker as well
+        marker = content[offset + 1]
         if marker == _JPEG_SCAN:
             return width, height
         if marker == _JPEG_FILLING:
-            place += 1
-        elif marker in _JPEG_ALONE:
-            place += 2
+            offset += 1
+        elif marker in _JPEG_WITHOUT_LENGTH:
+            offset += 2
         else:
-            (length,) = struct.unpack_from(">H", content, place + 2)
+            (length,) = struct.unpack_from(">H", content, offset + 2)
             if marker in _JPEG_FRAMES:
-                frame_height, frame_width = struct.unpack_from(">HH", content, place + 5)
+                frame_height, frame_width = struct.unpack_from(">HH", content, offset + 5)
                 width, height = max(width, frame_width), max(height, frame_height)
-            place += 2 + length
+            offset += 2 + length
     raise BrokenImage
 
 
 def _gif(content: bytes) -> Size:
-    """The screen, or the first image where that is larger: then decoders enlarge the screen."""
+    """Return the size of the screen, or of the first image if larger: decoders then enlarge the screen."""
     width, height, flags = struct.unpack_from("<HHB", content, 6)
-    place = 13 + (3 << (flags & 7) + 1 if flags & _GIF_HAS_PALETTE else 0)
+    offset = 13 + (3 << (flags & 7) + 1 if flags & _GIF_HAS_PALETTE else 0)
     is_extension = False
-    for _ in range(_MOST_STEPS):
-        byte = content[place]
-        if is_extension:  # a chain of blocks; an empty one ends it
-            place += 1 + byte
+    for _ in range(_MAX_STEPS):
+        byte = content[offset]
+        if is_extension:  # a chain of blocks up to an empty one
+            offset += 1 + byte
             is_extension = byte != 0
         elif byte == _GIF_IMAGE:
-            left, top, image_width, image_height = struct.unpack_from("<HHHH", content, place + 1)
+            left, top, image_width, image_height = struct.unpack_from("<HHHH", content, offset + 1)
             return max(width, left + image_width), max(height, top + image_height)
         elif byte == _GIF_EXTENSION:
-            place += 2
+            offset += 2
             is_extension = True
         else:
             break
@@ -96,7 +96,7 @@ def _webp(content: bytes) -> Size:
     if content[8:12] != b"WEBP":
         raise BrokenImage
     if kind == b"VP8X":
-        width, height = (int.from_bytes(content[place : place + 3], "little") + 1 for place in (24, 27))
+        width, height = (int.from_bytes(content[offset : offset + 3], "little") + 1 for offset in (24, 27))
         return (width, height) if len(content) >= 30 else (0, 0)  # noqa: PLR2004 - where the header ends
     if kind == b"VP8L":
         bits = struct.unpack_from("<I", content, 21)[0]

@@ -1,7 +1,8 @@
-"""Which addresses belong to the public internet, so that fetching from there reaches nothing inside. Pure.
+"""Addresses of the public internet, so that fetching an image reaches nothing inside. Pure.
 
-The tables are IANA's special-purpose registries for IPv4 and IPv6 (RFC 6890 and its updates), and what clouds put on
-addresses that look public.
+The tables are IANA's special-purpose registries for IPv4 and IPv6 (RFC 6890 and its updates), and addresses that look
+public and lead to the inside of a cloud. They are written out because `ipaddress.is_global` changes with the version
+of Python and is true for 6to4 relays, AS112, NAT64, segment routing and multicast.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ _IPV4 = tuple(
         ),
     )
 )  # fmt: skip
-#: All that is given out for the internet is in here ...
+#: Global unicast addresses are in this network ...
 _IPV6_GLOBAL = ip_network("2000::/3")
-#: ... and these parts of it are not: protocols (Teredo among them), documentation, 6to4, segment routing.
+#: ... except for protocols (Teredo among them), documentation, 6to4 and segment routing.
 _IPV6 = tuple(map(ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "2620:4f:8000::/48")))
 
 
 def is_public(text: str) -> bool:
-    """Whether a numeric address is one of the internet's. An IPv4 address inside an IPv6 one is taken for itself."""
+    """Return whether a numeric address belongs to the internet. An IPv4 address mapped to IPv6 is judged as IPv4."""
     try:
         address = ip_address(text)
-    except ValueError:  # with a zone, too: those are of this machine's links
+    except ValueError:  # also an address with a zone: it belongs to a link of this machine
         return False
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped

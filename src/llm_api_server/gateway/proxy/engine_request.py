@@ -91,7 +91,7 @@ class EngineRequest:
             raise NotSupported(NO_CHAT_TEMPLATE)
 
     def _check_media(self, limits: InferenceConfig) -> None:
-        check_images(self.facts.media, most=limits.max_images, pixels=limits.max_image_pixels)
+        check_images(self.facts.media, limit=limits.max_images, pixels=limits.max_image_pixels)
         status = self.route.status
         if status is None or status.vision is not False:
             return

@@ -20,7 +20,7 @@ def in_message(part: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("sample", sorted(SAMPLES.iterdir()), ids=lambda path: path.suffix)
-def test_known_image_types_pass_and_are_found(sample: Path) -> None:
+def test_images_of_known_types_are_found(sample: Path) -> None:
     (found,) = find_media(in_message({"type": "image_url", "image_url": {"url": data_url(sample.read_bytes())}}))
     assert (found.kind, found.param) == ("image", "messages[0].content[0].image_url.url")
     assert found.pixels > 1000
@@ -35,27 +35,27 @@ def test_known_image_types_pass_and_are_found(sample: Path) -> None:
         {"type": "image", "source": {"type": "url", "url": data_url(png(3, 5))}},
     ],
 )
-def test_pixels_are_counted_in_every_form(part: dict[str, Any]) -> None:
+def test_pixels_are_counted_in_every_kind_of_part(part: dict[str, Any]) -> None:
     assert [media.pixels for media in find_media(in_message(part))] == [15]
 
 
-def test_images_count_together() -> None:
+def test_limits_hold_for_all_images_of_a_request() -> None:
     media = [Media("a", "image", 60), Media("b", "audio"), Media("c", "image", 40)]
-    check_images(media, most=2, pixels=100)
-    for limits in ({"most": 2, "pixels": 99}, {"most": 1, "pixels": 100}):
+    check_images(media, limit=2, pixels=100)
+    for limits in ({"limit": 2, "pixels": 99}, {"limit": 1, "pixels": 100}):
         with pytest.raises(InvalidRequest) as caught:
             check_images(media, **limits)
         assert caught.value.param == "c"
 
 
 @pytest.mark.parametrize("end", ["", "AAAA", "!!!!"])
-def test_of_a_long_image_the_beginning_is_read(end: str) -> None:
+def test_only_the_beginning_of_a_long_image_is_decoded(end: str) -> None:
     """What follows the size is the engine's to read."""
     url = data_url(png(3, 5) + bytes(90_000)) + end
     assert [media.pixels for media in find_media(in_message({"image_url": url}))] == [15]
 
 
-def test_an_image_whose_size_comes_late_is_read_whole() -> None:
+def test_an_image_with_its_size_at_the_end_is_decoded_whole() -> None:
     filling = b"\xff\xe1\xff\xff" + bytes(65533)
     frame = b"\xff\xc0\0\x11\x08\0\x05\0\x03" + bytes(10)
     url = data_url(b"\xff\xd8" + filling * 3 + frame + b"\xff\xda")
@@ -118,14 +118,14 @@ def test_urls_and_bad_data_are_refused(part: dict[str, Any]) -> None:
     assert (caught.value.param or "").startswith("messages[0].content[0]")
 
 
-def test_escapes_hide_nothing() -> None:
+def test_escaped_keys_are_found() -> None:
     body = b'{"messages":[{"role":"user","content":[{"image\\u005furl":"http://x.test/a.png"}]}]}'
     with pytest.raises(InvalidRequest):
         read_request(ENDPOINTS["/v1/chat/completions"], body)
 
 
 @pytest.mark.parametrize("key", ["input", "documents", "items", "data_1"])
-def test_other_endpoints_are_searched_too(key: str) -> None:
+def test_members_of_all_endpoints_are_searched(key: str) -> None:
     body = {key: {"content": [{"type": "image_url", "image_url": {"url": "http://x.test/a.png"}}]}}
     with pytest.raises(InvalidRequest):
         find_media(body)

@@ -1,4 +1,4 @@
-"""Pictures by URL: fetched from where the configuration allows, and from nothing inside, whatever the trick."""
+"""Images by URL are fetched from hosts that the configuration allows, and never from inside, whatever the trick."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def web(certificate: Path) -> AsyncIterator[Web]:
     await server.stop()
 
 
-async def test_a_picture_comes_as_data_with_the_type_of_its_bytes(web: Web) -> None:
+async def test_an_image_is_returned_as_data_with_the_type_of_its_bytes(web: Web) -> None:
     expected = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
     assert await web.fetch("/a.png") == expected
     assert f"host: img.example.com:{web.port}\r\n" in web.asked[-1]
@@ -54,12 +54,12 @@ async def test_a_picture_comes_as_data_with_the_type_of_its_bytes(web: Web) -> N
         [ok(PICTURE)[:20], ok(PICTURE)[20:]],
     ],
 )
-async def test_bodies_end_as_http_says(web: Web, pieces: list[bytes | None]) -> None:
+async def test_bodies_of_every_framing_are_read(web: Web, pieces: list[bytes | None]) -> None:
     web.answers["/b"] = pieces
     assert (await web.fetch("/b")).endswith(base64.b64encode(PICTURE).decode())
 
 
-async def test_redirects_are_followed_a_few_times(web: Web) -> None:
+async def test_redirects_are_followed_up_to_the_limit(web: Web) -> None:
     web.answers |= {"/1": redirect("/2", 301), "/2": redirect(web.url("/a.png", "cdn.example.com"), 307)}
     assert (await web.fetch("/1")).startswith("data:image/png")
     assert web.resolved == ["img.example.com", "img.example.com", "cdn.example.com"]
@@ -76,7 +76,7 @@ async def test_redirects_are_followed_a_few_times(web: Web) -> None:
         "https://inside.example.com/", "\\\\inside.example.com\\a.png", "https://img.example.com\r\nx: y/", "ftp://x/",
     ],
 )  # fmt: skip
-async def test_every_redirect_is_a_url_with_all_checks(web: Web, to: str) -> None:
+async def test_the_target_of_a_redirect_is_checked_like_the_first_url(web: Web, to: str) -> None:
     web.addresses |= {"inside.example.com": ["10.0.0.1"], "10.0.0.1": ["10.0.0.1"], "::1": ["::1"]}
     web.answers["/r"] = redirect(to)
     await refusal(web, web.url("/r"))
@@ -87,19 +87,19 @@ async def test_every_redirect_is_a_url_with_all_checks(web: Web, to: str) -> Non
     "addresses",
     [["10.0.0.1"], [HERE, "169.254.169.254"], ["::1"], ["::ffff:192.168.0.1"], ["fe80::1%lo"], ["64:ff9b::a00:1"], []],
 )
-async def test_a_name_with_an_address_inside_is_refused(web: Web, addresses: list[str]) -> None:
+async def test_a_name_with_any_private_address_is_refused(web: Web, addresses: list[str]) -> None:
     web.addresses["img.example.com"] = addresses
     assert "no public address" in await refusal(web, web.url("/a.png"))
     assert web.connections == 0
 
 
-async def test_a_name_is_resolved_once_and_connected_to_where_it_was_looked_at(web: Web) -> None:
-    """A name whose second answer is an address inside (DNS rebinding) gets no second question."""
-    turns = iter([[HERE], ["10.0.0.1"]])
+async def test_a_name_is_resolved_once_and_the_checked_address_is_connected_to(web: Web) -> None:
+    """DNS rebinding: a second look-up would return a private address."""
+    lookups = iter([[HERE], ["10.0.0.1"]])
 
     async def resolve(host: str, port: int) -> Sequence[str]:
         web.resolved.append(host)
-        return next(turns)
+        return next(lookups)
 
     fetcher = web.fetcher()
     fetcher._resolve = resolve
@@ -122,7 +122,7 @@ async def test_a_name_is_resolved_once_and_connected_to_where_it_was_looked_at(w
         "https://img.example.com/" + "a" * 9000,
     ],
 )  # fmt: skip
-async def test_urls_that_are_not_plain_https_are_refused_before_anything_is_asked(web: Web, url: str) -> None:
+async def test_urls_that_are_not_plain_https_are_refused_before_any_look_up(web: Web, url: str) -> None:
     await refusal(web, url)
     assert (web.resolved, web.connections) == ([], 0)
 
@@ -138,7 +138,7 @@ async def test_urls_that_are_not_plain_https_are_refused_before_anything_is_aske
         (["example.com:*"], "img.example.com", False),
     ],
 )
-async def test_only_hosts_of_the_configuration_are_asked(
+async def test_only_hosts_of_the_configuration_are_contacted(
     web: Web, hosts: list[str], host: str, is_allowed: bool
 ) -> None:
     url = web.url("/a.png", host)
@@ -167,7 +167,7 @@ async def test_only_hosts_of_the_configuration_are_asked(
         ([], "could not be fetched"),
     ],
 )
-async def test_what_is_not_a_picture_of_an_allowed_size_is_refused(
+async def test_a_response_without_an_image_of_an_allowed_size_is_refused(
     web: Web, pieces: list[bytes | None], words: str
 ) -> None:
     web.answers["/x"] = pieces
@@ -177,17 +177,17 @@ async def test_what_is_not_a_picture_of_an_allowed_size_is_refused(
 
 
 @pytest.mark.parametrize("pieces", [[None], [ok(PICTURE)[:-5], None], [b"HTTP/1.1 200 OK\r\n", None]])
-async def test_a_server_that_never_ends_is_not_waited_for(web: Web, pieces: list[bytes | None]) -> None:
+async def test_a_fetch_ends_with_its_timeout(web: Web, pieces: list[bytes | None]) -> None:
     web.answers["/slow"] = pieces
     assert "within 0.2 seconds" in await refusal(web, web.url("/slow"), timeout=0.2)
 
 
-async def test_a_certificate_must_be_of_the_host(web: Web) -> None:
+async def test_the_certificate_must_be_for_the_host(web: Web) -> None:
     assert "could not be fetched" in await refusal(web, web.url("/a.png", "example.org"))
     assert web.asked == []
 
 
-async def test_a_host_that_is_not_there(web: Web) -> None:
+async def test_an_unreachable_host_is_reported(web: Web) -> None:
     port, web.port = web.port, 1
     assert "could not be fetched" in await refusal(web, web.url("/a.png"))
     web.port = port

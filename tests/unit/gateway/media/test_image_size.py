@@ -32,7 +32,7 @@ def gif(screen: tuple[int, int], image: tuple[int, int, int, int], *, palette: i
 
 
 @pytest.mark.parametrize("sample", sorted(SAMPLES.iterdir()), ids=lambda path: path.name)
-def test_real_files(sample: Path) -> None:
+def test_sizes_of_real_files(sample: Path) -> None:
     """The name of each ends with its size: red-circle-96x80.jpg."""
     width, _, height = sample.stem.rpartition("-")[2].partition("x")
     assert read_size(sample.read_bytes()) == (int(width), int(height))
@@ -59,7 +59,7 @@ def test_every_format_is_among_the_samples() -> None:
         (b"RIFF0000WEBPVP8X" + bytes(8) + b"\xff\xff\x00\x0f\x00\x00", (65_536, 16)),
     ],
 )  # fmt: skip
-def test_headers(content: bytes, size: tuple[int, int]) -> None:
+def test_sizes_of_headers(content: bytes, size: tuple[int, int]) -> None:
     assert read_size(content) == size
 
 
@@ -83,7 +83,7 @@ def test_headers_without_a_size_are_broken(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PN", b"GIF90a", b"<svg/>", b"II*\x00", b"text"])
-def test_other_formats_are_none(content: bytes) -> None:
+def test_other_formats_have_no_size(content: bytes) -> None:
     assert read_size(content) is None
 
 
@@ -106,7 +106,7 @@ def test_any_bytes_have_a_positive_size_or_are_broken(start: bytes, rest: bytes)
         (b"GIF89a" + bytes(7) + b"\x21\x00", b"\x01a", b"\x00" + gif((4, 4), (0, 0, 4, 4))[13:]),
     ],
 )
-def test_endless_headers_are_given_up(start: bytes, part: bytes, end: bytes) -> None:
+def test_endless_headers_are_broken(start: bytes, part: bytes, end: bytes) -> None:
     assert read_size(start + part * 100 + end) == (4, 4)
     with pytest.raises(BrokenImage):
         read_size(start + part * 10_000 + end)

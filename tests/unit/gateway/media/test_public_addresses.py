@@ -1,4 +1,4 @@
-"""No address of this machine, its network, its cloud or of a registry's special purposes is taken for a public one."""
+"""Addresses of this machine, its network, its cloud or a special-purpose registry are never public."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ OUTSIDE = "1.1.1.1 8.8.8.8 93.184.216.34 172.32.0.1 100.128.0.1 2606:4700::1111 
 
 
 @pytest.mark.parametrize("address", INSIDE.split())
-def test_what_is_inside_is_not_public(address: str) -> None:
+def test_special_purpose_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", OUTSIDE.split())
-def test_what_is_outside_is_public(address: str) -> None:
+def test_addresses_of_the_internet_are_public(address: str) -> None:
     assert is_public(address)
 
 
 @given(st.integers(0, 2**32 - 1).map(IPv4Address))
-def test_an_address_in_another_form_is_judged_alike(address: IPv4Address) -> None:
+def test_a_mapped_address_is_judged_like_the_plain_one(address: IPv4Address) -> None:
     assert is_public(str(address)) == is_public(f"::ffff:{address}")
     assert not is_public(str(address)) or address.is_global
 
 
 @given(st.integers(0, 2**128 - 1).map(IPv6Address))
-def test_nothing_private_is_public(address: IPv6Address) -> None:
+def test_every_public_address_is_global(address: IPv6Address) -> None:
     assert not is_public(str(address)) or (address.is_global and not address.is_multicast)
