@@ -30,62 +30,40 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the
 _NAME_HELP = "Unique name, shown in logs and usage."
 
 
+def _option(kind: Any, help_text: str, *names: str, metavar: str | None = None) -> Any:
+    return Annotated[kind | None, typer.Option(*names, metavar=metavar, help=help_text)]
+
+
+def _list(help_text: str) -> Any:
+    return _option(list[str], f"{help_text} Repeat, or use commas.")
+
+
 def _limit(help_text: str) -> Any:
-    return Annotated[str | None, typer.Option(metavar="NUMBER|none", help=help_text)]
+    return _option(str, help_text, metavar="NUMBER|none")
 
 
-#: Options of `create` and `update`: parameter, field of the key, type.
-_FIELD_OPTIONS: tuple[tuple[str, str, Any], ...] = (
-    ("note", "note", Annotated[str | None, typer.Option(help="Owner or purpose. Empty: none.")]),
-    (
-        "permission",
-        "permissions",
-        Annotated[list[str] | None, typer.Option(help="What the key may call. Repeat, or use commas. Default: all.")],
-    ),
-    (
-        "model",
-        "models",
-        Annotated[list[str] | None, typer.Option(help="Allowed models, as shell patterns. Repeat, or use commas.")],
-    ),
-    ("requests_per_minute", "requests_per_minute", _limit("Max requests in any 60 seconds.")),
-    ("tokens_per_minute", "tokens_per_minute", _limit("Max tokens in any 60 seconds.")),
-    ("max_concurrent", "max_concurrent", _limit("Max concurrent requests.")),
-    ("tokens_per_day", "tokens_per_day", _limit("Max tokens per day (UTC).")),
-    ("tokens_per_month", "tokens_per_month", _limit("Max tokens per month (UTC).")),
-    (
-        "priority",
-        "priority",
-        Annotated[float | None, typer.Option(help="Weight of the key's requests in the queue. Default: 1.")],
-    ),
-    (
+#: Options of `create` and `update` by parameter, each with the field of the key that it sets.
+_FIELD_OPTIONS: dict[str, tuple[str, Any]] = {
+    "note": ("note", _option(str, "Owner or purpose. Empty: none.")),
+    "permission": ("permissions", _list("What the key may call. Default: all.")),
+    "model": ("models", _list("Allowed models, as shell patterns. Default: all.")),
+    "requests_per_minute": ("requests_per_minute", _limit("Max requests in any 60 seconds.")),
+    "tokens_per_minute": ("tokens_per_minute", _limit("Max tokens in any 60 seconds.")),
+    "max_concurrent": ("max_concurrent", _limit("Max concurrent requests.")),
+    "tokens_per_day": ("tokens_per_day", _limit("Max tokens per day (UTC).")),
+    "tokens_per_month": ("tokens_per_month", _limit("Max tokens per month (UTC).")),
+    "priority": ("priority", _option(float, "Weight of the key's requests in the queue. Default: 1.")),
+    "priority_class": (
         "priority_class",
-        "priority_class",
-        Annotated[
-            PriorityClass | None,
-            typer.Option(help="batch: served only when no other request waits. Default: interactive."),
-        ],
+        _option(PriorityClass, "batch: served only when no other request waits. Default: interactive."),
     ),
-    (
-        "expires",
+    "expires": (
         "expires_at",
-        Annotated[
-            str | None, typer.Option(metavar="TIME|never", help="Expiry: 30d, 2027-01-31 or 2027-01-31T12:00:00Z.")
-        ],
+        _option(str, "Expiry: 30d, 2027-01-31 or 2027-01-31T12:00:00Z.", metavar="TIME|never"),
     ),
-    (
-        "network",
-        "networks",
-        Annotated[
-            list[str] | None,
-            typer.Option(help="Allowed client networks, such as 10.0.0.0/8. Repeat, or use commas. none: all."),
-        ],
-    ),
-    (
-        "enabled",
-        "enabled",
-        Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether the key is accepted.")],
-    ),
-)
+    "network": ("networks", _list("Allowed client networks, such as 10.0.0.0/8. none: all.")),
+    "enabled": ("enabled", _option(bool, "Whether the key is accepted.", "--enabled/--disabled")),
+}
 
 
 def _with_field_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -93,7 +71,7 @@ def _with_field_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        given = {field: values.pop(name) for name, field, _ in _FIELD_OPTIONS}
+        given = {field: values.pop(name) for name, (field, _) in _FIELD_OPTIONS.items()}
         command(**values, fields={field: value for field, value in given.items() if value not in (None, [])})
 
     parameters: list[inspect.Parameter] = []
@@ -101,7 +79,7 @@ def _with_field_options(command: Callable[..., None]) -> Callable[..., None]:
         if parameter.name == "fields":
             parameters += [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-                for name, _, kind in _FIELD_OPTIONS
+                for name, (_, kind) in _FIELD_OPTIONS.items()
             ]
         else:
             parameters.append(parameter)

@@ -71,7 +71,7 @@ class Conversation:
 
 
 class _Screen:
-    """One response on standard output. A terminal also shows reasoning and waiting, with control characters escaped."""
+    """Response on standard output. A terminal also shows reasoning and waiting, with control characters escaped."""
 
     def __init__(self) -> None:
         self.text = ""

@@ -34,7 +34,7 @@ class LoadRun(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct):
-    """One request that succeeded, in seconds. `first_text` is None without text; `gaps` are between text chunks."""
+    """Request that succeeded, in seconds. `first_text` is None without text; `gaps` are between text chunks."""
 
     seconds: float
     first_text: float | None
