@@ -99,8 +99,8 @@ class FakeManager:
         match message:
             case messages.GetStatus(request):
                 client.send(messages.Status(request, 1, [2]))
-            case download_messages.ListPulls(request):
-                client.send(download_messages.Pulls(request, []))
+            case download_messages.ListDownloads(request):
+                client.send(download_messages.DownloadStatuses(request, []))
             case messages.GetMetrics(request):
                 client.send(messages.MetricsText(request, "llm_api_server_workers 1.0\n"))
             case messages.ListModels(request) | messages.LoadModel(request) | messages.UnloadModel(request):

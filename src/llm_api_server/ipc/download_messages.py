@@ -1,14 +1,14 @@
-"""Models that come and go: what is asked of the manager, and its answers. A part of `control.py`."""
+"""Messages about downloads and removals of models: commands to the manager, and its responses."""
 
 from __future__ import annotations
 
 import msgspec
 
-from llm_api_server.ipc.download_status import PullStatus
+from llm_api_server.ipc.download_status import DownloadStatus
 
 
-class PullModel(msgspec.Struct, tag="pull_model"):
-    """Download a model, and `add` it to the configuration as `name`. Answered by `Pulls` with that one."""
+class StartDownload(msgspec.Struct, tag="pull_model"):
+    """Download a model, and `add` it to the configuration as `name`. Response: `DownloadStatuses` with this one."""
 
     request: int
     source: str
@@ -18,45 +18,47 @@ class PullModel(msgspec.Struct, tag="pull_model"):
     add: bool = True
 
 
-class ListPulls(msgspec.Struct, tag="list_pulls"):
-    """Answered by `Pulls`."""
+class ListDownloads(msgspec.Struct, tag="list_pulls"):
+    """List all downloads. Response: `DownloadStatuses`."""
 
     request: int
 
 
-class CancelPull(msgspec.Struct, tag="cancel_pull"):
-    """End a download, or forget one that is over. Answered by `Pulls` with that one."""
+class CancelDownload(msgspec.Struct, tag="cancel_pull", rename={"download": "pull"}):
+    """Cancel a running download, or forget an ended one. Response: `DownloadStatuses` with this one."""
 
     request: int
-    pull: str
+    download: str
 
 
-class AddPulled(msgspec.Struct, tag="add_pulled"):
-    """Put what has come into the configuration. Answered by `Pulls` with that one."""
+class AddDownloaded(msgspec.Struct, tag="add_pulled", rename={"download": "pull"}):
+    """Add a downloaded model to the configuration. Response: `DownloadStatuses` with this one."""
 
     request: int
-    pull: str
+    download: str
     name: str | None = None
 
 
 class RemoveModel(msgspec.Struct, tag="remove_model"):
-    """Take a model out of the configuration and delete its own files. Answered by `Removed` or `Refused`."""
+    """Remove a model from the configuration and delete its own files. Response: `Removed` or `Refused`."""
 
     request: int
     model: str
     keep_files: bool = False
 
 
-Pull = PullModel | ListPulls | CancelPull | AddPulled | RemoveModel
+DownloadCommand = StartDownload | ListDownloads | CancelDownload | AddDownloaded | RemoveModel
 
 
-class Pulls(msgspec.Struct, tag="pulls"):
+class DownloadStatuses(msgspec.Struct, tag="pulls", rename={"downloads": "pulls"}):
+    """Status of each download, the latest last."""
+
     request: int
-    pulls: list[PullStatus]
+    downloads: list[DownloadStatus]
 
 
 class Removed(msgspec.Struct, tag="removed"):
-    """The files and folders that were deleted."""
+    """Files and folders that were deleted."""
 
     request: int
     files: list[str]

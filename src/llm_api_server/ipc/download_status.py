@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-PullState = Literal["running", "done", "failed", "cancelled"]
+DownloadState = Literal["running", "done", "failed", "cancelled"]
 
 
-class PullStatus(msgspec.Struct):
+class DownloadStatus(msgspec.Struct):
     """One download. `speed` is in bytes per second, `left` in seconds, `started_at` in Unix seconds.
 
     `bytes` of `total` have arrived. `added`: the configuration has the entry `model`.
@@ -18,7 +18,7 @@ class PullStatus(msgspec.Struct):
 
     id: str
     source: str
-    state: PullState
+    state: DownloadState
     started_at: float
     revision: str | None = None
     files: dict[str, int] = {}

@@ -13,7 +13,7 @@ import msgspec
 
 from llm_api_server.auth.access import Key
 from llm_api_server.config.change import Change
-from llm_api_server.ipc.download_messages import Pull, Pulls, Removed
+from llm_api_server.ipc.download_messages import DownloadCommand, DownloadStatuses, Removed
 from llm_api_server.ipc.framing import FrameDecoder
 from llm_api_server.ipc.lease_messages import (
     Acquire,
@@ -275,12 +275,14 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 # ── unions ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 Inquiry = ListModels | ListRequests | ExplainModel | GetStatus | GetConfig | GetMetrics
-Command = LoadModel | UnloadModel | PinModel | ReloadConfig | Shutdown | Inquiry | Pull
+Command = LoadModel | UnloadModel | PinModel | ReloadConfig | Shutdown | Inquiry | DownloadCommand
 SlotMessage = Acquire | Cancel | PrefillDone | ReturnSlots | ReportInFlight
 QuotaMessage = FindKey | Admit | Settle | ReportQuota | ReportUsage
 ToManager = Hello | SlotMessage | QuotaMessage | Configured | Command
 
-CommandResponse = Models | Requests | Explained | Status | CurrentConfig | MetricsText | Pulls | Removed | Reloaded
+CommandResponse = (
+    Models | Requests | Explained | Status | CurrentConfig | MetricsText | DownloadStatuses | Removed | Reloaded
+)
 Response = Granted | Refused | KeyFound | Admitted | CommandResponse
 ToClient = Response | Queued | RevokeSlots | KeysChanged | RevokeQuota | UsageKept | Configure
 

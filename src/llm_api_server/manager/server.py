@@ -12,7 +12,14 @@ from loguru import logger
 from llm_api_server import __version__
 from llm_api_server.errors import ControlError, InternalError
 from llm_api_server.event_loop.background import TaskSet
-from llm_api_server.ipc.download_messages import AddPulled, CancelPull, ListPulls, PullModel, Pulls, RemoveModel
+from llm_api_server.ipc.download_messages import (
+    AddDownloaded,
+    CancelDownload,
+    DownloadStatuses,
+    ListDownloads,
+    RemoveModel,
+    StartDownload,
+)
 from llm_api_server.ipc.framing import encode
 from llm_api_server.ipc.lease_messages import Acquire, Cancel, PrefillDone, ReportInFlight, ReturnSlots
 from llm_api_server.ipc.messages import (
@@ -98,10 +105,10 @@ class ControlServer:
             ReloadConfig: reloader.reload,
             Configured: reloader.on_configured,
             Shutdown: on_shutdown,
-            PullModel: downloads.start,
-            ListPulls: lambda session, m: session.send(Pulls(m.request, downloads.statuses())),
-            CancelPull: lambda session, m: downloads.cancel(session, m.request, m.pull),
-            AddPulled: downloads.add,
+            StartDownload: downloads.start,
+            ListDownloads: lambda session, m: session.send(DownloadStatuses(m.request, downloads.statuses())),
+            CancelDownload: lambda session, m: downloads.cancel(session, m.request, m.download),
+            AddDownloaded: downloads.add,
             RemoveModel: lambda session, m: downloads.remove(session, m, manager.statuses()),
         }
 

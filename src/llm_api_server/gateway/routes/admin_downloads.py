@@ -17,7 +17,7 @@ from llm_api_server.errors import ApiError, DownloadError, DownloadNotFound, Inv
 from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.routes.admin_router import admin_router
 from llm_api_server.ipc import download_messages
-from llm_api_server.ipc.download_status import PullStatus
+from llm_api_server.ipc.download_status import DownloadStatus
 
 #: Seconds between two polls of the manager for an event stream.
 _POLL_INTERVAL = 0.5
@@ -43,7 +43,7 @@ class AddRequest(BaseModel):
 
 
 class DownloadList(msgspec.Struct):
-    data: list[PullStatus]
+    data: list[DownloadStatus]
 
 
 class RemovedModel(msgspec.Struct):
@@ -64,35 +64,37 @@ class _Downloads:
     def __init__(self, link: ManagerLink) -> None:
         self._link = link
 
-    async def start(self, request: DownloadRequest) -> PullStatus:
+    async def start(self, request: DownloadRequest) -> DownloadStatus:
         try:
             source = parse_source(request.source, request.revision, request.file)
         except DownloadError as error:
             raise InvalidRequest(str(error), param="source") from error
         number = self._link.next_number()
         return await self._call_for_one(
-            download_messages.PullModel(number, source.text, source.revision, source.file, request.name, request.add)
+            download_messages.StartDownload(
+                number, source.text, source.revision, source.file, request.name, request.add
+            )
         )
 
-    async def all(self) -> list[PullStatus]:
-        return await self._call(download_messages.ListPulls(self._link.next_number()), repeats=True)
+    async def all(self) -> list[DownloadStatus]:
+        return await self._call(download_messages.ListDownloads(self._link.next_number()), repeats=True)
 
-    async def get(self, download_id: str) -> PullStatus:
+    async def get(self, download_id: str) -> DownloadStatus:
         for download in await self.all():
             if download.id == download_id:
                 return download
         message = f"There is no download '{download_id}'; /admin/api/pulls lists them."
         raise DownloadNotFound(message, param="pull_id")
 
-    async def add(self, download_id: str, name: str | None) -> PullStatus:
-        return await self._call_for_one(download_messages.AddPulled(self._link.next_number(), download_id, name))
+    async def add(self, download_id: str, name: str | None) -> DownloadStatus:
+        return await self._call_for_one(download_messages.AddDownloaded(self._link.next_number(), download_id, name))
 
-    async def cancel(self, download_id: str) -> PullStatus:
-        return await self._call_for_one(download_messages.CancelPull(self._link.next_number(), download_id))
+    async def cancel(self, download_id: str) -> DownloadStatus:
+        return await self._call_for_one(download_messages.CancelDownload(self._link.next_number(), download_id))
 
     async def events(self, download_id: str) -> AsyncIterator[bytes]:
         """Yield each change of the status, until the download ends or is forgotten, or the manager goes away."""
-        sent: PullStatus | None = None
+        sent: DownloadStatus | None = None
         with contextlib.suppress(ApiError):
             while sent is None or sent.state == "running":
                 status = await self.get(download_id)
@@ -101,25 +103,25 @@ class _Downloads:
                 sent = status
                 await asyncio.sleep(_POLL_INTERVAL)
 
-    async def _call_for_one(self, message: Any) -> PullStatus:
+    async def _call_for_one(self, message: Any) -> DownloadStatus:
         (status,) = await self._call(message, repeats=False)
         return status
 
-    async def _call(self, message: Any, *, repeats: bool) -> list[PullStatus]:
+    async def _call(self, message: Any, *, repeats: bool) -> list[DownloadStatus]:
         response = await self._link.call(message, repeats=repeats)
-        assert isinstance(response, download_messages.Pulls), "the manager's response to these messages"
-        return response.pulls
+        assert isinstance(response, download_messages.DownloadStatuses), "the manager's response to these messages"
+        return response.downloads
 
 
 KeepFiles = Annotated[bool, Query(description="Remove the model from the configuration only; keep its files.")]
 
 
-def pull_routes(link: ManagerLink) -> APIRouter:
+def download_routes(link: ManagerLink) -> APIRouter:
     router = admin_router()
     downloads = _Downloads(link)
 
     @router.post("/models/pull", status_code=202, summary="Download a model and add it to the configuration")
-    async def pull(wanted: DownloadRequest) -> PullStatus:
+    async def pull(wanted: DownloadRequest) -> DownloadStatus:
         return await downloads.start(wanted)
 
     @router.delete("/models/{model_id:name}", summary="Remove a model from the configuration and delete its files")
@@ -142,15 +144,15 @@ def pull_routes(link: ManagerLink) -> APIRouter:
         return _EventStream(downloads.events(pull_id))
 
     @router.post("/pulls/{pull_id}/add", summary="Add a downloaded model to the configuration")
-    async def add(pull_id: str, wanted: AddRequest | None = None) -> PullStatus:
+    async def add(pull_id: str, wanted: AddRequest | None = None) -> DownloadStatus:
         return await downloads.add(pull_id, wanted.name if wanted is not None else None)
 
     @router.delete("/pulls/{pull_id}", summary="Cancel a download, or forget an ended one; its files stay")
-    async def cancel(pull_id: str) -> PullStatus:
+    async def cancel(pull_id: str) -> DownloadStatus:
         return await downloads.cancel(pull_id)
 
     @router.get("/pulls/{pull_id}", summary="Show one download")
-    async def get_pull(pull_id: str) -> PullStatus:
+    async def get_pull(pull_id: str) -> DownloadStatus:
         return await downloads.get(pull_id)
 
     return router

@@ -19,8 +19,8 @@ from loguru import logger
 
 from llm_api_server.downloads.config_edit import edit, with_model
 from llm_api_server.errors import DownloadError
-from llm_api_server.ipc.download_messages import AddPulled, PullModel, Pulls, RemoveModel
-from llm_api_server.ipc.download_status import PullStatus
+from llm_api_server.ipc.download_messages import AddDownloaded, DownloadStatuses, RemoveModel, StartDownload
+from llm_api_server.ipc.download_status import DownloadStatus
 from llm_api_server.ipc.messages import Refused
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.manager.model_files.removal import remove
@@ -45,11 +45,11 @@ class Downloads:
         self._follow = follow
         self._downloads: dict[str, _Download] = {}
 
-    def statuses(self) -> list[PullStatus]:
+    def statuses(self) -> list[DownloadStatus]:
         """Return the downloads, the latest last."""
         return [download.status for download in self._downloads.values()]
 
-    def start(self, client: WorkerSession, wanted: PullModel) -> None:
+    def start(self, client: WorkerSession, wanted: StartDownload) -> None:
         running = sum(download.status.state == "running" for download in self._downloads.values())
         if running >= _MAX_RUNNING:
             client.send(Refused(wanted.request, "slow_down", f"{running} downloads are running: wait for one."))
@@ -58,7 +58,7 @@ class Downloads:
         self._downloads[download.status.id] = download
         download.task = asyncio.create_task(self._run(download, wanted))
         self._forget_old()
-        client.send(Pulls(wanted.request, [download.status]))
+        client.send(DownloadStatuses(wanted.request, [download.status]))
 
     def cancel(self, client: WorkerSession, request: int, download_id: str) -> None:
         """Cancel a download, or forget one that has ended."""
@@ -71,16 +71,16 @@ class Downloads:
             download.kill()
         else:
             del self._downloads[download_id]
-        client.send(Pulls(request, [download.status]))
+        client.send(DownloadStatuses(request, [download.status]))
 
-    async def add(self, client: WorkerSession, command: AddPulled) -> None:
-        download = self._downloads.get(command.pull)
+    async def add(self, client: WorkerSession, command: AddDownloaded) -> None:
+        download = self._downloads.get(command.download)
         if download is None or download.status.entry is None:
-            client.send(_unknown(command.request, command.pull))
+            client.send(_unknown(command.request, command.download))
             return
         problem = await self._add(download.status, command.name)
         if problem is None:
-            client.send(Pulls(command.request, [download.status]))
+            client.send(DownloadStatuses(command.request, [download.status]))
         else:
             client.send(Refused(command.request, "invalid_configuration", problem))
 
@@ -95,7 +95,7 @@ class Downloads:
             download.kill()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, download: _Download, wanted: PullModel) -> None:
+    async def _run(self, download: _Download, wanted: StartDownload) -> None:
         status = download.status
         logger.info("download of {} started", status.source)
         try:
@@ -115,7 +115,7 @@ class Downloads:
         status.state, status.error = ("failed", message) if message is not None else ("done", None)
         logger.info("download of {}: {}", status.source, message or "done")
 
-    async def _add(self, status: PullStatus, name: str | None) -> str | None:
+    async def _add(self, status: DownloadStatus, name: str | None) -> str | None:
         """Add the model to the configuration file and reload it; return what prevents it, or None."""
         model, entry = name or status.model, status.entry
         if model is None or entry is None:
@@ -136,11 +136,11 @@ class Downloads:
 class _Download:
     """One download process and its status."""
 
-    def __init__(self, wanted: PullModel) -> None:
+    def __init__(self, wanted: StartDownload) -> None:
         self._wanted = wanted
         self._process: asyncio.subprocess.Process | None = None
         self._error: str | None = None
-        self.status = PullStatus(uuid4().hex[:12], wanted.source, "running", time.time())
+        self.status = DownloadStatus(uuid4().hex[:12], wanted.source, "running", time.time())
         self.task: asyncio.Task[None] | None = None
 
     def kill(self) -> None:
@@ -183,7 +183,7 @@ class _Download:
             self.status.bytes = event["here"]
 
 
-def _command(config: Path, wanted: PullModel) -> list[str]:
+def _command(config: Path, wanted: StartDownload) -> list[str]:
     options = [("--config", str(config)), ("--revision", wanted.revision), ("--file", wanted.file)]
     words = [word for name, value in options if value for word in (name, value)]
     return [sys.executable, "-m", "llm_api_server", "models", "pull", "--json", "--no-add", *words, "--", wanted.source]
