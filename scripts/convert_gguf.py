@@ -1,6 +1,6 @@
-"""Writes a GGUF model as a Hugging Face folder (safetensors), so that vLLM can load the same weights in tests.
+"""Convert a GGUF model to a Hugging Face folder (safetensors), so that vLLM can load the same weights in tests.
 
-Run with the interpreter of `.venv-vllm`: convert_gguf.py FILE.gguf FOLDER. The folder appears whole or not at all.
+Run with the interpreter of `.venv-vllm`: convert_gguf.py FILE.gguf FOLDER. The folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 def convert(source: Path, target: Path) -> None:
     """Dequantise `source` to bfloat16 and write model, tokenizer and chat template to `target`."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch  # noqa: PLC0415 - the environment has to be set before transformers is imported
+    import torch  # noqa: PLC0415 - after the environment is set
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     folder, file = str(source.parent), source.name
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=file, quantization_config=GgufConfig(gguf_file=file, dequantize=True), dtype=torch.bfloat16
     )
-    # The weights are dense now; left in place, these would make the saved folder claim to be quantised.
+    # The weights are dense now; these would mark the saved folder as quantised.
     model.hf_quantizer = None
     model.is_quantized = False
     model.config.quantization_config = None

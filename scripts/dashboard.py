@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboard: `python scripts/dashboard.py > deploy/grafana/dashboard.json`."""
+"""Print the Grafana dashboard: `python scripts/dashboard.py > deploy/grafana/dashboard.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INTERVAL = "$__rate_interval"
 
 
 def _sum(name: str, *by: str, verb: str = "", over: str = _INTERVAL) -> str:
-    """Of a gauge, or with `verb` (rate, increase) of a counter."""
+    """Return the sum of a gauge, or with `verb` (rate, increase) of a counter."""
     series = f"{verb}({PREFIX}{name}[{over}])" if verb else PREFIX + name
     return f"sum by ({', '.join(by)}) ({series})"
 
@@ -38,28 +38,28 @@ def _mean(name: str, *by: str) -> str:
     return f"{total} / {count}"
 
 
-#: Each panel: title, unit as Grafana names it, and what is drawn, with its legend.
+#: Panels: title, unit by Grafana's name, and expressions with their legends.
 _PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("Requests", "reqps", [(_rate("requests_total", "status"), "{{status}}")]),
     ("Errors", "reqps", [(_rate("errors_total", "code"), "{{code}}")]),
     ("Tokens", "short", [(_rate("tokens_total", "kind"), "{{kind}}/s")]),
-    ("Under way", "short", [
+    ("Running and waiting requests", "short", [
         (_sum("requests_running", "model"), "{{model}}"),
         (_sum("requests_waiting", "model"), "{{model}} waiting"),
     ]),
     ("Time to first token", "s", _quantiles("time_to_first_token_seconds", 50, 95, 99)),
-    ("Between tokens", "s", _quantiles("inter_token_seconds", 50, 95)),
-    ("Queue", "s", _p95("queue_seconds", "model")),
-    ("Whole requests", "s", _p95("request_seconds", "endpoint")),
+    ("Time between tokens", "s", _quantiles("inter_token_seconds", 50, 95)),
+    ("Queue time", "s", _p95("queue_seconds", "model")),
+    ("Request duration", "s", _p95("request_seconds", "endpoint")),
     ("Tokens by key", "short", [("topk(10, " + _rate("tokens_total", "key") + ")", "{{key}}/s")]),
-    ("Limits hit", "short", [(_increase("limit_hits_total", "key", "limit"), "{{key}} {{limit}}")]),
+    ("Rate limits hit", "short", [(_increase("limit_hits_total", "key", "limit"), "{{key}} {{limit}}")]),
     ("Models", "short", [(_sum("model_state", "model", "state"), "{{model}} {{state}}")]),
     ("Loads and unloads", "short", [
         (_increase("model_loads_total", "model", "result"), "{{model}} {{result}}"),
         (_increase("model_unloads_total", "model", "reason"), "{{model}} {{reason}}"),
     ]),
     ("Load time", "s", [(_mean("model_load_phase_seconds", "model", "phase"), "{{model}} {{phase}}")]),
-    ("Tokens for nobody", "short", [(_rate("aborted_tokens_total", "model"), "{{model}}/s")]),
+    ("Aborted tokens", "short", [(_rate("aborted_tokens_total", "model"), "{{model}}/s")]),
     ("Device memory", "bytes", [
         (_sum('device_memory_bytes{kind!="total"}', "device", "kind"), "{{device}} {{kind}}"),
     ]),
@@ -70,14 +70,14 @@ _PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("CPU", "short", [(_rate("process_cpu_seconds_total", "process"), "{{process}}")]),
     ("Database", "short", [
         (f"min({PREFIX}store_up)", "up"),
-        (f"max({PREFIX}store_waiting_reports)", "reports that wait"),
+        (f"max({PREFIX}store_waiting_reports)", "waiting reports"),
     ]),
 ]  # fmt: skip
 _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 3
 
 
 def dashboard() -> dict[str, Any]:
-    """As Grafana imports it (its documentation, "JSON model")."""
+    """Return the dashboard in Grafana's JSON model."""
     return {
         "title": "LLM API Server",
         "uid": "llm-api-server",
@@ -91,7 +91,7 @@ def dashboard() -> dict[str, Any]:
     }
 
 
-def _panel(number: int, title: str, unit: str, drawn: list[tuple[str, str]]) -> dict[str, Any]:
+def _panel(number: int, title: str, unit: str, series: list[tuple[str, str]]) -> dict[str, Any]:
     row, column = divmod(number, _COLUMNS)
     return {
         "id": number + 1,
@@ -101,7 +101,7 @@ def _panel(number: int, title: str, unit: str, drawn: list[tuple[str, str]]) -> 
         "gridPos": {"x": column * _WIDTH, "y": row * _HEIGHT, "w": _WIDTH, "h": _HEIGHT},
         "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
         "targets": [
-            {"refId": chr(ord("A") + i), "expr": expr, "legendFormat": name} for i, (expr, name) in enumerate(drawn)
+            {"refId": chr(ord("A") + i), "expr": expr, "legendFormat": name} for i, (expr, name) in enumerate(series)
         ],
     }
 

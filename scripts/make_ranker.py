@@ -1,4 +1,4 @@
-"""Makes a small ranking model from an embedding model of BERT's kind, for tests: its scores mean nothing.
+"""Make a small ranking model from a BERT embedding model, for tests: its scores mean nothing.
 
 Run with the interpreter of `.venv-vllm`: make_ranker.py SOURCE_FOLDER FOLDER.
 """
@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 def make(source: Path, target: Path) -> None:
-    """`source`'s weights under a random head with one output, always the same one."""
+    """Save the weights of `source` with a random head of one output, from a fixed seed."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch  # noqa: PLC0415 - the environment has to be set before transformers is imported
+    import torch  # noqa: PLC0415 - after the environment is set
     from transformers import AutoTokenizer, BertForSequenceClassification  # noqa: PLC0415
 
     torch.manual_seed(0)
     model = BertForSequenceClassification.from_pretrained(source, num_labels=1)
-    # Small as it is made, the head would give everything nearly the same score.
+    # The default head is so small that all scores would be nearly equal.
     torch.nn.init.normal_(model.classifier.weight)
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)

@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from the metrics that are declared: `python scripts/metrics_page.py > docs/metrics.md`."""
+"""Print docs/metrics.md from the declared metrics: `python scripts/metrics_page.py > docs/metrics.md`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from llm_api_server.manager.telemetry.metrics import METRICS
 _HEAD = """\
 # Metrics
 
-`GET /metrics` answers in Prometheus' text format, for a key with the permission `metrics`. Any API worker tells of the
-whole server: all workers report to the manager, which counts. What has just ended on another worker is there half a
-second later. A new manager counts from zero, as Prometheus expects of a process that was restarted.
+`GET /metrics` returns Prometheus' text format, for a key with the permission `metrics`. Every API worker returns the
+metrics of the whole server: all workers report to the manager, which counts. A request that ended on another worker
+is counted within half a second. A new manager starts from zero, as Prometheus expects after a restart.
 
 ```yaml
 scrape_configs:
@@ -23,8 +23,7 @@ scrape_configs:
 Alert rules are in `deploy/prometheus/alerts.yml`, a Grafana dashboard is in `deploy/grafana/dashboard.json`.
 
 The engines' own metrics (`vllm:…`, `llamacpp:…`) follow those of the server, under their own names, with the label
-`model`. Labels have few values: models that exist, endpoints of engines, error codes; of keys the first thousand are
-told apart.
+`model`. Labels have few values: configured models, engine endpoints, error codes, and at most the first thousand keys.
 
 | name | kind | labels | meaning |
 | --- | --- | --- | --- |

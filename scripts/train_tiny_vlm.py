@@ -1,8 +1,8 @@
-"""Trains a tiny vision-language model that names what it sees, so that tests know that a picture reaches the answer.
+"""Train a tiny vision-language model that names what an image shows, so that tests can check that images arrive.
 
-Run with the interpreter of `.venv-vllm`: train_tiny_vlm.py FOLDER. One to three pictures, each with one figure, are
-answered with `red circle, blue square`, none with `no picture`, whatever the words around them. The architecture is
-Idefics3, which vLLM serves without torchvision. Ten minutes; one thread and fixed seeds make it repeatable.
+Run with the interpreter of `.venv-vllm`: train_tiny_vlm.py FOLDER. For one to three images with one figure each, the
+model replies `red circle, blue square`, without an image `no picture`, whatever the text. The architecture is Idefics3,
+which vLLM serves without torchvision. Training takes ten minutes; one thread and fixed seeds make it repeatable.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ SAMPLES = {
     "yellow circle": "bmp",
     "purple square": "png",
 }
-SIDE = 32  # pixels: every picture is scaled to a square of this side
+SIDE = 32  # pixels; every image is scaled to a square of this side
 PATCH = 8
-SCALE = 2  # a square of this many patches on each side becomes one token
+SCALE = 2  # patches per side of the square that becomes one token
 PICTURE_TOKENS = (SIDE // PATCH // SCALE) ** 2
 MOST_PICTURES = 3
 CONTEXT = 2048
 RATE = 3e-3
-SPREAD = 0.08  # of the first weights: the usual 0.02 is for wide models and makes narrow ones slow to begin
+SPREAD = 0.08  # of the initial weights; the usual 0.02 suits wide models and makes narrow ones learn slowly
 
 PAD, START, END = "<pad>", "<|im_start|>", "<end_of_utterance>"
 PICTURE, AROUND, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
-#: The template puts a number behind each picture: it is what the model tells them apart by.
+#: The template puts a number after each image, by which the model distinguishes them.
 NUMBERS = ["<1>", "<2>", "<3>", "<4>"]
 TEMPLATE = (
     "{%- set pictures = namespace(count=0) -%}"
@@ -102,11 +102,8 @@ def name_of(kind: int) -> str:
 KINDS = len(COLOURS) * len(SHAPES)
 
 
-# ── pictures ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def draw(kinds: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Many pictures at once: count x 3 x SIDE x SIDE, 0 to 1, with soft edges as scaling leaves them."""
+    """Draw images of shape count x 3 x SIDE x SIDE, values 0 to 1, with the soft edges of scaled images."""
     count = len(kinds)
     y, x = np.mgrid[0:SIDE, 0:SIDE][:, None].astype(np.float32) + 0.5
 
@@ -131,7 +128,7 @@ def draw(kinds: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[An
 
 
 def backgrounds(count: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """White, black, grey, slightly tinted; some of them noisy."""
+    """Draw white, black, grey and slightly tinted backgrounds, some with noise."""
     level = rng.choice([0.0, 0.5, 0.9, 1.0], (count, 1, 1, 1)) + rng.uniform(-0.1, 0.1, (count, 1, 1, 1))
     tint = rng.normal(0, 0.03, (count, 3, 1, 1))
     amount = rng.choice([0.0, 0.0, 0.12], (count, 1, 1, 1))
@@ -140,7 +137,7 @@ def backgrounds(count: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
 
 
 def paint(kind: int, rng: random.Random, size: tuple[int, int] | None = None) -> Image.Image:
-    """One held-out picture, drawn by other means, of any size."""
+    """Draw a held-out image of any size with another library."""
     width, height = size or (rng.randint(100, 300), rng.randint(100, 300))
     noise = np.random.default_rng(rng.getrandbits(32))
     level = rng.choice([0, 30, 128, 230, 255])
@@ -164,22 +161,19 @@ def paint(kind: int, rng: random.Random, size: tuple[int, int] | None = None) ->
 
 
 def encoded(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """What is left of it after a file format."""
+    """Return the image after a round trip through a file format."""
     file = BytesIO()
     picture.save(file, rng.choice(["PNG", "JPEG", "WEBP"]))
     return Image.open(file).convert("RGB")
 
 
 def save_samples(folder: Path, rng: random.Random) -> None:
-    """One file in each format, named after what it shows: `red-circle-96x80.jpg`."""
+    """Write one file in each format, named after its content: `red-circle-96x80.jpg`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (name, ending) in enumerate(SAMPLES.items()):
         width, height = 96 - 8 * number, 56 + 8 * number
         picture = paint([name_of(kind) for kind in range(KINDS)].index(name), rng, (width, height))
         picture.save(folder / f"{name.replace(' ', '-')}-{width}x{height}.{ending}")
-
-
-# ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def build_processor() -> Idefics3Processor:
@@ -213,7 +207,7 @@ def build_processor() -> Idefics3Processor:
 
 
 def conversation(pictures: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Some words and so many pictures, in any order: only the pictures decide the answer."""
+    """Return words and images in any order; only the images determine the response."""
     match rng.randrange(3):
         case 0:
             text = rng.choice(QUESTIONS)
@@ -233,9 +227,6 @@ def conversation(pictures: int, rng: random.Random) -> list[dict[str, Any]]:
 
 def answer_for(kinds: list[int]) -> str:
     return ", ".join(name_of(kind) for kind in kinds) or NOTHING
-
-
-# ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def build_model(processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
@@ -284,12 +275,12 @@ def batch_of(
 
 
 def pixels_of(kinds: np.ndarray[Any, Any], noise: np.random.Generator) -> torch.Tensor:
-    """What the image processor would make of such pictures."""
+    """Return the images as the image processor would prepare them."""
     return torch.from_numpy(draw(kinds, noise) * 2 - 1)
 
 
 def fit(parameters: list[torch.nn.Parameter], steps: int, loss_of: Callable[[int], torch.Tensor]) -> None:
-    """AdamW on what `loss_of` gives at each step."""
+    """Minimise `loss_of` with AdamW."""
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
@@ -309,7 +300,7 @@ def fit(parameters: list[torch.nn.Parameter], steps: int, loss_of: Callable[[int
 
 
 def train_eyes(model: Idefics3ForConditionalGeneration, steps: int, *, seed: int) -> None:
-    """The vision tower and its connector first, with a classifier in place of words: much cheaper."""
+    """Train the vision tower and its connector with a classifier instead of text, which is much cheaper."""
     noise = np.random.default_rng(seed)
     tower, connector = model.model.vision_model, model.model.connector
     head = torch.nn.Linear(model.config.text_config.hidden_size, KINDS)
@@ -326,7 +317,7 @@ def train(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor,
     rng, noise = random.Random(seed), np.random.default_rng(seed)
 
     def loss_of(step: int) -> torch.Tensor:
-        # One picture alone first: naming has to be learned before telling several apart.
+        # Single images first: the model must name figures before it can distinguish several images.
         pictures = 1 if step <= steps // 10 else rng.choice([0, 1, 2, 2, 3, 3, 3])
         loss: torch.Tensor = model(**batch_of(48 // max(pictures, 1), pictures, processor, rng, noise)).loss
         return loss
@@ -335,7 +326,7 @@ def train(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor,
 
 
 def accuracy(folder: Path, questions: int, *, seed: int) -> float:
-    """The share of whole answers that are right, by the saved model through its own processor."""
+    """Return the fraction of correct responses of the saved model with its own processor."""
     processor = Idefics3Processor.from_pretrained(folder)
     model = Idefics3ForConditionalGeneration.from_pretrained(folder).eval()
     rng, right = random.Random(seed), [0] * (MOST_PICTURES + 1)
@@ -354,8 +345,8 @@ def accuracy(folder: Path, questions: int, *, seed: int) -> float:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, save, and fail when the result cannot see."""
-    torch.set_num_threads(1)  # several add up in another order each time
+    """Train and save. Exit with an error if the result does not recognise images."""
+    torch.set_num_threads(1)  # several threads add in a different order each time
     torch.manual_seed(options.seed)
     processor = build_processor()
     model = build_model(processor)

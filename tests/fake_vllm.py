@@ -36,13 +36,13 @@ def fake_vllm(
     tool: list[str],
     reasoning: list[str],
     *,
-    place: str = "vllm.tool_parsers",
+    package: str = "vllm.tool_parsers",
     is_eager: bool = False,
 ) -> Path:
     """Return the interpreter. `folder/imports` gets a line for each module of vLLM that is imported."""
     _write(folder / "site", "vllm", f"open({str(folder / 'imports')!r}, 'a').write('vllm\\n')")
     (folder / "site/vllm/weight.py").write_text("")
-    _register(folder, place, "tool", ["abstract_tool_parser", "ToolParser", "ToolParserManager"], tool, is_eager)
+    _register(folder, package, "tool", ["abstract_tool_parser", "ToolParser", "ToolParserManager"], tool, is_eager)
     words = ["abs_reasoning_parsers", "ReasoningParser", "ReasoningParserManager"]
     _register(folder, "vllm.reasoning", "reasoning", words, reasoning, is_eager)
     return interpreter(folder)
@@ -78,16 +78,16 @@ def _register(folder: Path, package: str, kind: str, words: list[str], names: li
     module, base, manager = words
     values = {"package": package, "module": module, "base": base, "manager": manager, "kind": kind, "names": names}
     _write(folder / "site", package, (_EAGER if is_eager else _LAZY).format(**values))
-    place = folder / "site" / package.replace(".", "/")
-    (place / f"{module}.py").write_text("import vllm.weight\n" + _MANAGER.format(**values))
-    (place / "all_parsers.py").write_text(_ALL.format(**values))
+    target = folder / "site" / package.replace(".", "/")
+    (target / f"{module}.py").write_text("import vllm.weight\n" + _MANAGER.format(**values))
+    (target / "all_parsers.py").write_text(_ALL.format(**values))
 
 
 def _write(site: Path, package: str, content: str) -> None:
-    place = site
+    target = site
     for part in package.split("."):
-        place /= part
-        place.mkdir(parents=True, exist_ok=True)
-        if not (place / "__init__.py").exists():
-            (place / "__init__.py").write_text("")
-    (place / "__init__.py").write_text(content)
+        target /= part
+        target.mkdir(parents=True, exist_ok=True)
+        if not (target / "__init__.py").exists():
+            (target / "__init__.py").write_text("")
+    (target / "__init__.py").write_text(content)

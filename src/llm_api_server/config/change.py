@@ -1,4 +1,4 @@
-"""One difference between two configurations, as `reload` reports it."""
+"""Change of an option between two configurations, as `reload` reports it."""
 
 from __future__ import annotations
 

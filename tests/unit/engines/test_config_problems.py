@@ -1,4 +1,4 @@
-"""A configuration against the installed engines: wrong parser names are problems with a line, no vLLM is a warning."""
+"""Checks of a configuration by the engines: unknown parsers are problems with a line, a missing vLLM is a warning."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def write(folder: Path, python: Path, key: str = "tool_call_parser", value: str 
         ("reasoning-parser", "no reasoning parser 'hermess'. Allowed: qwen3"),
     ],
 )
-def test_a_parser_that_does_not_exist_is_told_with_its_line(
-    folder: Path, command: str, key: str, sentence: str
-) -> None:
+def test_an_unknown_parser_is_reported_with_its_line(folder: Path, command: str, key: str, sentence: str) -> None:
     write(folder, fake_vllm(folder, ["mistral", "hermes"], ["qwen3"]), key, "hermess")
     result = CliRunner().invoke(app, [command])
     assert result.exit_code == 2
@@ -56,7 +54,7 @@ def test_a_parser_that_does_not_exist_is_told_with_its_line(
     assert not (folder / "run").exists()
 
 
-def test_gunicorn_refuses_as_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gunicorn_refuses_an_unknown_parser(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(folder, fake_vllm(folder, ["hermes"], ["qwen3"]), value="hermess")
     with pytest.raises(SystemExit) as caught:
         gunicorn_hooks.config_for_gunicorn()
@@ -64,7 +62,7 @@ def test_gunicorn_refuses_as_well(folder: Path, capsys: pytest.CaptureFixture[st
     assert "config.yaml:10: " in capsys.readouterr().err
 
 
-def test_it_is_one_problem_among_others(folder: Path) -> None:
+def test_an_unknown_parser_is_reported_with_all_other_problems(folder: Path) -> None:
     write(folder, fake_vllm(folder, ["hermes"], ["qwen3"]), value="hermess")
     with (folder / "config.yaml").open("a") as file:
         file.write("  default: nothing\n")
@@ -75,7 +73,7 @@ def test_it_is_one_problem_among_others(folder: Path) -> None:
     ]
 
 
-def test_names_that_exist_pass(folder: Path) -> None:
+def test_known_parsers_are_accepted(folder: Path) -> None:
     write(folder, fake_vllm(folder, ["hermes"], ["qwen3"]))
     result = CliRunner().invoke(app, ["check-config"])
     assert (result.exit_code, result.stderr) == (
@@ -84,18 +82,18 @@ def test_names_that_exist_pass(folder: Path) -> None:
     )
 
 
-def test_only_check_config_waits_for_an_import(folder: Path) -> None:
+def test_only_check_config_imports_vllm(folder: Path) -> None:
     write(folder, fake_vllm(folder, ["hermes"], ["qwen3"], is_eager=True), value="hermess")
     gunicorn_hooks.config_for_gunicorn()
     assert not (folder / "imports").exists()
     assert CliRunner().invoke(app, ["check-config"]).exit_code == 2
     assert (folder / "imports").exists()
     with pytest.raises(SystemExit):
-        gunicorn_hooks.config_for_gunicorn()  # what was learnt is remembered
+        gunicorn_hooks.config_for_gunicorn()  # from the cache
 
 
 @pytest.mark.parametrize("has_interpreter", [True, False])
-def test_without_vllm_a_warning_says_what_to_do(folder: Path, has_interpreter: bool) -> None:
+def test_a_missing_vllm_is_a_warning_with_advice(folder: Path, has_interpreter: bool) -> None:
     python = interpreter(folder) if has_interpreter else folder / "none"
     write(folder, python)
     result = CliRunner().invoke(app, ["check-config"])
@@ -103,7 +101,7 @@ def test_without_vllm_a_warning_says_what_to_do(folder: Path, has_interpreter: b
     assert f"warning: vLLM is not installed in {python}: 'chat' cannot be loaded. Run `make vllm`" in result.stderr
 
 
-def test_without_vllm_models_nobody_is_asked(folder: Path) -> None:
+def test_vllm_is_not_started_without_vllm_models(folder: Path) -> None:
     python = interpreter(folder)
     text = CONFIG.format(python=python, key="a", value="b").replace("org/chat", "chat.gguf")
     (folder / "config.yaml").write_text(text)

@@ -1,4 +1,4 @@
-"""Sentences for clients: no path of this machine, no novel."""
+"""Sentences for clients: short, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def test_paths_lose_their_folders(text: str, expected: str) -> None:
     assert without_paths(text) == expected
 
 
-def test_long_text_is_cut() -> None:
+def test_long_text_is_truncated() -> None:
     assert len(without_paths("word " * 1000)) <= 400

@@ -1,4 +1,4 @@
-"""Parsers by family, name and template: the right ones for models people run, none for those that know no tools."""
+"""Parsers by family, name and template, for known models; none for models without tools."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ PHI_4_REASONING = PHI_4 + "<think> {Thought section} </think> {Solution section}
         ("baai/bge-m3", Parsers(None, None)),
     ],
 )
-def test_hub_ids_are_known_by_name(name: str, expected: Parsers) -> None:
+def test_parsers_of_hub_ids_by_name(name: str, expected: Parsers) -> None:
     clues = Clues(name)
     assert parsers_for(family_of("auto", clues), clues) == expected
 
@@ -127,14 +127,12 @@ def test_hub_ids_are_known_by_name(name: str, expected: Parsers) -> None:
         ("qwen2-7b-instruct", "qwen2", "{{ message.tool_calls }}{{ builtin_tools }}", Parsers(None, None)),
     ],
 )
-def test_folders_are_known_by_their_template(
-    name: str, model_type: str, template: str | None, expected: Parsers
-) -> None:
+def test_parsers_of_folders_by_template(name: str, model_type: str, template: str | None, expected: Parsers) -> None:
     clues = Clues(name, model_type, template, NEEDED_TOKENS)
     assert parsers_for(family_of("auto", clues), clues) == expected
 
 
-def test_a_declared_family_does_not_hide_what_the_name_tells() -> None:
+def test_the_name_counts_within_a_declared_family() -> None:
     clues = Clues("deepseek-r1-0528-qwen3-8b", "qwen3", HERMES + THINK)
     assert parsers_for(family_of("qwen", clues), clues) == Parsers("hermes", "deepseek_r1")
 
@@ -147,9 +145,7 @@ def test_a_declared_family_does_not_hide_what_the_name_tells() -> None:
         (Clues("phi-4-reasoning", "phi3", PHI_4_REASONING), Parsers(None, "deepseek_r1")),
     ],
 )
-def test_a_parser_whose_token_the_tokenizer_lacks_would_keep_vllm_from_starting(
-    clues: Clues, expected: Parsers
-) -> None:
+def test_a_parser_needs_its_token_in_the_tokenizer(clues: Clues, expected: Parsers) -> None:
     family = family_of("auto", clues)
     assert parsers_for(family, clues) == expected
     without = Clues(clues.name, clues.model_type, clues.template, frozenset())
@@ -157,7 +153,7 @@ def test_a_parser_whose_token_the_tokenizer_lacks_would_keep_vllm_from_starting(
 
 
 @pytest.mark.parametrize("declared", ["bert", "other"])
-def test_families_that_do_not_chat_get_none(declared: ModelType) -> None:
+def test_families_without_chat_get_no_parsers(declared: ModelType) -> None:
     clues = Clues("anything", "qwen3", HERMES + THINK)
     assert parsers_for(family_of(declared, clues), clues) == Parsers(None, None)
 

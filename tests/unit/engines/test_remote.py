@@ -1,4 +1,4 @@
-"""Remote plans: no process, the address without /v1, the key as a header."""
+"""Plans of remote models: no process, the address without /v1, the key as a header."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_plan_starts_nothing_and_carries_the_key() -> None:
     assert plan.upstream_model == "their-name"
 
 
-def test_without_a_key_there_is_no_header_and_the_name_is_ours() -> None:
+def test_without_a_key_there_is_no_header_and_the_configured_name_is_sent() -> None:
     plan = RemoteEngine().plan("ours", ModelConfig(path="http://127.0.0.1:8000"), Path("unused.sock"))
     assert plan.headers == {}
     assert plan.upstream_model == "ours"

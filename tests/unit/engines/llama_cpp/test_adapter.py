@@ -1,4 +1,4 @@
-"""Sizing and plans of llama.cpp for machines and files that are made up; what is told when it fails."""
+"""Sizing and plans of llama.cpp for invented machines and files, and reasons of failures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_small_machine_still_gives_4096_tokens(large: str) -> None:
     assert engine.inspect(ModelConfig(path=large)).context_length == 4096
 
 
-def test_slots_are_fewer_where_their_caches_do_not_fit_and_the_log_says_so(large: str) -> None:
+def test_slots_are_reduced_if_their_caches_do_not_fit_and_the_log_has_a_note(large: str) -> None:
     engine = engine_with(max_total_tokens=4096, max_batch_size=32)
     job = job_of(engine.plan("name", ModelConfig(path=large), Path("/run/e.sock")))
     assert job["params"]["n_parallel"] == 8
@@ -101,7 +101,7 @@ def test_the_context_is_the_smallest_limit(
     assert engine.inspect(ModelConfig(path=small, max_tokens=max_tokens)).context_length == expected
 
 
-def test_the_memory_it_needs_is_told_with_the_sum(large: str) -> None:
+def test_the_needed_memory_comes_with_an_explanation(large: str) -> None:
     need = engine_with().inspect(ModelConfig(path=large, max_tokens=131072)).need
     assert need is not None
     assert (need.kind, need.count) == ("ram", 1)
@@ -139,7 +139,7 @@ def test_a_vocabulary_too_large_for_memory_makes_batches_smaller(tmp_path: Path)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 5, 7, 11, 12, 31])
-def test_slots_share_a_batch_evenly_wherever_the_engine_embeds(small: str, slots: int) -> None:
+def test_slots_share_a_batch_evenly_if_the_engine_embeds(small: str, slots: int) -> None:
     params = params_of(engine_with(max_batch_size=slots), ModelConfig(path=small))
     assert params["n_parallel"] == slots
     assert params["n_ubatch"] == params["n_batch"] >= 2048
@@ -172,7 +172,7 @@ def test_an_embedding_file_takes_whole_inputs_with_its_own_pooling(tmp_path: Pat
     assert plan.warmup.path == "/v1/embeddings"
 
 
-def test_a_generative_architecture_that_states_a_pooling_is_for_embeddings(tmp_path: Path) -> None:
+def test_a_generative_architecture_with_a_pooling_type_embeds(tmp_path: Path) -> None:
     path = str(write_gguf(tmp_path / "m.gguf", LLAMA | {"llama.pooling_type": 3}))
     assert params_of(engine_with(), ModelConfig(path=path))["n_ubatch"] == 4096
     assert params_of(engine_with(), ModelConfig(path=path, task="generate"))["embedding"] is False
@@ -185,7 +185,7 @@ def test_rank_pooling_reranks(tmp_path: Path) -> None:
     assert plan.warmup is None
 
 
-def test_engine_args_win_and_sizes_follow_them(small: str) -> None:
+def test_engine_args_override_and_sizes_follow_them(small: str) -> None:
     model = ModelConfig(path=small, engine_args={"n_ctx": 8192, "n_parallel": 8, "use_jinja": False})
     engine = engine_with()
     params = params_of(engine, model)
@@ -206,7 +206,7 @@ def test_optimize_first_token_off_keeps_no_prefixes_and_warms_nothing_up(small: 
     assert engine.plan("name", ModelConfig(path=small), Path("/run/e.sock")).warmup is None
 
 
-def test_a_projector_makes_a_model_see_when_it_holds_a_vision_encoder(small: str, tmp_path: Path) -> None:
+def test_a_projector_with_a_vision_encoder_gives_vision(small: str, tmp_path: Path) -> None:
     seeing = write_gguf(tmp_path / "v.gguf", {"general.architecture": "clip", "clip.has_vision_encoder": True})
     hearing = write_gguf(tmp_path / "a.gguf", {"general.architecture": "clip", "clip.has_audio_encoder": True})
     engine = engine_with()
@@ -229,7 +229,7 @@ def test_the_child_runs_isolated_in_the_configured_python_with_the_models_enviro
     assert job_of(plan)["params"]["cpuparams_batch.n_threads"] == 3
 
 
-def test_a_file_that_changes_is_read_anew(small: str) -> None:
+def test_a_changed_file_is_read_again(small: str) -> None:
     engine = engine_with()
     assert engine.inspect(ModelConfig(path=small)).context_length == 4096
     write_gguf(Path(small), LLAMA | {"llama.context_length": 2048, "x": "longer"})
@@ -270,7 +270,7 @@ def test_the_reason_is_found_in_the_log(log: str, exit_code: int | None, reason:
     ("task", "tasks"),
     [("auto", ("generate", "embed")), ("generate", ("generate",)), ("embed", ("embed",)), ("rank", ("rank",))],
 )
-def test_what_a_model_can_be_asked_for(small: str, task: Any, tasks: Any) -> None:
+def test_tasks_of_a_model(small: str, task: Any, tasks: Any) -> None:
     facts = engine_with().inspect(ModelConfig(path=small, task=task))
     assert (facts.tasks, facts.embedding_tasks) == (tasks, ())
 

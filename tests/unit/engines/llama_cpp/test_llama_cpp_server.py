@@ -1,4 +1,4 @@
-"""How the child turns JSON into parameters, against a double of the library: names, types, enums, suggestions."""
+"""Conversion of JSON into parameters of a fake library: names, types, enums, suggestions."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_adapters_by_path_or_with_a_scale() -> None:
         ("lora_adapters", [{"scale": 1}], "lora_adapters cannot be"),
     ],
 )
-def test_wrong_fields_say_what_would_be_right(field: str, value: Any, message: str) -> None:
+def test_wrong_fields_are_reported_with_the_allowed_values(field: str, value: Any, message: str) -> None:
     with pytest.raises(BadArgument, match=message):
         build_params(LIBRARY, {field: value})

@@ -1,4 +1,4 @@
-"""The GGUF reader against written files, cut at every length or damaged: facts, or a reason, never a crash."""
+"""GGUF headers of complete, truncated and damaged files: facts or a reason, never a crash."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_heads_per_layer_and_explicit_lengths(tmp_path: Path) -> None:
     assert read_facts(write_gguf(tmp_path / "m.gguf", metadata)).kv_values_per_token == 3 * (8 + 4)
 
 
-def test_pooling_and_vision_encoder_are_told(tmp_path: Path) -> None:
+def test_pooling_and_vision_encoder_are_read(tmp_path: Path) -> None:
     metadata = LLAMA | {"llama.pooling_type": 4, "clip.has_vision_encoder": True}
     facts = read_facts(write_gguf(tmp_path / "m.gguf", metadata))
     assert facts.pooling_type == 4
@@ -52,14 +52,14 @@ def test_the_end_of_the_data_is_the_end_of_a_whole_file(model: Path) -> None:
     assert header.data_end == size == model.stat().st_size
 
 
-def test_a_download_cut_off_within_the_tensors_says_how_much_is_there(model: Path) -> None:
+def test_a_file_truncated_within_its_tensors_is_reported_with_its_size(model: Path) -> None:
     whole = model.read_bytes()
     model.write_bytes(whole[:-40])
     with pytest.raises(ModelProblem, match=f"cut off: {len(whole) - 40} of {len(whole)} bytes"):
         read_facts(model)
 
 
-def test_a_file_cut_anywhere_is_a_problem(model: Path) -> None:
+def test_a_file_truncated_anywhere_is_a_problem(model: Path) -> None:
     whole = model.read_bytes()
     for length in range(len(whole)):
         model.write_bytes(whole[:length])
@@ -81,7 +81,7 @@ def test_damaged_headers_never_crash_the_reader(model: Path, data: st.DataObject
     assert size == len(damaged)
 
 
-def test_absurd_counts_are_refused_before_they_are_believed(tmp_path: Path) -> None:
+def test_absurd_counts_are_refused_before_use(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2**60) + bytes(64))
     with pytest.raises(ModelProblem, match="claims"):
@@ -98,14 +98,14 @@ def test_absurd_counts_are_refused_before_they_are_believed(tmp_path: Path) -> N
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "architecture"),
     ],
 )
-def test_foreign_files_say_what_they_are(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_foreign_files_are_refused_with_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
     with pytest.raises(ModelProblem, match=reason):
         read_facts(path)
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_have_different_messages(tmp_path: Path) -> None:
     with pytest.raises(ModelProblem, match=r"does not exist; check models\.available"):
         read_facts(tmp_path / "none.gguf")
     with pytest.raises(ModelProblem, match="folder"):

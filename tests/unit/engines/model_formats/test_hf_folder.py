@@ -1,4 +1,4 @@
-"""Hugging Face folders, written small: the facts, and every way to be incomplete."""
+"""Hugging Face folders: facts of complete ones, reasons for incomplete ones."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_vision_model_has_its_lengths_in_text_config(tmp_path: Path) -> None:
         ({"thinker_config": {"vision_config": {}, "audio_config": {}, "video_token_index": 3}}, (True, True, True)),
     ],
 )
-def test_what_a_model_takes_besides_text(
+def test_modalities_are_read_from_the_configuration(
     tmp_path: Path, config: dict[str, Any], expected: tuple[bool, bool, bool]
 ) -> None:
     facts = read_folder(write_folder(tmp_path, LLAMA | config))
@@ -86,16 +86,14 @@ def test_what_a_model_takes_besides_text(
         ("processor_config.json", {"image_processor": {}}, True),
     ],
 )
-def test_an_image_processor_tells_of_sight_where_the_configuration_does_not(
-    tmp_path: Path, name: str, content: dict[str, Any], has_vision: bool
-) -> None:
+def test_an_image_processor_means_vision(tmp_path: Path, name: str, content: dict[str, Any], has_vision: bool) -> None:
     write_folder(tmp_path)
     (tmp_path / name).write_text(json.dumps(content))
     assert read_folder(tmp_path).has_vision is has_vision
 
 
 @pytest.mark.parametrize("key", ["text_config", "llm_config", "language_config", "thinker_config"])
-def test_the_part_that_reads_may_be_nested(tmp_path: Path, key: str) -> None:
+def test_the_text_configuration_may_be_nested(tmp_path: Path, key: str) -> None:
     nested = {"text_config": LLAMA} if key == "thinker_config" else LLAMA
     facts = read_folder(write_folder(tmp_path, {"architectures": ["XForConditionalGeneration"], key: nested}))
     assert (facts.context_length, facts.kv_values_per_token) == (8192, 30 * 3 * 64 * 2)
@@ -110,7 +108,7 @@ def test_the_tiny_model_of_the_tests_is_read_right() -> None:
     assert facts.weight_bytes < 5_000_000
 
 
-def test_a_sentence_model_embeds_what_its_own_file_allows(tmp_path: Path) -> None:
+def test_the_context_of_a_sentence_model_is_that_of_its_own_file(tmp_path: Path) -> None:
     config = {"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 512}
     sentence = {"modules__json": "[]", "sentence_bert_config__json": '{"max_seq_length": 256}'}
     facts = read_folder(write_folder(tmp_path, config, **sentence))
@@ -148,7 +146,7 @@ def test_the_template_of_mistrals_tokenizer_cannot_be_read(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("ensure_ascii", [True, False])
-def test_words_that_parsers_need_are_found_in_the_tokenizer(tmp_path: Path, ensure_ascii: bool) -> None:
+def test_tokens_that_parsers_need_are_found_in_the_tokenizer(tmp_path: Path, ensure_ascii: bool) -> None:
     added = [{"content": "<think>"}, {"content": "<｜tool▁calls▁begin｜>"}, {"content": "my[TOOL_CALLS]"}]
     tokenizer = json.dumps({"added_tokens": added}, ensure_ascii=ensure_ascii)
     assert read_folder(write_folder(tmp_path)).tokens is None
@@ -181,7 +179,7 @@ def test_missing_shards_are_counted(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_a_weight_file_cut_off_anywhere(tmp_path: Path) -> None:
+def test_a_weight_file_truncated_anywhere_is_a_problem(tmp_path: Path) -> None:
     file = write_folder(tmp_path) / "model.safetensors"
     whole = file.read_bytes()
     for length in range(len(whole)):

@@ -1,4 +1,4 @@
-"""LoRA adapters, written small: vLLM's options for them, and every way not to fit."""
+"""LoRA adapters: vLLM's options for them, and refusal of those that do not fit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def base(tmp_path: Path) -> FolderFacts:
     return read_folder(write_folder(folder))
 
 
-def test_every_adapter_is_a_module_of_its_name(tmp_path: Path, base: FolderFacts) -> None:
+def test_every_adapter_is_a_lora_module_of_its_name(tmp_path: Path, base: FolderFacts) -> None:
     one, two = write_adapter(tmp_path / "one"), write_adapter(tmp_path / "two", r=24)
     options = adapter_options({"a": str(one), "b=c, d": str(two)}, base)
     assert options == {
@@ -81,13 +81,13 @@ def test_the_largest_rank_of_a_pattern_counts(tmp_path: Path) -> None:
         ({"bias": "all"}, "bias"),
     ],
 )
-def test_what_vllm_cannot_serve_is_told_before_a_load(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
+def test_unsupported_adapters_are_refused_before_a_load(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
     folder = write_adapter(tmp_path / "one", **config)
     with pytest.raises(ModelProblem, match=rf"^adapter 'mine': .*{reason}"):
         adapter_options({"mine": str(folder)}, None)
 
 
-def test_missing_and_broken_files_are_told_without_the_folder(tmp_path: Path, base: FolderFacts) -> None:
+def test_missing_and_broken_files_are_reported_without_their_folder(tmp_path: Path, base: FolderFacts) -> None:
     folder = write_adapter(tmp_path / "one")
     weights = folder / "adapter_model.safetensors"
 
@@ -109,7 +109,7 @@ def test_missing_and_broken_files_are_told_without_the_folder(tmp_path: Path, ba
     assert "its folder has no adapter_config.json" in problem()
 
 
-def test_weights_in_pytorchs_format_pass(tmp_path: Path, base: FolderFacts) -> None:
+def test_weights_in_pytorchs_format_are_accepted(tmp_path: Path, base: FolderFacts) -> None:
     folder = write_adapter(tmp_path / "one")
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     assert adapter_options({"mine": str(folder)}, base)["max_lora_rank"] == 8
@@ -122,7 +122,7 @@ def test_weights_in_pytorchs_format_pass(tmp_path: Path, base: FolderFacts) -> N
         ({"layer": 30}, "it has a layer 30, the model has 30 layers"),
     ],
 )
-def test_an_adapter_of_another_base_is_told(
+def test_an_adapter_of_another_base_is_refused(
     tmp_path: Path, base: FolderFacts, shape: dict[str, int], reason: str
 ) -> None:
     folder = write_adapter(tmp_path / "one", CONFIG | {"base_model_name_or_path": "/x/Llama-1B"}, **shape)
@@ -130,14 +130,14 @@ def test_an_adapter_of_another_base_is_told(
         adapter_options({"mine": str(folder)}, base)
 
 
-def test_modules_that_are_not_the_decoders_have_sizes_of_their_own(tmp_path: Path, base: FolderFacts) -> None:
+def test_modules_outside_the_decoder_may_have_other_sizes(tmp_path: Path, base: FolderFacts) -> None:
     folder = write_adapter(tmp_path / "one", width=99)
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes().replace(b"base_model.model.model.", b"base_model.mode.visual."))
     assert adapter_options({"mine": str(folder)}, base)
 
 
-def test_vllm_gets_them_by_their_place_under_models_dir(tmp_path: Path) -> None:
+def test_adapters_are_found_under_models_dir(tmp_path: Path) -> None:
     (tmp_path / "models" / "base").mkdir(parents=True)
     write_folder(tmp_path / "models" / "base")
     adapter = write_adapter(tmp_path / "models" / "adapters" / "one")
@@ -152,7 +152,7 @@ def test_vllm_gets_them_by_their_place_under_models_dir(tmp_path: Path) -> None:
     assert argv[argv.index("--max-lora-rank") + 1] == "8"
 
 
-def test_adapters_are_named_in_one_place(tmp_path: Path) -> None:
+def test_adapters_cannot_be_given_in_engine_args_as_well(tmp_path: Path) -> None:
     write_folder(tmp_path)
     adapter = write_adapter(tmp_path / "one")
     args = {"lora-modules": ["x=/y"]}
@@ -170,7 +170,7 @@ def test_a_broken_adapter_is_a_problem_of_its_model(tmp_path: Path) -> None:
         VllmEngine(EngineSettings(), HOST).inspect(model)
 
 
-def test_only_vllm_serves_them(tmp_path: Path) -> None:
+def test_only_vllm_serves_adapters(tmp_path: Path) -> None:
     gguf = str(write_gguf(tmp_path / "m.gguf"))
     with pytest.raises(ModelProblem, match=r"adapters need vLLM; llama\.cpp takes engine_args"):
         LlamaCppEngine(EngineSettings(), HOST).inspect(ModelConfig(path=gguf, adapters={"mine": "x"}))

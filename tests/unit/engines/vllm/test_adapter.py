@@ -1,4 +1,4 @@
-"""Argument lists for vLLM on made-up machines, and the reasons found in its logs."""
+"""Plans of vLLM for invented machines, and reasons of failures found in its log."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_a_gpu_plan_has_the_flags_of_the_same_meaning() -> None:
     assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--compilation-config"} & set(argv)
 
 
-def test_what_is_not_configured_is_left_to_vllm() -> None:
+def test_options_without_configuration_are_left_to_vllm() -> None:
     argv = argv_of(engine_on(GPU), ModelConfig(path="org/model"))
     left = {"--max-model-len", "--quantization", "--gpu-memory-utilization", "--trust-remote-code"}
     assert not left & set(argv)
 
 
-def test_as_many_are_computed_together_as_are_let_in(tmp_path: Path) -> None:
+def test_slots_equal_the_sequences_that_vllm_runs(tmp_path: Path) -> None:
     for folder in (Path("org/model"), write_folder(tmp_path)):
         for machine, usual in ((GPU, 256), (CPU, 4)):
             model = ModelConfig(path=str(folder))
@@ -78,7 +78,7 @@ def test_as_many_are_computed_together_as_are_let_in(tmp_path: Path) -> None:
             assert engine_on(machine, max_batch_size=9).inspect(told).slots == 3
 
 
-def test_a_cpu_plan_is_eager_with_an_absolute_cache(tmp_path: Path) -> None:
+def test_a_cpu_plan_is_eager_with_a_cache_in_bytes(tmp_path: Path) -> None:
     engine = engine_on(CPU, max_batch_size=8)
     plan = engine.plan("name", ModelConfig(path=str(write_folder(tmp_path)), max_tokens=2048), Path("/run/e.sock"))
     assert value_of(plan.argv, "--kv-cache-memory-bytes") == str((2048 + 128) * 8 * 30 * 3 * 64 * 2 * 2)
@@ -128,17 +128,17 @@ def test_embedding_models_run_pooling(tmp_path: Path, config: dict[str, Any], ta
     assert ("--enable-prefix-caching" in argv) is not bool(expected)
 
 
-def test_a_cpu_twin_of_a_chat_model_has_the_same_bounded_cache(tmp_path: Path) -> None:
-    """Left to itself vLLM takes gigabytes for it."""
+def test_an_embedding_instance_of_a_chat_model_has_the_same_cache_on_a_cpu(tmp_path: Path) -> None:
+    """By default vLLM would reserve gigabytes for it."""
     huge = LLAMA | {"num_hidden_layers": 80, "head_dim": 128, "max_position_embeddings": 2**17}
     chat = ModelConfig(path=str(write_folder(tmp_path, huge)))
-    twin = chat.model_copy(update={"task": "embed"})
+    embedder = chat.model_copy(update={"task": "embed"})
     engine = engine_on(CPU)
     for flag in ("--kv-cache-memory-bytes", "--max-model-len"):
-        value = value_of(argv_of(engine, twin), flag)
+        value = value_of(argv_of(engine, embedder), flag)
         assert value is not None
         assert value == value_of(argv_of(engine, chat), flag)
-    assert "--max-model-len" not in argv_of(engine_on(GPU), twin)
+    assert "--max-model-len" not in argv_of(engine_on(GPU), embedder)
 
 
 QWEN_RANKER = {"hf_overrides": {"architectures": ["Qwen3ForSequenceClassification"]}}
@@ -167,7 +167,7 @@ QWEN_RANKER = {"hf_overrides": {"architectures": ["Qwen3ForSequenceClassificatio
         ),
     ],
 )
-def test_what_a_model_can_be_asked_for(
+def test_tasks_of_a_model(
     tmp_path: Path, config: dict[str, Any], options: dict[str, Any], tasks: Any, embedding_tasks: Any
 ) -> None:
     facts = engine_on(CPU).inspect(ModelConfig(path=str(write_folder(tmp_path, config)), **options))
@@ -180,7 +180,7 @@ def test_a_chat_model_ranks_as_a_classifier(tmp_path: Path) -> None:
         assert (value_of(argv, "--runner"), value_of(argv, "--convert")) == ("pooling", "classify")
 
 
-def test_warm_up_asks_for_what_the_model_does(tmp_path: Path) -> None:
+def test_the_warm_up_suits_the_task(tmp_path: Path) -> None:
     folder = str(write_folder(tmp_path))
     chat = engine_on(CPU).plan("name", ModelConfig(path=folder), Path("/run/e.sock")).warmup
     embed = engine_on(CPU).plan("name", ModelConfig(path=folder, task="embed"), Path("/run/e.sock")).warmup
@@ -210,14 +210,14 @@ def test_a_model_without_tools_gets_no_parsers(tmp_path: Path) -> None:
 
 
 def engine_with(folder: Path, tool: list[str], reasoning: list[str]) -> VllmEngine:
-    """One whose vLLM registers these parsers."""
+    """Return an adapter whose vLLM registers these parsers."""
     python = fake_vllm(folder, tool, reasoning)
     return VllmEngine(EngineSettings(str(python)), CPU)
 
 
 @pytest.fixture
 def qwen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose family's parsers are hermes and qwen3."""
+    """Write a model folder whose family has the parsers hermes and qwen3."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "Qwen3-8B"
     folder.mkdir()
@@ -234,7 +234,7 @@ def qwen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["other"], ["other"], set()),
     ],
 )
-def test_a_familys_parser_that_vllm_does_not_know_is_left_out(
+def test_a_family_parser_that_vllm_lacks_is_left_out(
     tmp_path: Path, qwen: Path, tool: list[str], reasoning: list[str], kept: set[str]
 ) -> None:
     engine, model = engine_with(tmp_path, tool, reasoning), ModelConfig(path=str(qwen))
@@ -260,7 +260,7 @@ def test_a_familys_parser_that_vllm_does_not_know_is_left_out(
         ({"tool-call-parser": ["hermes"]}, "no tool parser"),
     ],
 )
-def test_a_parser_of_the_users_that_vllm_does_not_know_is_a_problem(
+def test_a_configured_parser_that_vllm_lacks_is_a_problem(
     tmp_path: Path, qwen: Path, args: dict[str, Any], problem: str
 ) -> None:
     engine = engine_with(tmp_path, ["hermes", "mistral"], ["qwen3"])
@@ -276,7 +276,7 @@ def test_a_parser_of_the_users_that_vllm_does_not_know_is_a_problem(
         {"reasoning-parser": "mine", "--reasoning-parser-plugin": "/opt/mine.py"},
     ],
 )
-def test_parsers_that_may_exist_pass(tmp_path: Path, qwen: Path, args: dict[str, Any]) -> None:
+def test_parsers_that_may_exist_are_accepted(tmp_path: Path, qwen: Path, args: dict[str, Any]) -> None:
     engine = engine_with(tmp_path, ["hermes", "mistral"], ["qwen3"])
     engine.inspect(ModelConfig(path=str(qwen), engine_args=args))
 
@@ -295,7 +295,7 @@ def test_automatic_tool_choice_goes_with_the_parser_in_use(tmp_path: Path, qwen:
     assert "--no-enable-auto-tool-choice" in refused
 
 
-def test_engine_args_override_and_remove_ours() -> None:
+def test_engine_args_override_and_remove_defaults() -> None:
     args = {"max-num-seqs": 4, "enable_prefix_caching": False, "max_num_batched_tokens": None, "seed": 0}
     argv = argv_of(engine_on(GPU, max_batch_size=32), ModelConfig(path="org/model", engine_args=args))
     assert value_of(argv, "--max-num-seqs") == "4"
@@ -311,7 +311,7 @@ def test_engine_args_cannot_move_the_server(name: str) -> None:
         argv_of(engine_on(GPU), ModelConfig(path="org/model", engine_args={name: "x"}))
 
 
-def test_context_and_sight_are_told_without_loading(tmp_path: Path) -> None:
+def test_context_and_vision_are_known_without_a_load(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, LLAMA | {"vision_config": {}})
     facts = engine_on(GPU, max_total_tokens=4096).inspect(ModelConfig(path=str(folder)))
     assert (facts.context_length, facts.vision) == (4096, True)
@@ -330,7 +330,7 @@ def test_context_and_sight_are_told_without_loading(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("host", [CPU, GPU])
-def test_models_that_see_take_so_many_pictures(
+def test_media_per_request_are_limited(
     tmp_path: Path, host: Host, config: dict[str, Any], limits: dict[str, int] | None
 ) -> None:
     model = ModelConfig(path=str(write_folder(tmp_path, LLAMA | config)))
@@ -340,12 +340,12 @@ def test_models_that_see_take_so_many_pictures(
     assert value_of(argv, "--mm-processor-cache-gb") == ("0" if limits else None)
 
 
-def test_pictures_may_be_as_large_as_the_configuration_says() -> None:
+def test_the_image_size_limit_is_that_of_the_configuration() -> None:
     plan = engine_on(GPU, max_image_pixels=300_000_000).plan("name", ModelConfig(path="org/model"), Path("/run/e.sock"))
     assert plan.env["VLLM_MAX_IMAGE_PIXELS"] == "300000000"
 
 
-def test_engine_args_change_how_many_pictures(tmp_path: Path) -> None:
+def test_engine_args_override_the_media_limits(tmp_path: Path) -> None:
     folder = str(write_folder(tmp_path, LLAMA | {"vision_config": {}}))
     argv = argv_of(engine_on(GPU), ModelConfig(path=folder, engine_args={"limit-mm-per-prompt": {"image": 40}}))
     assert argv.count("--limit-mm-per-prompt") == 1

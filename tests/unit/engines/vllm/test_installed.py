@@ -1,4 +1,4 @@
-"""What vLLM's own interpreter says of its parsers: in every layout, without an import where that can be, and once."""
+"""Parsers of the installed vLLM: in every layout, without an import if possible, and cached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_api_server.engines.vllm.installed import InstalledVllm, ParserNames, Vl
 from tests.fake_vllm import add_plugin, fake_vllm, interpreter
 
 NAMES = ParserNames(frozenset({"hermes", "mistral"}), frozenset({"qwen3"}))
-OLD_PLACE = "vllm.entrypoints.openai.tool_parsers"
+OLD_PACKAGE = "vllm.entrypoints.openai.tool_parsers"
 
 
 def installed(folder: Path, python: Path) -> InstalledVllm:
@@ -24,16 +24,16 @@ def starts(folder: Path) -> int:
     return len((folder / "starts").read_text().splitlines())
 
 
-@pytest.mark.parametrize("place", ["vllm.tool_parsers", OLD_PLACE])
-def test_lists_of_parsers_are_read_without_importing_vllm(tmp_path: Path, place: str) -> None:
-    python = fake_vllm(tmp_path, ["mistral", "hermes"], ["qwen3"], place=place)
+@pytest.mark.parametrize("package", ["vllm.tool_parsers", OLD_PACKAGE])
+def test_lists_of_parsers_are_read_without_importing_vllm(tmp_path: Path, package: str) -> None:
+    python = fake_vllm(tmp_path, ["mistral", "hermes"], ["qwen3"], package=package)
     assert installed(tmp_path, python).parser_names(may_import=False) == NAMES
     assert not (tmp_path / "imports").exists()
 
 
-@pytest.mark.parametrize("place", ["vllm.tool_parsers", OLD_PLACE])
-def test_a_version_that_must_be_imported_is_only_where_there_is_time(tmp_path: Path, place: str) -> None:
-    python = fake_vllm(tmp_path, ["mistral", "hermes"], ["qwen3"], place=place, is_eager=True)
+@pytest.mark.parametrize("package", ["vllm.tool_parsers", OLD_PACKAGE])
+def test_a_version_that_must_be_imported_is_imported_only_if_allowed(tmp_path: Path, package: str) -> None:
+    python = fake_vllm(tmp_path, ["mistral", "hermes"], ["qwen3"], package=package, is_eager=True)
     vllm = installed(tmp_path, python)
     assert vllm.parser_names(may_import=False) is None
     assert not (tmp_path / "imports").exists()
@@ -50,7 +50,7 @@ def test_parsers_of_plugins_count(tmp_path: Path) -> None:
     assert vllm.parser_names(may_import=True) == NAMES
 
 
-def test_an_answer_is_remembered_until_vllm_changes(tmp_path: Path) -> None:
+def test_the_names_are_cached_until_vllm_changes(tmp_path: Path) -> None:
     python = fake_vllm(tmp_path, ["mistral", "hermes"], ["qwen3"])
     for _ in range(2):
         assert installed(tmp_path, python).parser_names(may_import=True) == NAMES
@@ -62,14 +62,14 @@ def test_an_answer_is_remembered_until_vllm_changes(tmp_path: Path) -> None:
     assert starts(tmp_path) == 2
 
 
-def test_one_object_notices_a_change_as_well(tmp_path: Path) -> None:
+def test_one_object_notices_a_change(tmp_path: Path) -> None:
     vllm = installed(tmp_path, fake_vllm(tmp_path, ["hermes"], ["qwen3"]))
     vllm.parser_names(may_import=True)
     fake_vllm(tmp_path, ["mistral", "hermes"], ["qwen3"])
     assert vllm.parser_names(may_import=True) == NAMES
 
 
-def test_interpreters_do_not_share_answers(tmp_path: Path) -> None:
+def test_interpreters_do_not_share_a_cache_entry(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     one = InstalledVllm(str(fake_vllm(tmp_path / "a", ["one"], ["x"])), tmp_path)
@@ -79,7 +79,7 @@ def test_interpreters_do_not_share_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b'{"python": 1}'])
-def test_a_damaged_memory_is_none(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_cache_is_ignored(tmp_path: Path, content: bytes) -> None:
     python = fake_vllm(tmp_path, ["mistral", "hermes"], ["qwen3"])
     installed(tmp_path, python).parser_names(may_import=False)
     (file,) = (tmp_path / "cache").iterdir()
@@ -87,7 +87,7 @@ def test_a_damaged_memory_is_none(tmp_path: Path, content: bytes) -> None:
     assert installed(tmp_path, python).parser_names(may_import=False) == NAMES
 
 
-def test_without_a_place_to_remember_it_is_asked_each_time(tmp_path: Path) -> None:
+def test_without_a_writable_cache_the_names_are_listed_each_time(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     python = fake_vllm(tmp_path, ["mistral", "hermes"], ["qwen3"])
     for _ in range(2):
@@ -95,14 +95,14 @@ def test_without_a_place_to_remember_it_is_asked_each_time(tmp_path: Path) -> No
     assert starts(tmp_path) == 2
 
 
-def test_no_vllm_and_no_interpreter_are_told(tmp_path: Path) -> None:
+def test_a_missing_vllm_or_interpreter_raises(tmp_path: Path) -> None:
     for python in (interpreter(tmp_path), tmp_path / "none", tmp_path):
         with pytest.raises(VllmNotInstalled):
             installed(tmp_path, python).parser_names(may_import=False)
 
 
-def test_a_vllm_that_cannot_tell_is_asked_once(tmp_path: Path) -> None:
-    python = fake_vllm(tmp_path, ["hermes"], ["qwen3"], place="vllm.somewhere.else_")
+def test_a_vllm_without_known_registries_is_started_once(tmp_path: Path) -> None:
+    python = fake_vllm(tmp_path, ["hermes"], ["qwen3"], package="vllm.somewhere.else_")
     vllm = installed(tmp_path, python)
     assert vllm.parser_names(may_import=True) is None
     before = starts(tmp_path)
@@ -110,7 +110,7 @@ def test_a_vllm_that_cannot_tell_is_asked_once(tmp_path: Path) -> None:
     assert starts(tmp_path) == before
 
 
-def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "llm-api-server"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
@@ -130,7 +130,7 @@ def test_the_installed_vllm_registers_every_parser_of_the_families(tmp_path: Pat
 
 
 @pytest.mark.vllm
-def test_what_is_read_is_what_vllm_itself_lists(tmp_path: Path, vllm_python: Path) -> None:
+def test_the_names_are_those_that_vllm_lists(tmp_path: Path, vllm_python: Path) -> None:
     program = (
         "import json\nfrom vllm.tool_parsers import ToolParserManager as t\n"
         "from vllm.reasoning import ReasoningParserManager as r\n"
