@@ -1,7 +1,7 @@
-"""A forced tool choice as an answer in a fixed form, and that answer as tool calls again. Pure; called by `proxy.py`.
+"""Forced tool choice as a JSON schema for the engine, and the JSON as tool calls for the client. Pure.
 
-Engines hold a JSON schema but not a forced choice: llama.cpp answers plain text where the template knows no tools, vLLM
-gives arguments that do not fit. So the engine is asked for `{"name": …, "arguments": …}` by schema.
+Engines enforce a JSON schema but not a forced choice: llama.cpp generates plain text if the template knows no tools,
+vLLM generates arguments that do not match. So the schema demands `{"name": …, "arguments": …}`.
 """
 
 from __future__ import annotations
@@ -20,36 +20,41 @@ from llm_api_server.gateway.wire.request import RequestFacts
 from llm_api_server.gateway.wire.stream_reader import StreamReader, error_event, events
 
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-#: Members that say what a schema is about; without one of them, parameters are an object.
+#: Members that give a schema its type; parameters without any of them are an object.
 _SHAPES = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
 _INSTRUCTIONS = "You answer by calling a function. The functions, with their parameters as JSON Schema:"
-_ANSWER_ONE = 'Answer with JSON only: {"name": the function\'s name, "arguments": an object with its parameters}'
-_ANSWER_SEVERAL = f"{_ANSWER_ONE}, as a list of one or more such calls"
+_ONE_CALL = 'Answer with JSON only: {"name": the function\'s name, "arguments": an object with its parameters}'
+_SEVERAL_CALLS = f"{_ONE_CALL}, as a list of one or more such calls"
 
 
 def is_forced(facts: RequestFacts) -> bool:
-    """Whether the request demands a call: `required`, or a function by its name."""
+    """Return whether the request demands a call: `required`, or a function by its name."""
     request = facts.request
     return isinstance(request, schemas.ChatRequest) and request.tool_choice is not None and bool(_choices(request))
 
 
 def may_call_several(request: schemas.ChatRequest) -> bool:
-    """Only on express wish: one call is always a right answer, and small models find no end of a list."""
+    """Return whether the model may call several functions.
+
+    Only on express wish: one call is always valid, and small models do not end a list.
+    """
     return request.tool_choice == "required" and request.parallel_tool_calls is True
 
 
 def changes(facts: RequestFacts, body: bytes, *, knows_tools: bool) -> dict[str, Any]:
-    """Members of `body` to be replaced so that the engine must answer with a call. Raises `InvalidRequest`.
+    """Return the members of `body` to replace so that the engine must generate a call. Raises `InvalidRequest`.
 
-    A template that knows tools shows them itself; else a system text tells of them. A `response_format` beside a forced
-    choice has no text to apply to.
+    A template that knows tools shows them to the model; without one, a system message describes them. The client's
+    `response_format` is replaced: a forced choice generates no text for it.
     """
     request = facts.request
     assert isinstance(request, schemas.ChatRequest)
     try:
         return _changes(request, body, knows_tools=knows_tools)
     except (RecursionError, OverflowError) as error:
-        raise InvalidRequest("The tools are nested too deeply or have too large numbers.", param="tools") from error
+        raise InvalidRequest(
+            "The tools are nested too deeply, or have numbers that are too large.", param="tools"
+        ) from error
 
 
 def _changes(request: schemas.ChatRequest, body: bytes, *, knows_tools: bool) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def _changes(request: schemas.ChatRequest, body: bytes, *, knows_tools: bool) ->
 
 
 def call_schema(functions: list[dict[str, Any]], *, several: bool) -> dict[str, Any]:
-    """What the answer must fit. `functions` are the `function` members of the tools that may be called."""
+    """Return the schema of the model's output. `functions` are the `function` members of the allowed tools."""
     definitions: dict[str, Any] = {}
     calls = [_one_call(index, function, definitions) for index, function in enumerate(functions)]
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
@@ -82,9 +87,9 @@ def call_schema(functions: list[dict[str, Any]], *, several: bool) -> dict[str, 
 
 
 def describe(functions: list[dict[str, Any]], *, several: bool) -> str:
-    """The functions in words, for a model whose template has no place for them."""
+    """Return the functions as text, for a model whose template does not show them."""
     lines = [msgspec.json.encode(function).decode() for function in functions]
-    return "\n".join([_INSTRUCTIONS, *lines, _ANSWER_SEVERAL if several else _ANSWER_ONE])
+    return "\n".join([_INSTRUCTIONS, *lines, _SEVERAL_CALLS if several else _ONE_CALL])
 
 
 class _Body(msgspec.Struct):
@@ -93,7 +98,7 @@ class _Body(msgspec.Struct):
 
 
 def _choices(request: schemas.ChatRequest) -> list[str]:
-    """Names of the functions one of which must be called; none where the choice is free or of another kind."""
+    """Return the names of the functions of which one must be called; none if the choice is free or of another kind."""
     if request.tool_choice == "required":
         tools = request.tools or []
         names = [tool.function.name for tool in tools if tool.type == "function" and tool.function is not None]
@@ -105,20 +110,20 @@ def _choices(request: schemas.ChatRequest) -> list[str]:
 
 def _functions(request: schemas.ChatRequest, body: bytes) -> list[dict[str, Any]]:
     names = set(_choices(request))
-    found = [tool["function"] for tool in msgspec.json.decode(body, type=_Body).tools if tool.get("function")]
-    return [function for function in found if function["name"] in names]
+    functions = [tool["function"] for tool in msgspec.json.decode(body, type=_Body).tools if tool.get("function")]
+    return [function for function in functions if function["name"] in names]
 
 
 def _one_call(index: int, function: Mapping[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """The name comes first: `CallReader` and the clients' streams need it before the arguments."""
+    """Return the schema of one call. The name comes first: client streams need it before the arguments."""
     parameters = dict(function.get("parameters") or _NO_PARAMETERS)
     if not parameters.keys() & _SHAPES:
         parameters = {"type": "object", **parameters}
     if b'"$ref"' in msgspec.json.encode(parameters):
-        # References begin at the root of a document, which the parameters no longer are.
-        place = f"parameters_{index}"
-        definitions[place] = _moved(parameters, f"#/$defs/{place}")
-        parameters = {"$ref": f"#/$defs/{place}"}
+        # References start at the root of the document, so the parameters move to a definition.
+        name = f"parameters_{index}"
+        definitions[name] = _moved(parameters, f"#/$defs/{name}")
+        parameters = {"$ref": f"#/$defs/{name}"}
     return {
         "type": "object",
         "properties": {"name": {"const": function["name"]}, "arguments": parameters},
@@ -128,6 +133,7 @@ def _one_call(index: int, function: Mapping[str, Any], definitions: dict[str, An
 
 
 def _moved(schema: Any, root: str) -> Any:
+    """Return `schema` with its local references under `root`."""
     if isinstance(schema, list):
         return [_moved(item, root) for item in schema]
     if not isinstance(schema, dict):
@@ -140,7 +146,7 @@ def _moved(schema: Any, root: str) -> Any:
 
 
 def _with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """Templates take one system message, the first: a client's own is added to."""
+    """Add `text` to the system message: templates accept only one, the first."""
     first = messages[0]
     if first["role"] not in ("system", "developer"):
         return [{"role": "system", "content": text}, *messages]
@@ -149,11 +155,8 @@ def _with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[st
     return [{**first, "content": added}, *messages[1:]]
 
 
-# ── the answer ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 class _At(Enum):
-    """Where in the answer the next character is."""
+    """Position of `CallReader` in the model's output."""
 
     START = auto()
     HEAD = auto()
@@ -164,18 +167,18 @@ class _At(Enum):
 
 
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\S)', re.DOTALL)
-#: Where white space is allowed, small models may go on with it.
+#: Small models may repeat white space for ever where the schema allows it.
 _MAX_HEAD_CHARS = 64 * 1024
 _OPEN, _CLOSE = "{[", "}]"
 
 
 class CallReader:
-    """Reads `{"name": …, "arguments": …}`, or a list of such, from text that arrives in pieces cut anywhere."""
+    """Incremental reader of `{"name": …, "arguments": …}`, or of a list of these, from text cut anywhere."""
 
     def __init__(self) -> None:
         self._at = _At.START
         self._is_list = False
-        self._held = ""
+        self._text = ""
         self._index = -1
         self._depth = 0
         self._is_in_string = False
@@ -186,23 +189,26 @@ class CallReader:
         return self._at is _At.END
 
     def feed(self, text: str) -> list[tuple[int, str | None, str]]:
-        """Parts of calls: index, the name where a call begins, more of its arguments. Raises `EngineError`."""
-        self._held += text
+        """Return parts of calls: index, the name at the start of a call, and more of its arguments.
+
+        Raises `EngineError` if the text is not a call.
+        """
+        self._text += text
         parts: list[tuple[int, str | None, str]] = []
-        while self._held:
-            before = (self._at, len(self._held))
+        while self._text:
+            before = (self._at, len(self._text))
             part = self._step()
             if part is not None:
                 parts.append(part)
-            if before == (self._at, len(self._held)):
+            if before == (self._at, len(self._text)):
                 break
         return parts
 
     def _step(self) -> tuple[int, str | None, str] | None:
         if self._at is _At.ARGUMENTS:
             return self._read_arguments()
-        self._held = self._held.lstrip()
-        if not self._held:
+        self._text = self._text.lstrip()
+        if not self._text:
             return None
         match self._at:
             case _At.START:
@@ -215,30 +221,30 @@ class CallReader:
             case _At.BETWEEN:
                 self._at = _At.END if self._skip(",]") == "]" else _At.HEAD
             case _:
-                raise _broken()
+                raise _invalid_call()
         return None
 
     def _read_start(self) -> None:
-        if self._held[0] == "[":
+        if self._text[0] == "[":
             self._is_list = True
-            self._held = self._held[1:]
+            self._text = self._text[1:]
         self._at = _At.HEAD
 
     def _read_head(self) -> tuple[int, str | None, str] | None:
-        head = _HEAD.match(self._held)
+        head = _HEAD.match(self._text)
         if head is None:
-            if self._held[0] != "{" or len(self._held) > _MAX_HEAD_CHARS:
-                raise _broken()
+            if self._text[0] != "{" or len(self._text) > _MAX_HEAD_CHARS:
+                raise _invalid_call()
             return None
-        self._held = self._held[head.end() :]
+        self._text = self._text[head.end() :]
         self._at = _At.ARGUMENTS
         self._index += 1
         self._depth = 0
         return self._index, msgspec.json.decode(head[1], type=str), ""
 
     def _read_arguments(self) -> tuple[int, str | None, str] | None:
-        """The object as the model wrote it, up to the brace that closes it."""
-        for position, char in enumerate(self._held):
+        """Return more of the arguments as the model wrote them, up to the closing brace."""
+        for position, char in enumerate(self._text):
             if self._is_in_string:
                 self._read_in_string(char)
             elif char == '"':
@@ -249,10 +255,10 @@ class CallReader:
                 self._depth -= 1
             if self._depth == 0 and not self._is_in_string:
                 if char not in _CLOSE:  # arguments are an object
-                    raise _broken()
+                    raise _invalid_call()
                 self._at = _At.AFTER_ARGUMENTS
                 return self._take(position + 1)
-        return self._take(len(self._held))
+        return self._take(len(self._text))
 
     def _read_in_string(self, char: str) -> None:
         if self._is_escaped:
@@ -263,24 +269,24 @@ class CallReader:
             self._is_in_string = False
 
     def _take(self, length: int) -> tuple[int, None, str]:
-        taken, self._held = self._held[:length], self._held[length:]
+        taken, self._text = self._text[:length], self._text[length:]
         return self._index, None, taken
 
     def _skip(self, expected: str) -> str:
-        char, self._held = self._held[0], self._held[1:]
+        char, self._text = self._text[0], self._text[1:]
         if char not in expected:
-            raise _broken()
+            raise _invalid_call()
         return char
 
 
 class ForcedCallStream(StreamReader):
-    """A `StreamReader` whose client sees tool calls where the engine's stream has them as text."""
+    """Stream reader that turns the generated text into tool calls."""
 
     def __init__(self, *, show_usage: bool, choices: int) -> None:
         super().__init__("openai", show_usage=show_usage, is_chat=True, choices=choices)
         self._readers: dict[int, CallReader] = {}
 
-    def passes(self, frames: bytes) -> bool:  # noqa: ARG002 - every event becomes another
+    def passes(self, chunks: bytes) -> bool:  # noqa: ARG002 - every event changes
         return False
 
     def feed(self, data: bytes) -> bytes:
@@ -305,39 +311,39 @@ class ForcedCallStream(StreamReader):
             choices = chunk.get("choices") or []
             for choice in choices:
                 self._translate(choice, str(chunk.get("id")))
-            if not choices or any(map(_says_something, choices)):
+            if not choices or any(map(_has_content, choices)):
                 yield b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
-    def _translate(self, choice: dict[str, Any], answer_id: str) -> None:
+    def _translate(self, choice: dict[str, Any], response_id: str) -> None:
         index = choice.get("index", 0)
         reader = self._readers.setdefault(index, CallReader())
         delta = choice["delta"] = choice.get("delta") or {}
         text = delta.pop("content", None)
         if "role" in delta:
             delta["content"] = None
-        calls = _deltas(reader.feed(text), f"{answer_id}/{index}") if text else []
+        calls = _deltas(reader.feed(text), f"{response_id}/{index}") if text else []
         if calls:
             delta["tool_calls"] = calls
         if choice.get("finish_reason") == "stop" and reader.is_complete:
             choice["finish_reason"] = "tool_calls"
 
 
-def _says_something(choice: dict[str, Any]) -> bool:
+def _has_content(choice: dict[str, Any]) -> bool:
     return bool(choice["delta"] or choice.get("finish_reason") or choice.get("logprobs"))
 
 
-def _deltas(parts: list[tuple[int, str | None, str]], place: str) -> list[dict[str, Any]]:
-    """One per call: clients take two entries of one index in the same chunk for two calls."""
+def _deltas(parts: list[tuple[int, str | None, str]], choice_id: str) -> list[dict[str, Any]]:
+    """Return one delta per call: clients mistake two entries with one index in a chunk for two calls."""
     deltas: dict[int, dict[str, Any]] = {}
     for index, name, arguments in parts:
         delta = deltas.setdefault(index, {"index": index, "function": {"arguments": ""}})
         delta["function"]["arguments"] += arguments
         if name is not None:
-            digest = hashlib.blake2s(f"{place}/{index}".encode(), digest_size=12).hexdigest()
+            digest = hashlib.blake2s(f"{choice_id}/{index}".encode(), digest_size=12).hexdigest()
             delta |= {"id": f"call_{digest}", "type": "function"}
             delta["function"]["name"] = name
     return list(deltas.values())
 
 
-def _broken() -> EngineError:
-    return EngineError("The engine's answer is not the tool call that was demanded.")
+def _invalid_call() -> EngineError:
+    return EngineError("The engine did not generate the tool call that was demanded; try again.")

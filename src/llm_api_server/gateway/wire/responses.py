@@ -99,6 +99,7 @@ class PlainResponse(BodyReader):
     reader = None
 
     def __init__(self, status: int, headers: dict[str, str]) -> None:
+        super().__init__()
         self.status = status
         self._headers = headers
 

@@ -1,6 +1,6 @@
-"""What is read of answers on their way through: usage, the end, errors inside a stream. Pure; called by `proxy.py`.
+"""Readers of relayed responses: usage, the end of a stream, errors inside it. Pure.
 
-Ordinary reads cost a few substring checks. An event is parsed only when it may carry one of those three.
+Most reads cost a few substring searches: an event is parsed only if it may carry one of the three.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from llm_api_server.gateway.wire.engine_errors import translate_error
 from llm_api_server.ipc.usage_events import NO_USAGE, Usage
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+#: Bytes of a body that are kept, so that `usage` is found across two reads.
 _OVERLAP_BYTES = 1024
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-#: What an event may have in it that matters here. Texts cannot: JSON escapes their quotes.
+#: Marks of events that must be parsed. Generated text cannot contain them: JSON escapes its quotes.
 _USAGE_MARK = b'"usage"'
 _DONE_EVENT = b"data: [DONE]\n\n"
 _ERROR_MARK, _DONE_MARK, _NULL_MARK = b'"error"', b"[DONE]", b": null\n"
-#: The last event of a stream is looked for in so many bytes at the end of a read: to search takes time.
+#: Bytes at the end of a read that are searched for the last event; searching all of them takes longer.
 _LAST_BYTES = 64
 _START_MARK = b'"message_start"'
-#: In the first event of a chat: whoever asked for one answer need not be told the role again.
+#: Mark of the first event of a chat: with one choice, no other event needs the role.
 _ROLE_MARK = b'"delta":{"role":"'
 _NO_USAGE = (b":null", b": null")
-#: Of an event that brings a token; OpenAI's streams have hardly others. Single bytes are slower to count.
+#: Mark of an event with a token; in OpenAI's streams nearly every event has one. Single bytes are slower to count.
 _TOKEN_MARKS: dict[Dialect, bytes] = {
     "openai": b"\n\n",
     "responses": b".delta\ndata:",
@@ -43,7 +44,7 @@ class _Details(msgspec.Struct):
 
 
 class _UsageObject(msgspec.Struct):
-    """OpenAI's chat, OpenAI's Responses and Anthropic's shape in one."""
+    """The shapes of OpenAI's chat, OpenAI's Responses and Anthropic's Messages in one."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -91,13 +92,13 @@ _EVENT, _USAGE = msgspec.json.Decoder(_Event), msgspec.json.Decoder(_UsageObject
 
 
 class StreamReader:
-    """Reads one event stream while it is relayed, and decides what of it the client gets to see.
+    """Reader and filter of one event stream while it is relayed.
 
-    `feed` returns whole events only, so that what is hidden or translated never shows in part. After `failed` nothing
-    more is to be sent. OpenAI's usage chunk is held back to the end: with `show_usage` there is exactly one, though the
-    engine sent one per choice or put the usage into other chunks; else none, though the gateway asked for it. With
-    `is_chat` the first chunk of each choice has the role: llama.cpp leaves it out when the first token is not a whole
-    character. For the same reason its messages may lack `message_start`: then `opening` begins the stream.
+    `feed` returns whole events only, so that a hidden or translated event never shows in part. After `failed` is set,
+    the stream is over. With `show_usage` the client gets exactly one OpenAI usage chunk, at the end, even if the engine
+    sends one per choice or puts the usage into other chunks; without it, none. With `is_chat` the first chunk of each
+    choice gets the role, which llama.cpp omits if the first token is not a whole character. For the same reason its
+    Anthropic streams may lack `message_start`; then `opening` begins the stream.
     """
 
     def __init__(
@@ -115,8 +116,8 @@ class StreamReader:
         self._choices = choices
         self._without_role = set(range(choices)) if is_chat else set()
         self._is_chat = is_chat
-        self._mark, self._events_without_tokens = _TOKEN_MARKS[dialect], choices if is_chat else 0
-        self._marked = 0
+        self._token_mark, self._events_without_tokens = _TOKEN_MARKS[dialect], choices if is_chat else 0
+        self._token_events = 0
         self._tail = b""
         self._last: _Event | None = None
         self._prompt_tokens_of_choices = 0
@@ -125,7 +126,7 @@ class StreamReader:
         self.failed: ApiError | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes to send on, perhaps none."""
+        """Return the bytes to send now, perhaps none."""
         if self.failed is not None:
             return b""
         if self._tail:
@@ -134,66 +135,67 @@ class StreamReader:
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._keep_tail(data)
         if self._opening and data.find(b"data:") >= 0:
-            data = self._opened(data)
-        self._marked += data.count(self._mark) or (data.count(b"\n\r\n") if self._dialect == "openai" else 0)
+            data = self._with_opening(data)
+        self._token_events += data.count(self._token_mark) or (
+            data.count(b"\n\r\n") if self._dialect == "openai" else 0
+        )
         if self._without_role and self._choices == 1:
             end = data.find(b"\n\n")
             if data.find(_ROLE_MARK, 0, end) >= 0:
                 self._without_role.clear()
-        # `find`: with `in`, bytes are tried as a number first, which fails at the price of an exception.
-        is_ordinary = (
+        # `in` is slower: it first tries the bytes as a number, at the price of an exception.
+        is_plain = (
             not self._without_role
             and data.find(_USAGE_MARK) < 0
             and data.find(_ERROR_MARK) < 0
             and data.find(_DONE_MARK, -_LAST_BYTES) < 0
             and (self._is_chat or data.find(_NULL_MARK) < 0)
         )
-        return data if is_ordinary else self._filter(data)
+        return data if is_plain else self._filter(data)
 
-    def passes(self, frames: bytes) -> bool:
-        """Whether events, still in their frames, are to be sent on as they are. Else `feed` must read them."""
+    def passes(self, chunks: bytes) -> bool:
+        """Return whether HTTP chunks with whole events can be relayed unread; if not, `feed` must get their events."""
         if (
             self._tail
             or self._without_role
             or self._opening
-            or not frames.endswith(b"\n\n\r\n")
-            or frames.find(_USAGE_MARK) >= 0
-            or frames.find(_ERROR_MARK) >= 0
-            or frames.find(_DONE_MARK, -_LAST_BYTES) >= 0
-            or not (self._is_chat or frames.find(_NULL_MARK) < 0)
+            or not chunks.endswith(b"\n\n\r\n")
+            or chunks.find(_USAGE_MARK) >= 0
+            or chunks.find(_ERROR_MARK) >= 0
+            or chunks.find(_DONE_MARK, -_LAST_BYTES) >= 0
+            or not (self._is_chat or chunks.find(_NULL_MARK) < 0)
         ):
             return False
-        self._marked += frames.count(self._mark)
+        self._token_events += chunks.count(self._token_mark)
         return True
 
     @property
     def usage_so_far(self) -> Usage:
-        """What the engine said; before that the tokens that have come, by the number of events that carry one."""
+        """Usage as the engine reported it; before its report, the number of events with a token."""
         if self.usage is not None and self.usage.completion_tokens:
             return self.usage
-        told = self.usage or NO_USAGE
-        return msgspec.structs.replace(told, completion_tokens=self._tokens())
+        return msgspec.structs.replace(self.usage or NO_USAGE, completion_tokens=self._tokens())
 
     def cut_off(self) -> None:
-        """The connection is about to be closed: llama.cpp notices when it has made one more token of each choice."""
+        """Count the token of each choice that llama.cpp generates before it notices the closed connection."""
         if self._tokens() > 0:
-            self._marked += self._choices
+            self._token_events += self._choices
 
     def _tokens(self) -> int:
-        return max(0, self._marked - self._events_without_tokens)
+        return max(0, self._token_events - self._events_without_tokens)
 
     def flush(self) -> bytes:
-        """What is left when the engine ends its answer without an empty line."""
+        """Return the rest of a stream that ends without an empty line."""
         tail, self._tail = self._tail, b""
         return tail + self._usage_chunk() if self.failed is None else b""
 
-    def _opened(self, data: bytes) -> bytes:
+    def _with_opening(self, data: bytes) -> bytes:
         opening, self._opening = self._opening, b""
         return data if _START_MARK in data or _ERROR_MARK in data else opening + data
 
     def _keep_tail(self, data: bytes) -> bytes:
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, 0)
-        end = end if end > 2 else 0  # noqa: PLR2004 - rfind's -1 plus the length of the mark means: not found
+        end = end if end > 2 else 0  # noqa: PLR2004 - rfind's -1 plus the length of the mark: not found
         self._tail = data[end:]
         if len(self._tail) > MAX_EVENT_BYTES:
             self._tail = b""
@@ -201,7 +203,7 @@ class StreamReader:
         return data[:end]
 
     def _filter(self, data: bytes) -> bytes:
-        """Read the events that may have to be: the first of each choice, and those with a mark."""
+        """Read the first event of each choice and all events with a mark; pass the others."""
         out: list[bytes] = []
         start = end = 0
         while end < len(data):
@@ -210,8 +212,8 @@ class StreamReader:
                 start, end = end, _event_end(data, end)
             elif len(data) - end == len(_DONE_EVENT) and data.endswith(_DONE_EVENT):
                 start, end = end, len(data)
-            elif (place := self._next_mark(data, end)) >= 0:
-                start, end = _event_start(data, end, place), _event_end(data, place)
+            elif (mark_at := self._next_mark(data, end)) >= 0:
+                start, end = _event_start(data, end, mark_at), _event_end(data, mark_at)
             else:
                 out.append(data[end:])
                 break
@@ -221,23 +223,23 @@ class StreamReader:
         return b"".join(out)
 
     def _next_mark(self, data: bytes, start: int) -> int:
-        """Where the next mark is; -1: nowhere. Behind the first that is found, none is looked for."""
-        place = data.find(_USAGE_MARK, start)
-        while place >= 0 and data.startswith(_NO_USAGE, place + len(_USAGE_MARK)):
-            place = data.find(_USAGE_MARK, place + 1)  # some engines say so in every event
+        """Return the offset of the next mark, or -1."""
+        nearest = data.find(_USAGE_MARK, start)
+        while nearest >= 0 and data.startswith(_NO_USAGE, nearest + len(_USAGE_MARK)):
+            nearest = data.find(_USAGE_MARK, nearest + 1)  # some engines send a null usage in every event
         others = [(_ERROR_MARK, start), (_DONE_MARK, max(start, len(data) - _LAST_BYTES))]
         if not self._is_chat:
             others.append((_NULL_MARK, start))
         for mark, first in others:
-            found = data.find(mark, first, place if place >= 0 else len(data))
-            place = found if found >= 0 else place
-        return place
+            found = data.find(mark, first, nearest if nearest >= 0 else len(data))
+            nearest = found if found >= 0 else nearest
+        return nearest
 
     def _read_event(self, event: bytes) -> bytes:
         payload = b"[DONE]" if event == _DONE_EVENT else _payload(event)
         if payload == b"[DONE]":
             return self._usage_chunk() + event
-        if payload == b"null":  # llama.cpp opens a stream of several prompts with it; SDKs fall over it
+        if payload == b"null":  # llama.cpp's first event for several prompts; SDKs crash on it
             return b""
         try:
             content = _EVENT.decode(payload)
@@ -267,25 +269,25 @@ class StreamReader:
         if content.choices is not None:
             self._last = content
         if isinstance(content.message, _WithUsage):
-            self._note(content.message.usage)
+            self._merge_usage(content.message.usage)
         if content.response is not None:
-            self._note(content.response.usage)
+            self._merge_usage(content.response.usage)
         if content.usage is None:
             return event
         if content.choices == []:
             self._add_usage_chunk(content.usage, event)
             return b""
         if content.choices is None:
-            self._note(content.usage)
+            self._merge_usage(content.usage)
         elif any(choice.finish_reason for choice in content.choices):
-            self._add_choice(content.usage)
+            self._add_choice_usage(content.usage)
         return event
 
-    def _note(self, seen: _UsageObject | None) -> None:
-        """Anthropic's streams tell the prompt first and the answer last: later numbers complete earlier ones."""
-        if seen is None:
+    def _merge_usage(self, reported: _UsageObject | None) -> None:
+        """Complete the usage: Anthropic's streams report the prompt first and the output last."""
+        if reported is None:
             return
-        now = _usage(seen)
+        now = _usage(reported)
         before = self.usage or Usage()
         self.usage = Usage(
             prompt_tokens=now.prompt_tokens or before.prompt_tokens,
@@ -294,9 +296,9 @@ class StreamReader:
             reasoning_tokens=now.reasoning_tokens or before.reasoning_tokens,
         )
 
-    def _add_choice(self, seen: _UsageObject) -> None:
-        """llama.cpp's text completions tell the usage of each choice in its last chunk."""
-        now = _usage(seen)
+    def _add_choice_usage(self, reported: _UsageObject) -> None:
+        """Add the usage of one choice, which llama.cpp's text completions report in the choice's last chunk."""
+        now = _usage(reported)
         before = self.usage or Usage()
         self._prompt_tokens_of_choices += now.prompt_tokens
         self.usage = Usage(
@@ -306,9 +308,9 @@ class StreamReader:
             reasoning_tokens=before.reasoning_tokens + now.reasoning_tokens,
         )
 
-    def _add_usage_chunk(self, seen: _UsageObject, event: bytes) -> None:
-        """llama.cpp sends one for each choice, all with the same prompt."""
-        now = _usage(seen)
+    def _add_usage_chunk(self, reported: _UsageObject, event: bytes) -> None:
+        """Add a usage chunk; llama.cpp sends one for each choice, all with the same prompt."""
+        now = _usage(reported)
         before = self.usage if self._usage_chunks and self.usage is not None else Usage()
         self._usage_chunks.append(event)
         self.usage = Usage(
@@ -319,7 +321,7 @@ class StreamReader:
         )
 
     def _usage_chunk(self) -> bytes:
-        """The one usage chunk, or nothing; the engine's own where it sent just one."""
+        """Return the usage chunk for the client, or nothing; the engine's own if it sent exactly one."""
         held, self._usage_chunks = self._usage_chunks, []
         if not self._show_usage or self.usage is None or self._last is None:
             return b""
@@ -344,30 +346,31 @@ class StreamReader:
 
 
 class BodyReader:
-    """Finds `usage` in a JSON answer that is relayed in pieces, wherever in it the engine puts it."""
+    """Reader of `usage` in a JSON body that is relayed in pieces."""
 
-    _tail = b""
-    usage: Usage | None = None
+    def __init__(self) -> None:
+        self._tail = b""
+        self.usage: Usage | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Nothing of it changes."""
+        """Return `data` unchanged."""
         window = self._tail + data if self._tail else data
-        place = window.rfind(b'"usage"')  # engines put it last
-        if place >= 0 and (found := _object_after(window, place)) is not None:
+        mark_at = window.rfind(_USAGE_MARK)  # engines put it last
+        if mark_at >= 0 and (found := _object_after(window, mark_at)) is not None:
             self.usage = _decode_usage(found) or self.usage
         self._tail = window[-_OVERLAP_BYTES:]
         return data
 
 
 def events(data: bytes) -> Iterator[bytes]:
-    """The payloads of the whole events in `data`."""
+    """Yield the payloads of the whole events in `data`."""
     for event in _EVENT_END.split(data):
         if payload := _payload(event):
             yield payload
 
 
 def message_start(message_id: str, model: str, prompt_tokens: int) -> bytes:
-    """The event that Anthropic's streams begin with."""
+    """Return the first event of an Anthropic stream."""
     message: dict[str, Any] = {
         "id": message_id,
         "type": "message",
@@ -383,7 +386,7 @@ def message_start(message_id: str, model: str, prompt_tokens: int) -> bytes:
 
 
 def error_event(dialect: Dialect, error: ApiError) -> bytes:
-    """The event that ends a stream which failed after its first byte."""
+    """Return the event that ends a stream which failed after its first byte."""
     if dialect == "anthropic":
         return b"event: error\ndata: " + anthropic_error_body(error.status, error.message) + b"\n\n"
     if dialect == "responses":
@@ -399,25 +402,25 @@ def error_event(dialect: Dialect, error: ApiError) -> bytes:
 
 
 def waiting_comment(model: str, position: int | None) -> bytes:
-    """A comment line that clients skip and that keeps proxies from closing a silent connection."""
+    """Return an SSE comment, which clients skip and which keeps proxies from closing a silent connection."""
     name = "".join(char if char.isprintable() else "?" for char in model)
-    place = f", position {position}" if position is not None else ""
-    return f": waiting for {name}{place}\n\n".encode()
+    in_queue = f", position {position}" if position is not None else ""
+    return f": waiting for {name}{in_queue}\n\n".encode()
 
 
-def _event_start(data: bytes, floor: int, place: int) -> int:
-    """Of the event that `place` is in, where another ends at `floor`."""
+def _event_start(data: bytes, floor: int, offset: int) -> int:
+    """Return the start of the event at `offset`, at or after `floor`, the end of another."""
     for mark in (b"\n\n", b"\n\r\n"):
-        if (found := data.rfind(mark, floor, place)) >= 0:
+        if (found := data.rfind(mark, floor, offset)) >= 0:
             floor = found + len(mark)
     return floor
 
 
-def _event_end(data: bytes, place: int) -> int:
-    """Of the event that `place` is in."""
-    found = data.find(b"\n\n", place)
+def _event_end(data: bytes, offset: int) -> int:
+    """Return the end of the event at `offset`."""
+    found = data.find(b"\n\n", offset)
     end = found + 2 if found >= 0 else len(data)
-    found = data.find(b"\n\r\n", place, end)
+    found = data.find(b"\n\r\n", offset, end)
     return found + 3 if found >= 0 else end
 
 
@@ -436,9 +439,9 @@ def _status(error: msgspec.Raw) -> int:
     return code if isinstance(code, int) and 400 <= code <= 599 else 500  # noqa: PLR2004
 
 
-def _object_after(data: bytes, place: int) -> bytes | None:
-    """The JSON object that is the next value, as far as braces tell: there are none in the texts of a usage."""
-    start = data.find(b"{", place)
+def _object_after(data: bytes, offset: int) -> bytes | None:
+    """Return the next JSON object after `offset`. Counts braces, as no text in a usage has any."""
+    start = data.find(b"{", offset)
     end = data.find(b"}", start) + 1
     while start >= 0 and end > 0:
         if data.count(b"{", start, end) == data.count(b"}", start, end):
@@ -454,17 +457,19 @@ def _decode_usage(data: bytes) -> Usage | None:
         return None
 
 
-def _usage(seen: _UsageObject) -> Usage:
-    details = seen.prompt_tokens_details or seen.input_tokens_details
-    of_answer = seen.completion_tokens_details or seen.output_tokens_details
-    reasoning = (of_answer.reasoning_tokens if of_answer else None) or 0
-    if seen.cache_read_input_tokens is not None or seen.cache_creation_input_tokens is not None:
-        # Anthropic counts cached tokens apart from `input_tokens`.
-        cached = seen.cache_read_input_tokens or 0
-        prompt = (seen.input_tokens or 0) + cached + (seen.cache_creation_input_tokens or 0)
-        return Usage(prompt, seen.output_tokens or 0, cached)
-    completion = seen.completion_tokens if seen.completion_tokens is not None else seen.output_tokens
-    prompt_tokens = seen.prompt_tokens if seen.prompt_tokens is not None else seen.input_tokens
-    if not prompt_tokens and seen.total_tokens:  # some engines give embeddings only a total
-        prompt_tokens = max(0, seen.total_tokens - (completion or 0))
-    return Usage(prompt_tokens or 0, completion or 0, (details.cached_tokens if details else None) or 0, reasoning)
+def _usage(reported: _UsageObject) -> Usage:
+    prompt_details = reported.prompt_tokens_details or reported.input_tokens_details
+    output_details = reported.completion_tokens_details or reported.output_tokens_details
+    reasoning = (output_details.reasoning_tokens if output_details else None) or 0
+    if reported.cache_read_input_tokens is not None or reported.cache_creation_input_tokens is not None:
+        # Anthropic's `input_tokens` excludes cached tokens.
+        cached = reported.cache_read_input_tokens or 0
+        prompt = (reported.input_tokens or 0) + cached + (reported.cache_creation_input_tokens or 0)
+        return Usage(prompt, reported.output_tokens or 0, cached)
+    completion = reported.completion_tokens if reported.completion_tokens is not None else reported.output_tokens
+    prompt_tokens = reported.prompt_tokens if reported.prompt_tokens is not None else reported.input_tokens
+    if not prompt_tokens and reported.total_tokens:  # some engines report only a total for embeddings
+        prompt_tokens = max(0, reported.total_tokens - (completion or 0))
+    return Usage(
+        prompt_tokens or 0, completion or 0, (prompt_details.cached_tokens if prompt_details else None) or 0, reasoning
+    )
