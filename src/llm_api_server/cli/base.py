@@ -94,22 +94,22 @@ def load_running(path: Path | None) -> Config:
 
 
 def call_manager(
-    config: Config, command: Command, response: type[ResponseT], *, timeout: float | None = 10.0
+    run_dir: Path, command: Command, response: type[ResponseT], *, timeout: float | None = 10.0
 ) -> ResponseT:
     """Send one command to the manager and return its response. Raises `ControlError`."""
     from llm_api_server.ipc import client
     from llm_api_server.ipc.run_dir import RunDir
 
-    return client.call(RunDir(config.run_dir), command, response, timeout=timeout)
+    return client.call(RunDir(run_dir), command, response, timeout=timeout)
 
 
 @contextmanager
-def open_database(config: Config) -> Iterator[Database]:
-    """Yield the database of the configuration; see `errors`."""
+def open_database(url: str) -> Iterator[Database]:
+    """Yield the database at `url`; see `errors`."""
     from llm_api_server.store.database import Database
 
-    with errors(config):
-        database = Database(config.storage_url)
+    with errors():
+        database = Database(url)
         try:
             yield database
         finally:

@@ -19,7 +19,7 @@ import pynvml
 from llm_api_server import __version__
 from llm_api_server.config.checks import config_warnings
 from llm_api_server.config.load import load_config
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import Config, DevicesConfig, ServerConfig
 from llm_api_server.devices.device import RAM
 from llm_api_server.devices.host import Host, this_host
 from llm_api_server.devices.inventory import HostInventory
@@ -32,7 +32,6 @@ from llm_api_server.lifecycle.config_handover import running_config
 from llm_api_server.lifecycle.server_lock import CannotServe, ServerLock, listen, local_host, local_url
 from llm_api_server.store.database import Database
 from llm_api_server.store.schema import HEAD
-from llm_api_server.types import EngineName
 
 Verdict = Literal["ok", "warning", "problem"]
 
@@ -59,37 +58,36 @@ def examine(path: Path) -> list[Finding]:
     host = this_host()
     config, findings = _configuration(path)
     usable = config or Config()
-    found = [*_programs(usable, host), *_gpus(host), _ram(usable, host), _descriptors(), *findings]
+    needed = {engine_for(model) for model in usable.models.available.values()}
+    found = [
+        Finding("server", "ok", f"LLM API Server {__version__}, Python {platform.python_version()} ({sys.executable})"),
+        _llama_cpp(usable.llama_cpp_python, is_needed="llama_cpp" in needed),
+        _vllm(usable.vllm_python, host, is_needed="vllm" in needed),
+        *_gpus(host),
+        _ram(usable.devices, host),
+        _descriptors(),
+        *findings,
+    ]
     if config is not None:
-        found += [_port(config), *_folders(config), _database(config)]
+        found += [_port(config.server, config.run_dir), *_folders(config), _database(config.storage_url)]
     return found
 
 
-def _programs(config: Config, host: Host) -> Iterator[Finding]:
-    yield Finding(
-        "server", "ok", f"LLM API Server {__version__}, Python {platform.python_version()} ({sys.executable})"
-    )
-    yield _llama_cpp(config)
-    yield _vllm(config, host)
-
-
-def _llama_cpp(config: Config) -> Finding:
+def _llama_cpp(python: str, *, is_needed: bool) -> Finding:
     """Import xllamacpp in a process of its own: a build for another processor kills it."""
-    python = config.llama_cpp_python
     output, reason = _run(python, "import importlib.metadata as m, xllamacpp; print(m.version('xllamacpp'))")
     if reason is None:
         return Finding("llama.cpp", "ok", f"xllamacpp {output} in {python}")
     return Finding(
         "llama.cpp",
-        "problem" if _needs(config, "llama_cpp") else "warning",
+        "problem" if is_needed else "warning",
         f"xllamacpp cannot be used in {python}: {reason}",
         "Run `make install`, or set engines.llama_cpp.python to an interpreter that has it.",
     )
 
 
-def _vllm(config: Config, host: Host) -> Finding:
+def _vllm(python: str, host: Host, *, is_needed: bool) -> Finding:
     """Look for vLLM's files, since importing it takes half a minute."""
-    python = config.vllm_python
     program = (
         "from importlib import metadata as m, util; name = m.packages_distributions()['vllm'][0]; "
         "assert util.find_spec('vllm'); print(name, m.version(name))"
@@ -98,15 +96,11 @@ def _vllm(config: Config, host: Host) -> Finding:
     if reason is None:
         return Finding("vLLM", "ok", f"{output} in {python}")
     advice = "Run `make vllm`, or set engines.vllm.python to an interpreter that has it."
-    if _needs(config, "vllm"):
+    if is_needed:
         return Finding("vLLM", "problem", f"not in {python}, but configured models need it", advice)
     if host.has_nvidia:
         return Finding("vLLM", "warning", f"not in {python}, so it cannot run models on the GPU", advice)
     return Finding("vLLM", "ok", "not installed; only models in Hugging Face folders need it (`make vllm`)")
-
-
-def _needs(config: Config, engine: EngineName) -> bool:
-    return any(engine_for(model) == engine for model in config.models.available.values())
 
 
 def _run(python: str, program: str) -> tuple[str, str | None]:
@@ -147,8 +141,8 @@ def _gpus(host: Host) -> Iterator[Finding]:
         yield Finding("GPU", "problem", f"the NVIDIA driver does not respond: {error}", advice)
 
 
-def _ram(config: Config, host: Host) -> Finding:
-    inventory = HostInventory(config.devices, dataclasses.replace(host, has_nvidia=False))
+def _ram(devices: DevicesConfig, host: Host) -> Finding:
+    inventory = HostInventory(devices, dataclasses.replace(host, has_nvidia=False))
     free = host.memory_bytes - inventory.used().get(RAM, 0)
     message = f"{memory_size(free)} of {memory_size(host.memory_bytes)} free, {host.cores} cores"
     if free < _LOW_RAM:
@@ -179,11 +173,12 @@ def _configuration(path: Path) -> tuple[Config | None, list[Finding]]:
     return config, [Finding("configuration", "ok", message), *warnings]
 
 
-def _port(config: Config) -> Finding:
-    pid = ServerLock(config.run_dir).holder()
+def _port(server: ServerConfig, run_dir: Path) -> Finding:
+    pid = ServerLock(run_dir).holder()
     if pid is not None:
-        return _running_server(config, pid)
-    server = config.server
+        # The server may have been started with another port than the file's.
+        running = running_config(run_dir)
+        return _running_server(running.server if running else server, pid)
     try:
         listen(server.host, server.port).close()
     except CannotServe as error:
@@ -192,9 +187,7 @@ def _port(config: Config) -> Finding:
     return Finding("port", "ok", f"{port} on {server.host} is free; no server runs with this configuration")
 
 
-def _running_server(config: Config, pid: int) -> Finding:
-    # The server may have been started with another port than the file's.
-    server = (running_config(config.run_dir) or config).server
+def _running_server(server: ServerConfig, pid: int) -> Finding:
     if not server.port:
         return Finding("port", "ok", f"the server runs (pid {pid}) on a port that it chose itself (server.port: 0)")
     url = f"http://{local_host(server.host)}:{server.port}/livez"
@@ -235,8 +228,8 @@ def _folder(name: str, path: Path, unwritable: Verdict, advice: str) -> Finding:
     return Finding(name, "ok", message)
 
 
-def _database(config: Config) -> Finding:
-    database = Database(config.storage_url)
+def _database(url: str) -> Finding:
+    database = Database(url)
     try:
         version = database.look()
     except StoreError as error:
@@ -245,7 +238,7 @@ def _database(config: Config) -> Finding:
         return Finding("database", "ok", f"{database} responds")
     if version is not None:
         return Finding("database", "ok", f"{database} responds; starting the server upgrades its tables")
-    scheme, _, file = config.storage_url.partition("sqlite:///")
+    scheme, _, file = url.partition("sqlite:///")
     if not scheme and not Path(file).exists():
         return _folder(
             "database", Path(file).parent, "problem", "Set storage.url to a file in a folder that this user owns."

@@ -220,7 +220,7 @@ def keys_audit(
 def _managed(path: Path | None) -> Iterator[tuple[ManagedKeys, Keys]]:
     """Yield all keys, and those of the database, while it is open."""
     config = base.load(path)
-    with base.open_database(config) as database:
+    with base.open_database(config.storage_url) as database:
         from llm_api_server.admin.keys import ManagedKeys
         from llm_api_server.store.keys import Keys
 

@@ -20,7 +20,7 @@ from llm_api_server.redaction import one_line
 from llm_api_server.types import ExitCode
 
 if TYPE_CHECKING:
-    from llm_api_server.config.models import Config
+    from llm_api_server.config.models import ModelConfig
 
 _POLL_INTERVAL = 0.2
 #: Logs that are shown if no name is given.
@@ -49,9 +49,9 @@ def logs(
     With --json, print one object per line.
     """
     with base.running_server(config) as loaded:
-        paths = _chosen(loaded, name)
+        paths = _chosen(loaded.models.available, loaded.log_dir, name)
         if not follow and not any(path.exists() for path in paths.values()):
-            base.fail(_nothing_yet(loaded, name), ExitCode.FAILED)
+            base.fail(_nothing_yet(loaded.log_dir, name), ExitCode.FAILED)
         with ExitStack() as stack:
             tails = [stack.enter_context(Tail(path, source)) for source, path in paths.items()]
             last = _merged([tail.last(lines) for tail in tails])
@@ -64,35 +64,34 @@ def logs(
                         time.sleep(_POLL_INTERVAL)
 
 
-def _chosen(config: Config, name: str | None) -> Mapping[str, Path]:
+def _chosen(available: Mapping[str, ModelConfig], log_dir: Path, name: str | None) -> Mapping[str, Path]:
     """Return the log files to show, by name."""
-    files = _log_files(config)
+    files = _log_files(available, log_dir)
     if name is None:
         return {process: files[process] for process in _DEFAULT}
     path = files.get(name)
     if path is None:
-        models = config.models.available.items()
-        model = next((model for model, entry in models if name in {*entry.aliases, *entry.adapters}), None)
+        model = next((model for model, entry in available.items() if name in {*entry.aliases, *entry.adapters}), None)
         if model is None:
             base.fail(f"There is no log '{name}'. Logs: {', '.join(files)}.", ExitCode.FAILED)
         path = files[model]
     return {name: path}
 
 
-def _log_files(config: Config) -> Mapping[str, Path]:
+def _log_files(models: Iterable[str], log_dir: Path) -> Mapping[str, Path]:
     """Return the log files by name: processes, configured models, and engines that left a log."""
     from llm_api_server.log_file import engine_log
 
-    files = {process: config.log_dir / f"{process}.log" for process in (*_DEFAULT, "zygote")}
-    for model in config.models.available:
-        files.setdefault(model, engine_log(config.log_dir, model))
-    others = sorted(set((config.log_dir / "engines").glob("*.log")) - set(files.values()))
+    files = {process: log_dir / f"{process}.log" for process in (*_DEFAULT, "zygote")}
+    for model in models:
+        files.setdefault(model, engine_log(log_dir, model))
+    others = sorted(set((log_dir / "engines").glob("*.log")) - set(files.values()))
     return files | {path.stem: path for path in others if path.stem not in files}
 
 
-def _nothing_yet(config: Config, name: str | None) -> str:
+def _nothing_yet(log_dir: Path, name: str | None) -> str:
     if name is None or name in {"gateway", "manager"}:
-        return f"There are no logs in {config.log_dir} yet: the server writes them (`llm-api-server serve`)."
+        return f"There are no logs in {log_dir} yet: the server writes them (`llm-api-server serve`)."
     return f"There is no log of {name} yet: its first load writes one (`llm-api-server models load NAME`)."
 
 

@@ -18,7 +18,7 @@ from llm_api_server.types import ExitCode
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from llm_api_server.config.models import Config
+    from llm_api_server.config.models import DevicesConfig, ModelConfig
     from llm_api_server.downloads.download import DownloadEvent, OnEvent, Planned
 
 
@@ -50,18 +50,24 @@ def pull(
     loaded = base.load(config)
     with base.errors():
         wanted = parse_source(source, revision, file)
-        if add and name in loaded.models.available and not entry.may_be_of(loaded, name, wanted):
+        if (
+            add
+            and name in loaded.models.available
+            and not entry.may_be_of(loaded.models.available[name].path, loaded.models_dir, wanted)
+        ):
             base.fail(f"The configuration has another model {name!r}: choose another --name.", ExitCode.WRONG)
         try:
             with _progress(as_json=as_json) as on_event:
-                downloaded = download(wanted, loaded.models_dir, _largest_memory(loaded), on_event)
+                downloaded = download(wanted, loaded.models_dir, _largest_memory(loaded.devices), on_event)
         except KeyboardInterrupt:
             base.fail(
                 "Interrupted. Downloaded data is kept: run the same command again to resume.", ExitCode.INTERRUPTED
             )
         new_entry = entry.entry_of(loaded, downloaded)
-        existing = _model_with_path(loaded, downloaded.path)
-        model = name or existing or entry.free_name(loaded, entry.name_of(wanted, downloaded), downloaded)
+        existing = _model_with_path(loaded.models.available, downloaded.path)
+        model = (
+            name or existing or entry.free_name(loaded.models.available, entry.name_of(wanted, downloaded), downloaded)
+        )
         if as_json:
             typer.echo(json.dumps({"type": "entry", "model": model, "entry": new_entry}, ensure_ascii=False))
         if not add:
@@ -97,10 +103,10 @@ def remove(
     loaded = base.load(config)
     if name not in loaded.models.available:
         base.fail(f"The configuration has no model {name!r}; `llm-api-server models list` lists them.", ExitCode.FAILED)
-    if (problem := why_needed(loaded, name)) is not None:
+    if (problem := why_needed(loaded.models, name)) is not None:
         base.fail(problem, ExitCode.FAILED)
     with base.errors():
-        files = [] if keep_files else files_of(loaded, name)
+        files = [] if keep_files else files_of(loaded.models.available, loaded.models_dir, name)
         for path in files:
             _echo(f"To delete: {path} ({_size(path) / 1e6:.0f} MB).", as_json=as_json)
         if not files and not keep_files:
@@ -119,16 +125,16 @@ def remove(
         )
 
 
-def _largest_memory(config: Config) -> int:
+def _largest_memory(devices: DevicesConfig) -> int:
     """Return the bytes of the largest device: a GPU, or RAM."""
     from llm_api_server.devices.host import this_host
     from llm_api_server.devices.inventory import HostInventory
 
-    return max(device.capacity for device in HostInventory(config.devices, this_host()).devices)
+    return max(device.capacity for device in HostInventory(devices, this_host()).devices)
 
 
-def _model_with_path(config: Config, path: str) -> str | None:
-    return next((name for name, entry in config.models.available.items() if entry.path == path), None)
+def _model_with_path(available: dict[str, ModelConfig], path: str) -> str | None:
+    return next((name for name, entry in available.items() if entry.path == path), None)
 
 
 def _reload(config: Path | None) -> str:

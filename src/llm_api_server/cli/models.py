@@ -18,7 +18,6 @@ from llm_api_server.types import ModelState
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llm_api_server.config.models import Config
     from llm_api_server.ipc.model_status import DeviceStatus, Explanation, ModelStatus
 
 _MEBIBYTE = 1024 * 1024
@@ -51,7 +50,7 @@ app = typer.Typer(help="Models of the running server.", no_args_is_help=True, ri
 def models_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List all models and their states."""
     with base.running_server(config) as loaded:
-        statuses = fetch(loaded)
+        statuses = fetch(loaded.run_dir)
         base.show(as_table(statuses), statuses, as_json=as_json)
 
 
@@ -59,7 +58,7 @@ def models_list(config: ConfigOption = None, as_json: JsonOption = False) -> Non
 def models_show(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show everything about one model."""
     with base.running_server(config) as loaded:
-        status = find(fetch(loaded), name)
+        status = find(fetch(loaded.run_dir), name)
         base.show(as_lines(status), status, as_json=as_json)
 
 
@@ -69,8 +68,8 @@ def models_explain(name: NameArgument, config: ConfigOption = None, as_json: Jso
     from llm_api_server.ipc.messages import Explained, ExplainModel
 
     with base.running_server(config) as loaded:
-        command = ExplainModel(1, find(fetch(loaded), name).id)
-        explanation = base.call_manager(loaded, command, Explained).explanation
+        command = ExplainModel(1, find(fetch(loaded.run_dir), name).id)
+        explanation = base.call_manager(loaded.run_dir, command, Explained).explanation
         base.show(explanation_text(explanation), explanation, as_json=as_json)
 
 
@@ -81,9 +80,9 @@ def models_load(name: NameArgument, config: ConfigOption = None, as_json: JsonOp
     from llm_api_server.ipc.messages import LoadModel, Models
 
     with base.running_server(config) as loaded:
-        command = LoadModel(1, find(fetch(loaded), name).id)
+        command = LoadModel(1, find(fetch(loaded.run_dir), name).id)
         # Waiting in the queue has no time limit; the manager limits the load itself.
-        status = find(base.call_manager(loaded, command, Models, timeout=None).models, name)
+        status = find(base.call_manager(loaded.run_dir, command, Models, timeout=None).models, name)
         if status.state is ModelState.FAILED:
             raise ControlError(f"{status.id} could not be loaded: {status.error or 'no reason given'}")
         base.show(f"{status.id}: {status.state}", status, as_json=as_json)
@@ -93,7 +92,7 @@ def models_load(name: NameArgument, config: ConfigOption = None, as_json: JsonOp
 def models_unload(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Unload a model once its requests have finished, and wait until it is gone."""
     with base.running_server(config) as loaded:
-        status = _unload(loaded, name)
+        status = _unload(loaded.run_dir, name)
         base.show(f"{status.id}: {status.state}", status, as_json=as_json)
 
 
@@ -109,11 +108,11 @@ def models_unpin(name: NameArgument, config: ConfigOption = None, as_json: JsonO
     _pin(name, config, is_pinned=False, as_json=as_json)
 
 
-def fetch(config: Config) -> list[ModelStatus]:
+def fetch(run_dir: Path) -> list[ModelStatus]:
     """Return the status of all models. Raises `ControlError`."""
     from llm_api_server.ipc.messages import ListModels, Models
 
-    return base.call_manager(config, ListModels(1), Models).models
+    return base.call_manager(run_dir, ListModels(1), Models).models
 
 
 def find(statuses: Sequence[ModelStatus], name: str) -> ModelStatus:
@@ -127,12 +126,12 @@ def find(statuses: Sequence[ModelStatus], name: str) -> ModelStatus:
     raise ControlError(f"There is no model '{name}'. Models: {names}.")
 
 
-def _unload(config: Config, name: str) -> ModelStatus:
+def _unload(run_dir: Path, name: str) -> ModelStatus:
     from llm_api_server.ipc.messages import Models, UnloadModel
     from llm_api_server.ipc.model_status import ModelStatus
 
-    before = find(fetch(config), name)
-    after = base.call_manager(config, UnloadModel(1, before.id), Models, timeout=None).models
+    before = find(fetch(run_dir), name)
+    after = base.call_manager(run_dir, UnloadModel(1, before.id), Models, timeout=None).models
     if before.twin_of is not None and all(status.id != before.id for status in after):
         # Stopped embedding instances are not listed.
         return ModelStatus(before.id, ModelState.STOPPED, before.engine, before.path)
@@ -143,8 +142,8 @@ def _pin(name: str, path: Path | None, *, is_pinned: bool, as_json: bool) -> Non
     from llm_api_server.ipc.messages import Models, PinModel
 
     with base.running_server(path) as config:
-        command = PinModel(1, find(fetch(config), name).id, is_pinned)
-        after = base.call_manager(config, command, Models).models
+        command = PinModel(1, find(fetch(config.run_dir), name).id, is_pinned)
+        after = base.call_manager(config.run_dir, command, Models).models
         status = find(after, name)
         base.show(f"{status.id}: {'pinned' if is_pinned else 'not pinned'}", status, as_json=as_json)
 

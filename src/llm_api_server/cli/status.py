@@ -92,8 +92,8 @@ def fetch(config: Config) -> StatusReport:
     from llm_api_server.lifecycle.config_handover import running_config
     from llm_api_server.lifecycle.server_lock import ServerLock, local_url
 
-    statuses = models.fetch(config)
-    response = base.call_manager(config, GetStatus(1), Status)
+    statuses = models.fetch(config.run_dir)
+    response = base.call_manager(config.run_dir, GetStatus(1), Status)
     followed = running_config(config.run_dir) or config
     lock = ServerLock(config.run_dir)
     pid = lock.holder()

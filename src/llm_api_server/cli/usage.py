@@ -45,7 +45,7 @@ def usage(
     groups = _groups(by)
     period = _time(since), _time(until)
     loaded = base.load(config)
-    with base.open_database(loaded) as database:
+    with base.open_database(loaded.storage_url) as database:
         from llm_api_server.admin.keys import ManagedKeys
         from llm_api_server.store.keys import Keys
         from llm_api_server.store.ledger_rows import UsageQuery

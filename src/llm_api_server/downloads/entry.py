@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,17 @@ def name_of(source: Source, downloaded: Downloaded) -> str:
     return _FORBIDDEN.sub("-", name)
 
 
-def free_name(config: Config, name: str, downloaded: Downloaded) -> str:
-    """Return `name`, or if another model has it, the name of the file or a numbered one."""
+def free_name(taken: Container[str], name: str, downloaded: Downloaded) -> str:
+    """Return `name`, or if it is taken, the name of the file or a numbered one."""
     numbered = (f"{name}-{count}" for count in itertools.count(2))
     names = itertools.chain((name, _FORBIDDEN.sub("-", Path(downloaded.path).stem)), numbered)
-    return next(one for one in names if one not in config.models.available)
+    return next(one for one in names if one not in taken)
 
 
-def may_be_of(config: Config, name: str, source: Source) -> bool:
-    """Return whether the model `name` may come from this source; its file is chosen later."""
+def may_be_of(path: str, models_dir: Path, source: Source) -> bool:
+    """Return whether a model with this `path` may come from the source, whose file is chosen later."""
     folder = source.folder or (file_name(source.location) if source.kind == "url" else "")
-    return config.resolve_model_path(config.models.available[name].path).is_relative_to(config.models_dir / folder)
+    return (models_dir / Path(path).expanduser()).is_relative_to(models_dir / folder)
 
 
 def entry_of(config: Config, downloaded: Downloaded) -> dict[str, Any]:
@@ -51,13 +52,13 @@ def entry_of(config: Config, downloaded: Downloaded) -> dict[str, Any]:
     entry: dict[str, Any] = {"path": downloaded.path}
     if downloaded.projector:
         entry["mmproj"] = downloaded.projector
-    model = ModelConfig.model_validate({key: _absolute(config, value) for key, value in entry.items()})
+    model = ModelConfig.model_validate({key: str(config.models_dir / value) for key, value in entry.items()})
     try:
         engine = engine_for(model)
         family = _family(model)
         facts = build_engines(config)[engine].inspect(model)
     except ModelProblem as problem:
-        path = _absolute(config, downloaded.path)
+        path = config.models_dir / downloaded.path
         raise DownloadError(
             f"The downloaded model cannot be loaded: {problem}. It is kept in {path}: delete it if it is of no use."
         ) from problem
@@ -67,10 +68,6 @@ def entry_of(config: Config, downloaded: Downloaded) -> dict[str, Any]:
     if _generates(facts) and facts.context_length is not None and _trained_context(model) > MAX_CONTEXT:
         entry["max_tokens"] = MAX_CONTEXT
     return entry
-
-
-def _absolute(config: Config, path: str) -> str:
-    return str(config.resolve_model_path(path))
 
 
 def _generates(facts: ModelFacts) -> bool:

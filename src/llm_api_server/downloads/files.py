@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import ModelConfig, ModelsConfig
 from llm_api_server.engines.select import is_url, resolve_path
 
 
-def files_of(config: Config, name: str) -> list[Path]:
+def files_of(available: Mapping[str, ModelConfig], models_dir: Path, name: str) -> list[Path]:
     """Return files and folders of this model alone: its folder under `models_dir`, unless other models use it, too."""
-    top = config.models_dir.resolve()
-    others = {path for other in config.models.available if other != name for path in _paths(config, other)}
+    top = models_dir.resolve()
+    others = {path for other, entry in available.items() if other != name for path in _paths(entry, models_dir)}
     found: list[Path] = []
-    for path in _paths(config, name):
+    for path in _paths(available[name], models_dir):
         if not path.is_relative_to(top) or path == top or not path.exists():
             continue
         folder = top / path.relative_to(top).parts[0]
@@ -25,9 +25,9 @@ def files_of(config: Config, name: str) -> list[Path]:
     return found
 
 
-def why_needed(config: Config, name: str) -> str | None:
+def why_needed(models: ModelsConfig, name: str) -> str | None:
     """Return why the configuration needs this model, or None."""
-    if name in {config.models.default, *config.models.preload}:
+    if name in {models.default, *models.preload}:
         return f"models.default or models.preload contains {name!r}: remove it there first."
     return None
 
@@ -41,12 +41,11 @@ def delete(paths: Iterable[Path]) -> None:
             path.unlink()
 
 
-def _paths(config: Config, name: str) -> list[Path]:
+def _paths(entry: ModelConfig, models_dir: Path) -> list[Path]:
     """Return the model's absolute paths; for a hub id, the folder that it would have."""
-    entry = config.models.available[name]
     configured = [
-        resolve_path(entry, config.models_dir),
+        resolve_path(entry, models_dir),
         *((entry.mmproj,) if entry.mmproj else ()),
         *entry.adapters.values(),
     ]
-    return [config.resolve_model_path(path).resolve() for path in configured if not is_url(path)]
+    return [(models_dir / Path(path).expanduser()).resolve() for path in configured if not is_url(path)]

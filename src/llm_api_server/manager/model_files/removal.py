@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from llm_api_server.config.load import load_config
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import ModelsConfig
 from llm_api_server.downloads.config_edit import edit, without_model
 from llm_api_server.downloads.files import delete, files_of, why_needed
 from llm_api_server.errors import ConfigError, DownloadError
@@ -43,8 +43,8 @@ async def remove(
     if name not in config.models.available:
         client.send(Refused(request, "model_not_found", f"The configuration file has no model {name!r}."))
         return
-    files = [] if command.keep_files else files_of(config, name)
-    problem = _problem(config, command, statuses, files)
+    files = [] if command.keep_files else files_of(config.models.available, config.models_dir, name)
+    problem = _problem(config.models, command, statuses, files)
     if problem is not None:
         client.send(Refused(request, _NOT_REMOVABLE, problem))
         return
@@ -64,10 +64,10 @@ async def remove(
 
 
 def _problem(
-    config: Config, command: RemoveModel, statuses: Sequence[ModelStatus], files: Sequence[Path]
+    models: ModelsConfig, command: RemoveModel, statuses: Sequence[ModelStatus], files: Sequence[Path]
 ) -> str | None:
     name = command.model
-    if (needed := why_needed(config, name)) is not None:
+    if (needed := why_needed(models, name)) is not None:
         return needed
     if any(status.state not in _GONE for status in statuses if name in {status.id, status.twin_of}):
         return f"The model {name!r} is loaded: unload it first."
