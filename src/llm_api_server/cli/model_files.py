@@ -140,10 +140,11 @@ def _model_with_path(available: dict[str, ModelConfig], path: str) -> str | None
 def _reload(config: Path | None) -> str:
     """Reload the running server, if there is one; return a sentence on the outcome."""
     from llm_api_server.errors import ControlError
-    from llm_api_server.lifecycle.running_server import is_absent, reload_server
+    from llm_api_server.lifecycle.running_server import RunningServer, is_absent
 
+    loaded = base.load(config)
     try:
-        reload_server(base.load(config))
+        RunningServer(loaded.run_dir, loaded.server.drain_timeout).reload()
     except ControlError as error:
         return "" if is_absent(error) else f"The running server has not applied the change: {error}"
     return "The running server has applied the change."

@@ -43,20 +43,20 @@ def serve(
 
 def stop(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Stop the running server. Requests in flight may finish first (server.drain_timeout)."""
-    from llm_api_server.lifecycle.running_server import stop_server
+    from llm_api_server.lifecycle.running_server import RunningServer
 
     with base.running_server(config) as loaded:
-        if not stop_server(loaded):
+        if not RunningServer(loaded.run_dir, loaded.server.drain_timeout).stop():
             base.not_running(loaded)
         base.show("Stopped.", {"stopped": True}, as_json=as_json)
 
 
 def restart(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Replace the server's processes one by one. Models stay loaded and running requests continue."""
-    from llm_api_server.lifecycle.running_server import restart_server
+    from llm_api_server.lifecycle.running_server import RunningServer
 
     with base.running_server(config) as loaded:
-        restart_server(loaded, partial(typer.echo, err=as_json))
+        RunningServer(loaded.run_dir, loaded.server.drain_timeout).restart(partial(typer.echo, err=as_json))
         base.show("Restarted.", {"restarted": True}, as_json=as_json)
 
 
@@ -66,11 +66,11 @@ def reload(
     as_json: JsonOption = False,
 ) -> None:
     """Apply the configuration file to the running server, and show what changes."""
-    from llm_api_server.lifecycle.running_server import reload_server
+    from llm_api_server.lifecycle.running_server import RunningServer
 
     loaded = base.load(config)
     with base.errors(loaded):
-        reloaded = reload_server(loaded, dry_run=dry_run)
+        reloaded = RunningServer(loaded.run_dir, loaded.server.drain_timeout).reload(dry_run=dry_run)
         content = {"applied": reloaded.applied, "late_workers": reloaded.late, "changes": reloaded.changes}
         base.show(reload_text(reloaded), content, as_json=as_json)
 

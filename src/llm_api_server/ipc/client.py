@@ -1,4 +1,4 @@
-"""One command to a running manager and its answer, for the command line and shutdown hooks: blocking."""
+"""Blocking client of the manager, for the command line and shutdown hooks: one command per connection."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from llm_api_server.ipc.framing import encode
 from llm_api_server.ipc.messages import Command, CommandResponse, Refused, to_client_decoder
 from llm_api_server.ipc.run_dir import RunDir
 
-AnswerT = TypeVar("AnswerT", bound=CommandResponse)
+ResponseT = TypeVar("ResponseT", bound=CommandResponse)
 
 
-def call(run_dir: RunDir, command: Command, answer: type[AnswerT], *, timeout: float | None) -> AnswerT:
-    """Send one command to a running manager and wait for its `answer`.
+def call(run_dir: RunDir, command: Command, response: type[ResponseT], *, timeout: float | None) -> ResponseT:
+    """Send one command to a running manager and return its response.
 
-    Raises `ControlError` when no manager answers within `timeout` seconds or it refuses.
+    Raises `ControlError` if the manager does not respond within `timeout` seconds, or refuses.
     """
     decoder = to_client_decoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -26,10 +26,10 @@ def call(run_dir: RunDir, command: Command, answer: type[AnswerT], *, timeout: f
             connection.sendall(encode(command))
             while data := connection.recv(65536):
                 for message in decoder.feed(data):
-                    if isinstance(message, answer) and message.request == command.request:
+                    if isinstance(message, response) and message.request == command.request:
                         return message
                     if isinstance(message, Refused):
                         raise ControlError(message.message)
         except OSError as error:
-            raise ControlError(f"no manager answers at {run_dir.socket}: {error}") from error
-    raise ControlError("the manager closed the connection without an answer")
+            raise ControlError(f"no manager responds at {run_dir.socket}: {error}") from error
+    raise ControlError("the manager closed the connection without a response")

@@ -1,4 +1,4 @@
-"""Messages on a byte stream: each a 4-byte big-endian length and msgpack. Used by both ends of the control socket."""
+"""Messages on a byte stream: a 4-byte big-endian length, then msgpack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from llm_api_server.errors import ControlError
 
-#: A configuration with very many keys is the longest.
+#: The longest message is a configuration with very many keys.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MessageT = TypeVar("MessageT")
 _LENGTH = struct.Struct(">I")
@@ -18,19 +18,20 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """One framed message."""
+    """Return the framed message."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
 class FrameDecoder(Generic[MessageT]):
-    """Cuts a byte stream into messages of one type. Raises `ControlError` on a message that is too long or wrong."""
+    """Splits a byte stream into messages of one type (a union of structs)."""
 
     def __init__(self, message_type: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[MessageT] = msgspec.msgpack.Decoder(message_type)
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[MessageT]:
+        """Return the messages that are complete. Raises `ControlError` on one that is too long or invalid."""
         self._buffer += data
         messages: list[MessageT] = []
         while len(self._buffer) >= _LENGTH.size:

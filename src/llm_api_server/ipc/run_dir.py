@@ -1,4 +1,4 @@
-"""The run directory: where the processes of one server meet."""
+"""The run directory: mode 0700, one per configuration file, with a path short enough for unix sockets."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class RunDir:
-    """Names in the run directory: mode 0700, one per configuration file, short enough for unix socket paths."""
+    """Paths in the run directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def lock(self) -> Path:
-        """Held (flock) by the manager for as long as it lives; engines' guards watch it."""
+        """Locked by the manager for as long as it lives (an OFD record lock); the guards of engines watch it."""
         return self.path / "manager.lock"
 
     @property
@@ -27,5 +27,5 @@ class RunDir:
 
     @property
     def engines(self) -> Path:
-        """`ID.json` (record for adoption) and `ID.sock` per instance."""
+        """Folder with `ID.json` (adoption record) and `ID.sock` per instance."""
         return self.path / "engines"

@@ -1,1 +1,1 @@
-"""A running server seen from outside: its lock, its configuration, reload, restart and stop."""
+"""A running server seen from outside: its lock and port, its configuration, reload, restart and stop."""

@@ -1,6 +1,6 @@
-"""The configuration that a running server follows, as its processes hand it to each other: the file may be newer.
+"""The configuration that a running server follows, handed from process to process: the file may be newer.
 
-A worker that joins takes it from the manager, a manager from the worker that starts it.
+A worker that joins a server takes it from the manager, a manager from the worker that starts it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from llm_api_server.errors import ConfigError, ControlError
 from llm_api_server.ipc import client, messages
 from llm_api_server.ipc.run_dir import RunDir
 
-#: The run directory of a server that is being started or runs, for its workers.
+#: The run directory of a server that starts or runs, for its workers.
 RUN_DIR_VARIABLE = "LLM_API_SERVER_RUN_DIR"
-_ANSWER_TIMEOUT = 5.0
+#: Seconds that a running manager has to respond.
+_CALL_TIMEOUT = 5.0
 
 
 class _Packed(msgspec.Struct):
@@ -30,7 +31,7 @@ class _Packed(msgspec.Struct):
 
 
 def pack(config: Config) -> str:
-    """As JSON, with its secrets."""
+    """Encode a configuration as JSON, with its secrets."""
     return msgspec.json.encode(_Packed(str(config.source), msgspec.Raw(config.model_dump_json().encode()))).decode()
 
 
@@ -45,23 +46,23 @@ def digest(packed: str) -> str:
 
 
 def joined_config() -> Config:
-    """For a worker: of the server that it joins, else of the file. Raises `ConfigError`."""
+    """Return the configuration of the server that this worker joins, else that of the file. Raises `ConfigError`."""
     folder = os.environ.get(RUN_DIR_VARIABLE)
     running = running_config(Path(folder)) if folder else None
     return running or config_from_environment()
 
 
 def running_config(run_dir: Path) -> Config | None:
-    """That of the server with this run directory; None where no manager answers."""
+    """Return the configuration of the server with this run directory; None if no manager responds."""
     try:
-        answer = client.call(RunDir(run_dir), messages.GetConfig(1), messages.CurrentConfig, timeout=_ANSWER_TIMEOUT)
+        response = client.call(RunDir(run_dir), messages.GetConfig(1), messages.CurrentConfig, timeout=_CALL_TIMEOUT)
     except ControlError:
         return None
-    return unpack(answer.config)
+    return unpack(response.config)
 
 
 def likely_run_dir(path: Path) -> Path:
-    """The run directory of the server with this file, which itself may be unusable by now."""
+    """Return the run directory of the server with this configuration file, which itself may be invalid by now."""
     try:
         section = read_document(path).data["server"]
         server = ServerConfig.model_validate({"run_dir": section.get("run_dir")})

@@ -1,7 +1,4 @@
-"""What a server has before its first worker: the one lock per configuration, and the port.
-
-Used by `serving.py` and `gunicorn_hooks.py`; what is told to a running server is in `running_server.py`.
-"""
+"""What a server takes before its first worker starts: the lock of its run directory, the port, and descriptors."""
 
 from __future__ import annotations
 
@@ -15,25 +12,25 @@ from pathlib import Path
 from llm_api_server.errors import ServerError
 
 BACKLOG = 2048
-#: Longer than clients keep idle connections, so that it is they who close them.
+#: Longer than clients keep idle connections, so that clients close them.
 KEEP_ALIVE_TIMEOUT = 75
-#: Each request under way has a connection to its client and one to its engine.
+#: Each running request has a connection to its client and one to its engine.
 _ENOUGH_DESCRIPTORS = 65536
 
 
 class CannotServe(ServerError):
-    """The server cannot start; the message says why and what to do."""
+    """The server cannot start; the message has the reason and the remedy."""
 
 
 class ServerLock:
-    """Held by the parent process of a running server; tells others its pid."""
+    """Lock of the run directory, held by the parent process of a running server. Its file has the pid."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / "server.lock"
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Raises `CannotServe` when another process holds it. The end of this process gives it back."""
+        """Take the lock until this process ends. Raises `CannotServe` if another process holds it."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not try_lock(descriptor):
             pid = self._read_pid(descriptor)
@@ -47,19 +44,19 @@ class ServerLock:
         self._descriptor = descriptor
 
     def holder(self) -> int | None:
-        """The pid of the running server, or None. Not to be asked by the process that holds it."""
+        """Return the pid of the running server, or None. Must not be called in the process that holds the lock."""
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return None
         try:
-            # A server that starts at this moment has not written its pid: 0 would be the caller's own process group.
+            # A server that starts at this moment has not written its pid, and 0 would be the caller's process group.
             return None if try_lock(descriptor) else self._read_pid(descriptor) or None
         finally:
             os.close(descriptor)
 
     def acquired_at(self) -> float:
-        """When the present or last holder took it, in Unix seconds. Raises `OSError` when there never was one."""
+        """Return the Unix time at which the last holder took the lock. Raises `OSError` if it was never taken."""
         return self._path.stat().st_mtime
 
     @staticmethod
@@ -68,7 +65,7 @@ class ServerLock:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `CannotServe`."""
+    """Return an inheritable listening socket. Raises `CannotServe`."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -82,19 +79,22 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def local_host(host: str) -> str:
-    """Where this machine reaches a server that listens on `host`."""
+    """Return the host by which this machine reaches a server that listens on `host`."""
     bare = host.strip("[]")
     return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)  # noqa: S104 - not bound here
 
 
 def local_url(host: str, port: int) -> str:
-    """As `local_host`, for clients."""
+    """Return the URL by which this machine reaches a server that listens on `host` and `port`."""
     name = local_host(host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def raise_descriptor_limit() -> None:
-    """As far as this user may: the usual 1,024 are for programs that use select(). Later processes inherit it."""
+    """Raise the limit of open files as far as this user may; child processes inherit it.
+
+    The usual limit of 1,024 exists for programs that use select().
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -102,6 +102,7 @@ def raise_descriptor_limit() -> None:
 
 
 def try_lock(descriptor: int) -> bool:
+    """Take a POSIX record lock on the file; False if another process holds it."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -1,4 +1,4 @@
-"""Whom to answer when the scheduler grants, refuses or is done, and who is told how long its queue is. On one loop."""
+"""Requests and commands that wait for the scheduler, and their positions in the queue. On the manager's one loop."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
 
 from llm_api_server.ipc.lease_messages import Queued
+from llm_api_server.manager.worker_session import WorkerSession
 
-if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import WorkerSession
-
-#: Seconds between two words to a request on its place in the queue.
-_POSITION_INTERVAL = 1.0
+#: Seconds between two reports of the positions in the queue.
+POSITION_INTERVAL = 1.0
 
 
 @dataclass(frozen=True)
 class PendingRequest:
-    """A request of a client. `model` is what the scheduler was asked for: a configured name or a twin's."""
+    """`model` is the name that the scheduler uses: a configured model or its embedding instance."""
 
     client: WorkerSession
     request: int
@@ -27,55 +24,62 @@ class PendingRequest:
 
 
 class PendingRequests:
-    """By the scheduler's number of the waiter. `positions` tells where each one stands that is in a queue."""
+    """Pending requests by the scheduler's number. `positions` returns the position of each that is in a queue."""
 
-    def __init__(self, positions: Callable[[], Mapping[int, int]]) -> None:
-        self._asked: dict[int, PendingRequest] = {}
+    def __init__(
+        self, positions: Callable[[], Mapping[int, int]], position_interval: float = POSITION_INTERVAL
+    ) -> None:
+        self._pending: dict[int, PendingRequest] = {}
         self._ids = count(1)
         self._positions = positions
-        self._told: dict[int, int] = {}
+        self._position_interval = position_interval
+        self._reported: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __contains__(self, waiter: int) -> bool:
-        return waiter in self._asked
+        return waiter in self._pending
 
     def __getitem__(self, waiter: int) -> PendingRequest:
-        return self._asked[waiter]
+        return self._pending[waiter]
 
     def new_id(self) -> int:
         return next(self._ids)
 
-    def put(self, waiter: int, asked: PendingRequest) -> None:
-        self._asked[waiter] = asked
+    def put(self, waiter: int, pending: PendingRequest) -> None:
+        self._pending[waiter] = pending
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_POSITION_INTERVAL, self._tell)
+            self._plan_report()
 
     def pop(self, waiter: int) -> PendingRequest | None:
-        self._told.pop(waiter, None)
-        return self._asked.pop(waiter, None)
+        self._reported.pop(waiter, None)
+        return self._pending.pop(waiter, None)
 
     def pop_all_of(self, client: WorkerSession, request: int | None = None) -> Iterator[tuple[int, PendingRequest]]:
-        """What the client asked and nobody has answered; with `request`, that alone."""
-        for waiter, asked in list(self._asked.items()):
-            if asked.client is client and request in {None, asked.request}:
+        """Remove and yield the client's pending requests, or the one with that number."""
+        for waiter, pending in list(self._pending.items()):
+            if pending.client is client and request in {None, pending.request}:
                 self.pop(waiter)
-                yield waiter, asked
+                yield waiter, pending
 
     def has(self, client: WorkerSession, request: int) -> bool:
-        return any(asked.client is client and asked.request == request for asked in self._asked.values())
+        return any(pending.client is client and pending.request == request for pending in self._pending.values())
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _tell(self) -> None:
+    def _plan_report(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._position_interval, self._report_positions)
+
+    def _report_positions(self) -> None:
+        """Send `Queued` to each request whose position has changed."""
         self._timer = None
-        if not self._asked:
+        if not self._pending:
             return
-        self._timer = asyncio.get_running_loop().call_later(_POSITION_INTERVAL, self._tell)
+        self._plan_report()
         for waiter, position in self._positions().items():
-            asked = self._asked.get(waiter)
-            if asked is not None and self._told.get(waiter) != position:
-                self._told[waiter] = position
-                asked.client.send(Queued(asked.request, position))
+            pending = self._pending.get(waiter)
+            if pending is not None and self._reported.get(waiter) != position:
+                self._reported[waiter] = position
+                pending.client.send(Queued(pending.request, position))

@@ -10,7 +10,7 @@ from llm_api_server.config.load import CONFIG_VARIABLE, find_config, load_config
 from llm_api_server.config.models import Config, ServerConfig
 from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError, ControlError
-from llm_api_server.lifecycle.running_server import begin_reload, join_run_dir, stop_manager
+from llm_api_server.lifecycle.running_server import RunningServer
 from llm_api_server.lifecycle.server_lock import CannotServe, ServerLock, raise_descriptor_limit
 from llm_api_server.log import setup_logging
 from llm_api_server.types import ExitCode
@@ -32,15 +32,15 @@ def config_for_gunicorn() -> Config:
 
 def on_gunicorn_start(arbiter: Any, config: Config) -> None:
     """Take the lock before the master opens its socket; a master that replaces another (USR2) finds it taken."""
-    arbiter.handle_hup = lambda: begin_reload(
-        config
-    )  # gunicorn's own ends streams, and the server if the file is wrong
+    server = RunningServer(config.run_dir, config.server.drain_timeout)
+    # gunicorn's own handler ends streams, and the server if the file is wrong.
+    arbiter.handle_hup = server.begin_reload
     if arbiter.master_pid:
         return
     try:
         ServerLock(config.run_dir).acquire()
         raise_descriptor_limit()
-        join_run_dir(config)
+        server.join()
     except (CannotServe, ControlError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the master's log is not open yet
         sys.exit(ExitCode.FAILED)
@@ -51,7 +51,7 @@ def on_gunicorn_exit(arbiter: Any, config: Config) -> None:
     if arbiter.reexec_pid or arbiter.master_pid:
         return
     try:
-        stop_manager(config)
+        RunningServer(config.run_dir, config.server.drain_timeout).stop_manager()
     except ControlError as error:
         print(error, file=sys.stderr)  # noqa: T201 - as above
 

@@ -20,7 +20,7 @@ from llm_api_server.engines.config_problems import engine_warnings
 from llm_api_server.errors import ControlError
 from llm_api_server.event_loop.accept_loop import WORKERS
 from llm_api_server.gateway.http.fast_path import HttpProtocol
-from llm_api_server.lifecycle.running_server import begin_reload, join_run_dir, stop_manager
+from llm_api_server.lifecycle.running_server import RunningServer
 from llm_api_server.lifecycle.server_lock import (
     BACKLOG,
     KEEP_ALIVE_TIMEOUT,
@@ -47,14 +47,15 @@ def serve(config: Config) -> int:
     setup_logging(config, "gateway")
     for warning in (*config_warnings(config), *engine_warnings(config)):
         logger.warning("{}", warning)
-    join_run_dir(config)
+    server = RunningServer(config.run_dir, config.server.drain_timeout)
+    server.join()
     port = int(listener.getsockname()[1])
     Banner(local_url(config.server.host, port), lambda: _print(banner(config, port))).start()
     try:
-        return _run(_uvicorn_config(config.server), listener, reload=lambda: begin_reload(config))
+        return _run(_uvicorn_config(config.server), listener, reload=server.begin_reload)
     finally:
         try:
-            stop_manager(config)
+            server.stop_manager()
         except ControlError as error:
             logger.error("{}", error)
         logger.info("stopped")
