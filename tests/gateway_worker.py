@@ -30,6 +30,7 @@ from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.types import ModelState
 from tests.fake_manager import FakeManager
 from tests.pictures import data_url, png
+from tests.running import TLS
 from tests.waiting import until
 
 KEY = "sk-test-0123456789abcdef"
@@ -152,7 +153,7 @@ async def run_gateway(
     headers = {"authorization": f"Bearer {KEY}"}
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, verify=TLS) as client:
             await until(lambda: server.started and len(leases.models) > 0)
             yield Gateway(client, manager, engine_socket, leases, server)
     finally:

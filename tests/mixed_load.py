@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.running import KEY, Server
+from tests.running import KEY, TLS, Server
 
 CONCURRENT = 8
 
@@ -35,7 +35,7 @@ async def run(server: Server, count: int, *, seed: int, most_tokens: int) -> int
 
     async def one(path: str, body: dict[str, Any], share: float | None) -> None:
         nonlocal left
-        async with places, httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        async with places, httpx.AsyncClient(base_url=server.url, timeout=120, verify=TLS) as client:
             patience = None if share is None else share * times[-1]
             began = loop.time()
             try:

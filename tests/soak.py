@@ -24,7 +24,7 @@ import httpx
 import psutil
 
 from tests.models import gemma3_gguf, smollm2_gguf
-from tests.running import KEY, Server, running
+from tests.running import KEY, TLS, Server, running
 from tests.waiting import wait_until
 
 MODELS = ("small", "other")
@@ -96,7 +96,9 @@ class Soak:
         weights = [4, 4, 3, 2, 2, 0.3, 0.3]
         headers = {"Authorization": f"Bearer {KEY}", "x-client": str(number)}
         while not self._is_over.is_set():
-            async with httpx.AsyncClient(base_url=self.server.url, headers=headers, timeout=PATIENCE) as client:
+            async with httpx.AsyncClient(
+                base_url=self.server.url, headers=headers, timeout=PATIENCE, verify=TLS
+            ) as client:
                 for _ in range(self.chance.randint(1, 12)):
                     if self._is_over.is_set():
                         return

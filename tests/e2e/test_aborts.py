@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import KEY, Server, running
+from tests.running import KEY, TLS, Server, running
 from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -44,7 +44,7 @@ class Engine:
 
     def __init__(self, server: Server) -> None:
         (path,) = (server.run_dir / "engines").glob("*.sock")
-        self._client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://engine")
+        self._client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path), verify=TLS), base_url="http://engine")
 
     def close(self) -> None:
         self._client.close()

@@ -18,7 +18,7 @@ import httpx
 import openai
 import pytest
 
-from tests.running import KEYS, Server, running
+from tests.running import KEYS, TLS, Server, running
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -117,7 +117,7 @@ async def test_key_with_ten_times_the_load_hardly_delays_another(server: Server,
 async def test_full_queues_refuse_and_a_queued_stream_gets_its_position(server: Server) -> None:
     """At most 20 requests of a key may wait, and 24 in all."""
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, timeout=60))
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, verify=TLS, timeout=60))
 
         async def ask(name: str, **more: Any) -> httpx.Response:
             body = {"prompt": "Once", "max_tokens": 900, "ignore_eos": True, **more}
@@ -160,7 +160,7 @@ async def test_full_queues_refuse_and_a_queued_stream_gets_its_position(server: 
 async def test_batch_requests_wait_for_all_others(server: Server) -> None:
     """Requests are batch requests by their key or by `service_tier`."""
     ends: list[str] = []
-    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=server.url, verify=TLS, timeout=120) as client:
 
         async def ask(name: str, tokens: int, label: str, **more: Any) -> None:
             body = {"prompt": f"{len(ends)} {name}", "max_tokens": tokens, "ignore_eos": True, **more}

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from tests.running import KEYS, Server, running
+from tests.running import KEYS, TLS, Server, running
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -68,7 +68,7 @@ async def ask_at_once(server: Server, name: str, count: int, **options: Any) -> 
     async def client() -> list[httpx.Response]:
         responses = []
         headers = {"Authorization": f"Bearer {secret(name)}"}
-        async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as one:
+        async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120, verify=TLS) as one:
             while next(numbers) < count:
                 responses.append(await one.post("/v1/completions", json=body(**options)))
         return responses

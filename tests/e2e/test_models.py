@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import Server, running
+from tests.running import TLS, Server, running
 from tests.waiting import wait_until
 
 SMOL = "SmolLM2-135M-Instruct"
@@ -103,6 +103,8 @@ def test_load_outlives_the_client_that_caused_it(server: Server) -> None:
 @pytest.mark.story
 def test_swap_never_cuts_a_stream(server: Server) -> None:
     body = {"model": SMOL, "prompt": PROMPT, "max_tokens": 300, "stream": True, "ignore_eos": True}
+    with server.client() as client:
+        client.post(f"/admin/api/models/{SMOL}/load").raise_for_status()
     with server.client() as client, client.stream("POST", "/v1/completions", json=body) as stream:
         lines = stream.iter_lines()
         assert next(lines).startswith("data: ")
@@ -176,7 +178,7 @@ def processing(server: Server) -> int:
     Frequent calls keep llama.cpp from noticing by itself that a plain request's client has left.
     """
     socket = server.run_dir / "engines" / f"{server.models()[SMOL]['instance']}.sock"
-    transport = httpx.HTTPTransport(uds=str(socket))
+    transport = httpx.HTTPTransport(uds=str(socket), verify=TLS)
     with httpx.Client(transport=transport, base_url="http://engine") as engine:
         text = engine.get("/metrics").text
     (value,) = [line.split()[-1] for line in text.splitlines() if line.startswith("llamacpp:requests_processing ")]

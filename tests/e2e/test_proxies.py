@@ -23,7 +23,7 @@ from llm_api_server.config.models import ServerConfig
 from llm_api_server.lifecycle.server_lock import KEEP_ALIVE_TIMEOUT
 from tests.fake_engine import Engine
 from tests.needs import missing
-from tests.running import KEY, KEYS, ROOT, Server, free_port, running
+from tests.running import KEY, KEYS, ROOT, TLS, Server, free_port, running
 from tests.waiting import wait_until
 
 NGINX_FILE = ROOT / "deploy/nginx/llm-api-server.conf"
@@ -165,7 +165,7 @@ def client(url: str, *, address: str = HOME, key: str = KEY, **headers: str) -> 
     return httpx.Client(
         base_url=url,
         headers={"Authorization": f"Bearer {key}", **headers},
-        transport=httpx.HTTPTransport(local_address=address),
+        transport=httpx.HTTPTransport(local_address=address, verify=TLS),
         timeout=120,
     )
 

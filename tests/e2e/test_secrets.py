@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.running import BIN, KEYS, Server, running
+from tests.running import BIN, KEYS, TLS, Server, running
 from tests.waiting import wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -91,13 +91,15 @@ def texts(server: Server) -> Iterator[tuple[str, bytes]]:
         environment = {name: value for name, value in process.environ().items() if name != "PYTEST_CURRENT_TEST"}
         yield f"environment of {process.pid}", json.dumps(environment).encode()
     for socket in (server.run_dir / "engines").glob("*.sock"):
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine") as client:
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket), verify=TLS), base_url="http://engine"
+        ) as client:
             yield f"metrics of {socket.name}", client.get("/metrics").content
 
 
 def test_planted_secrets_appear_nowhere(server: Server) -> None:
     made = json.loads(command(server, "keys", "create", "--name", "made", "--json"))["secret"]
-    wait_until(lambda: httpx.get(f"{server.url}/v1/models", headers={"x-api-key": made}).status_code == 200)
+    wait_until(lambda: httpx.get(f"{server.url}/v1/models", headers={"x-api-key": made}, verify=TLS).status_code == 200)
     with server.client() as client:
         response = client.post("/admin/api/keys", json={"name": "made-by-api"}).raise_for_status()
         by_api = response.json()["secret"]

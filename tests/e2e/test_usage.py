@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests import mixed_load
-from tests.running import Server, running
+from tests.running import TLS, Server, running
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
@@ -34,7 +34,7 @@ def open_rows(server: Server) -> list[str]:
 def metrics(server: Server) -> dict[str, float]:
     """Return the engine's own metrics by name, summed over labels."""
     (socket,) = (server.run_dir / "engines").glob("*.sock")
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine") as client:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket), verify=TLS), base_url="http://engine") as client:
         text = client.get("/metrics").raise_for_status().text
     found: dict[str, float] = {}
     for name, value in re.findall(r"^(\w+:\w+)(?:\{.*\})? ([\d.e+]+)$", text, re.MULTILINE):
