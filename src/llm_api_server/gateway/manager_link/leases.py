@@ -117,9 +117,10 @@ class _Pending:
 class Leases:
     """All leases of one worker. `models` has the latest state of every configured model."""
 
-    def __init__(self, link: ManagerLink, linger: float = LINGER) -> None:
+    def __init__(self, link: ManagerLink, report_interval: float = REPORT_INTERVAL, linger: float = LINGER) -> None:
         self.link = link
         self.models: Mapping[str, ModelStatus] = {}
+        self._report_interval = report_interval
         self._linger = linger
         self._held: dict[str, HeldSlots] = {}
         self._pending: dict[int, _Pending] = {}
@@ -275,7 +276,7 @@ class Leases:
 
     def plan_report(self) -> None:
         if self._report_timer is None:
-            self._report_timer = asyncio.get_running_loop().call_later(REPORT_INTERVAL, self._report)
+            self._report_timer = asyncio.get_running_loop().call_later(self._report_interval, self._report)
 
     def _report(self) -> None:
         self._report_timer = None

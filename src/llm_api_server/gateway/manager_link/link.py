@@ -86,12 +86,18 @@ class _PendingCall:
 class ManagerLink:
     """At most one connection at a time. `worker` identifies this worker for its whole life."""
 
-    def __init__(self, run_dir: RunDir, start_manager: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        run_dir: RunDir,
+        start_manager: Callable[[float], None],
+        connect_timeout: float = CONNECT_TIMEOUT,
+    ) -> None:
         self.worker = uuid.uuid4().hex
         self.numbers = itertools.count(1)
         self.is_closing = False
         self._run_dir = run_dir
         self._start_manager = start_manager
+        self._connect_timeout = connect_timeout
         self._calls: dict[int, _PendingCall] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {}
         self._on_connect: list[Callable[[messages.Hello], None]] = []
@@ -194,7 +200,7 @@ class ManagerLink:
     async def _connect(self) -> tuple[asyncio.Transport, _Protocol]:
         loop = asyncio.get_running_loop()
         path = str(self._run_dir.socket)
-        give_up_at = loop.time() + CONNECT_TIMEOUT
+        give_up_at = loop.time() + self._connect_timeout
         while True:
             try:
                 return await loop.create_unix_connection(lambda: _Protocol(self), path)
@@ -203,7 +209,7 @@ class ManagerLink:
             if loop.time() > give_up_at:
                 logger.error("no manager responds at {}", path)
                 self._refuse(EngineUnavailable(_UNREACHABLE, retry_after=1))
-                give_up_at = loop.time() + CONNECT_TIMEOUT
+                give_up_at = loop.time() + self._connect_timeout
             await asyncio.sleep(CONNECT_RETRY_INTERVAL)
 
     def _try_to_start(self, now: float) -> None:
