@@ -1,4 +1,4 @@
-"""What was used, as rows with plain names for tables, CSV and the API. Used by the command line and the gateway."""
+"""Usage as rows with plain column names, for tables, CSV and the admin API. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REQUEST_COLUMNS = tuple(name for name in RequestRow.__struct_fields__ if name no
 
 
 def parse_groups(text: str, allowed: Sequence[UsageGroup] = GROUPS) -> tuple[UsageGroup, ...]:
-    """`key,day`; empty or `none`: one sum. Raises `ValueError` with a sentence."""
+    """Parse `key,day`; empty or `none` means one sum. Raises `ValueError` with a message for users."""
     words = [word.strip() for word in text.split(",") if word.strip() not in {"", "none"}]
     wrong = next((word for word in words if word not in allowed), None)
     if wrong is not None:

@@ -231,7 +231,7 @@ def _folder(name: str, path: Path, unwritable: Verdict, advice: str) -> Finding:
 def _database(url: str) -> Finding:
     database = Database(url)
     try:
-        version = database.look()
+        version = database.version()
     except StoreError as error:
         return Finding("database", "problem", str(error), "Repair it, or set storage.url to another one.")
     if version == HEAD:

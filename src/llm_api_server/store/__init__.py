@@ -1,1 +1,1 @@
-"""The store: keys made while the server runs, who changed them, and what was used. SQLAlchemy, nothing asynchronous."""
+"""The database: keys, their audit trail, and usage. SQLAlchemy, nothing asynchronous."""

@@ -1,6 +1,6 @@
-"""One database for all processes, SQLite or PostgreSQL: opens it, brings its tables up to date, lends transactions.
+"""One database for all processes, SQLite or PostgreSQL: connections, transactions and upgrades of its tables.
 
-Used by the manager, the command line and, for few routes, workers; from any thread.
+Blocking; may be used from any thread.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from llm_api_server.redaction import MASK
 from llm_api_server.store.schema import HEAD
 
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
-#: How long one process waits for another's transaction.
-_PATIENCE = 5.0
+#: Seconds that one process waits for another's transaction.
+_LOCK_TIMEOUT = 5.0
 _UPGRADE_LOCK = 5_021_100
-#: A server that is gone is noticed within seconds, not when TCP gives up. The URL may say otherwise.
+#: Notices a lost server within seconds, not when TCP gives up. Options of the URL take precedence.
 _POSTGRES_OPTIONS = {
     "application_name": "llm-api-server",
     "connect_timeout": "5",
@@ -37,26 +37,26 @@ _POSTGRES_OPTIONS = {
 
 
 class Database:
-    """Lends connections inside a transaction. All errors of the driver leave as `StoreError`."""
+    """Lends connections inside a transaction. Turns all errors of the driver into `StoreError`."""
 
-    def __init__(self, url: str, *, patience: float = _PATIENCE) -> None:
+    def __init__(self, url: str, *, lock_timeout: float = _LOCK_TIMEOUT) -> None:
         self._url = url
-        self._patience = patience
+        self._lock_timeout = lock_timeout
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
-        """Connect, and upgrade the schema where it is behind. Raises `StoreError`; may be called again."""
+        """Connect and upgrade older tables. Raises `StoreError`; may be called again."""
         self._opened()
 
-    def look(self) -> str | None:
-        """Connect and change nothing: the version of the tables; None where there are none. Raises `StoreError`."""
+    def version(self) -> str | None:
+        """Return the version of the tables, or None if there are none; change nothing. Raises `StoreError`."""
         url = _parse(self._url)
         if _is_sqlite(url) and _identity(url) is None:
             return None
         with self._explained(url):
-            engine = _sqlite(url, self._patience) if _is_sqlite(url) else _postgres(url)
+            engine = _sqlite(url, self._lock_timeout) if _is_sqlite(url) else _postgres(url)
             try:
                 with engine.connect() as connection:
                     return _version(connection)
@@ -64,11 +64,11 @@ class Database:
                 engine.dispose()
 
     def __str__(self) -> str:
-        """Where it is, without what is secret of that. Raises `StoreError` when the URL cannot be read."""
+        """Return the URL without its secrets. Raises `StoreError` if it cannot be parsed."""
         return _shown(_parse(self._url))
 
     def close(self) -> None:
-        """Give the connections back. What comes after opens it again."""
+        """Close all connections; the next call opens new ones."""
         with self._lock:
             engine, self._engine = self._engine, None
         if engine is not None:
@@ -76,24 +76,25 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that changes nothing."""
+        """Lend a connection in a transaction that only reads."""
         engine = self._opened()
         with self._explained(engine.url), engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self, lock: int | None = None) -> Iterator[Connection]:
-        """A transaction that is kept when the block ends well. With SQLite it is the only one that writes, from its
-        beginning; with PostgreSQL the only one with this `lock`.
+        """Lend a connection in a transaction that is committed unless the block raises.
+
+        With SQLite it excludes all other writers from its beginning, with PostgreSQL those with the same `lock`.
         """
         engine = self._opened()
-        with self._explained(engine.url), _writing(engine, self._patience, lock) as connection:
+        with self._explained(engine.url), _writing(engine, self._lock_timeout, lock) as connection:
             yield connection
 
     def _opened(self) -> Engine:
         with self._lock:
             if self._engine is not None and self._file is not None and self._file != _identity(self._engine.url):
-                # Deleted or replaced, say by a backup: the old file would take everything with it.
+                # The file was deleted or replaced, for example by a backup: writes to the old one would be lost.
                 self._engine.dispose()
                 self._engine = None
             if self._engine is None:
@@ -104,12 +105,12 @@ class Database:
             return self._engine
 
     def _connect(self, url: URL) -> Engine:
-        engine = _sqlite(url, self._patience) if _is_sqlite(url) else _postgres(url)
+        engine = _sqlite(url, self._lock_timeout) if _is_sqlite(url) else _postgres(url)
         try:
             with engine.connect() as connection:
                 current = _version(connection)
             if current != HEAD:
-                with _writing(engine, self._patience, _UPGRADE_LOCK) as connection:
+                with _writing(engine, self._lock_timeout, _UPGRADE_LOCK) as connection:
                     _upgrade(connection)
         except BaseException:
             engine.dispose()
@@ -128,10 +129,10 @@ class Database:
 
 
 @contextmanager
-def _writing(engine: Engine, patience: float, lock: int | None) -> Iterator[Connection]:
+def _writing(engine: Engine, lock_timeout: float, lock: int | None) -> Iterator[Connection]:
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
-            connection.execute(text(f"SET LOCAL lock_timeout = {int(patience * 1000)}"))
+            connection.execute(text(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}"))
             if lock is not None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
         yield connection
@@ -156,7 +157,7 @@ def _is_sqlite(url: URL) -> bool:
 
 
 def _identity(url: URL) -> tuple[int, int] | None:
-    """What tells a file from another of the same name."""
+    """Return device and inode: they differ when a file was replaced."""
     try:
         status = Path(str(url.database)).stat()
     except OSError:
@@ -164,33 +165,33 @@ def _identity(url: URL) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _sqlite(url: URL, patience: float) -> Engine:
+def _sqlite(url: URL, lock_timeout: float) -> Engine:
     file = Path(str(url.database))
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives its other files the mode of this one. Not opened here: closing it would end locks of this process.
+    # SQLite gives its other files the mode of this one. Not opened: closing it would drop this process's locks.
     with suppress(FileExistsError):
         os.mknod(file, 0o600)
-    engine = create_engine(url, connect_args={"timeout": patience}, pool_timeout=patience)
+    engine = create_engine(url, connect_args={"timeout": lock_timeout}, pool_timeout=lock_timeout)
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # transactions are begun by the line below, not by the driver
-        _use_wal(connection, patience)
+        connection.isolation_level = None  # `on_begin` begins transactions, not the driver
+        _use_wal(connection, lock_timeout)
         for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
-        # A transaction that reads first and writes later would fail when another has written in between.
+        # A transaction that reads first and writes later would fail after another's write in between.
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 
 
-def _use_wal(connection: Any, patience: float) -> None:
-    """Of several that switch a new file at once, all but one get an error at once, whatever the busy timeout."""
-    end = time.monotonic() + patience
+def _use_wal(connection: Any, lock_timeout: float) -> None:
+    """Switch to WAL. If several processes do so at once, all but one fail at once, whatever the busy timeout."""
+    end = time.monotonic() + lock_timeout
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL").close()
@@ -204,7 +205,7 @@ def _use_wal(connection: Any, patience: float) -> None:
 
 def _postgres(url: URL) -> Engine:
     options = {name: value for name, value in _POSTGRES_OPTIONS.items() if name not in url.query}
-    return create_engine(url, connect_args=options, pool_pre_ping=True, pool_timeout=_PATIENCE)
+    return create_engine(url, connect_args=options, pool_pre_ping=True, pool_timeout=_LOCK_TIMEOUT)
 
 
 def _version(connection: Connection) -> str | None:
@@ -221,8 +222,8 @@ def _is_missing_table(error: DBAPIError) -> bool:
 
 
 def _upgrade(connection: Connection) -> None:
-    """In the transaction of `connection`, which no other process has at the same time: another may have been first."""
-    from alembic.operations import Operations  # noqa: PLC0415 - only who is behind needs Alembic
+    """Upgrade within the exclusive transaction of `connection`; another process may have done it already."""
+    from alembic.operations import Operations  # noqa: PLC0415 - Alembic is needed for upgrades only
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
     from alembic.script import ScriptDirectory  # noqa: PLC0415
     from alembic.script.revision import RevisionError  # noqa: PLC0415
@@ -243,7 +244,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _shown(url: URL) -> str:
-    """Without password and options, which may hold one as well."""
+    """Return the URL without password and options, which may hold one as well."""
     return url.set(drivername=url.get_backend_name(), query={}).render_as_string(hide_password=True)
 
 
@@ -251,7 +252,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror or error}."
     cause = error.orig if isinstance(error, DBAPIError) else error
-    words = " ".join(str(cause).split()) or type(error).__name__
-    if "database is locked" in words or getattr(cause, "sqlstate", None) == "55P03":
-        return "another process holds it for too long; try again."
-    return words if words.endswith(".") else f"{words}."
+    text_ = " ".join(str(cause).split()) or type(error).__name__
+    if "database is locked" in text_ or getattr(cause, "sqlstate", None) == "55P03":
+        return "another process has locked it for too long; try again."
+    return text_ if text_.endswith(".") else f"{text_}."

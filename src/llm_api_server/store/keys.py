@@ -1,6 +1,6 @@
-"""Keys made while the server runs: kept as digests, every change with who made it, in one transaction.
+"""Keys of the database, stored as digests; each change is written with its audit entry in one transaction.
 
-A change takes the next revision; whoever caches keys asks which ids changed after the revision it knows.
+A change takes the next revision. Caches poll for the ids that changed after the revision they know.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _CURRENT = DIGESTS.c.valid_until.is_(None)
 
 
 class Keys:
-    """The keys of the store. Methods raise `StoreError` when the database cannot be used."""
+    """Keys of the database. Methods raise `StoreError` if it cannot be used."""
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
         self._clock = clock
 
     def create(self, fields: KeyFields, actor: Actor) -> tuple[KeyRecord, str]:
-        """A new key, and its secret, which is nowhere kept. Raises `InvalidKeyField` or `NameTaken`."""
+        """Create a key; return it with its secret, which is not stored. Raises `InvalidKeyField` or `NameTaken`."""
         values = given(fields)
         if "name" not in values:
             raise InvalidKeyField("name", "give the key a name.")
@@ -47,20 +47,20 @@ class Keys:
             connection.execute(insert(DIGESTS).values(digest=digest(secret), key_id=key_id))
             changes = {name: [None, value] for name, value in values.items()}
             self._record(connection, revision, actor, "create", (key_id, values["name"]), changes)
-            return self._shown(connection, key_id), secret
+            return self._get(connection, key_id), secret
 
     def list(self) -> builtins.list[KeyRecord]:
-        """All keys, by name."""
+        """Return all keys, sorted by name."""
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(self._records().order_by(KEYS.c.name))]
 
     def get(self, name_or_id: str) -> KeyRecord:
-        """Raises `KeyNotFound`."""
+        """Return one key. Raises `KeyNotFound`."""
         with self._database.reading() as connection:
-            return self._shown(connection, _row(connection, name_or_id)["id"])
+            return self._get(connection, _row(connection, name_or_id)["id"])
 
     def update(self, name_or_id: str, fields: KeyFields, actor: Actor) -> KeyRecord:
-        """Change what `fields` gives. Raises `InvalidKeyField`, `NameTaken`, `KeyNotFound` or `KeyRevoked`."""
+        """Set the given fields. Raises `InvalidKeyField`, `NameTaken`, `KeyNotFound` or `KeyRevoked`."""
         values = given(fields)
         with self._database.writing() as connection:
             revision = _lock(connection)
@@ -74,10 +74,10 @@ class Keys:
                     _check_name(connection, new["name"], row["id"])
                 connection.execute(update(KEYS).where(KEYS.c.id == row["id"]).values(**new))
                 self._record(connection, revision, actor, "update", (row["id"], new.get("name", row["name"])), changes)
-            return self._shown(connection, row["id"])
+            return self._get(connection, row["id"])
 
     def rotate(self, name_or_id: str, overlap: float, actor: Actor) -> tuple[KeyRecord, str]:
-        """A new secret; the old one stays valid for `overlap` seconds, earlier ones to the end that they had.
+        """Give the key a new secret. The old one stays valid for `overlap` seconds, earlier ones until their end.
 
         Raises `InvalidKeyField`, `KeyNotFound` or `KeyRevoked`.
         """
@@ -97,7 +97,7 @@ class Keys:
             connection.execute(update(KEYS).where(KEYS.c.id == row["id"]).values(hint=hint))
             changes = {"hint": [row["hint"], hint], "old_secret_until": [None, now + overlap]}
             self._record(connection, revision, actor, "rotate", (row["id"], row["name"]), changes)
-            return self._shown(connection, row["id"]), secret
+            return self._get(connection, row["id"]), secret
 
     def revoke(self, name_or_id: str, actor: Actor) -> KeyRecord:
         """End the key for good; its record stays. Raises `KeyNotFound`."""
@@ -109,7 +109,7 @@ class Keys:
                 connection.execute(update(KEYS).where(KEYS.c.id == row["id"]).values(enabled=False, revoked_at=now))
                 changes = {"enabled": [row["enabled"], False], "revoked_at": [None, now]}
                 self._record(connection, revision, actor, "revoke", (row["id"], row["name"]), changes)
-            return self._shown(connection, row["id"])
+            return self._get(connection, row["id"])
 
     def delete(self, name_or_id: str, actor: Actor) -> None:
         """Remove the key; usage and audit keep its name. Raises `KeyNotFound`."""
@@ -123,7 +123,7 @@ class Keys:
     def audit(
         self, *, key: str | None = None, limit: int = 100, before: int | None = None
     ) -> builtins.list[AuditEntry]:
-        """The changes, newest first; of one key by its id or any name that it had. `before` is a revision."""
+        """Return the changes, newest first, of all keys or of one by id or any of its names. `before`: a revision."""
         wanted = select(AUDIT).order_by(AUDIT.c.revision.desc()).limit(limit)
         if key is not None:
             ids = select(AUDIT.c.key_id).where(or_(AUDIT.c.key_id == key, AUDIT.c.key_name == key))
@@ -134,9 +134,9 @@ class Keys:
             return [AuditEntry(**row) for row in connection.execute(wanted).mappings()]
 
     def find(self, *, digest: str | None = None, key_id: str | None = None) -> Key | None:
-        """The key of a secret's digest, or of an id; None where there is none or the secret's time is over.
+        """Return the key with a secret's digest or with an id; None if there is none or the secret has expired.
 
-        A secret that was replaced gives the key with the end of the secret, where that comes first.
+        For a replaced secret the key expires with the secret, if that is earlier.
         """
         if digest is None:
             wanted: Select[Any] = select(KEYS).where(KEYS.c.id == key_id)
@@ -155,14 +155,14 @@ class Keys:
         return msgspec.structs.replace(key, expires_at=end if key.expires_at is None else min(end, key.expires_at))
 
     def revision(self) -> int:
-        """The number of changes so far."""
+        """Return the number of changes so far."""
         with self._database.reading() as connection:
             return int(connection.execute(select(REVISION.c.value)).scalar_one())
 
     def changed_since(self, revision: int) -> tuple[int, builtins.list[str]]:
-        """The revision now, and the ids of the keys that changed after `revision`, gone ones included.
+        """Return the current revision and the ids of the keys that changed after `revision`, deleted ones included.
 
-        A revision smaller than the one given says that the database is another one: drop whatever was known.
+        A smaller revision than the given one means that the database was replaced: caches must be dropped.
         """
         with self._database.reading() as connection:
             now = int(connection.execute(select(REVISION.c.value)).scalar_one())
@@ -180,7 +180,7 @@ class Keys:
         )
         return select(KEYS, old.label("old_secret_until"))
 
-    def _shown(self, connection: Connection, key_id: str) -> KeyRecord:
+    def _get(self, connection: Connection, key_id: str) -> KeyRecord:
         return _record(connection.execute(self._records().where(KEYS.c.id == key_id)).one())
 
     def _record(
@@ -192,7 +192,7 @@ class Keys:
         key: tuple[str, str],
         changes: dict[str, builtins.list[Any]],
     ) -> None:
-        """The last statement of a change: who made it, under the next revision."""
+        """Write the audit entry under the next revision, as the last statement of a change."""
         connection.execute(update(REVISION).values(value=revision + 1))
         connection.execute(
             insert(AUDIT).values(
@@ -210,7 +210,7 @@ class Keys:
 
 
 def _lock(connection: Connection) -> int:
-    """The first statement of a change: one after the other. The revision before it."""
+    """Serialize changes; return the revision before this one. The first statement of a change."""
     return int(connection.execute(select(REVISION.c.value).with_for_update()).scalar_one())
 
 

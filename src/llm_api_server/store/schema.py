@@ -1,4 +1,4 @@
-"""The tables as they are now. `migrations/` makes them; a test holds that both say the same."""
+"""Tables of the current version. `migrations/` creates them; a test compares both."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sqlalchemy import (
     text,
 )
 
-#: The last migration: what `alembic_version` holds when nothing is to be done.
+#: The last migration, as in `alembic_version` of an up-to-date database.
 HEAD = "0003"
 
 METADATA = MetaData()
 
-#: Grows with time: newer rows have larger ones.
+#: Ids that grow with time.
 _Counter = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Words(TypeDecorator[str]):
-    """Text from outside: what neither database can hold is shown as U+FFFD."""
+    """Text from outside; characters that a database cannot store become U+FFFD."""
 
     impl = Text
     cache_ok = True
@@ -45,7 +45,7 @@ def cleaned(value: str | None) -> str | None:
     return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-#: One row. Whoever changes keys locks it first, so that revisions are committed in their order.
+#: One row. Changes of keys lock it first, so that revisions are committed in their order.
 REVISION = Table(
     "revision",
     METADATA,
@@ -77,7 +77,7 @@ KEYS = Table(
     Column("revoked_at", Double),
 )
 
-#: Of the secrets only this: hex SHA-256. After a rotation a key has two for a while; the current one has no end.
+#: Hex SHA-256 of the secrets. After a rotation a key has two for a while; the current one has no end.
 DIGESTS = Table(
     "digests",
     METADATA,
@@ -86,7 +86,7 @@ DIGESTS = Table(
     Column("valid_until", Double),
 )
 
-#: One row per revision. Keys that are gone keep theirs.
+#: One row per revision. Rows outlive their keys.
 AUDIT = Table(
     "audit",
     METADATA,
@@ -103,7 +103,7 @@ AUDIT = Table(
     Index("ix_audit_key_name", "key_name", "revision"),
 )
 
-#: One row per request, open until it has an end. No key is referred to: rows outlive keys, and some are of the
+#: One row per request, open until it has an end. No foreign key: rows outlive keys, and some keys are in the
 #: configuration.
 REQUESTS = Table(
     "requests",
@@ -142,7 +142,7 @@ REQUESTS = Table(
 
 
 def _sums(name: str) -> Table:
-    """What ended, by the hour or day (UTC, Unix seconds of its beginning) in which it started."""
+    """Return a table of sums of ended requests by the hour or day (UTC, Unix seconds of its start) they started in."""
     return Table(
         name,
         METADATA,

@@ -1,6 +1,6 @@
-"""The ledger of requests: a row for each, and sums per hour and day that grow when a row is settled.
+"""The ledger: a row per request, and sums per hour and day that grow when a row is settled.
 
-Rows are settled and sums increased in one transaction, so both say the same at any time; the sums outlive the rows.
+Rows are settled and sums increased in one transaction, so both agree at any time. The sums outlive the rows.
 """
 
 from __future__ import annotations
@@ -47,26 +47,27 @@ from llm_api_server.store.usage_query import (
     start_of,
 )
 
-#: PostgreSQL: who writes to the ledger does so alone, as with SQLite.
+#: Lock of the writers on PostgreSQL; with SQLite there is one writer anyway.
 _LOCK = 5_021_101
 _WITHOUT_PROMPT = [column for column in REQUESTS.c if column is not REQUESTS.c.prompt]
 _IS_OPEN = REQUESTS.c.ended_at.is_(None)
-#: Most parameters of one statement, and rows that one transaction deletes.
+#: Parameters of one statement, and rows that one transaction deletes, at most.
 _CHUNK = 500
-_PRUNED_AT_ONCE = 5000
+_PRUNE_CHUNK = 5000
 _CLIENT_CLOSED_STATUS = 499
 _FIRST_ERROR_STATUS = 400
-#: More tokens than this are no count; what is longer than this is no name, and could not be indexed.
-_MOST_TOKENS = 2**53
-_LONGEST_NAME = 512
+#: Larger token counts are capped.
+_MAX_TOKENS = 2**53
+#: Longer names are cut: PostgreSQL could not index them.
+_MAX_NAME_CHARS = 512
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
-#: Columns of a row that is written when its request is over ...
-_PLAIN = (
+#: Columns of a row that is written when its request has ended ...
+_COLUMNS = (
     "row", "worker", "request_id", "key_id", "key_name", "model", "endpoint", "stream", "started_at", "ended_at",
     "status", "instance", *_TOKENS, "queued", "first_token", "duration",
 )  # fmt: skip
-#: ... and those that are empty in nearly all: SQLite's driver takes longer for a None than for a text.
-_SELDOM = ("prompt", "error")
+#: ... and columns that are nearly always empty: SQLite's driver takes longer for a None than for a text.
+_RARE_COLUMNS = ("prompt", "error")
 _ADDED = (
     "requests", "errors", "aborted", *_TOKENS,
     "seconds", "queued_seconds", "queued_count", "first_token_seconds", "first_token_count",
@@ -74,29 +75,30 @@ _ADDED = (
 
 
 class UsageLedger:
-    """Written by the manager, read by anybody. Methods raise `StoreError` when the database cannot be used."""
+    """Usage of all requests. Methods raise `StoreError` if the database cannot be used."""
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, database: Database, *, clock: Callable[[], float] = time.time, prune_chunk: int = _PRUNE_CHUNK
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._prune_chunk = prune_chunk
 
     def write(self, batch: Batch, worker: str) -> None:
-        """Write what `worker` told, all of it or nothing; to repeat it changes nothing.
+        """Write the events of a worker, all or none; writing them twice changes nothing.
 
-        What is said of a row that is unknown, or was settled before, is ignored.
+        Progress and ends of unknown and of settled rows are ignored.
         """
         with self._database.writing(_LOCK) as connection:
-            _insert_whole(connection, batch.finished, worker)
+            _insert_finished(connection, batch.finished, worker)
             _insert_started(connection, batch.started, worker)
             _write_progress(connection, batch.progress)
             _settle(connection, {end.row: end for end in reversed(batch.ended)})
             _write_last_used(connection, [*batch.started, *batch.finished])
 
-    def settle_lost(self, *, except_workers: Collection[str] = (), only_worker: str | None = None) -> int:
-        """Settle the open rows of workers that will tell nothing more, with the tokens last told. How many."""
+    def settle_lost(self, *, except_workers: Collection[str] = ()) -> int:
+        """Settle the open rows of all other workers with the usage last reported; return their number."""
         wanted = select(*_WITHOUT_PROMPT).where(_IS_OPEN, REQUESTS.c.worker.not_in(list(except_workers)))
-        if only_worker is not None:
-            wanted = wanted.where(REQUESTS.c.worker == only_worker)
         with self._database.writing(_LOCK) as connection:
             rows = connection.execute(wanted.order_by(REQUESTS.c.id)).mappings().all()
             now = self._clock()
@@ -105,9 +107,9 @@ class UsageLedger:
         return len(lost)
 
     def spent(self, key_id: str, now: float) -> tuple[int, int]:
-        """Tokens of the key in the UTC day and the UTC month of `now`, those of open requests so far included.
+        """Return the tokens that a key used in the UTC day and in the UTC month of `now`, open requests included.
 
-        A request counts where it started.
+        A request counts in the day in which it started.
         """
         today, (month, next_month) = start_of(now, DAY), month_of(now)
         open_ = select(
@@ -121,14 +123,14 @@ class UsageLedger:
         settled = select(_total(DAYS, DAYS.c.start == today).label("day"), _total(DAYS).label("month")).where(
             DAYS.c.key_id == key_id, DAYS.c.start >= month, DAYS.c.start <= today
         )
-        # One statement: a row that is settled meanwhile is seen once.
+        # One statement, so that a row that is settled meanwhile counts once.
         both = open_.union_all(settled).subquery()
         with self._database.reading() as connection:
             row = connection.execute(select(func.sum(both.c.day), func.sum(both.c.month))).one()
         return int(row[0]), int(row[1])
 
     def query(self, wanted: UsageQuery) -> list[UsageSum]:
-        """Sums of what ended, by group. What is still open is not in them."""
+        """Return the sums of ended requests by group."""
         with self._database.reading() as connection:
             return read_sums(connection, wanted)
 
@@ -141,7 +143,7 @@ class UsageLedger:
         key_name: str | None = None,
         model: str | None = None,
     ) -> list[RequestRow]:
-        """Single requests, newest first; `before` is the id of a row."""
+        """Return single requests, the newest first; `before` is the id of a row."""
         filters = [
             column == value
             for column, value in ((REQUESTS.c.key_id, key_id), (REQUESTS.c.model, model))
@@ -153,7 +155,7 @@ class UsageLedger:
             return read_rows(connection, filters, key_name, limit)
 
     def prune(self, now: float, keep_requests: int, keep_hours: int, keep_days: int) -> int:
-        """Delete what is older than so many days: rows, hours and days. How many. Open rows stay."""
+        """Delete settled rows, hours and days older than the given numbers of days; return the number of rows."""
         count = self._prune_rows(now - keep_requests * DAY)
         with self._database.writing(_LOCK) as connection:
             for table, days in ((HOURS, keep_hours), (DAYS, keep_days)):
@@ -163,14 +165,14 @@ class UsageLedger:
         return count
 
     def _prune_rows(self, before: float) -> int:
-        """A few at a time, so that what happens now is written in between."""
-        old = select(REQUESTS.c.id).where(REQUESTS.c.started_at < before, ~_IS_OPEN).limit(_PRUNED_AT_ONCE)
+        """Delete in chunks, so that new events are written in between."""
+        old = select(REQUESTS.c.id).where(REQUESTS.c.started_at < before, ~_IS_OPEN).limit(self._prune_chunk)
         count = 0
         while True:
             with self._database.writing(_LOCK) as connection:
                 deleted = connection.execute(delete(REQUESTS).where(REQUESTS.c.id.in_(old))).rowcount
             count += deleted
-            if deleted < _PRUNED_AT_ONCE:
+            if deleted < self._prune_chunk:
                 return count
 
 
@@ -179,27 +181,27 @@ def _total(table: Table, where: ColumnElement[bool] | None = None) -> ColumnElem
     return func.coalesce(func.sum(tokens if where is None else case((where, tokens), else_=0)), 0)
 
 
-def _insert_whole(connection: Connection, rows: Sequence[FinishedRequest], worker: str) -> None:
-    """Requests that began and ended since the last batch: most of those of busy servers."""
+def _insert_finished(connection: Connection, rows: Sequence[FinishedRequest], worker: str) -> None:
+    """Insert requests that started and ended in one batch: most requests of a busy server."""
     if not rows:
         return
     is_sqlite = connection.dialect.name == "sqlite"
     flag: Callable[[bool], int] = int if is_sqlite else bool  # SQLite's driver takes long for a bool
-    told = [_plain(row, worker, flag) for row in rows if row.prompt is None and row.error is None]
-    more = [
-        (*_plain(row, worker, flag), cleaned(row.prompt), row.error)
+    usual = [_values(row, worker, flag) for row in rows if row.prompt is None and row.error is None]
+    rare = [
+        (*_values(row, worker, flag), cleaned(row.prompt), row.error)
         for row in rows
         if row.prompt is not None or row.error is not None
     ]
     try:
         with connection.begin_nested():
-            for names, values in ((_PLAIN, told), ((*_PLAIN, *_SELDOM), more)):
+            for names, values in ((_COLUMNS, usual), ((*_COLUMNS, *_RARE_COLUMNS), rare)):
                 if values:
-                    # Past SQLAlchemy, whose way from a row to its parameters takes several times as long as SQLite.
+                    # Not by SQLAlchemy: to build its parameters takes several times as long as SQLite's insert.
                     connection.exec_driver_sql(_insertion(names, "?" if is_sqlite else "%s"), values)
-    except IntegrityError:  # some are there: they have been told before
-        there = {row["row"] for row in _rows(connection, [row.row for row in rows], [REQUESTS.c.row])}
-        _insert_whole(connection, [row for row in rows if row.row not in there], worker)
+    except IntegrityError:  # some rows were written before
+        known = {row["row"] for row in _rows(connection, [row.row for row in rows], [REQUESTS.c.row])}
+        _insert_finished(connection, [row for row in rows if row.row not in known], worker)
     else:
         _add_to_sums(connection, rows)
 
@@ -209,8 +211,8 @@ def _insertion(names: Sequence[str], mark: str) -> str:
     return f"INSERT INTO requests ({columns}) VALUES ({', '.join([mark] * len(names))})"  # noqa: S608 - made of constants
 
 
-def _plain(row: FinishedRequest, worker: str, flag: Callable[[bool], int]) -> tuple[Any, ...]:
-    """In the order of `_PLAIN`."""
+def _values(row: FinishedRequest, worker: str, flag: Callable[[bool], int]) -> tuple[Any, ...]:
+    """Return the values of `_COLUMNS`."""
     usage = row.usage
     return (
         row.row, worker, _name(row.request_id), _known_name(row.key_id), _known_name(row.key_name),
@@ -222,16 +224,16 @@ def _plain(row: FinishedRequest, worker: str, flag: Callable[[bool], int]) -> tu
 
 @lru_cache(4096)
 def _known_name(text: str) -> str:
-    """`_name`, of those that come again and again."""
+    """Return `_name(text)` for names that repeat."""
     return _name(text)
 
 
 def _name(text: str) -> str:
-    return text if len(text) <= _LONGEST_NAME and text.isascii() and "\0" not in text else _cut(text)
+    return text if len(text) <= _MAX_NAME_CHARS and text.isascii() and "\0" not in text else _cut(text)
 
 
 def _cut(text: str) -> str:
-    return cleaned(text[:_LONGEST_NAME]) or ""
+    return cleaned(text[:_MAX_NAME_CHARS]) or ""
 
 
 def _insert_started(connection: Connection, started: Sequence[RequestStarted], worker: str) -> None:
@@ -243,9 +245,9 @@ def _insert_started(connection: Connection, started: Sequence[RequestStarted], w
             "row": start.row,
             "worker": worker,
             "request_id": start.request_id,
-            "key_id": start.key_id[:_LONGEST_NAME],
-            "key_name": start.key_name[:_LONGEST_NAME],
-            "model": start.model[:_LONGEST_NAME],
+            "key_id": start.key_id[:_MAX_NAME_CHARS],
+            "key_name": start.key_name[:_MAX_NAME_CHARS],
+            "model": start.model[:_MAX_NAME_CHARS],
             "endpoint": start.endpoint,
             "stream": start.stream,
             "prompt": start.prompt,
@@ -258,26 +260,26 @@ def _insert_started(connection: Connection, started: Sequence[RequestStarted], w
 
 
 def _write_progress(connection: Connection, progress: Sequence[RequestProgress]) -> None:
-    """Counts only grow: an older message that is repeated takes nothing back."""
+    """Raise the counts of open rows: an older event that is repeated must not lower them."""
     if not progress:
         return
-    told = [{"of_row": said.row, **_tokens(said.usage)} for said in progress]
+    values = [{"of_row": one.row, **_tokens(one.usage)} for one in progress]
     larger = {
         name: case((REQUESTS.c[name] < bindparam(name), bindparam(name)), else_=REQUESTS.c[name]) for name in _TOKENS
     }
     statement = update(REQUESTS).where(REQUESTS.c.row == bindparam("of_row"), _IS_OPEN).values(**larger)
-    connection.execute(statement, told)
+    connection.execute(statement, values)
 
 
 def _settle(connection: Connection, ends: Mapping[str, RequestEnded]) -> None:
-    """The rows that are open."""
+    """Settle the rows of `ends` that are open."""
     settled = []
     for row in _rows(connection, list(ends), _WITHOUT_PROMPT, _IS_OPEN):
         end = ends[row["row"]]
-        told = {
+        values = {
             name: getattr(end, name) for name in ("status", "error", "instance", "queued", "first_token", "duration")
         }
-        settled.append(dict(row) | _tokens(end.usage) | told | {"ended_at": row["started_at"] + end.duration})
+        settled.append(dict(row) | _tokens(end.usage) | values | {"ended_at": row["started_at"] + end.duration})
     _write_ends(connection, settled)
 
 
@@ -290,7 +292,7 @@ def _rows(
 
 
 def _write_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Settle open rows, and add them to the sums."""
+    """Write the ends of open rows and add them to the sums."""
     if not rows:
         return
     names = ("ended_at", "status", "error", "instance", *_TOKENS, "queued", "first_token", "duration")
@@ -299,16 +301,18 @@ def _write_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         statement.values({name: bindparam(name) for name in names}),
         [{"of_id": row["id"], **{name: row[name] for name in names}} for row in rows],
     )
-    _add_to_sums(connection, [_whole_of(row) for row in rows])
+    _add_to_sums(connection, [_finished(row) for row in rows])
 
 
-def _whole_of(row: Mapping[str, Any]) -> FinishedRequest:
+def _finished(row: Mapping[str, Any]) -> FinishedRequest:
     names = ("row", "request_id", "key_id", "key_name", "model", "endpoint", "stream", "error", "instance")
-    told = {name: row[name] for name in (*names, "queued", "first_token")}
-    usage = Usage(**{name: row[name] for name in _TOKENS})
-    duration = row["duration"] or 0.0
     return FinishedRequest(
-        **told, at=row["started_at"], prompt=None, status=row["status"] or 0, usage=usage, duration=duration
+        **{name: row[name] for name in (*names, "queued", "first_token")},
+        at=row["started_at"],
+        prompt=None,
+        status=row["status"] or 0,
+        usage=Usage(**{name: row[name] for name in _TOKENS}),
+        duration=row["duration"] or 0.0,
     )
 
 
@@ -327,7 +331,7 @@ _Group = tuple[str, int, str]
 
 
 def _summed(rows: Collection[FinishedRequest]) -> dict[_Group, dict[str, Any]]:
-    """By key, hour and model."""
+    """Sum up requests by key, hour and model."""
     groups: dict[_Group, list[FinishedRequest]] = {}
     for row in rows:
         groups.setdefault((row.key_id, start_of(row.at, HOUR), row.model), []).append(row)
@@ -359,7 +363,7 @@ def _sum_of(rows: Sequence[FinishedRequest]) -> dict[str, float]:
     first_token = [row.first_token for row in rows if row.first_token is not None]
     return {
         "requests": len(rows),
-        "errors": failed - aborted,  # those who left count as failed, too
+        "errors": failed - aborted,  # aborted requests have an error as well
         "aborted": aborted,
         "prompt_tokens": sum([_count(row.usage.prompt_tokens) for row in rows]),
         "cached_tokens": sum([_count(row.usage.cached_tokens) for row in rows]),
@@ -389,11 +393,11 @@ def _tokens(usage: Usage) -> dict[str, int]:
 
 
 def _count(tokens: int) -> int:
-    return tokens if 0 <= tokens <= _MOST_TOKENS else min(max(tokens, 0), _MOST_TOKENS)
+    return tokens if 0 <= tokens <= _MAX_TOKENS else min(max(tokens, 0), _MAX_TOKENS)
 
 
 def _insert(connection: Connection, table: Table) -> Any:
-    """An insert that knows conflicts: each dialect has one of its own."""
+    """Return an insert with `ON CONFLICT`, which each dialect has in its own module."""
     if connection.dialect.name == "postgresql":
         from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - large, and only one of the two is needed
 

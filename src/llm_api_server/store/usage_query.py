@@ -1,4 +1,4 @@
-"""Reading the ledger: sums by group, from days and, at the edges, hours; and single requests."""
+"""Reads the ledger: sums by group, from days and, at the edges, hours; and single requests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TIMES = ("seconds", "queued_seconds", "queued_count", "first_token_seconds", "f
 
 
 def start_of(at: float, seconds: int) -> int:
-    """The beginning of the hour or day (UTC) that `at` is in."""
+    """Return the start of the hour or day (UTC) of `at`."""
     return int(at // seconds) * seconds
 
 
 def month_of(at: float) -> tuple[int, int]:
-    """The beginning of the month (UTC) that `at` is in, and of the next."""
+    """Return the starts of the month (UTC) of `at` and of the next."""
     first = datetime.fromtimestamp(at, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
     return int(first.timestamp()), int(following.timestamp())
@@ -69,12 +69,12 @@ def read_rows(
 
 
 def _with_keys(sums: CTE) -> Any:
-    """Keys go by the name that they have now; those that are gone, or of the configuration, by their last."""
+    """Join the keys for their current names; deleted keys and keys of the configuration keep the name of the row."""
     return sums.outerjoin(KEYS, KEYS.c.id == sums.c.key_id)
 
 
 def _source(wanted: UsageQuery) -> Any:
-    """The sums to read: days where whole days are asked for, hours for the rest."""
+    """Select the sums to read: days for whole days, hours for the rest."""
     since = start_of(wanted.since, HOUR) if wanted.since is not None else None
     until = math.ceil(wanted.until / HOUR) * HOUR if wanted.until is not None else None
     if "hour" in wanted.group_by:

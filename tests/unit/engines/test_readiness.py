@@ -1,4 +1,4 @@
-"""The small client against real sockets that answer well, slowly, in chunks, badly or not at all."""
+"""Probes of an engine against real sockets that respond well, slowly, in chunks, badly or not at all."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Handler = Callable[[bytes], Awaitable[bytes]]
 
 
 @asynccontextmanager
-async def serving(path: Path, answers: list[bytes]) -> AsyncIterator[list[bytes]]:
-    """A server that gives one answer per connection, the last one for ever. Yields the requests it got."""
+async def serving(path: Path, responses: list[bytes]) -> AsyncIterator[list[bytes]]:
+    """Serve one response per connection, the last one repeatedly. Yield the requests received."""
     requests: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
         requests.append(head + await reader.readexactly(length))
-        writer.write(answers.pop(0) if len(answers) > 1 else answers[0])
+        writer.write(responses.pop(0) if len(responses) > 1 else responses[0])
         await writer.drain()
         writer.close()
 
@@ -35,19 +35,19 @@ async def serving(path: Path, answers: list[bytes]) -> AsyncIterator[list[bytes]
         yield requests
 
 
-def answer(body: str, status: int = 200) -> bytes:
+def response(body: str, status: int = 200) -> bytes:
     return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        answer("hello"),
+        response("hello"),
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3;x=y\r\nllo\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\nhello",
     ],
 )
-async def test_answers_of_every_framing(tmp_path: Path, raw: bytes) -> None:
+async def test_responses_of_every_framing_are_read(tmp_path: Path, raw: bytes) -> None:
     async with serving(tmp_path / "s", [raw]) as requests:
         got = await readiness.request(f"unix:{tmp_path / 's'}", "POST", "/p", {"a": 1})
     assert (got.status, got.body) == (200, b"hello")
@@ -58,21 +58,21 @@ async def test_answers_of_every_framing(tmp_path: Path, raw: bytes) -> None:
 @pytest.mark.parametrize(
     "raw", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut", b"HTTP/1.1 200 OK\r\n"]
 )
-async def test_broken_answers_are_one_kind_of_failure(tmp_path: Path, raw: bytes) -> None:
+async def test_a_broken_response_is_a_failed_probe(tmp_path: Path, raw: bytes) -> None:
     async with serving(tmp_path / "s", [raw]):
         with pytest.raises(readiness.ProbeFailed):
             await readiness.request(f"unix:{tmp_path / 's'}", "GET", "/")
 
 
-async def test_nobody_there(tmp_path: Path) -> None:
+async def test_a_missing_socket_is_a_failed_probe(tmp_path: Path) -> None:
     with pytest.raises(readiness.ProbeFailed):
         await readiness.request(f"unix:{tmp_path / 'none'}", "GET", "/")
 
 
-async def test_over_tcp() -> None:
+async def test_engines_are_reached_over_tcp() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer("tcp"))
+        writer.write(response("tcp"))
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -81,16 +81,16 @@ async def test_over_tcp() -> None:
         assert (await readiness.request(f"http://127.0.0.1:{port}", "GET", "/")).body == b"tcp"
 
 
-async def test_healthy_is_the_first_200(tmp_path: Path) -> None:
+async def test_an_engine_is_healthy_with_its_first_200(tmp_path: Path) -> None:
     waiting = asyncio.create_task(readiness.wait_healthy(f"unix:{tmp_path / 's'}", interval=0.001))
-    async with serving(tmp_path / "s", [answer("loading", 503), b"", answer("ok")]) as requests:
+    async with serving(tmp_path / "s", [response("loading", 503), b"", response("ok")]) as requests:
         await waiting
     assert len(requests) == 3
 
 
-async def test_warm_up_sends_the_plans_request(tmp_path: Path) -> None:
+async def test_the_warm_up_sends_the_request_of_the_plan(tmp_path: Path) -> None:
     plan = LaunchPlan([], f"unix:{tmp_path / 's'}", warmup=Warmup("/v1/completions", {"prompt": "Hi"}))
-    async with serving(tmp_path / "s", [answer("{}")]) as requests:
+    async with serving(tmp_path / "s", [response("{}")]) as requests:
         await readiness.warm_up(plan)
     assert requests[0].startswith(b"POST /v1/completions ")
 
@@ -98,13 +98,13 @@ async def test_warm_up_sends_the_plans_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (answer('{"error": {"message": "no room in /srv/x"}}', 500), "first request failed: no room in x"),
-        (answer('{"error": "flat"}', 400), "failed: flat"),
-        (answer("<html>", 502), "failed: status 502"),
+        (response('{"error": {"message": "no room in /srv/x"}}', 500), "first request failed: no room in x"),
+        (response('{"error": "flat"}', 400), "failed: flat"),
+        (response("<html>", 502), "failed: status 502"),
         (b"", "broke the connection"),
     ],
 )
-async def test_a_failed_warm_up_is_a_problem_with_its_reason(tmp_path: Path, raw: bytes, reason: str) -> None:
+async def test_a_failed_warm_up_is_a_model_problem_with_its_reason(tmp_path: Path, raw: bytes, reason: str) -> None:
     plan = LaunchPlan([], f"unix:{tmp_path / 's'}", warmup=Warmup("/x", {}))
     async with serving(tmp_path / "s", [raw]):
         with pytest.raises(ModelProblem, match=reason):
@@ -112,6 +112,6 @@ async def test_a_failed_warm_up_is_a_problem_with_its_reason(tmp_path: Path, raw
 
 
 async def test_without_a_warm_up_nothing_is_sent(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s", [answer("{}")]) as requests:
+    async with serving(tmp_path / "s", [response("{}")]) as requests:
         await readiness.warm_up(LaunchPlan([], f"unix:{tmp_path / 's'}"))
     assert requests == []

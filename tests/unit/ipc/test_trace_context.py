@@ -1,4 +1,4 @@
-"""W3C's trace context, as it comes and as the engine gets it."""
+"""W3C's trace context, as received and as passed to the engine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def headers(value: str) -> dict[bytes, bytes]:
 @pytest.mark.parametrize(
     "value", [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-ff", f"cc-{TRACE}-{PARENT}-01-more"]
 )
-def test_a_caller_that_traces_is_followed(value: str) -> None:
+def test_a_sampled_context_is_continued(value: str) -> None:
     context = NEVER.begin(headers(value))
     assert context is not None
     assert (context.trace_id, context.parent_id) == (TRACE, PARENT)
     assert len({context.span_id, context.engine_id, PARENT}) == 3
 
 
-def test_a_caller_that_does_not_trace_is_followed_too() -> None:
+def test_an_unsampled_context_is_not_traced() -> None:
     assert ALWAYS.begin(headers(f"00-{TRACE}-{PARENT}-00")) is None
     assert ALWAYS.begin(headers(f"00-{TRACE}-{PARENT}-02")) is None
 
@@ -44,7 +44,7 @@ def test_a_caller_that_does_not_trace_is_followed_too() -> None:
         f"00-{TRACE[1:]}-{PARENT}-01",
     ],
 )
-def test_a_wrong_context_begins_a_new_trace(value: str) -> None:
+def test_an_invalid_context_starts_a_new_trace(value: str) -> None:
     context = ALWAYS.begin(headers(value))
     assert context is not None
     assert context.trace_id != TRACE
@@ -53,18 +53,18 @@ def test_a_wrong_context_begins_a_new_trace(value: str) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_no_value_breaks_it(value: bytes) -> None:
+def test_any_value_is_accepted(value: bytes) -> None:
     context = ALWAYS.begin({b"traceparent": value})
     assert context is None or len(context.trace_id) == 32
 
 
-def test_the_ratio_is_kept() -> None:
+def test_the_ratio_holds() -> None:
     sampler, count = Sampler(0.25), 4000
     traced = sum(sampler.begin({}) is not None for _ in range(count))
     assert 800 < traced < 1200  # 7 standard deviations
 
 
-def test_the_engine_gets_our_span_as_its_parent() -> None:
+def test_the_engine_gets_the_servers_span_as_its_parent() -> None:
     context = TraceContext(TRACE, PARENT, "a" * 16, "b" * 16)
     given = {b"traceparent": b"whatever", b"tracestate": b"vendor=1"}
     assert engine_lines(given, context) == (

@@ -1,4 +1,4 @@
-"""The database: opened by several processes at once, brought up to date once, and clear about why it cannot be used."""
+"""The database is opened by several processes at once, upgraded once, and its errors have a reason."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def revision(database: Database) -> int:
         return int(connection.execute(sa.select(schema.REVISION.c.value)).scalar_one())
 
 
-def test_the_constant_head_is_that_of_the_migrations() -> None:
+def test_head_is_the_last_migration() -> None:
     assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == schema.HEAD
 
 
-def test_the_migrations_make_the_tables_of_the_schema(database: Database) -> None:
+def test_the_migrations_create_the_tables_of_the_schema(database: Database) -> None:
     with database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, schema.METADATA) == []
         assert context.get_current_revision() == schema.HEAD
 
 
-def test_a_look_changes_nothing(url: str) -> None:
+def test_reading_the_version_changes_nothing(url: str) -> None:
     database = Database(url)
-    assert (database.look(), database.look()) == (None, None)
+    assert (database.version(), database.version()) == (None, None)
     if (file := url.removeprefix("sqlite:///")) != url:
         assert not Path(file).exists()
     database.open()
     database.close()
-    assert database.look() == schema.HEAD
+    assert database.version() == schema.HEAD
 
 
 def test_opening_twice_and_after_closing_changes_nothing(database: Database) -> None:
@@ -94,7 +94,7 @@ def test_processes_that_open_a_new_database_at_once_upgrade_it_once(url: str) ->
 import sys
 import alembic.operations, alembic.runtime.migration, alembic.script
 from llm_api_server.store.database import Database
-database = Database(sys.argv[1], patience=60)
+database = Database(sys.argv[1], lock_timeout=60)
 print("ready", flush=True)
 sys.stdin.readline()
 database.open()
@@ -115,7 +115,7 @@ database.close()
     database.close()
 
 
-def test_threads_open_it_once(url: str) -> None:
+def test_threads_open_the_database_once(url: str) -> None:
     database = Database(url)
     barrier = threading.Barrier(4)
     found: list[int] = []
@@ -133,7 +133,7 @@ def test_threads_open_it_once(url: str) -> None:
     assert found == [0] * 4
 
 
-def test_an_upgrade_that_fails_leaves_nothing(database: Database, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upgrade_changes_nothing(database: Database, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise sa.exc.DatabaseError("stamp", None, RuntimeError("broken on the way"))
 
@@ -154,22 +154,22 @@ def test_a_database_of_a_newer_version_is_refused(database: Database, url: str) 
         database.open()
 
 
-def test_what_a_failed_block_wrote_is_gone(database: Database) -> None:
+def test_a_failed_block_is_rolled_back(database: Database) -> None:
     with pytest.raises(ZeroDivisionError), database.writing() as connection:  # noqa: PT012 - the block is the test
         connection.execute(sa.update(schema.REVISION).values(value=7))
         raise ZeroDivisionError
     assert revision(database) == 0
 
 
-def test_a_reader_is_not_held_up_by_a_writer(database: Database) -> None:
+def test_a_reader_does_not_wait_for_a_writer(database: Database) -> None:
     with database.writing() as connection:
         connection.execute(sa.update(schema.REVISION).values(value=7))
         assert revision(database) == 0
     assert revision(database) == 7
 
 
-def test_a_write_waits_for_another_and_then_gives_up(url: str) -> None:
-    holder, other = Database(url), Database(url, patience=0.1)
+def test_a_write_waits_for_another_up_to_the_lock_timeout(url: str) -> None:
+    holder, other = Database(url), Database(url, lock_timeout=0.1)
     other.open()
     lock = 7
     with holder.writing(lock), pytest.raises(StoreError, match="another process holds it"), other.writing(lock):
@@ -181,11 +181,11 @@ def test_a_write_waits_for_another_and_then_gives_up(url: str) -> None:
     other.close()
 
 
-def test_a_locked_new_file_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_locked_new_file_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "test.db"
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    database = Database(f"sqlite:///{file}", patience=0.1)
+    database = Database(f"sqlite:///{file}", lock_timeout=0.1)
     with pytest.raises(StoreError, match="another process holds it"):
         database.open()
     holder.execute("ROLLBACK")
@@ -194,7 +194,7 @@ def test_a_locked_new_file_is_a_clear_error(tmp_path: Path) -> None:
     database.close()
 
 
-def test_sqlite_is_for_its_owner_and_survives_processes(tmp_path: Path) -> None:
+def test_a_sqlite_file_is_private_and_outlives_its_processes(tmp_path: Path) -> None:
     file = tmp_path / "new" / "folder" / "test.db"
     database = Database(f"sqlite:///{file}")
     with database.writing() as connection:
@@ -209,14 +209,14 @@ def test_sqlite_is_for_its_owner_and_survives_processes(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_folder_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "test.db", Path("/proc/nowhere/test.db"), tmp_path):
         with pytest.raises(StoreError, match=f"sqlite:///{place}"):
             Database(f"sqlite:///{place}").open()
 
 
-def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "test.db"
     file.write_text("something else " * 1000)
     with pytest.raises(StoreError, match="not a database"):
@@ -224,7 +224,7 @@ def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", ["folder", "file"])
-def test_what_may_not_be_written_is_a_clear_error(read_only: str) -> None:
+def test_a_read_only_database_is_reported(read_only: str) -> None:
     """In a process that is not root's, whom no mode stops."""
     program = """
 import os, sys
@@ -265,26 +265,26 @@ except StoreError as error:
         ("postgresql://me:secret@/name?host=/nowhere&password=secret", "postgresql://me:***@/name cannot be used"),
     ],
 )
-def test_urls_that_cannot_be_are_explained_without_their_password(url: str, words: str) -> None:
+def test_invalid_urls_are_reported_without_their_password(url: str, words: str) -> None:
     with pytest.raises(StoreError) as caught:
         Database(url).open()
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_the_old_form_of_urls_is_taken(postgres_cluster: Cluster) -> None:
+def test_the_old_form_of_postgres_urls_is_accepted(postgres_cluster: Cluster) -> None:
     database = Database(postgres_cluster.new_database().replace("postgresql:", "postgres:"))
     assert revision(database) == 0
     database.close()
 
 
-@pytest.mark.parametrize("asked_meanwhile", [False, True])
-def test_a_lost_connection_is_made_anew(postgres_cluster: Cluster, asked_meanwhile: bool) -> None:
+@pytest.mark.parametrize("used_meanwhile", [False, True])
+def test_a_lost_connection_is_replaced(postgres_cluster: Cluster, used_meanwhile: bool) -> None:
     database = Database(postgres_cluster.new_database())
     database.open()
     postgres_cluster.stop()
     try:
-        if asked_meanwhile:
+        if used_meanwhile:
             with pytest.raises(StoreError, match="cannot be used"):
                 revision(database)
     finally:
@@ -293,18 +293,18 @@ def test_a_lost_connection_is_made_anew(postgres_cluster: Cluster, asked_meanwhi
     database.close()
 
 
-def test_an_upgrade_waits_for_one_that_runs(postgres_cluster: Cluster) -> None:
+def test_an_upgrade_waits_for_another(postgres_cluster: Cluster) -> None:
     url = postgres_cluster.new_database()
     with psycopg.connect(url) as holder:
         holder.execute("SELECT pg_advisory_xact_lock(%s)", [_UPGRADE_LOCK])
         with pytest.raises(StoreError, match="another process holds it"):
-            Database(url, patience=0.1).open()
+            Database(url, lock_timeout=0.1).open()
     database = Database(url)
     assert revision(database) == 0
     database.close()
 
 
-def test_a_connection_that_breaks_in_a_block_is_an_error_and_the_next_call_goes_on(postgres_cluster: Cluster) -> None:
+def test_a_connection_lost_in_a_block_is_an_error_and_the_next_call_works(postgres_cluster: Cluster) -> None:
     url = postgres_cluster.new_database()
     database, other = Database(url), Database(url)
     with pytest.raises(StoreError), database.writing() as connection:  # noqa: PT012 - the block is the test
@@ -317,7 +317,7 @@ def test_a_connection_that_breaks_in_a_block_is_an_error_and_the_next_call_goes_
     database.close()
 
 
-def test_nothing_is_made_before_it_is_used(tmp_path: Path) -> None:
+def test_no_file_is_created_before_the_first_use(tmp_path: Path) -> None:
     Database(f"sqlite:///{tmp_path / 'test.db'}").close()
     assert list(tmp_path.iterdir()) == []
 
@@ -332,7 +332,7 @@ def test_without_postgres_tests_are_skipped_unless_it_is_needed(
         postgres.skip_without_postgres()
 
 
-def test_a_file_that_was_deleted_or_replaced_is_not_written_any_more(tmp_path: Path) -> None:
+def test_a_deleted_or_replaced_file_is_opened_again(tmp_path: Path) -> None:
     used, other = Database(f"sqlite:///{tmp_path / 'used.db'}"), Database(f"sqlite:///{tmp_path / 'other.db'}")
     actor = Actor("cli:ann")
     Keys(used).create(KeyFields(name="first"), actor)
@@ -351,10 +351,10 @@ def test_a_file_that_was_deleted_or_replaced_is_not_written_any_more(tmp_path: P
     used.close()
 
 
-def test_a_file_that_is_being_switched_to_wal_is_waited_for(tmp_path: Path) -> None:
+def test_processes_that_switch_a_file_to_wal_at_once_wait_for_each_other(tmp_path: Path) -> None:
     """SQLite's busy timeout does not hold there."""
     for number in range(20):
-        databases = [Database(f"sqlite:///{tmp_path / f'{number}.db'}", patience=60) for _ in range(6)]
+        databases = [Database(f"sqlite:///{tmp_path / f'{number}.db'}", lock_timeout=60) for _ in range(6)]
         barrier = threading.Barrier(len(databases))
 
         def use(database: Database, barrier: threading.Barrier = barrier) -> None:

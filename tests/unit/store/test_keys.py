@@ -1,4 +1,4 @@
-"""Keys of the store: shown once, found by digest, changed in an order that everybody sees, by somebody who is named."""
+"""Keys of the database: shown once, found by digest, changed in the order of their revisions, with an audit trail."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_new_key_has_the_defaults_of_the_configuration(keys: Keys, clock: Cloc
     assert keys.find(digest=digest(secret)) == keys.find(key_id=record.key.key_id) == record.key
 
 
-def test_all_fields_are_kept(keys: Keys) -> None:
+def test_all_fields_are_stored(keys: Keys) -> None:
     record, secret = keys.create(EVERYTHING, ALICE)
     key = keys.find(digest=digest(secret))
     assert key == record.key == keys.list()[0].key
@@ -90,7 +90,7 @@ def test_no_secret_is_in_the_database(keys: Keys, database: Database) -> None:
         assert secret[3:-4] not in everything
 
 
-def test_an_update_changes_what_it_is_given(keys: Keys) -> None:
+def test_an_update_changes_only_the_given_fields(keys: Keys) -> None:
     record, secret = keys.create(EVERYTHING, ALICE)
     changed = keys.update("team-新", KeyFields(name="new", requests_per_minute=None, enabled=True), APP)
     limits = msgspec.structs.replace(record.key.limits, requests_per_minute=None)
@@ -101,7 +101,7 @@ def test_an_update_changes_what_it_is_given(keys: Keys) -> None:
         keys.get("team-新")
 
 
-def test_the_audit_has_who_and_what(keys: Keys, clock: Clock) -> None:
+def test_the_audit_trail_has_actors_and_changes(keys: Keys, clock: Clock) -> None:
     record, _ = keys.create(KeyFields(name="app"), ALICE)
     clock.now += 1
     keys.update("app", KeyFields(name="other", models=["small"]), APP)
@@ -123,7 +123,7 @@ def test_the_audit_has_who_and_what(keys: Keys, clock: Clock) -> None:
     assert entries[0].changes["models"] == [["small"], None]
 
 
-def test_the_audit_is_read_by_key_and_in_pages(keys: Keys) -> None:
+def test_the_audit_trail_is_read_by_key_and_in_pages(keys: Keys) -> None:
     record, _ = keys.create(KeyFields(name="one"), ALICE)
     keys.create(KeyFields(name="two"), ALICE)
     keys.update("one", KeyFields(name="uno"), ALICE)
@@ -135,7 +135,7 @@ def test_the_audit_is_read_by_key_and_in_pages(keys: Keys) -> None:
     assert keys.audit(key="nobody") == []
 
 
-def test_what_changes_nothing_is_no_change(keys: Keys) -> None:
+def test_an_update_without_an_effect_has_no_revision(keys: Keys) -> None:
     keys.create(EVERYTHING, ALICE)
     keys.update("team-新", EVERYTHING, ALICE)
     keys.revoke("team-新", ALICE)
@@ -158,7 +158,7 @@ def test_a_replaced_secret_is_valid_for_its_overlap(keys: Keys, clock: Clock) ->
     assert keys.get("app").old_secret_until is None
 
 
-def test_a_replaced_secret_ends_with_its_key_where_that_comes_first(keys: Keys, clock: Clock) -> None:
+def test_a_replaced_secret_ends_with_its_key_if_that_is_earlier(keys: Keys, clock: Clock) -> None:
     end = clock.now + 10
     _, old = keys.create(KeyFields(name="app", expires_at=end), ALICE)
     keys.rotate("app", 60, ALICE)
@@ -167,7 +167,7 @@ def test_a_replaced_secret_ends_with_its_key_where_that_comes_first(keys: Keys, 
     assert found.expires_at == end
 
 
-def test_a_second_rotation_gives_the_first_secret_no_more_time(keys: Keys, clock: Clock) -> None:
+def test_a_second_rotation_does_not_prolong_the_first_secret(keys: Keys, clock: Clock) -> None:
     start = clock.now
     _, first = keys.create(KeyFields(name="app"), ALICE)
     _, second = keys.rotate("app", 60, ALICE)
@@ -177,7 +177,7 @@ def test_a_second_rotation_gives_the_first_secret_no_more_time(keys: Keys, clock
     assert ends == [start + 60, start + 630]
 
 
-def test_secrets_that_ended_are_forgotten_at_the_next_rotation(keys: Keys, database: Database, clock: Clock) -> None:
+def test_expired_secrets_are_deleted_at_the_next_rotation(keys: Keys, database: Database, clock: Clock) -> None:
     secrets = [keys.create(KeyFields(name="app"), ALICE)[1]]
     for _ in range(3):
         secrets.append(keys.rotate("app", 60, ALICE)[1])
@@ -209,7 +209,7 @@ def test_a_revoked_key_stays_revoked(keys: Keys, clock: Clock) -> None:
     assert not found.enabled
 
 
-def test_a_deleted_key_is_gone_and_its_name_free(keys: Keys) -> None:
+def test_the_name_of_a_deleted_key_is_free_again(keys: Keys) -> None:
     record, secret = keys.create(KeyFields(name="app"), ALICE)
     keys.delete("app", ALICE)
     assert keys.find(digest=digest(secret)) is None
@@ -229,13 +229,13 @@ def test_a_deleted_key_is_gone_and_its_name_free(keys: Keys) -> None:
         lambda keys: keys.get("nobody\0\ud800"),
     ],
 )
-def test_a_key_that_is_not_there_is_named(keys: Keys, change: Callable[[Keys], object]) -> None:
+def test_the_error_names_an_unknown_key(keys: Keys, change: Callable[[Keys], object]) -> None:
     with pytest.raises(KeyNotFound, match="nobody"):
         change(keys)
     assert keys.revision() == 0
 
 
-def test_names_are_given_once(keys: Keys) -> None:
+def test_names_are_unique(keys: Keys) -> None:
     keys.create(KeyFields(name="one"), ALICE)
     keys.create(KeyFields(name="two"), ALICE)
     with pytest.raises(NameTaken, match="one"):
@@ -272,7 +272,7 @@ def test_names_are_given_once(keys: Keys) -> None:
         ("networks", ["everywhere"]),
     ],
 )
-def test_values_that_cannot_be_are_refused_with_their_field(keys: Keys, field: str, value: Any) -> None:
+def test_invalid_values_are_refused_with_their_field(keys: Keys, field: str, value: Any) -> None:
     fields: Any = {"name": "app", field: value}
     with pytest.raises(InvalidKeyField, match=f"^Invalid '{field}': .+[.]$") as caught:
         keys.create(KeyFields(**fields), ALICE)
@@ -289,13 +289,13 @@ def test_a_key_needs_a_name(keys: Keys) -> None:
 
 
 @pytest.mark.parametrize("overlap", [-1.0, float("nan"), float("inf")])
-def test_an_overlap_is_a_time(keys: Keys, overlap: float) -> None:
+def test_an_overlap_is_a_duration(keys: Keys, overlap: float) -> None:
     keys.create(KeyFields(name="app"), ALICE)
     with pytest.raises(InvalidKeyField, match="overlap"):
         keys.rotate("app", overlap, ALICE)
 
 
-def test_changes_are_told_by_revision(keys: Keys) -> None:
+def test_changes_are_listed_by_revision(keys: Keys) -> None:
     assert keys.changed_since(0) == (0, [])
     one = keys.create(KeyFields(name="one"), ALICE)[0].key.key_id
     two = keys.create(KeyFields(name="two"), ALICE)[0].key.key_id
@@ -308,12 +308,12 @@ def test_changes_are_told_by_revision(keys: Keys) -> None:
     assert keys.changed_since(9) == (4, [])
 
 
-def test_changes_of_several_writers_come_in_the_order_of_their_revisions(url: str, keys: Keys) -> None:
+def test_changes_of_several_writers_are_committed_in_the_order_of_their_revisions(url: str, keys: Keys) -> None:
     """Who polls while others write misses none: no revision becomes visible after a later one."""
     keys.create(KeyFields(name="k0"), ALICE)
     ids = {keys.create(KeyFields(name=f"k{number}"), ALICE)[0].key.key_id for number in range(1, 4)}
     start = keys.revision()
-    databases = [Database(url, patience=60) for _ in range(3)]
+    databases = [Database(url, lock_timeout=60) for _ in range(3)]
     done = threading.Event()
     seen: set[str] = set()
     revisions = [start]
@@ -348,7 +348,7 @@ def test_changes_of_several_writers_come_in_the_order_of_their_revisions(url: st
     assert seen == ids
 
 
-def test_one_of_those_who_take_a_name_at_once_gets_it(url: str, database: Database) -> None:
+def test_of_several_writers_of_a_name_one_succeeds(url: str, database: Database) -> None:
     database.open()
     results: list[str] = []
     barrier = threading.Barrier(4)

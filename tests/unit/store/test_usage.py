@@ -1,4 +1,4 @@
-"""The ledger: each request once, however often it is told; sums that always agree with the rows, and outlive them."""
+"""The ledger counts each request once, however often it is reported; its sums agree with the rows and outlive them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def total(ledger: UsageLedger, **wanted: Any) -> UsageSum | None:
     return sums[0] if sums else None
 
 
-def test_a_row_is_there_from_the_start_and_settled_once(ledger: UsageLedger) -> None:
+def test_a_row_exists_from_the_start_and_is_settled_once(ledger: UsageLedger) -> None:
     ledger.write(Batch([started("a", prompt="Hello")]), "w1")
     (row,) = ledger.rows()
     assert (row.row, row.request_id, row.key_id, row.key_name) == ("a", "req-a", "k1", "name-k1")
@@ -123,7 +123,7 @@ def test_errors_and_aborted_requests_are_counted_apart(ledger: UsageLedger) -> N
     assert (found.first_token, found.queued, found.seconds) == (1.75, 0.5, 12.0)
 
 
-def test_texts_and_counts_that_no_database_takes_are_made_to_fit(ledger: UsageLedger) -> None:
+def test_texts_and_counts_are_made_to_fit_the_database(ledger: UsageLedger) -> None:
     odd = RequestStarted("a", "\0\ud800\n新", "k1", "n" * 9000, "m" * 9000, "chat", stream=False, at=NOON, prompt="\0")
     ledger.write(Batch([odd], [], [ended("a", Usage(2**70, -5))]), "w1")
     (row,) = ledger.rows()
@@ -132,11 +132,11 @@ def test_texts_and_counts_that_no_database_takes_are_made_to_fit(ledger: UsageLe
     assert len(row.model) == len(row.key_name) == 512
 
 
-def test_what_lost_workers_left_is_settled_with_what_was_known(ledger: UsageLedger) -> None:
+def test_rows_of_lost_workers_are_settled_with_their_last_usage(ledger: UsageLedger) -> None:
     for worker in ("w1", "w2", "w3"):
         ledger.write(Batch([started(worker)], [RequestProgress(worker, Usage(10, 4))]), worker)
     ledger.write(whole("done"), "w1")
-    assert ledger.settle_lost(only_worker="w1") == 1
+    assert ledger.settle_lost(except_workers=["w2", "w3"]) == 1
     assert ledger.settle_lost(except_workers=["w1", "w2"]) == 1
     rows = {row.row: row for row in ledger.rows()}
     for row in ("w1", "w3"):
@@ -153,7 +153,7 @@ def test_what_lost_workers_left_is_settled_with_what_was_known(ledger: UsageLedg
     assert ledger.settle_lost() == 0
 
 
-def test_progress_that_is_repeated_late_takes_nothing_back(ledger: UsageLedger) -> None:
+def test_repeated_progress_does_not_lower_counts(ledger: UsageLedger) -> None:
     first = Batch([started("a")], [RequestProgress("a", Usage(10, 3))])
     ledger.write(first, "w1")
     ledger.write(Batch(progress=[RequestProgress("a", Usage(10, 9))]), "w1")
@@ -253,7 +253,7 @@ def test_several_writers_of_the_same_batches_count_them_once(url: str, database:
         )
         for n in range(11)
     ]
-    databases = [Database(url, patience=60) for _ in range(3)]
+    databases = [Database(url, lock_timeout=60) for _ in range(3)]
 
     def write(own: Database) -> None:
         for batch in batches:
@@ -273,11 +273,11 @@ def test_several_writers_of_the_same_batches_count_them_once(url: str, database:
     assert ledger.settle_lost() == 20
 
 
-def test_the_ledger_and_changes_of_keys_do_not_lock_each_other_out(url: str, database: Database) -> None:
+def test_the_ledger_and_changes_of_keys_do_not_block_each_other(url: str, database: Database) -> None:
     """Both touch keys: one writes when they were last used, the other all the rest."""
     keys = Keys(database)
     ids = [keys.create(KeyFields(name=f"k{n}"), Actor("cli:alice"))[0].key.key_id for n in range(5)]
-    other = Database(url, patience=60)
+    other = Database(url, lock_timeout=60)
 
     def write() -> None:
         for turn in range(30):
@@ -337,7 +337,7 @@ while True:
         told = len(rows) // 50
 
 
-def test_spent_counts_the_day_and_month_in_utc_and_what_still_runs(ledger: UsageLedger) -> None:
+def test_spent_counts_day_and_month_in_utc_and_open_requests(ledger: UsageLedger) -> None:
     month = datetime(2026, 2, 1, tzinfo=UTC).timestamp()
     end = datetime(2026, 3, 1, tzinfo=UTC).timestamp()
     assert ledger.spent("k1", NOON) == (0, 0)
@@ -392,7 +392,7 @@ def test_sums_are_grouped_and_filtered(ledger: UsageLedger) -> None:
 
 
 @pytest.mark.parametrize("group_by", [(), ("day",), ("hour",)])
-def test_any_time_in_whole_hours_is_summed_exactly(ledger: UsageLedger, group_by: tuple[UsageGroup, ...]) -> None:
+def test_any_range_of_whole_hours_is_summed_exactly(ledger: UsageLedger, group_by: tuple[UsageGroup, ...]) -> None:
     """Of each hour of three days, the tables that are read give it once or not at all."""
     hours = range(-24, 48)
     rows = [(f"r{hour}", MIDNIGHT + hour * 3600) for hour in hours]
@@ -422,7 +422,7 @@ def test_rows_are_read_in_pages_and_by_key_or_model(ledger: UsageLedger, databas
     assert [row.row for row in ledger.rows(key_name="name-k1")] == ["r2", "r0"]
 
 
-def test_usage_goes_by_the_present_name_of_a_key_or_its_last(ledger: UsageLedger, database: Database) -> None:
+def test_usage_has_the_current_name_of_a_key_or_its_last(ledger: UsageLedger, database: Database) -> None:
     keys, alice = Keys(database), Actor("cli:alice")
     key = keys.create(KeyFields(name="old"), alice)[0].key.key_id
     ledger.write(
@@ -448,10 +448,8 @@ def test_a_key_shows_when_it_was_last_used(ledger: UsageLedger, database: Databa
     assert keys.revision() == 1
 
 
-def test_pruning_keeps_sums_longer_than_rows_and_what_still_runs(
-    ledger: UsageLedger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llm_api_server.store.usage._PRUNED_AT_ONCE", 2)
+def test_pruning_keeps_sums_longer_than_rows_and_all_open_rows(database: Database) -> None:
+    ledger = UsageLedger(database, clock=lambda: NOON + 100, prune_chunk=2)
     now = NOON + 40 * DAY
     for number, age in enumerate((0, 5, 15, 16, 17, 18, 39, 40)):
         ledger.write(whole(f"r{number}", now - age * DAY, Usage(1)), "w1")
@@ -463,7 +461,7 @@ def test_pruning_keeps_sums_longer_than_rows_and_what_still_runs(
     assert ledger.prune(now, 10, 20, 39) == 0
 
 
-def test_an_empty_batch_is_nothing(ledger: UsageLedger) -> None:
+def test_an_empty_batch_writes_nothing(ledger: UsageLedger) -> None:
     ledger.write(Batch(), "w1")
     assert ledger.rows() == []
 
@@ -479,7 +477,7 @@ def test_large_batches_are_written(ledger: UsageLedger) -> None:
     assert (found.requests, found.completion_tokens) == (3000, 3000)
 
 
-def test_sums_can_be_said_in_json(ledger: UsageLedger) -> None:
+def test_sums_are_encodable_as_json(ledger: UsageLedger) -> None:
     ledger.write(whole("a"), "w1")
     (sum_,) = json.loads(msgspec.json.encode(ledger.query(UsageQuery(group_by=("day",)))))
     assert (sum_["day"], sum_["requests"]) == ("2026-02-28", 1)

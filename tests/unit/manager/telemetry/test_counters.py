@@ -1,4 +1,4 @@
-"""What has happened is counted once, by labels whose values are bounded."""
+"""Events are counted once, by labels with bounded values."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ended(**changed: Any) -> RequestEnded:
 
 
 def histograms(counters: Counters) -> dict[tuple[str, ...], tuple[int, float]]:
-    """How many values, and their sum, by metric and labels."""
+    """Return the number of values and their sum by metric and labels."""
     return {(metric.name, *labels): (sum(b.counts), b.total) for metric, labels, b in counters.times()}
 
 
@@ -68,13 +68,13 @@ def test_a_request_counts_with_its_tokens_and_times() -> None:
     }
 
 
-def test_a_plain_answer_has_no_first_token() -> None:
+def test_a_response_without_stream_has_no_first_token() -> None:
     counters = Counters()
     counters.report("w", 1, Batch(finished=[finished(stream=False)]), [])
     assert histograms(counters)[metrics.FIRST_TOKEN_SECONDS.name, "m"] == (0, 0.0)
 
 
-def test_a_report_that_is_said_again_counts_nothing() -> None:
+def test_a_repeated_report_counts_nothing() -> None:
     counters = Counters()
     for number in (1, 1, 2, 1):
         counters.report("w", number, Batch(finished=[finished()]), [])
@@ -100,13 +100,13 @@ def test_refused_requests_count_with_their_reason() -> None:
     assert counts[metrics.LIMIT_HITS] == {("team", "max_concurrent"): 1}
 
 
-def test_tokens_for_clients_that_left_are_told() -> None:
+def test_tokens_of_aborted_requests_are_counted() -> None:
     counters = Counters()
     counters.report("w", 1, Batch(finished=[finished(error=CLIENT_CLOSED), finished()]), [])
     assert counters.counts()[metrics.ABORTED_TOKENS] == {("m",): 5}
 
 
-def test_keys_are_told_apart_up_to_a_number() -> None:
+def test_keys_beyond_the_limit_share_a_label() -> None:
     counters = Counters()
     batch = Batch(
         others=[RequestsWithoutRow("other", "", f"key-{n}", 200, "", 1) for n in range(metrics.MAX_KEYS + 50)]
@@ -117,7 +117,7 @@ def test_keys_are_told_apart_up_to_a_number() -> None:
     assert requests["other", "", metrics.OTHER_KEYS, "200"] == 50
 
 
-def test_loads_and_their_phases() -> None:
+def test_loads_count_with_their_phases() -> None:
     counters = Counters()
     counters.loaded("m", 3.0, {"weights": 2.0, "warm_up": 1.0})
     counters.load_over("m", "failed")
@@ -132,7 +132,7 @@ def test_loads_and_their_phases() -> None:
     }
 
 
-def test_bounds_belong_to_their_bucket() -> None:
+def test_a_bound_belongs_to_its_bucket() -> None:
     buckets = Buckets((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
         buckets.observe([value])
@@ -140,5 +140,5 @@ def test_bounds_belong_to_their_bucket() -> None:
     assert buckets.total == 12.0
 
 
-def test_an_empty_text_is_a_text() -> None:
+def test_without_families_the_text_is_empty() -> None:
     assert text_of([]) == ""

@@ -1,4 +1,4 @@
-"""Requests that run, as their workers tell of them."""
+"""Running requests as their workers report them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def started(row: str, at: float) -> RequestStarted:
     return RequestStarted(row, f"req-{row}", "k", "key", "m", "/v1/completions", stream=True, at=at, prompt="a secret")
 
 
-def test_what_runs_is_told_with_how_far_it_is() -> None:
+def test_open_requests_have_their_usage_and_state() -> None:
     rows = OpenRequests()
     rows.update("w1", Batch([started("a", 2.0)], live=[RunningState("a", position=3)]))
     rows.update(
@@ -30,7 +30,7 @@ def test_what_runs_is_told_with_how_far_it_is() -> None:
     assert not hasattr(first, "prompt")
 
 
-def test_what_has_ended_or_was_lost_does_not_run() -> None:
+def test_ended_and_lost_requests_are_not_open() -> None:
     rows = OpenRequests()
     rows.update("w1", Batch([started("a", 1.0), started("b", 1.0)]))
     rows.update("w1", Batch(ended=[RequestEnded("a", 200, None, "i", NO_USAGE, 0.0, 0.1, 0.2)]))
@@ -39,7 +39,7 @@ def test_what_has_ended_or_was_lost_does_not_run() -> None:
     assert rows.open() == []
 
 
-def test_what_an_earlier_manager_heard_the_beginning_of_is_not_told() -> None:
+def test_a_request_without_a_known_beginning_is_not_shown() -> None:
     rows = OpenRequests()
     rows.update("w1", Batch(live=[RunningState("a", 0.1)]))
     assert rows.open() == []
