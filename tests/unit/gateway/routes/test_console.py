@@ -1,4 +1,4 @@
-"""The console's files: public, checked for changes by their tags, under a policy that lets nothing else in."""
+"""Files of the console: public, revalidated by etag, under a strict content security policy."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def client() -> TestClient:
     return TestClient(app)
 
 
-def test_every_file_that_a_file_names_is_there() -> None:
+def test_every_referenced_file_exists_and_every_file_is_referenced() -> None:
     with client() as browser:
         page = browser.get("/console")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         named = set(re.findall(r'(?:src|href)="(/[^"]+)"', page.text))
         for path in FILES.paths:
-            answer = browser.get(path)
-            assert answer.status_code == 200
+            response = browser.get(path)
+            assert response.status_code == 200
             folder = path.rpartition("/")[0]
-            for module in re.findall(r'from "(\.{1,2}/[^"]+)"', answer.text if path.endswith(".js") else ""):
+            for module in re.findall(r'from "(\.{1,2}/[^"]+)"', response.text if path.endswith(".js") else ""):
                 up, _, name = module.partition("/")
                 named.add(f"{folder}/{name}" if up == "." else f"{folder.rpartition('/')[0]}/{name}")
         assert named <= FILES.paths
         assert FILES.paths - named == {"/console", "/console/"}
 
 
-def test_policy_and_tags() -> None:
+def test_files_have_a_policy_and_an_etag() -> None:
     with client() as browser:
         first = browser.get("/console/app.js")
         policy = first.headers["content-security-policy"]
@@ -46,7 +46,7 @@ def test_policy_and_tags() -> None:
         assert other.content == first.content
 
 
-def test_nothing_in_the_page_that_its_policy_forbids() -> None:
+def test_files_contain_nothing_that_the_policy_forbids() -> None:
     with client() as browser:
         for path in FILES.paths:
             text = browser.get(path).text
@@ -55,7 +55,7 @@ def test_nothing_in_the_page_that_its_policy_forbids() -> None:
             assert not re.search(r"<script(?! type=\"module\" src)|<style|\son\w+=\"|innerHTML|eval\(", text)
 
 
-def test_every_text_has_its_chinese() -> None:
+def test_every_text_has_a_chinese_translation() -> None:
     with client() as browser:
         texts = {path: browser.get(path).text for path in FILES.paths if path.endswith(".js")}
     chinese = set(re.findall(r'"([^"]+)": "', texts["/console/zh.js"]))
@@ -64,7 +64,7 @@ def test_every_text_has_its_chinese() -> None:
     assert len(shown) > 150
 
 
-def test_all_modules_are_asked_for_at_once() -> None:
+def test_the_page_preloads_all_modules() -> None:
     with client() as browser:
         page = browser.get("/console").text
     assert set(re.findall(r'(?:modulepreload" href|module" src)="([^"]+)"', page)) == {

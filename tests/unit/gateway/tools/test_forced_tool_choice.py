@@ -1,4 +1,4 @@
-"""A forced choice becomes a schema, and the answer becomes calls, wherever reads and tokens are cut."""
+"""A forced choice becomes a schema, and the output becomes tool calls, wherever reads and tokens are cut."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def schema_of(request: dict[str, Any]) -> dict[str, Any]:
     return dict(request["response_format"]["json_schema"]["schema"])
 
 
-def pieces(text: str, places: list[int]) -> list[str]:
-    ends = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
+def pieces(text: str, offsets: list[int]) -> list[str]:
+    ends = sorted({0, len(text), *(offset % (len(text) + 1) for offset in offsets)})
     return [text[start:end] for start, end in itertools.pairwise(ends)]
 
 
@@ -71,15 +71,15 @@ class TestRequest:
         ("choice", "forced"),
         [("required", True), (NAMED, True), ("auto", False), ("none", False), (None, False)],
     )
-    def test_what_is_forced(self, choice: Any, forced: bool) -> None:
+    def test_required_and_named_choices_are_forced(self, choice: Any, forced: bool) -> None:
         assert is_forced(facts(body(tool_choice=choice))) is forced
 
-    def test_other_endpoints_and_kinds_of_tools_are_left_alone(self) -> None:
+    def test_other_endpoints_and_kinds_of_tools_are_not_forced(self) -> None:
         custom = [*TOOLS, {"type": "custom", "custom": {"name": "x"}}]
         assert not is_forced(facts(body(tools=custom)))
         assert not is_forced(read_request(ENDPOINTS["/v1/completions"], b'{"prompt": "x"}'))
 
-    def test_required_is_any_of_the_functions(self) -> None:
+    def test_a_required_call_may_be_any_function(self) -> None:
         schema = schema_of(rewritten(body()))
         assert [call["properties"]["name"] for call in schema["anyOf"]] == [
             {"const": "get_weather"}, {"const": "get_time"},
@@ -87,22 +87,22 @@ class TestRequest:
         assert schema["anyOf"][0]["properties"]["arguments"] == CITY
         assert all(list(call["properties"]) == ["name", "arguments"] for call in schema["anyOf"])
 
-    def test_a_named_function_is_the_only_one(self) -> None:
+    def test_a_named_function_is_the_only_choice(self) -> None:
         request = rewritten(body(tool_choice=NAMED, parallel_tool_calls=True))
         assert schema_of(request)["properties"]["name"] == {"const": "get_time"}
         assert schema_of(request)["properties"]["arguments"]["additionalProperties"] is False
         assert "get_weather" not in request["messages"][0]["content"]
 
-    def test_several_calls_on_express_wish(self) -> None:
+    def test_several_calls_are_allowed_on_express_wish_only(self) -> None:
         assert "anyOf" in schema_of(rewritten(body(parallel_tool_calls=False)))
         schema = schema_of(rewritten(body(parallel_tool_calls=True)))
         assert (schema["type"], schema["minItems"]) == ("array", 1)
 
-    def test_a_template_that_knows_tools_gets_them(self) -> None:
+    def test_a_template_that_knows_tools_keeps_them(self) -> None:
         request = rewritten(body(), knows_tools=True)
         assert (request["tools"], request["tool_choice"], request["messages"]) == (TOOLS, "none", [USER])
 
-    def test_another_template_gets_them_as_a_system_text(self) -> None:
+    def test_without_such_a_template_a_system_message_describes_the_tools(self) -> None:
         request = rewritten(body())
         system, user = request["messages"]
         assert system["role"] == "system"
@@ -111,7 +111,7 @@ class TestRequest:
         assert not {"tools", "tool_choice", "parallel_tool_calls"} & set(request)
 
     @pytest.mark.parametrize("role", ["system", "developer"])
-    def test_a_clients_own_system_text_stays_first(self, role: str) -> None:
+    def test_the_description_follows_the_clients_own_system_message(self, role: str) -> None:
         (system, _) = rewritten(body(messages=[{"role": role, "content": "Be brief."}, USER]))["messages"]
         assert system["role"] == role
         assert system["content"].startswith("Be brief.\n\n")
@@ -120,7 +120,7 @@ class TestRequest:
         assert system["content"][0] == parts[0]
         assert "get_weather" in system["content"][1]["text"]
 
-    def test_references_still_lead_somewhere(self) -> None:
+    def test_local_references_still_resolve(self) -> None:
         leaf = {"enum": ["a", "b"]}
         tree = {
             "type": "object",
@@ -128,12 +128,12 @@ class TestRequest:
             "$defs": {"Leaf": leaf},
         }
         schema = call_schema([{"name": "f", "parameters": CITY}, {"name": "g", "parameters": tree}], several=False)
-        place = schema["anyOf"][1]["properties"]["arguments"]["$ref"]
-        moved = resolve(schema, place)
+        reference = schema["anyOf"][1]["properties"]["arguments"]["$ref"]
+        moved = resolve(schema, reference)
         assert resolve(schema, moved["properties"]["leaf"]["$ref"]) == leaf
         assert resolve(schema, moved["properties"]["children"]["items"]["$ref"]) == moved
 
-    def test_absurdly_deep_parameters_are_the_clients_fault(self) -> None:
+    def test_too_deep_parameters_are_refused(self) -> None:
         deep = '{"$ref": "#", "not": ' + '{"not":' * 600 + "{}" + "}" * 601
         raw = body().replace(json.dumps(CITY).encode(), deep.encode())
         with pytest.raises(InvalidRequest) as caught:
@@ -150,7 +150,7 @@ def resolve(document: dict[str, Any], reference: str) -> Any:
 
 class TestCallReader:
     @given(calls=calls, cuts=cuts, indent=indents, is_list=st.booleans())
-    def test_calls_come_out_as_they_went_in(
+    def test_calls_are_read_wherever_the_text_is_cut(
         self, calls: list[tuple[str, Any]], cuts: list[int], indent: int | None, is_list: bool
     ) -> None:
         objects = [{"name": name, "arguments": values} for name, values in calls]
@@ -171,7 +171,7 @@ class TestCallReader:
         assert [json.loads(one) for one in texts] == [call["arguments"] for call in wanted]
 
     @given(cut=st.integers(0, 60))
-    def test_an_answer_cut_short_is_incomplete_and_no_error(self, cut: int) -> None:
+    def test_truncated_text_is_incomplete_and_no_error(self, cut: int) -> None:
         text = '[{"name": "f", "arguments": {"a": "}]\\"", "b": {}}}]'
         reader = CallReader()
         reader.feed(text[:cut])
@@ -186,7 +186,7 @@ class TestCallReader:
             '[{"name": "f", "arguments": {}};',
         ],
     )
-    def test_something_else_is_the_engines_fault(self, text: str) -> None:
+    def test_other_text_is_an_engine_error(self, text: str) -> None:
         with pytest.raises(EngineError):
             CallReader().feed(text)
 
@@ -200,16 +200,16 @@ def event(content: Any) -> bytes:
     return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
-def answer(text: str, places: list[int], finish: str = "stop") -> bytes:
+def output(text: str, offsets: list[int], finish: str = "stop") -> bytes:
     head = chunk({"role": "assistant", "content": ""})
-    middle = b"".join(chunk({"content": piece}) for piece in pieces(text, places))
+    middle = b"".join(chunk({"content": piece}) for piece in pieces(text, offsets))
     usage = event({"id": "c-1", "object": "chat.completion.chunk", "choices": [], "usage": USAGE})
     return head + middle + chunk({}, finish) + usage + b"data: [DONE]\n\n"
 
 
-def relayed(stream: bytes, places: list[int], *, show_usage: bool = False) -> tuple[ForcedCallStream, bytes]:
+def relayed(stream: bytes, offsets: list[int], *, show_usage: bool = False) -> tuple[ForcedCallStream, bytes]:
     reader = ForcedCallStream(show_usage=show_usage, choices=1)
-    ends = sorted({0, len(stream), *(place % (len(stream) + 1) for place in places)})
+    ends = sorted({0, len(stream), *(offset % (len(stream) + 1) for offset in offsets)})
     out = [reader.feed(stream[start:end]) for start, end in itertools.pairwise(ends)]
     return reader, b"".join([*out, reader.flush()])
 
@@ -225,8 +225,8 @@ CALL = '{\n "name": "get_weather",\n "arguments": {"city": "Paris \\"}\\" é"}\n
 
 class TestStream:
     @given(tokens=cuts, reads=cuts)
-    def test_openais_form_wherever_it_is_cut(self, tokens: list[int], reads: list[int]) -> None:
-        reader, out = relayed(answer(CALL, tokens), reads)
+    def test_the_client_gets_openais_tool_call_deltas(self, tokens: list[int], reads: list[int]) -> None:
+        reader, out = relayed(output(CALL, tokens), reads)
         chunks = chunks_of(out)
         assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
         deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
@@ -243,14 +243,14 @@ class TestStream:
         assert reader.usage == Usage(3, 4)
 
     @given(tokens=cuts)
-    def test_usage_when_asked_for(self, tokens: list[int]) -> None:
-        _, out = relayed(answer(CALL, tokens), [], show_usage=True)
+    def test_requested_usage_is_sent(self, tokens: list[int]) -> None:
+        _, out = relayed(output(CALL, tokens), [], show_usage=True)
         assert chunks_of(out)[-1]["usage"] == USAGE
 
     @given(tokens=cuts)
-    def test_a_plain_answer_is_assembled_from_it(self, tokens: list[int]) -> None:
+    def test_a_json_body_is_assembled_from_the_calls(self, tokens: list[int]) -> None:
         two = f"[{CALL}, {CALL}]"
-        _, out = relayed(answer(two, tokens), [])
+        _, out = relayed(output(two, tokens), [])
         assembler = StreamAssembler("openai")
         assembler.feed(out)
         (choice,) = json.loads(assembler.body())["choices"]
@@ -260,8 +260,8 @@ class TestStream:
         assert first["function"] == second["function"]
 
     @given(cut=st.integers(0, len(CALL) - 1))
-    def test_cut_by_max_tokens_it_says_length(self, cut: int) -> None:
-        reader, out = relayed(answer(CALL[:cut], [], "length"), [])
+    def test_a_call_truncated_by_max_tokens_ends_with_length(self, cut: int) -> None:
+        reader, out = relayed(output(CALL[:cut], [], "length"), [])
         assert reader.failed is None
         assert chunks_of(out)[-1]["choices"][0]["finish_reason"] == "length"
 
@@ -277,16 +277,16 @@ class TestStream:
         assert first["message"]["tool_calls"][0]["id"] != second["message"]["tool_calls"][0]["id"]
         assert first["message"]["tool_calls"][0]["function"] == second["message"]["tool_calls"][0]["function"]
 
-    def test_thoughts_pass(self) -> None:
-        _, out = relayed(chunk({"reasoning_content": "Hm"}) + answer(CALL, []), [])
+    def test_reasoning_passes(self) -> None:
+        _, out = relayed(chunk({"reasoning_content": "Hm"}) + output(CALL, []), [])
         assert chunks_of(out)[0]["choices"][0]["delta"]["reasoning_content"] == "Hm"
 
     def test_text_instead_of_a_call_is_an_error_event(self) -> None:
-        reader, out = relayed(answer("Paris is nice", []), [])
+        reader, out = relayed(output("Paris is nice", []), [])
         assert isinstance(reader.failed, EngineError)
         assert msgspec.json.decode(out.rsplit(b"data: ", 1)[1])["error"]["code"] == "engine_error"
 
-    def test_an_engines_error_event_is_passed_on_once(self) -> None:
+    def test_an_error_event_of_the_engine_is_sent_once(self) -> None:
         broken = chunk({"role": "assistant"}) + event({"error": {"code": 500, "message": "boom"}})
         reader, out = relayed(broken + chunk({"content": "{"}), [])
         assert reader.failed is not None

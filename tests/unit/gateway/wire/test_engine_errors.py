@@ -1,4 +1,4 @@
-"""Engines' errors, as seen on the real engines, and what clients get for them."""
+"""Errors as the real engines send them, and their translations."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def llama(code: int, message: str) -> dict[str, Any]:
         (500, None, 500, "engine_error"),
     ],
 )  # fmt: skip
-def test_translation(status: int, body: Any, expected: int, code: str | None) -> None:
+def test_an_engine_error_is_translated(status: int, body: Any, expected: int, code: str | None) -> None:
     raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
     error = translate_error(status, raw)
     assert (error.status, error.code) == (expected, code)
@@ -68,12 +68,12 @@ def test_translation(status: int, body: Any, expected: int, code: str | None) ->
     assert "sk-remote" not in error.message
 
 
-def test_member_that_llama_cpp_names_becomes_the_param() -> None:
+def test_the_member_that_llama_cpp_names_becomes_the_param() -> None:
     body = json.dumps(llama(400, "Field 'n': Value must be between 1 <= value <= 2, but got 9")).encode()
     assert translate_error(400, body).param == "n"
 
 
-def test_places_of_validation_errors_are_kept() -> None:
+def test_paths_of_validation_errors_are_kept() -> None:
     body = json.dumps({"detail": [{"loc": ["body", "prompt"], "msg": "Field required"}]}).encode()
     assert translate_error(422, body).message == "prompt: Field required"
 
@@ -83,7 +83,7 @@ def test_places_of_validation_errors_are_kept() -> None:
     ["cannot open /home/me/models/x.gguf", "error in '/opt/venv/lib/python3.11/site-packages/vllm/x.py'",
      'Traceback (most recent call last):\n File "/a/b.py"'],
 )  # fmt: skip
-def test_nothing_internal_is_shown(message: str) -> None:
+def test_paths_and_tracebacks_are_removed(message: str) -> None:
     shown = translate_error(500, json.dumps({"error": {"message": message}}).encode()).message
     assert "/" not in shown
     assert "Traceback" not in shown
@@ -104,7 +104,7 @@ def test_nothing_internal_is_shown(message: str) -> None:
         ("Say (parameter=x) twice.", "Say (parameter=x) twice."),
     ],
 )
-def test_vllms_own_remarks_are_left_out(message: str, shown: str) -> None:
+def test_suffixes_of_vllm_are_removed(message: str, shown: str) -> None:
     assert translate_error(400, json.dumps(llama(400, message)).encode()).message == shown
 
 
@@ -113,12 +113,12 @@ def test_urls_and_fractions_are_not_paths() -> None:
     assert translate_error(400, json.dumps({"error": {"message": message}}).encode()).message == message
 
 
-def test_retry_after_of_a_remote_is_passed_on() -> None:
+def test_retry_after_seconds_of_a_remote_are_kept() -> None:
     assert translate_error(429, b"{}", retry_after="12").retry_after == 12
     assert translate_error(429, b"{}", retry_after="Wed, 21 Oct 2026 07:28:00 GMT").retry_after is None
 
 
-def test_a_model_without_a_template_says_what_to_configure() -> None:
+def test_a_missing_chat_template_error_names_the_option() -> None:
     message = "As of transformers v4.44, you must provide a chat template if the tokenizer does not define one."
     error = translate_error(400, json.dumps({"error": {"message": message}}).encode())
     assert (error.status, error.code) == (400, "not_supported")

@@ -1,4 +1,4 @@
-"""Forms: the fields that are read, the one that is changed, and bodies that are none."""
+"""Multipart forms: text fields are read and replaced, the file stays, other bodies are refused."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def form(**fields: bytes) -> bytes:
     return b"".join(parts) + b"--XX--\r\n"
 
 
-def test_fields_are_read() -> None:
+def test_model_and_stream_are_read() -> None:
     facts = Form(TYPE, form(file=b"\x00\r\n--X", model=b"whisper", stream=b"true")).read()
     assert (facts.model, facts.stream) == ("whisper", True)
 
 
-def test_absent_and_empty_model() -> None:
+def test_an_absent_or_empty_model_is_none() -> None:
     assert Form(TYPE, form(file=b"x")).read().model is None
     assert Form(TYPE, form(model=b"", file=b"x")).read().model is None
 
 
-def test_quoted_boundary() -> None:
+def test_a_quoted_boundary_is_accepted() -> None:
     assert Form('Multipart/Form-Data; charset=x; Boundary="XX"', form(file=b"x", model=b"m")).read().model == "m"
 
 
 @given(content=st.binary(max_size=200), model=st.text("abc", max_size=5))
-def test_changed_model_leaves_the_file_alone(content: bytes, model: str) -> None:
+def test_replacing_the_model_keeps_the_file(content: bytes, model: str) -> None:
     if b"\r\n--XX" in content:
         return
     body = form(file=content, model=model.encode(), language=b"en")
@@ -45,7 +45,7 @@ def test_changed_model_leaves_the_file_alone(content: bytes, model: str) -> None
     assert changed == form(file=content, model=b"own", language=b"en")
 
 
-def test_absent_field_is_added() -> None:
+def test_an_absent_field_is_added() -> None:
     changed = Form(TYPE, form(file=b"x")).with_fields({"model": "own"})
     assert Form(TYPE, changed).read().model == "own"
     assert changed.endswith(form(file=b"x"))
@@ -65,6 +65,6 @@ def test_absent_field_is_added() -> None:
         (TYPE, form(**{f"f{number}": b"" for number in range(100)})),
     ],
 )
-def test_what_is_no_form_is_refused(content_type: str, body: bytes) -> None:
+def test_an_invalid_form_is_refused(content_type: str, body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         Form(content_type, body).read()

@@ -1,4 +1,4 @@
-"""Plain answers made from streams: every dialect, several choices, tool calls, and streams that end early."""
+"""JSON bodies assembled from streams: every dialect, several choices, tool calls, and streams that end early."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def assembled(data: bytes, **options: Any) -> dict[str, Any]:
     return dict(json.loads(assembler.body()))
 
 
-def test_chat() -> None:
-    answer = assembled(
+def test_chat_chunks_become_a_completion() -> None:
+    body = assembled(
         stream(
             chat(0, {"role": "assistant", "content": None}),
             chat(0, {"reasoning_content": "hm"}),
@@ -45,7 +45,7 @@ def test_chat() -> None:
             "[DONE]",
         )
     )
-    assert answer == {
+    assert body == {
         "id": "c-1",
         "created": 5,
         "model": "m",
@@ -62,9 +62,9 @@ def test_chat() -> None:
     }
 
 
-def test_usage_of_several_choices_is_their_sum() -> None:
-    """llama.cpp sends a usage chunk for each choice; its own plain answer tells that of the first only."""
-    answer = assembled(
+def test_usage_of_several_choices_is_summed() -> None:
+    """llama.cpp sends a usage chunk for each choice; its own JSON body has that of the first only."""
+    body = assembled(
         stream(
             chat(1, {"content": "b"}),
             chat(0, {"content": "a"}),
@@ -76,19 +76,19 @@ def test_usage_of_several_choices_is_their_sum() -> None:
         ),
         choices=2,
     )
-    assert [choice["message"]["content"] for choice in answer["choices"]] == ["a", "b"]
-    assert [choice["finish_reason"] for choice in answer["choices"]] == ["stop", "length"]
-    assert answer["usage"]["prompt_tokens"] == 7
-    assert answer["usage"]["completion_tokens"] == 4
-    assert answer["usage"]["total_tokens"] == 11
+    assert [choice["message"]["content"] for choice in body["choices"]] == ["a", "b"]
+    assert [choice["finish_reason"] for choice in body["choices"]] == ["stop", "length"]
+    assert body["usage"]["prompt_tokens"] == 7
+    assert body["usage"]["completion_tokens"] == 4
+    assert body["usage"]["total_tokens"] == 11
 
 
-def test_tool_calls() -> None:
+def test_parts_of_tool_calls_are_joined() -> None:
     def call(index: int, **function: str) -> dict[str, Any]:
         start = {"id": f"call_{index}", "type": "function"} if "name" in function else {}
         return chat(0, {"tool_calls": [{"index": index, "function": function, **start}]})
 
-    answer = assembled(
+    body = assembled(
         stream(
             call(0, name="f", arguments='{"a"'),
             call(0, arguments=": 1}"),
@@ -97,7 +97,7 @@ def test_tool_calls() -> None:
             "[DONE]",
         )
     )
-    assert answer["choices"][0]["message"] == {
+    assert body["choices"][0]["message"] == {
         "role": "assistant",
         "content": None,
         "tool_calls": [
@@ -107,20 +107,20 @@ def test_tool_calls() -> None:
     }
 
 
-def test_text_completion() -> None:
+def test_text_chunks_become_a_completion() -> None:
     def part(index: int, text: str, finish: str | None = None) -> dict[str, Any]:
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
         return {"id": "c", "object": "text_completion", "choices": [choice]}
 
-    answer = assembled(stream(part(0, "a"), part(1, "x"), part(0, "b", "stop"), part(1, "", "length"), "[DONE]"))
-    assert answer["object"] == "text_completion"
-    assert [(choice["text"], choice["finish_reason"]) for choice in answer["choices"]] == [
+    body = assembled(stream(part(0, "a"), part(1, "x"), part(0, "b", "stop"), part(1, "", "length"), "[DONE]"))
+    assert body["object"] == "text_completion"
+    assert [(choice["text"], choice["finish_reason"]) for choice in body["choices"]] == [
         ("ab", "stop"),
         ("x", "length"),
     ]
 
 
-def test_anthropic_message() -> None:
+def test_anthropic_events_become_a_message() -> None:
     assembler = StreamAssembler("anthropic")
     assembler.feed(
         stream(
@@ -143,14 +143,14 @@ def test_anthropic_message() -> None:
     }
 
 
-def test_responses() -> None:
+def test_the_last_responses_event_is_the_body() -> None:
     assembler = StreamAssembler("responses")
     assembler.feed(stream({"type": "response.created"}, {"type": "response.completed", "response": {"id": "r"}}))
     assert json.loads(assembler.body()) == {"id": "r"}
 
 
 @pytest.mark.parametrize("dialect", ["openai", "responses", "anthropic"])
-def test_a_stream_that_ends_early_is_no_answer(dialect: Any) -> None:
+def test_a_stream_that_ends_early_is_an_error(dialect: Any) -> None:
     assembler = StreamAssembler(dialect)
     assembler.feed(stream(chat(0, {"content": "half"})))
     with pytest.raises(EngineError):

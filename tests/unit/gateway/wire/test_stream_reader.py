@@ -1,4 +1,4 @@
-"""What is read of streams: usage in every dialect, hidden when not asked for, whole events however reads are cut."""
+"""Readers of relayed responses: the usage in every dialect, and whole events wherever reads are cut."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ STREAM = b"".join([*ANSWER, USAGE_CHUNK, DONE])
 
 
 def feed_in_pieces(reader: StreamReader, data: bytes, cuts: list[int]) -> bytes:
-    places = [0, *sorted(cut % len(data) for cut in cuts), len(data)]
-    out = [reader.feed(data[start:end]) for start, end in pairwise(places) if start < end]
+    offsets = [0, *sorted(cut % len(data) for cut in cuts), len(data)]
+    out = [reader.feed(data[start:end]) for start, end in pairwise(offsets) if start < end]
     return b"".join(out) + reader.flush()
 
 
@@ -53,7 +53,7 @@ def test_usage_is_hidden_wherever_reads_are_cut(cuts: list[int]) -> None:
 
 
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=12))
-def test_stream_passes_unchanged_when_usage_was_asked_for(cuts: list[int]) -> None:
+def test_a_stream_with_requested_usage_passes_unchanged(cuts: list[int]) -> None:
     reader = StreamReader("openai", show_usage=True)
     assert feed_in_pieces(reader, STREAM, cuts) == STREAM
 
@@ -80,7 +80,7 @@ NULL = b"data: null\n\n"
     is_chat=st.booleans(),
     choices=st.integers(1, 2),
 )
-def test_events_that_come_together_are_read_as_those_that_come_alone(
+def test_events_in_one_read_are_handled_as_in_separate_reads(
     stream: list[bytes], is_done: bool, shows: bool, is_chat: bool, choices: int
 ) -> None:
     stream = [*([] if is_chat else [NULL]), *stream, *([DONE] if is_done else [])]
@@ -96,9 +96,7 @@ def test_events_that_come_together_are_read_as_those_that_come_alone(
     cut=st.integers(0, 200),
     is_chat=st.booleans(),
 )
-def test_frames_that_pass_are_those_that_feed_would_not_change(
-    stream: list[list[bytes]], cut: int, is_chat: bool
-) -> None:
+def test_chunks_pass_only_if_feed_would_not_change_them(stream: list[list[bytes]], cut: int, is_chat: bool) -> None:
     one, other = StreamReader("openai", is_chat=is_chat), StreamReader("openai", is_chat=is_chat)
     for number, payload in enumerate(map(b"".join, stream)):
         data = payload[:cut] if number == len(stream) // 2 else payload
@@ -112,7 +110,7 @@ def test_frames_that_pass_are_those_that_feed_would_not_change(
             return
 
 
-def test_ordinary_frames_pass_and_count() -> None:
+def test_plain_chunks_pass_and_their_tokens_count() -> None:
     reader = StreamReader("openai", is_chat=True)
     reader.feed(event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
     assert reader.passes(b"%x\r\n%b\r\n" % (len(ANSWER[0]), ANSWER[0]))
@@ -120,7 +118,7 @@ def test_ordinary_frames_pass_and_count() -> None:
 
 
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=12))
-def test_error_event_is_translated_and_nothing_follows(cuts: list[int]) -> None:
+def test_an_error_event_is_translated_and_ends_the_stream(cuts: list[int]) -> None:
     broken = ANSWER[0] + event({"error": {"code": 500, "message": "boom", "type": "server_error"}}) + DONE
     reader = StreamReader("openai")
     out = feed_in_pieces(reader, broken, cuts)
@@ -134,18 +132,18 @@ def test_error_event_is_translated_and_nothing_follows(cuts: list[int]) -> None:
     assert isinstance(reader.failed, EngineError)
 
 
-def test_ordinary_reads_are_the_same_object() -> None:
+def test_a_plain_read_is_returned_without_a_copy() -> None:
     assert StreamReader("openai").feed(ANSWER[0]) is ANSWER[0]
 
 
-def test_line_ends_of_other_servers() -> None:
+def test_carriage_returns_are_line_ends_too() -> None:
     reader = StreamReader("openai")
     stream = STREAM.replace(b"\n", b"\r\n")
     assert feed_in_pieces(reader, stream, [7, 130]) == b"".join([*ANSWER, DONE]).replace(b"\n", b"\r\n")
 
 
-def test_usage_in_the_last_chunk_of_a_text_completion_becomes_a_chunk_of_its_own() -> None:
-    """llama.cpp's way, with two choices."""
+def test_usage_in_the_last_chunk_of_each_choice_becomes_one_usage_chunk() -> None:
+    """llama.cpp reports so; here with two choices."""
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     stream = chunk("a") + chunk("", "stop", usage=usage) + chunk("", "stop", usage=usage)
     reader = StreamReader("openai", show_usage=True, choices=2)
@@ -157,11 +155,11 @@ def test_usage_in_the_last_chunk_of_a_text_completion_becomes_a_chunk_of_its_own
     assert added["usage"]["total_tokens"] == 11
 
 
-def test_null_event_of_llama_cpp_is_dropped() -> None:
+def test_a_null_event_is_dropped() -> None:
     assert StreamReader("openai").feed(b"data: null\n\n" + ANSWER[0]) == ANSWER[0]
 
 
-def test_usage_of_anthropic_streams_comes_in_two_parts() -> None:
+def test_the_two_usage_parts_of_an_anthropic_stream_are_merged() -> None:
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 1, "cache_read_input_tokens": 30}}}
     end = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 9}}
     reader = StreamReader("anthropic")
@@ -171,8 +169,8 @@ def test_usage_of_anthropic_streams_comes_in_two_parts() -> None:
 
 
 @pytest.mark.parametrize("cuts", [[], [5, 60], [100]])
-def test_messages_without_a_start_get_one(cuts: list[int]) -> None:
-    """As llama.cpp sends them when the first token is not a whole character."""
+def test_an_anthropic_stream_without_a_start_gets_one(cuts: list[int]) -> None:
+    """llama.cpp omits the start if the first token is not a whole character."""
     block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
     end = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 9}}
     stream = b": ping\n\n" + event(block, "content_block_start") + event(end, "message_delta")
@@ -183,19 +181,19 @@ def test_messages_without_a_start_get_one(cuts: list[int]) -> None:
     assert reader.usage == Usage(12, 9)
 
 
-def test_messages_with_a_start_keep_theirs() -> None:
+def test_an_anthropic_stream_keeps_its_own_start() -> None:
     start = event({"type": "message_start", "message": {"usage": {"input_tokens": 1}}}, "message_start")
     assert StreamReader("anthropic", opening=message_start("msg_1", "smol", 12)).feed(start) == start
 
 
-def test_an_error_instead_of_messages_is_all_there_is() -> None:
+def test_an_error_before_the_start_is_the_only_event() -> None:
     reader = StreamReader("anthropic", opening=message_start("msg_1", "smol", 12))
     out = reader.feed(event({"error": {"code": 400, "message": "no"}}))
     assert reader.failed is not None
     assert out == error_event("anthropic", reader.failed)
 
 
-def test_usage_of_responses_streams_is_in_the_last_event() -> None:
+def test_usage_is_read_from_the_last_event_of_a_responses_stream() -> None:
     usage = {"input_tokens": 5, "output_tokens": 6, "total_tokens": 11, "input_tokens_details": {"cached_tokens": 1}}
     reader = StreamReader("responses")
     reader.feed(
@@ -207,12 +205,12 @@ def test_usage_of_responses_streams_is_in_the_last_event() -> None:
 @pytest.mark.parametrize(
     "junk", [b'data: {broken "usage"\n\n', b': "error" comment\n\n', b'data: ["usage"]\n\n', b"\n\n"]
 )
-def test_what_is_not_understood_passes(junk: bytes) -> None:
+def test_an_unreadable_event_passes_unchanged(junk: bytes) -> None:
     assert StreamReader("openai").feed(junk) == junk
 
 
 @given(cut=st.integers(0, 400), padding=st.integers(0, 3000))
-def test_usage_of_a_json_answer_is_found_wherever_it_stands(cut: int, padding: int) -> None:
+def test_usage_in_a_json_body_is_found_anywhere(cut: int, padding: int) -> None:
     text = "x" * padding + '"usage": {"prompt_tokens": 99}'
     body = json.dumps({"choices": [{"text": text}], "usage": USAGE, "more": "y" * padding}).encode()
     reader = BodyReader()
@@ -221,8 +219,8 @@ def test_usage_of_a_json_answer_is_found_wherever_it_stands(cut: int, padding: i
     assert reader.usage == Usage(3, 4, 2)
 
 
-def test_the_first_chunk_of_each_choice_has_the_role() -> None:
-    """llama.cpp leaves it out when the first token is not a whole character."""
+def test_the_first_chunk_of_each_choice_gets_the_role() -> None:
+    """llama.cpp omits it if the first token is not a whole character."""
     reader = StreamReader("openai", is_chat=True, choices=2)
     chunks = [(0, {"content": "自"}), (0, {"content": "己"}), (1, {"role": "assistant", "content": None}), (1, {})]
     seen = b"".join(
@@ -243,18 +241,18 @@ def test_embeddings_count_as_prompt_tokens() -> None:
     assert reader.usage == Usage(6, 0, 0)
 
 
-def test_error_events_of_each_dialect() -> None:
+def test_each_dialect_has_its_own_error_event() -> None:
     error = EngineError("boom")
     assert error_event("anthropic", error).startswith(b"event: error\ndata: ")
     assert json.loads(error_event("responses", error).split(b"data: ")[1])["type"] == "error"
     assert json.loads(error_event("openai", error).removeprefix(b"data: "))["error"]["code"] == "engine_error"
 
 
-def test_comment_cannot_smuggle_lines() -> None:
+def test_a_model_name_cannot_add_lines_to_a_comment() -> None:
     assert waiting_comment("a\n\ndata: x", None) == b": waiting for a??data: x\n\n"
 
 
-def test_comment_says_which_place_in_the_queue() -> None:
+def test_a_comment_has_the_position_in_the_queue() -> None:
     assert waiting_comment("m", 7) == b": waiting for m, position 7\n\n"
 
 
@@ -264,7 +262,7 @@ def chunks(*texts: str, end: str = "\n\n") -> list[bytes]:
 
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
 @pytest.mark.parametrize("joined", [False, True])
-def test_tokens_so_far_are_counted_until_the_engine_tells_them(end: str, joined: bool) -> None:
+def test_tokens_are_counted_until_the_engine_reports_usage(end: str, joined: bool) -> None:
     reader = StreamReader("openai", is_chat=True)
     data = [b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}' + end.encode(), *chunks("a", "b", end=end)]
     for read in [b"".join(data)] if joined else data:
@@ -276,7 +274,7 @@ def test_tokens_so_far_are_counted_until_the_engine_tells_them(end: str, joined:
     assert reader.usage_so_far == Usage(5, 7)
 
 
-def test_a_stream_without_a_token_has_none_when_it_is_cut_off() -> None:
+def test_a_stream_cut_off_before_its_first_token_has_none() -> None:
     reader = StreamReader("openai", is_chat=True)
     reader.feed(b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\n')
     reader.cut_off()
@@ -290,7 +288,7 @@ def test_a_stream_without_a_token_has_none_when_it_is_cut_off() -> None:
         ("responses", b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta"}\n\n'),
     ],
 )
-def test_only_events_that_bring_tokens_count(dialect: Dialect, event: bytes) -> None:
+def test_only_events_with_tokens_are_counted(dialect: Dialect, event: bytes) -> None:
     reader = StreamReader(dialect)
     reader.feed(b'event: start\ndata: {"type":"start"}\n\n' + event * 3 + b'event: stop\ndata: {"type":"stop"}\n\n')
     assert reader.usage_so_far == Usage(0, 3)
