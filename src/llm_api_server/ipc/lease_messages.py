@@ -33,11 +33,8 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     tasks: tuple[Task, ...] | None = None
 
 
-# ── worker → manager ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 class Claim(msgspec.Struct, frozen=True, omit_defaults=True, rename={"cost": "work", "prefill_tokens": "reads"}):
-    """What the scheduler needs to know of a request: its key, its estimated cost and the length of its prompt.
+    """Properties of a request that scheduling depends on: its key, its estimated cost and the length of its prompt.
 
     Keys share an instance by `weight`. Batch requests come after all others. A light request costs nothing and needs
     no slot.
@@ -101,9 +98,6 @@ class ReportInFlight(msgspec.Struct, tag="report"):
 
     in_flight: dict[str, int]
     blocked: dict[str, int] = {}
-
-
-# ── manager → worker ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Granted(msgspec.Struct, tag="granted", omit_defaults=True, rename={"slots": "places", "until_revoked": "keeps"}):

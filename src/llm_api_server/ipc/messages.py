@@ -95,8 +95,9 @@ class KeysChanged(msgspec.Struct, tag="keys_changed"):
 
 
 class ReportUsage(msgspec.Struct, tag="usage", omit_defaults=True):
-    """Rows for the ledger, and traces. The worker keeps a report, and sends it again after a loss of the connection,
-    until the reply `UsageKept`.
+    """Rows for the ledger, and traces. The reply is `UsageKept`.
+
+    Until then the worker keeps the report, and sends it again after a loss of the connection.
     """
 
     number: int
@@ -197,7 +198,7 @@ class PinModel(msgspec.Struct, tag="pin_model"):
 
 
 class Models(msgspec.Struct, tag="models"):
-    """All models. Pushed to workers (with request 0) on `Hello` and on every change; also the reply to commands."""
+    """Status of all models: sent to workers (request 0) on `Hello` and on every change, and in reply to commands."""
 
     models: list[ModelStatus]
     request: int = 0

@@ -51,9 +51,6 @@ class AdmittedRequest(msgspec.Struct, frozen=True):
     reserved: int
 
 
-# ── worker → manager ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 class Admit(msgspec.Struct, tag="admit", rename={"optional_tokens": "spare"}):
     """Count a request of a limited key. The reply is `Admitted` or `Refused`.
 
@@ -90,9 +87,6 @@ class ReportQuota(
     tokens: int = 0
     returned: QuotaGrant = NO_GRANT
     is_reply: bool = False
-
-
-# ── manager → worker ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Admitted(msgspec.Struct, tag="admitted", rename={"rate_limits": "standing", "grant": "share"}):

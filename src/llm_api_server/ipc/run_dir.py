@@ -22,7 +22,7 @@ class RunDir:
 
     @property
     def minutes(self) -> Path:
-        """What keys used in the last minute."""
+        """Snapshot of what keys used in the last minute."""
         return self.path / "minutes"
 
     @property

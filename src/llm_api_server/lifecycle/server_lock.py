@@ -1,4 +1,4 @@
-"""What a server takes before its first worker starts: the lock of its run directory, the port, and descriptors."""
+"""Lock, port and file descriptors that a server takes before its first worker starts."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class ControlServer:
 
 
 class ControlConnection(asyncio.Protocol):
-    """One worker or command line. Only our own user can connect: the run directory has mode 0700."""
+    """Connection of a worker or command line. Only our own user can connect: the run directory has mode 0700."""
 
     def __init__(self, server: ControlServer) -> None:
         self._server = server

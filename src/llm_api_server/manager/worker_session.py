@@ -1,4 +1,4 @@
-"""What the manager knows of each connected worker: its process, the slots it holds, and what it has in flight.
+"""Sessions of the connected workers: the process, the slots and the requests in flight of each.
 
 Only the manager's loop changes it, by the methods here. A command line has a session too, which holds nothing.
 """
@@ -21,7 +21,7 @@ class _LentSlots:
 
 
 class WorkerSession:
-    """One connection of a worker. `send` writes a message to it."""
+    """Connection of a worker, and what the manager knows of it. `send` writes a message to it."""
 
     def __init__(self, send: Callable[[ToClient], None]) -> None:
         self.send = send
@@ -101,7 +101,7 @@ class WorkerSession:
 
 
 class WorkerSessions:
-    """All open sessions."""
+    """Open sessions."""
 
     def __init__(self) -> None:
         self._sessions: set[WorkerSession] = set()

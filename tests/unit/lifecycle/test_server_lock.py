@@ -1,4 +1,4 @@
-"""One server per run directory, and clear errors for a port that cannot be used."""
+"""The lock of a run directory, and clear errors for a port that cannot be used."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class _Pending:
 
 
 class Leases:
-    """All leases of one worker. `models` has the latest state of every configured model."""
+    """Leases of one worker. `models` has the latest state of every configured model."""
 
     def __init__(self, link: ManagerLink, report_interval: float = REPORT_INTERVAL, linger: float = LINGER) -> None:
         self.link = link

@@ -59,7 +59,7 @@ class ManagerProcess:
         logger.info("started the manager (pid {})", self._process.pid)
 
     def _is_running(self) -> bool:
-        """Whether the process runs; reaps it if it has ended."""
+        """Return whether the process runs, and reap it if it has ended."""
         if self._process is None:
             return False
         code = self._process.poll()
@@ -84,7 +84,7 @@ class _PendingCall:
 
 
 class ManagerLink:
-    """At most one connection at a time. `worker` identifies this worker for its whole life."""
+    """Connection of this worker, at most one at a time. `worker` identifies the worker for its whole life."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ PEEK_TIMEOUT = 1.0
 
 
 class AdmissionClient:
-    """All admitted requests of one worker, and the quota that it holds."""
+    """Admitted requests of one worker, and the quota that it holds."""
 
     def __init__(self, link: ManagerLink, report_interval: float = REPORT_INTERVAL) -> None:
         self._link = link

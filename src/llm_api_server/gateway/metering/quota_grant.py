@@ -97,10 +97,10 @@ class HeldQuota:
 
     @property
     def is_idle(self) -> bool:
-        """No request is running, and none took anything since the report before the last."""
+        """Return whether nothing has used it since the report before the last, and nothing runs on it."""
         return self._running == 0 and not self._was_used and not self._used_requests
 
     @property
     def is_running(self) -> bool:
-        """Some request that took from it has not ended, so quota may still become free."""
+        """Return whether a request that took from it has not ended, so that quota may still become free."""
         return self._running > 0

@@ -38,7 +38,7 @@ _EMPTY = Batch()
 
 
 class UsageReporter:
-    """All running requests of one worker, and the reports that no manager has confirmed yet."""
+    """Running requests of one worker, and the reports that no manager has confirmed yet."""
 
     def __init__(self, link: ManagerLink, interval: float = REPORT_INTERVAL) -> None:
         self._link = link

@@ -56,7 +56,7 @@ class _Key:
 
 @dataclass
 class _Worker:
-    """What a worker holds: its admitted requests by number (None until decided), and granted quota by key."""
+    """Requests of a worker that are admitted, by number (None until decided), and quota granted to it, by key."""
 
     session: WorkerSession
     admitted: dict[int, tuple[str, Reservation] | None] = field(default_factory=dict)

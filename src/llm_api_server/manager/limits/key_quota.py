@@ -1,4 +1,4 @@
-"""What a key has used and may still use, counted for all workers. Pure: time is an argument.
+"""Quota of a key: what it has used and may still use, counted for all workers. Pure: time is an argument.
 
 Requests and tokens per minute hold in any 60 seconds; budgets are for days and months of UTC. A request reserves the
 tokens it may need when it is admitted, and what it did not use is given back when it is settled.

@@ -1,4 +1,4 @@
-"""What keys used in the last minute, kept in a file, so that the next manager counts on however this one ends.
+"""Snapshot of what keys used in the last minute, in a file: the next manager counts on however this one ends.
 
 Times are those of the machine's monotonic clock, which all its processes share.
 """

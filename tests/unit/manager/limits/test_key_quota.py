@@ -1,4 +1,4 @@
-"""Limits, by their own arithmetic: never more than they say, and all that they say."""
+"""The arithmetic of limits: never more than a limit, and all of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def admitted(found: Reservation | Refusal) -> Reservation:
     return found
 
 
-def test_n_requests_a_minute_and_not_one_more() -> None:
+def test_the_limit_of_requests_per_minute_is_exact() -> None:
     quota, limits = KeyQuota(), Limits(requests_per_minute=5)
     for second in range(5):
         admitted(admit(quota, limits, float(second)))
@@ -47,7 +47,7 @@ def test_n_requests_a_minute_and_not_one_more() -> None:
     st.lists(st.floats(0, 30), min_size=1, max_size=60),
     st.integers(1, 5),
 )
-def test_no_minute_has_more_than_the_limit_and_waiting_as_told_helps(gaps: list[float], most: int) -> None:
+def test_no_minute_has_more_than_the_limit_and_retrying_as_told_succeeds(gaps: list[float], most: int) -> None:
     quota, limits, now = KeyQuota(), Limits(requests_per_minute=most), 0.0
     passed: list[float] = []
     for gap in gaps:
@@ -81,7 +81,7 @@ def test_tokens_a_minute_are_exceeded_only_by_what_a_request_used_beyond_its_res
             assert quota.tokens.total(now) <= 100
 
 
-def test_what_was_reserved_and_not_used_is_given_back() -> None:
+def test_unused_reserved_tokens_are_given_back() -> None:
     quota, limits = KeyQuota(), Limits(tokens_per_minute=100)
     first = admitted(admit(quota, limits, 0.0, tokens=10, optional_tokens=500))
     assert first.tokens == 100
@@ -93,13 +93,13 @@ def test_what_was_reserved_and_not_used_is_given_back() -> None:
     assert "100 tokens per minute" in refused(admit(quota, limits, 4.0, tokens=1)).message
 
 
-def test_a_request_that_is_larger_than_the_limit_is_told_so() -> None:
+def test_a_request_larger_than_the_limit_should_not_be_retried() -> None:
     found = refused(admit(KeyQuota(), Limits(tokens_per_minute=100), 0.0, tokens=101))
     assert found.should_retry is False
     assert "max_tokens" in found.message
 
 
-def test_late_settlement_of_a_request_that_has_left_the_minute_changes_nothing() -> None:
+def test_settling_a_request_that_has_left_the_minute_changes_nothing() -> None:
     quota, limits = KeyQuota(), Limits(tokens_per_minute=100)
     first = admitted(admit(quota, limits, 0.0, tokens=100))
     second = admitted(admit(quota, limits, 70.0, tokens=60))
@@ -108,7 +108,7 @@ def test_late_settlement_of_a_request_that_has_left_the_minute_changes_nothing()
     assert quota.tokens.total(80.0) == 60
 
 
-def test_concurrent_requests() -> None:
+def test_concurrent_requests_are_limited_until_one_ends() -> None:
     quota, limits = KeyQuota(), Limits(max_concurrent=2)
     first = admitted(admit(quota, limits, 0.0))
     admitted(admit(quota, limits, 0.0))
@@ -160,7 +160,7 @@ def test_a_request_admitted_by_another_manager_counts_until_it_is_settled() -> N
     assert quota.spent.of_day == 40
 
 
-def test_an_account_is_forgotten_only_when_the_store_knows_all_of_it() -> None:
+def test_a_quota_is_idle_only_once_the_store_has_all_of_it() -> None:
     quota, limits = KeyQuota(), Limits(tokens_per_day=100)
     first = admitted(admit(quota, limits, 0.0, tokens=10))
     assert not quota.is_idle(1000.0)
@@ -169,7 +169,7 @@ def test_an_account_is_forgotten_only_when_the_store_knows_all_of_it() -> None:
     assert quota.is_idle(1061.0)
 
 
-def test_rate_limits_tells_what_is_left_and_when_all_of_it_is_back() -> None:
+def test_rate_limits_have_what_remains_and_the_time_of_the_reset() -> None:
     quota, limits = KeyQuota(), Limits(requests_per_minute=3, tokens_per_minute=100)
     rate_limits = quota.rate_limits(limits, 0.0)
     assert rate_limits.requests is not None
