@@ -1,99 +1,26 @@
-"""Where models go on machines of many kinds, who makes room, who sleeps, and what is said of it."""
+"""Placement of models on hosts of many kinds, with the evictions that it needs."""
 
 from __future__ import annotations
-
-from dataclasses import replace
-from itertools import count
 
 import pytest
 
 from llm_api_server.devices.device import Device
-from llm_api_server.engines.base import DeviceAllocation, ModelFacts, Need, Placement, SleepFootprint
-from llm_api_server.ipc.model_status import Explanation
-from llm_api_server.manager.scheduling.concurrency import FEW_SLOTS
-from llm_api_server.manager.scheduling.decisions import Decision, Grant, Refuse, Revoke, Sleep, Start, Stop, Wake
-from llm_api_server.manager.scheduling.explain import explain
-from llm_api_server.manager.scheduling.scheduler import Scheduler
-from llm_api_server.manager.scheduling.state import Model, Policy
+from llm_api_server.engines.base import DeviceAllocation, ModelFacts, Need, Placement
+from llm_api_server.manager.scheduling.decisions import Grant, Refuse, Start, Stop
 from llm_api_server.types import ModelState
 from tests.machine import GIB, gpus, ram
+from tests.unit.manager.scheduling.cases import (
+    World,
+    devices_of,
+    in_ram,
+    part,
+    whole,
+)
 
 
-def whole(weights: float = 10, count: int = 1) -> ModelFacts:
-    """What vLLM takes of GPUs unless told otherwise: 90 %, or what others leave."""
-    return ModelFacts(need=Need("gpu", int(weights * GIB), count, 0.9, is_share_soft=True, measures_memory=True))
-
-
-def part(share: float, weights: float = 5, *, sleeps: bool = False) -> ModelFacts:
-    asleep = SleepFootprint(GIB, int(weights * GIB)) if sleeps else None
-    return ModelFacts(need=Need("gpu", int(weights * GIB), 1, share, measures_memory=True), sleep_footprint=asleep)
-
-
-def in_ram(size: float) -> ModelFacts:
-    return ModelFacts(need=Need("ram", int(size * GIB)))
-
-
-class World:
-    """A scheduler whose engines obey at once, with a clock."""
-
-    def __init__(self, devices: list[Device], models: dict[str, ModelFacts], **policy: float) -> None:
-        numbers = count(1)
-        options = {"max_loaded": 10, "min_loaded_time": 0, "max_wait_time": 5, **policy}
-        entries = [Model(name, unload_timeout=1000) for name in models]
-        self.scheduler = Scheduler(Policy(**options), entries, lambda: f"i{next(numbers)}", devices)  # type: ignore[arg-type]
-        for name, facts in models.items():
-            self.scheduler.update_facts(name, replace(facts, slots=FEW_SLOTS))
-        self.now = 0.0
-        self.waiters = count(1)
-
-    def ask(self, model: str) -> list[Decision]:
-        self.now += 1
-        return self.scheduler.acquire(next(self.waiters), model, self.now)
-
-    def load(self, model: str) -> Placement:
-        """Ask for it, and let go of it when it is ready."""
-        (start,) = self.ask(model)
-        assert isinstance(start, Start)
-        self.ready(model)
-        self.release(model)
-        return start.placement
-
-    def ready(self, model: str) -> list[Decision]:
-        return self.scheduler.on_ready(self.instance(model), self.now)
-
-    def release(self, model: str) -> list[Decision]:
-        self.now += 1
-        return self.scheduler.return_slots(self.instance(model), 1, self.now)
-
-    def stopped(self, model: str) -> list[Decision]:
-        return self.scheduler.on_stopped(self.instance(model), self.now)
-
-    def slept(self, model: str) -> list[Decision]:
-        return self.scheduler.on_slept(self.instance(model), self.now)
-
-    def tick(self) -> list[Decision]:
-        """At the time that the scheduler asks for."""
-        at = self.scheduler.next_tick(self.now)
-        assert at is not None
-        self.now = at
-        return self.scheduler.tick(at)
-
-    def instance(self, model: str) -> str:
-        allocation = self.scheduler.models[model].allocation
-        assert allocation is not None
-        return allocation.id
-
-    def explain(self, model: str) -> Explanation:
-        return explain(self.scheduler, model)
-
-
-def seats(placement: Placement) -> list[str]:
-    return [seat.device for seat in placement.devices]
-
-
-def test_one_gpu_holds_what_fits_and_then_the_oldest_makes_room() -> None:
+def test_a_full_gpu_evicts_the_least_recently_used_model() -> None:
     world = World(gpus(24), {"a": part(0.4), "b": part(0.4), "c": part(0.4)})
-    assert seats(world.load("a")) == ["gpu0"]
+    assert devices_of(world.load("a")) == ["gpu0"]
     assert world.load("b").is_shared
     assert world.ask("c") == [Stop("i1")]
     (start,) = world.stopped("a")
@@ -101,27 +28,27 @@ def test_one_gpu_holds_what_fits_and_then_the_oldest_makes_room() -> None:
     assert start.placement == Placement((DeviceAllocation("gpu0", int(0.4 * 24 * GIB), 24 * GIB, 0),), is_shared=True)
 
 
-def test_a_model_goes_where_it_leaves_the_least() -> None:
+def test_a_model_goes_to_the_gpu_that_it_fills_best() -> None:
     world = World(gpus(80, 24, 48), {"small": ModelFacts(need=Need("gpu", 20 * GIB)), "large": whole(40)})
-    assert seats(world.load("small")) == ["gpu1"]
-    assert seats(world.load("large")) == ["gpu2"]
+    assert devices_of(world.load("small")) == ["gpu1"]
+    assert devices_of(world.load("large")) == ["gpu2"]
 
 
-def test_eight_gpus_take_models_side_by_side_and_evict_as_few_as_can_be() -> None:
+def test_eight_gpus_hold_models_side_by_side_and_evict_the_fewest() -> None:
     singles = {f"single{n}": whole() for n in range(4)}
     world = World(gpus(*[80] * 8), {**singles, "quad": whole(40, 4), "pair": whole(40, 2)})
     quad = world.load("quad")
-    taken = [*seats(quad), *(seats(world.load(name))[0] for name in singles)]
+    taken = [*devices_of(quad), *(devices_of(world.load(name))[0] for name in singles)]
     assert sorted(taken) == [f"gpu{n}" for n in range(8)]
     assert world.ask("pair") == [Stop(world.instance("quad"))], "one model goes rather than two"
 
 
 def test_tensor_parallel_prefers_devices_of_one_size() -> None:
     world = World(gpus(24, 80, 24, 80), {"pair": whole(15, 2), "triple": whole(15, 3)})
-    assert seats(world.load("pair")) == ["gpu0", "gpu2"]
+    assert devices_of(world.load("pair")) == ["gpu0", "gpu2"]
     world.scheduler.unload(99, "pair", world.now)
     world.stopped("pair")
-    assert len(seats(world.load("triple"))) == 3
+    assert len(devices_of(world.load("triple"))) == 3
 
 
 def test_the_share_of_a_mixed_group_is_the_smallest() -> None:
@@ -131,7 +58,7 @@ def test_the_share_of_a_mixed_group_is_the_smallest() -> None:
     assert placement.share == 0.25
 
 
-def test_a_soft_share_shrinks_to_what_others_leave_a_hard_one_does_not() -> None:
+def test_a_soft_share_shrinks_to_the_free_memory_and_a_hard_one_does_not() -> None:
     world = World(gpus(24), {"soft": whole(8), "hard": part(0.9)})
     world.scheduler.update_foreign({"gpu0": 10 * GIB})
     (device,) = world.load("soft").devices
@@ -145,10 +72,10 @@ def test_a_soft_share_shrinks_to_what_others_leave_a_hard_one_does_not() -> None
     assert world.ask("hard") == [Stop("i1")]
 
 
-def test_gpus_that_a_model_may_use_are_the_only_ones() -> None:
+def test_a_model_uses_only_its_configured_gpus() -> None:
     facts = ModelFacts(need=Need("gpu", 5 * GIB, 1, 0.9, gpus=(1,)))
     world = World(gpus(24, 24), {"a": facts, "b": facts, "lost": ModelFacts(need=Need("gpu", GIB, gpus=(7,)))})
-    assert seats(world.load("a")) == ["gpu1"]
+    assert devices_of(world.load("a")) == ["gpu1"]
     assert world.ask("b") == [Stop("i1")]
     (refusal,) = world.ask("lost")
     assert isinstance(refusal, Refuse)
@@ -164,7 +91,7 @@ def test_gpus_that_a_model_may_use_are_the_only_ones() -> None:
         ([ram(16)], in_ram(20), "it needs 20.0 GiB of RAM, but there is 16.0 GiB of RAM for models"),
     ],
 )
-def test_what_can_never_fit_is_refused_at_once_with_the_arithmetic(
+def test_a_model_that_can_never_fit_is_refused_at_once_with_the_arithmetic(
     devices: list[Device], facts: ModelFacts, message: str
 ) -> None:
     world = World(devices, {"a": facts})
@@ -177,7 +104,7 @@ def test_what_can_never_fit_is_refused_at_once_with_the_arithmetic(
     assert message in world.explain("a").message
 
 
-def test_one_start_at_a_time_where_one_measures() -> None:
+def test_a_start_that_measures_memory_is_alone_on_its_devices() -> None:
     world = World(gpus(80, 80), {"a": part(0.3), "b": part(0.3), "c": whole(60)})
     (first,) = world.ask("a")
     assert isinstance(first, Start)
@@ -185,14 +112,14 @@ def test_one_start_at_a_time_where_one_measures() -> None:
     assert world.scheduler.models["b"].allocation is None
     (elsewhere,) = world.ask("c")
     assert isinstance(elsewhere, Start)
-    assert seats(elsewhere.placement) != seats(first.placement)
+    assert devices_of(elsewhere.placement) != devices_of(first.placement)
     grant, second = world.ready("a")
     assert isinstance(grant, Grant)
     assert isinstance(second, Start)
-    assert seats(second.placement) == seats(first.placement)
+    assert devices_of(second.placement) == devices_of(first.placement)
 
 
-def test_a_start_that_measures_nothing_waits_for_none() -> None:
+def test_starts_that_measure_nothing_run_at_the_same_time() -> None:
     world = World([ram(32)], {"a": in_ram(5), "b": in_ram(5)})
     assert [type(decision) for name in "ab" for decision in world.ask(name)] == [Start, Start]
 
@@ -208,13 +135,13 @@ def test_ram_is_shared_by_size_not_by_count() -> None:
     assert start.model == "d"
 
 
-def test_places_count_as_well_as_memory() -> None:
+def test_max_loaded_counts_as_well_as_memory() -> None:
     world = World([ram(64)], {"a": in_ram(1), "b": in_ram(1)}, max_loaded=1)
     world.load("a")
     assert world.ask("b") == [Stop("i1")]
 
 
-def test_memory_on_its_way_out_is_not_given_twice() -> None:
+def test_memory_that_is_about_to_be_free_is_reserved_once() -> None:
     world = World(gpus(24), {"a": whole(), "b": whole(), "c": whole()})
     world.load("a")
     assert world.ask("b") == [Stop("i1")]
@@ -224,7 +151,7 @@ def test_memory_on_its_way_out_is_not_given_twice() -> None:
     assert start.model == "b"
 
 
-def test_room_that_is_made_for_one_is_not_taken_by_a_smaller_one_that_came_later() -> None:
+def test_evicted_memory_goes_to_the_model_it_was_evicted_for() -> None:
     world = World(gpus(24), {"a": part(0.5), "large": whole(), "small": part(0.4)})
     world.load("a")
     assert world.ask("large") == [Stop("i1")]
@@ -232,201 +159,3 @@ def test_room_that_is_made_for_one_is_not_taken_by_a_smaller_one_that_came_later
     (start,) = world.stopped("a")
     assert isinstance(start, Start)
     assert start.model == "large"
-
-
-# ── sleep ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def sleepers(**policy: float) -> World:
-    facts = part(0.9, 10, sleeps=True)
-    policy = {"sleep_timeout": 10, "deep_sleep_timeout": 60, "sleep_bytes": 16 * GIB, **policy}
-    return World([*gpus(24), ram(64)], {"a": facts, "b": facts, "c": facts}, **policy)
-
-
-def test_idleness_leads_to_sleep_deeper_sleep_and_the_end() -> None:
-    world = sleepers()
-    world.load("a")
-    assert world.tick() == [Sleep("i1", 1)]
-    world.slept("a")
-    assert world.scheduler.allocations["i1"].memory == {"gpu0": GIB, "ram": 10 * GIB}
-    assert world.tick() == [Sleep("i1", 2, from_level=1)]
-    assert world.scheduler.allocations["i1"].memory["gpu0"] > 20 * GIB, "it wakes in between"
-    world.slept("a")
-    assert world.scheduler.allocations["i1"].memory == {"gpu0": GIB}
-    assert world.tick() == [Stop("i1")]
-
-
-def test_a_sleeper_wakes_on_demand() -> None:
-    world = sleepers()
-    world.load("a")
-    world.tick()
-    assert world.ask("a") == [], "not before it has fallen asleep"
-    assert world.slept("a") == [Wake("i1", 1)]
-    assert world.scheduler.models["a"].state is ModelState.STARTING
-    (grant,) = world.ready("a")
-    assert isinstance(grant, Grant)
-    assert world.scheduler.allocations["i1"].memory == {"gpu0": int(0.9 * 24 * GIB)}
-
-
-def test_sleep_makes_room_for_another_and_both_swap() -> None:
-    models = {name: part(0.9, 10, sleeps=True) for name in "ab"}
-    world = World([*gpus(48), ram(64)], models, sleep_bytes=16 * GIB, max_loaded=1)
-    world.load("a")
-    assert world.ask("b") == [Sleep("i1", 1)]
-    (start,) = world.slept("a")
-    assert isinstance(start, Start)
-    world.ready("b")
-    world.release("b")
-    assert world.ask("a") == [Sleep("i2", 2)], "the budget has RAM for the weights of one"
-    assert world.slept("b") == [Wake("i1", 1)]
-
-
-def test_where_a_sleeper_keeps_too_much_it_is_stopped() -> None:
-    facts = ModelFacts(
-        need=Need("gpu", GIB, share=0.9, measures_memory=True), sleep_footprint=SleepFootprint(4 * GIB, GIB)
-    )
-    world = World([*gpus(24), ram(64)], {"a": facts, "b": facts})
-    world.load("a")
-    assert world.ask("b") == [Stop("i1")]
-
-
-def test_no_room_to_wake_on_its_own_device_makes_others_go() -> None:
-    world = World(
-        [*gpus(48), ram(64)], {"a": part(0.5, 10, sleeps=True), "b": part(0.9, 10)}, sleep_timeout=5, sleep_bytes=0
-    )
-    world.load("a")
-    assert world.tick() == [Sleep("i1", 2)]
-    world.slept("a")
-    world.load("b")
-    assert world.ask("a") == [Stop("i2")]
-    assert world.stopped("b") == [Wake("i1", 2)]
-
-
-def test_a_sleeper_that_has_no_room_to_sleep_deeper_ends() -> None:
-    world = World([*gpus(48), ram(64)], {"a": part(0.5, 10, sleeps=True), "b": part(0.9)}, sleep_bytes=16 * GIB)
-    world.load("a")
-    assert world.ask("b") == [Sleep("i1", 1)]
-    world.slept("a")
-    world.ready("b")
-    world.scheduler.policy = replace(world.scheduler.policy, deep_sleep_timeout=10)
-    assert world.tick() == [Stop("i1")]
-
-
-def test_a_sleeper_whose_device_others_have_filled_ends_and_its_requests_are_told() -> None:
-    world = sleepers()
-    world.load("a")
-    world.tick()
-    world.slept("a")
-    world.scheduler.update_foreign({"gpu0": 20 * GIB})
-    stop, refusal = world.ask("a")
-    assert stop == Stop("i1")
-    assert isinstance(refusal, Refuse)
-    assert "other programs hold 20.0 GiB of gpu0" in refusal.message
-
-
-def test_a_busy_model_drains_before_it_sleeps() -> None:
-    world = World([*gpus(48), ram(64)], {n: part(0.9, 10, sleeps=True) for n in "ab"}, sleep_bytes=16 * GIB)
-    world.load("a")
-    world.ask("a")
-    assert world.ask("b") == []
-    assert world.tick() == [Revoke("i1")]
-    assert world.release("a") == [Sleep("i1", 1)]
-
-
-def test_what_does_not_sleep_as_told_is_stopped_and_does_not_sleep_again() -> None:
-    world = sleepers()
-    world.load("a")
-    world.tick()
-    assert world.scheduler.on_sleep_failed("i1", world.now) == [Stop("i1")]
-    world.ask("a")
-    (start,) = world.stopped("a")
-    assert isinstance(start, Start)
-    world.ready("a")
-    world.release("a")
-    assert world.tick() == [Stop("i2")]
-
-
-def test_what_does_not_wake_is_loaded_anew_and_its_requests_wait() -> None:
-    world = sleepers()
-    world.load("a")
-    world.tick()
-    world.slept("a")
-    assert world.ask("a") == [Wake("i1", 1)]
-    assert world.scheduler.on_sleep_failed("i1", world.now) == [Stop("i1")]
-    (start,) = world.stopped("a")
-    assert isinstance(start, Start)
-    (grant,) = world.ready("a")
-    assert isinstance(grant, Grant)
-
-
-def test_a_model_that_cannot_sleep_goes_straight_to_its_end() -> None:
-    world = sleepers()
-    world.scheduler.update_facts("a", replace(part(0.9, 10), slots=FEW_SLOTS))
-    world.load("a")
-    assert world.tick() == [Stop("i1")]
-    assert world.now == 1000 + 2
-
-
-def test_an_adopted_instance_keeps_its_place_and_can_sleep() -> None:
-    world = World([*gpus(24), ram(64)], {"a": part(0.9, 10)}, sleep_timeout=10, sleep_bytes=16 * GIB)
-    placement = Placement((DeviceAllocation("gpu0", 20 * GIB, 24 * GIB, 0),))
-    world.scheduler.adopt("old", "a", 0, placement)
-    world.scheduler.update_facts("a", part(0.9, 10, sleeps=True))
-    assert world.scheduler.allocations["old"].memory == {"gpu0": 20 * GIB}
-    assert world.tick() == [Sleep("old", 1)]
-
-
-def test_an_unload_order_ends_a_sleeper() -> None:
-    world = sleepers()
-    world.load("a")
-    world.tick()
-    world.slept("a")
-    assert world.scheduler.unload(50, "a", world.now) == [Stop("i1")]
-
-
-def test_preloaded_models_do_not_sleep_from_idleness() -> None:
-    world = sleepers()
-    world.scheduler.models["a"].preload = True
-    world.scheduler.models["a"].unload_timeout = 0
-    world.load("a")
-    assert world.scheduler.next_tick(world.now) is None
-
-
-# ── explanations ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_explanations_follow_what_would_happen() -> None:
-    world = World([*gpus(24, 24), ram(64)], {"a": whole(), "b": whole(), "c": whole(), "d": part(0.2, 2)})
-    assert world.explain("a").verdict == "fits"
-    assert world.explain("a").takes == {"gpu0": int(0.9 * 24 * GIB)}
-    world.load("a")
-    world.load("b")
-    assert world.explain("a").verdict == "loaded"
-    assert (world.explain("c").verdict, world.explain("c").evict) == ("after_evicting", ["a"])
-    world.ask("a")
-    assert world.explain("c").evict == ["b"]
-    world.ask("b")
-    busy = world.explain("c")
-    assert (busy.verdict, busy.evict) == ("after_evicting", ["a"])
-    assert "have requests in flight" in busy.message
-    assert world.scheduler.models["c"].allocation is None, "nothing was changed"
-
-
-def test_an_explanation_has_the_arithmetic_of_each_device() -> None:
-    world = World([*gpus(24), ram(64)], {"a": part(0.5), "b": part(0.9)})
-    world.load("a")
-    world.scheduler.update_foreign({"gpu0": 2 * GIB, "ram": 8 * GIB})
-    told = world.explain("b")
-    assert told.verdict == "after_evicting"
-    gpu, memory = told.devices
-    assert (gpu.total, gpu.foreign, gpu.taken, gpu.free) == (24 * GIB, 2 * GIB, {"a": 12 * GIB}, 10 * GIB)
-    assert (memory.foreign, memory.free) == (8 * GIB, 56 * GIB)
-    world.scheduler.update_foreign({"gpu0": 20 * GIB})
-    assert world.explain("b").verdict == "not_now"
-
-
-def test_what_is_leaving_is_waited_for() -> None:
-    world = World(gpus(24), {"a": whole(), "b": whole()})
-    world.load("a")
-    world.ask("b")
-    assert world.explain("b").verdict == "after_waiting"

@@ -1,4 +1,4 @@
-"""Pinned models: they stay, and those who cannot be loaded for their sake are told so."""
+"""Pinned models: they are not evicted, and models that would need their memory are refused."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from llm_api_server.manager.scheduling.decisions import Grant, Refuse, Revoke, S
 from llm_api_server.manager.scheduling.explain import explain
 from llm_api_server.types import ModelState
 from tests.machine import GIB, ram
-from tests.unit.manager.scheduling.test_scheduler import loaded, make
+from tests.unit.manager.scheduling.cases import (
+    loaded,
+    make,
+)
 
 
-def test_a_pinned_model_stays_when_it_is_idle() -> None:
+def test_a_pinned_model_is_not_unloaded_when_idle() -> None:
     scheduler = make(unload_timeout=30)
     instance = loaded(scheduler, "a", 1, 0)
     assert scheduler.pin("a", 1) == []
@@ -21,7 +24,7 @@ def test_a_pinned_model_stays_when_it_is_idle() -> None:
     assert scheduler.tick(1000) == [Stop(instance)]
 
 
-def test_others_are_refused_while_pinned_models_hold_all_places() -> None:
+def test_other_models_are_refused_while_pinned_ones_use_up_max_loaded() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
     scheduler.return_slots(instance, 1, 1)
@@ -35,7 +38,7 @@ def test_others_are_refused_while_pinned_models_hold_all_places() -> None:
     assert "pinned models (a)" in explanation.message
 
 
-def test_after_unpinning_what_was_refused_is_loaded() -> None:
+def test_a_refused_model_loads_after_unpinning() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
     scheduler.return_slots(instance, 1, 1)
@@ -49,7 +52,7 @@ def test_after_unpinning_what_was_refused_is_loaded() -> None:
     assert scheduler.on_stopped(instance, 13) == [Start("i2", "b")]
 
 
-def test_memory_that_pinned_models_hold_is_named() -> None:
+def test_a_refusal_names_the_pinned_models_that_hold_memory() -> None:
     scheduler = make(2, devices=[ram(16)])
     for name in ("a", "b"):
         scheduler.update_facts(name, ModelFacts(need=Need("ram", 10 * GIB), slots=16))
@@ -61,7 +64,7 @@ def test_memory_that_pinned_models_hold_is_named() -> None:
     assert "it needs 10.0 GiB of RAM, and pinned models (a) hold memory that it would need" in refusal.message
 
 
-def test_another_makes_room_where_one_is_not_pinned() -> None:
+def test_an_unpinned_model_is_evicted_instead_of_a_pinned_one() -> None:
     scheduler = make(2)
     first, second = loaded(scheduler, "a", 1, 0), loaded(scheduler, "b", 2, 1)
     scheduler.return_slots(first, 1, 2)
@@ -70,7 +73,7 @@ def test_another_makes_room_where_one_is_not_pinned() -> None:
     assert scheduler.acquire(3, "c", 10) == [Stop(second)]
 
 
-def test_pinning_keeps_a_model_that_drains_for_another() -> None:
+def test_pinning_calls_off_an_eviction() -> None:
     scheduler = make()
     instance = loaded(scheduler, "a", 1, 0)
     scheduler.acquire(2, "b", 2)
