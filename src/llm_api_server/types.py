@@ -5,10 +5,8 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 from typing import Literal, Self, get_args
 
-import msgspec
-
-#: Mark of struct fields that processes exchange and clients never see.
-INTERNAL = msgspec.Meta(extra={"internal": True})
+#: Mark in `Annotated` of struct fields that processes exchange and clients never see.
+INTERNAL = "internal"
 
 
 class ModelState(StrEnum):

@@ -40,9 +40,10 @@ def model_of(struct: type[msgspec.Struct]) -> type[BaseModel]:
     omits_defaults = struct.__struct_config__.omit_defaults
     fields: dict[str, Any] = {}
     for field in msgspec.structs.fields(struct):
-        metas = [one for one in get_args(field.type)[1:] if isinstance(one, msgspec.Meta)]
-        if INTERNAL in metas:
+        marks = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
+        if INTERNAL in marks:
             continue
+        metas = [mark for mark in marks if isinstance(mark, msgspec.Meta)]
         description = metas[0].description if metas else None
         default = ... if field.required or not omits_defaults else field.default
         fields[field.name] = (_as_model(field.type), Field(default, description=description))
