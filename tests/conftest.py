@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def clean_environment() -> None:
-    """Hide the settings of the person who runs the tests from the server, its engines and the clients.
+    """Hide the settings of the caller's environment from the server, its engines and the clients.
 
     A shell's background jobs ignore Ctrl-C and would pass that on to the commands that tests interrupt.
     """

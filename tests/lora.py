@@ -20,11 +20,15 @@ def write_adapter(folder: Path, seed: int) -> Path:
     data = bytearray()
     for layer in range(_LAYERS):
         for module, width in _WIDTHS.items():
-            place = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.{module}"
             for part, shape in (("lora_A", (RANK, _HIDDEN)), ("lora_B", (width, RANK))):
                 values = array("f", (numbers.gauss(0, 0.1) for _ in range(shape[0] * shape[1])))
                 end = len(data) + len(values) * 4
-                entries[f"{place}.{part}.weight"] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), end]}
+                entries[f"{prefix}.{part}.weight"] = {
+                    "dtype": "F32",
+                    "shape": shape,
+                    "data_offsets": [len(data), end],
+                }
                 data += values.tobytes()
     header = json.dumps(entries).encode()
     (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)

@@ -30,12 +30,12 @@ async def run(server: Server, count: int, *, seed: int, most_tokens: int) -> int
     chance = random.Random(seed)
     times = [1.0]
     left = 0
-    places = asyncio.Semaphore(CONCURRENT)
+    slots = asyncio.Semaphore(CONCURRENT)
     loop = asyncio.get_running_loop()
 
     async def one(path: str, body: dict[str, Any], share: float | None) -> None:
         nonlocal left
-        async with places, httpx.AsyncClient(base_url=server.url, timeout=120, verify=TLS) as client:
+        async with slots, httpx.AsyncClient(base_url=server.url, timeout=120, verify=TLS) as client:
             patience = None if share is None else share * times[-1]
             began = loop.time()
             try:

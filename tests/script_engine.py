@@ -60,11 +60,11 @@ class Recorder(WorkerSession):
     def __init__(self) -> None:
         super().__init__(self._receive)
         self.messages: asyncio.Queue[ToClient] = asyncio.Queue()
-        self.told: list[list[ModelState]] = []
+        self.updates: list[list[ModelState]] = []
 
     def _receive(self, message: ToClient) -> None:
         if isinstance(message, Models) and not message.request:
-            self.told.append([status.state for status in message.models])
+            self.updates.append([status.state for status in message.models])
         elif not isinstance(message, Queued):  # sent at fixed times, while a load happens to be under way or not
             self.messages.put_nowait(message)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from anthropic import Anthropic
-from seen import LONG, MODEL, WRONG_KEY, error_of, tell
+from findings import LONG, MODEL, WRONG_KEY, error_of, report
 
 HELLO: Any = [{"role": "user", "content": "Say hello"}]
 CITY: Any = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
@@ -55,7 +55,7 @@ def main() -> None:
     }
     with client.messages.stream(model=MODEL, messages=[{"role": "user", "content": LONG}], max_tokens=4000) as stream:
         next(iter(stream.text_stream))
-    tell(**facts)
+    report(**facts)
 
 
 main()

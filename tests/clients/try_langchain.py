@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from findings import KEY, LONG, MODEL, URL, WRONG_KEY, error_of, report
 from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import AIMessageChunk
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
-from seen import KEY, LONG, MODEL, URL, WRONG_KEY, error_of, tell
 
 
 class GetWeather(BaseModel):
@@ -61,7 +61,7 @@ def main() -> None:
     chunks = openai(max_tokens=4000).stream(LONG)
     next(chunks)
     chunks.close()
-    tell(**facts)
+    report(**facts)
 
 
 main()

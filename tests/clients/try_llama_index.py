@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from findings import KEY, LONG, MODEL, URL, WRONG_KEY, error_of, report
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
-from seen import KEY, LONG, MODEL, URL, WRONG_KEY, error_of, tell
 
 
 def model(name: str = MODEL, key: str = KEY, **options: Any) -> Any:
@@ -39,7 +39,7 @@ def main() -> None:
     chunks = model(max_tokens=4000).stream_chat([ChatMessage(role="user", content=LONG)])
     next(chunks)
     chunks.close()
-    tell(**facts)
+    report(**facts)
 
 
 main()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from findings import LONG, MODEL, WRONG_KEY, error_of, report
 from openai import OpenAI
-from seen import LONG, MODEL, WRONG_KEY, error_of, tell
 
 HELLO: Any = [{"role": "user", "content": "Say hello"}]
 CITY: Any = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
@@ -41,7 +41,7 @@ def main() -> None:
     )
     next(chunks)
     chunks.close()
-    tell(**facts)
+    report(**facts)
 
 
 main()

@@ -37,8 +37,8 @@ def complete(server: Server, model: str) -> Any:
 
 def explain(server: Server, model: str) -> dict[str, Any]:
     with server.client() as client:
-        told: dict[str, Any] = client.get(f"/admin/api/models/{model}/explain").raise_for_status().json()
-    return told
+        explanation: dict[str, Any] = client.get(f"/admin/api/models/{model}/explain").raise_for_status().json()
+    return explanation
 
 
 def command(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:

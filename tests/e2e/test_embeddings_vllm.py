@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 CHAT, MINILM, RANKER, LLAMA = "org/smol", "minilm", "ranker", "smol-llama.cpp"
-TWIN = f"{CHAT} (embeddings)"
+EMBEDDING = f"{CHAT} (embeddings)"
 TEXTS = ["a cat sat on the mat", "hello", "The stock market fell by five percent on Monday, said the bank. " * 3]
 MESSAGES: Any = [{"role": "user", "content": "Say hello in five words."}]
 CONTEXT = 1024
@@ -96,12 +96,12 @@ def test_chat_continues_while_the_embedding_instance_loads_and_embeds(client: Op
     assert len(response.data[0].embedding) == 576
     assert response.usage.prompt_tokens == response.usage.total_tokens == 1
     models = server.models()
-    assert (models[CHAT]["state"], models[TWIN]["state"]) == ("ready", "ready")
+    assert (models[CHAT]["state"], models[EMBEDDING]["state"]) == ("ready", "ready")
     assert models[CHAT]["in_flight"] == 1
     assert models[CHAT]["instance"] == chatting["instance"]
-    assert models[TWIN]["twin_of"] == CHAT
-    assert models[CHAT]["pid"] != models[TWIN]["pid"]
-    assert all(psutil.pid_exists(models[name]["pid"]) for name in (CHAT, TWIN))
+    assert models[EMBEDDING]["twin_of"] == CHAT
+    assert models[CHAT]["pid"] != models[EMBEDDING]["pid"]
+    assert all(psutil.pid_exists(models[name]["pid"]) for name in (CHAT, EMBEDDING))
     assert next(iter(stream)).choices[0].finish_reason is None
     stream.close()
 
@@ -197,22 +197,25 @@ def test_unload_unloads_both_instances_and_load_loads_the_chat_model(server: Ser
     assert post(server, "/v1/embeddings", model=CHAT, input="x").status_code == 200
     assert post(server, f"/admin/api/models/{CHAT}/load").json()["state"] == "ready"
     before = server.models()
-    pids = [before[name]["pid"] for name in (CHAT, TWIN)]
+    pids = [before[name]["pid"] for name in (CHAT, EMBEDDING)]
     assert post(server, f"/admin/api/models/{CHAT}/unload").json()["state"] == "stopped"
     models = server.models()
-    assert TWIN not in models
+    assert EMBEDDING not in models
     assert post(server, f"/admin/api/models/{CHAT}/load").json()["state"] == "ready"
-    assert TWIN not in server.models()
+    assert EMBEDDING not in server.models()
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_embedding_instance_outlives_a_killed_manager(server: Server, client: OpenAI) -> None:
     client.embeddings.create(model=CHAT, input="x")
-    before = server.models()[TWIN]
+    before = server.models()[EMBEDDING]
     server.manager().kill()
     assert post(server, "/v1/embeddings", model=CHAT, input="x").status_code == 200
     wait_until(server.has_manager)
-    assert (server.models()[TWIN]["instance"], server.models()[TWIN]["pid"]) == (before["instance"], before["pid"])
+    assert (server.models()[EMBEDDING]["instance"], server.models()[EMBEDDING]["pid"]) == (
+        before["instance"],
+        before["pid"],
+    )
 
 
 def test_instances_of_a_model_swap_in_one_slot_without_loss(small_server: Server) -> None:

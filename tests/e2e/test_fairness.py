@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 MODEL = "SmolLM2-135M-Instruct"
-PLACES = 4
+SLOTS = 4
 ROUNDS = 20
 TIMES_THE_LOAD = 10
 
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iter
             "preload": [MODEL],
             "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 1024}},
         },
-        "inference": {"max_batch_size": PLACES},
+        "inference": {"max_batch_size": SLOTS},
         "limits": {"queue_per_key": 20, "queue_per_model": 24},
     }
     with running(tmp_path_factory.mktemp("fairness"), config) as one:
@@ -99,7 +99,7 @@ async def test_key_with_ten_times_the_load_hardly_delays_another(server: Server,
     small, flood = Caller(server, "small", (2, 8)), Caller(server, "flood", (24, 72))
     alone = [await small.median()]
     crowd = [asyncio.create_task(flood.keep_asking()) for _ in range(TIMES_THE_LOAD)]
-    await becomes(server, in_flight=PLACES, queued=1)
+    await becomes(server, in_flight=SLOTS, queued=1)
     beside = await small.median()
     for one in crowd:
         one.cancel()
@@ -169,7 +169,7 @@ async def test_batch_requests_wait_for_all_others(server: Server) -> None:
             assert response.status_code == 200, response.text
             ends.append(label)
 
-        first = [asyncio.create_task(ask("other", 100, "first")) for _ in range(PLACES + 1)]
+        first = [asyncio.create_task(ask("other", 100, "first")) for _ in range(SLOTS + 1)]
         await becomes(server, queued=1)
         batch = [
             asyncio.create_task(ask("batch", 60, "batch")),

@@ -62,10 +62,10 @@ def test_model_is_downloaded_and_used(server: Server, here: Hub) -> None:
     with server.client() as client:
         begun = client.post(PULL, json={"source": REPO})
         assert begun.status_code == 202, begun.text
-        told = events(client, begun.json()["id"])
-        counts = [one["bytes"] for one in told]
+        progress = events(client, begun.json()["id"])
+        counts = [one["bytes"] for one in progress]
         assert counts == sorted(counts)
-        last = told[-1]
+        last = progress[-1]
         size = len(here.repos[REPO].files[GGUF])
         assert (last["state"], last["bytes"], last["total"]) == ("done", size, size)
         assert (last["revision"], last["model"], last["added"], last["error"]) == (COMMIT, "tiny", True, None)

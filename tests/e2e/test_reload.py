@@ -213,9 +213,9 @@ def test_dry_run_changes_nothing(server: Server, config: dict[str, Any]) -> None
         "models.max_loaded: 2 -> 1",
         "Nothing was changed yet: this was a dry run.",
     ]
-    told = json.loads(server.command("reload", "--dry-run", "--json").stdout)
-    assert told["applied"] is False
-    assert [change["effect"] for change in told["changes"]] == ["restart", "now", "now"]
+    changes = json.loads(server.command("reload", "--dry-run", "--json").stdout)
+    assert changes["applied"] is False
+    assert [change["effect"] for change in changes["changes"]] == ["restart", "now", "now"]
     with server.client(RESTRICTED_KEY) as client:
         assert client.get("/v1/models").status_code == 200
     applied = server.command("reload")

@@ -82,7 +82,7 @@ def use(server: Server, key: str) -> list[str]:
 
 
 def texts(server: Server) -> Iterator[tuple[str, bytes]]:
-    """Yield every place that a secret could have been written to, by name."""
+    """Yield all texts that could hold a secret, by name."""
     for path in server.folder.rglob("*"):
         if path.is_file() and path.name not in ALLOWED:
             yield str(path), path.read_bytes()
@@ -115,8 +115,8 @@ def test_planted_secrets_appear_nowhere(server: Server) -> None:
         usage = client.get("/admin/api/requests").raise_for_status().text
     assert "made-by-api" in audit
     assert MODEL in usage
-    places = [*texts(server), ("audit", audit.encode()), ("requests", usage.encode())]
-    assert len(places) > 10
-    assert any(b"planted" in content for _, content in places), "the logs name the key"
+    texts_by_name = [*texts(server), ("audit", audit.encode()), ("requests", usage.encode())]
+    assert len(texts_by_name) > 10
+    assert any(b"planted" in content for _, content in texts_by_name), "the logs name the key"
     for needle in (*secrets, PROMPT):
-        assert [name for name, content in places if needle.encode() in content] == [], needle[:12]
+        assert [name for name, content in texts_by_name if needle.encode() in content] == [], needle[:12]

@@ -196,11 +196,11 @@ def test_killed_worker_loses_at_most_its_unreported_usage(server: Server) -> Non
     connection, worker = open_stream(server)
     with connection:
         wait_until(lambda: len(rows(server)) == 1 and progress_of(server) > 0)
-        told = progress_of(server)
+        reported = progress_of(server)
         psutil.Process(worker).send_signal(signal.SIGKILL)
         wait_until(lambda: rows(server)[0]["error"] == "worker_lost")
     (row,) = rows(server)
-    assert row["completion_tokens"] >= told
+    assert row["completion_tokens"] >= reported
     assert row["prompt_tokens"] > 0
     assert "a worker was lost with 1 requests" in server.output()
 

@@ -211,9 +211,9 @@ async def test_llama_cpp_explains_a_failed_load(
     async with started(folder, ModelConfig(path=str(broken))) as running:
         exit_code = await running.ended()
         assert exit_code == 3
-        told = running.reason(exit_code)
-        assert reason in told
-        assert str(folder) not in told
+        shown = running.reason(exit_code)
+        assert reason in shown
+        assert str(folder) not in shown
 
 
 async def test_bad_files_are_refused_before_a_process_starts(smollm2_gguf: Path, folder: Path) -> None:
@@ -277,6 +277,6 @@ async def test_vllm_names_the_unknown_architecture(smollm2_folder: Path, vllm_py
     (model / "config.json").write_text(json.dumps(config | {"model_type": "lorem", "architectures": ["LoremLM"]}))
     engines = EnginesConfig(vllm=VllmConfig(python=str(vllm_python)))
     async with started(folder, ModelConfig(path=str(model)), engines) as running:
-        told = running.reason(await running.ended())
-        assert "lorem" in told.lower()
-        assert str(folder) not in told
+        shown = running.reason(await running.ended())
+        assert "lorem" in shown.lower()
+        assert str(folder) not in shown

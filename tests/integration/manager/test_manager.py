@@ -55,18 +55,18 @@ async def test_workers_get_states_and_nothing_per_request(world: World) -> None:
         manager.register(client, 1, {})
         grant = await granted(manager, client, "a")
         states = [ModelState.STOPPED, ModelState.STARTING, ModelState.READY]
-        assert list(dict.fromkeys(one for one, _ in client.told)) == states
-        heard = len(client.told)
+        assert list(dict.fromkeys(one for one, _ in client.updates)) == states
+        count = len(client.updates)
         for number in range(2, 5):
             manager.report_in_flight(client, {grant.instance.id: 1}, {})
             manager.return_slots(client, grant.instance.id, grant.slots)
             manager.report_in_flight(client, {}, {})
             await granted(manager, client, "a", number)
-        assert len(client.told) == heard
+        assert len(client.updates) == count
         manager.return_slots(client, grant.instance.id, grant.slots)
         manager.unload(client, 9, "a", wait=True)
         await client.next()
-        assert client.told[-1] == [ModelState.STOPPED, ModelState.STOPPED]
+        assert client.updates[-1] == [ModelState.STOPPED, ModelState.STOPPED]
 
 
 async def test_reason_of_the_engine_reaches_the_client(world: World) -> None:

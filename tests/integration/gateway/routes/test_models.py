@@ -42,17 +42,17 @@ async def test_adapter_is_a_model_with_a_parent(gateway: Gateway) -> None:
 
 
 async def test_embedding_instance_is_no_model_of_its_own_to_clients(gateway: Gateway) -> None:
-    twin = "m (embeddings)"
+    embedding = "m (embeddings)"
     gateway.manager.models[0].tasks = ("generate", "embed")
-    gateway.manager.models.append(ModelStatus(twin, ModelState.READY, "vllm", "m", tasks=("embed",), twin_of="m"))
+    gateway.manager.models.append(ModelStatus(embedding, ModelState.READY, "vllm", "m", tasks=("embed",), twin_of="m"))
     gateway.manager.push_models()
-    await until(lambda: twin in gateway.leases.models)
+    await until(lambda: embedding in gateway.leases.models)
     listed = (await gateway.client.get("/v1/models")).json()["data"]
-    assert twin not in {model["id"] for model in listed}
+    assert embedding not in {model["id"] for model in listed}
     assert {model["id"]: model["tasks"] for model in listed}["m"] == ["generate", "embed"]
-    assert (await gateway.chat(model=twin)).status_code == 404
+    assert (await gateway.chat(model=embedding)).status_code == 404
     admin = {model["id"]: model for model in (await gateway.client.get("/admin/api/models")).json()["data"]}
-    assert (admin[twin]["twin_of"], admin["m"]["twin_of"]) == ("m", None)
+    assert (admin[embedding]["twin_of"], admin["m"]["twin_of"]) == ("m", None)
 
 
 async def test_admin_loads_and_unloads(gateway: Gateway) -> None:

@@ -31,7 +31,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-TWIN = "a (embeddings)"
+EMBEDDING = "a (embeddings)"
 
 
 class EitherEngine(ScriptEngine):
@@ -63,7 +63,7 @@ class NoEmbeddingEngine(EitherEngine):
         return plan
 
 
-class TwinWorld(World):
+class EmbeddingWorld(World):
     engine = EitherEngine()
 
 
@@ -74,7 +74,7 @@ async def ask(manager: Manager, client: Recorder, task: Task | None, request: in
     return message
 
 
-def give_back(manager: Manager, client: Recorder, grant: Granted) -> None:
+def release(manager: Manager, client: Recorder, grant: Granted) -> None:
     manager.return_slots(client, grant.instance.id, grant.slots)
 
 
@@ -87,26 +87,26 @@ def status_of(manager: Manager, name: str) -> ModelStatus:
 
 
 async def test_chat_and_embeddings_are_two_processes_of_one_name(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
         chat = await ask(manager, client, "generate", 1)
         embeddings = await ask(manager, client, "embed", 2)
         assert chat.instance.id != embeddings.instance.id
         assert (chat.instance.model, embeddings.instance.model) == ("a", "a")
         assert (chat.instance.tasks, embeddings.instance.tasks) == (("generate",), ("embed",))
-        assert names(manager) == ["a", TWIN]
-        assert pid_of(manager, "a") != pid_of(manager, TWIN)
+        assert names(manager) == ["a", EMBEDDING]
+        assert pid_of(manager, "a") != pid_of(manager, EMBEDDING)
         logs = tmp_path / "logs" / "engines"
         assert "serves a to auto" in (logs / "a.log").read_text()
-        assert "serves a to embed" in (logs / f"{TWIN}.log").read_text()
+        assert "serves a to embed" in (logs / f"{EMBEDDING}.log").read_text()
 
 
 async def test_embedding_instance_is_listed_only_while_it_is_not_stopped(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES, b=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2).manager(a=SERVES, b=SERVES) as manager:
         client = connect(manager)
         assert names(manager) == ["a", "b"]
         await ask(manager, client, "embed")
-        status = status_of(manager, TWIN)
+        status = status_of(manager, EMBEDDING)
         assert (status.twin_of, status.tasks, status.state) == ("a", ("embed",), ModelState.READY)
         assert status.aliases == []
         assert status_of(manager, "a").tasks == ("generate", "embed")
@@ -115,36 +115,36 @@ async def test_embedding_instance_is_listed_only_while_it_is_not_stopped(tmp_pat
 
 
 async def test_instances_of_a_model_swap_in_one_slot(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         client = connect(manager)
-        for request, (task, here, gone) in enumerate([("generate", "a", TWIN), ("embed", TWIN, "a")] * 2, 1):
+        for request, (task, here, gone) in enumerate([("generate", "a", EMBEDDING), ("embed", EMBEDDING, "a")] * 2, 1):
             wanted: Any = task
             grant = await ask(manager, client, wanted, request)
             assert state(manager, here) is ModelState.READY
             assert gone not in names(manager) or state(manager, gone) is ModelState.STOPPED
-            give_back(manager, client, grant)
+            release(manager, client, grant)
 
 
 async def test_chat_in_flight_ends_before_the_embedding_instance_replaces_the_model(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         client, other = connect(manager), connect(manager)
         chat = await ask(manager, client, "generate")
         manager.acquire(other, 1, "a", "embed")
-        await until(lambda: bool(manager._scheduler.models[TWIN].queue))
+        await until(lambda: bool(manager._scheduler.models[EMBEDDING].queue))
         assert state(manager, "a") is ModelState.READY
         assert other.messages.empty()
-        give_back(manager, client, chat)
+        release(manager, client, chat)
         assert (await other.next()).instance.tasks == ("embed",)
 
 
 async def test_load_loads_the_model_and_unload_unloads_both_instances(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
         manager.load(client, 1, "a", wait=True)
         await client.next()
         assert names(manager) == ["a"]
-        give_back(manager, client, await ask(manager, client, "embed", 2))
-        pids = [pid_of(manager, "a"), pid_of(manager, TWIN)]
+        release(manager, client, await ask(manager, client, "embed", 2))
+        pids = [pid_of(manager, "a"), pid_of(manager, EMBEDDING)]
         manager.unload(client, 3, "a", wait=True)
         response = await client.next()
         assert isinstance(response, Models)
@@ -156,30 +156,30 @@ async def test_load_loads_the_model_and_unload_unloads_both_instances(tmp_path: 
 
 @pytest.mark.parametrize("busy", ["generate", "embed"])
 async def test_unload_completes_when_both_instances_are_gone(tmp_path: Path, busy: Task) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         worker, client = connect(manager), connect(manager)
         held = await ask(manager, worker, busy)
         idle = await ask(manager, worker, "embed" if busy == "generate" else "generate", 2)
-        give_back(manager, worker, idle)
+        release(manager, worker, idle)
         manager.unload(client, 1, "a", wait=True)
         await until(lambda: process_is_gone(manager, idle))
         assert client.messages.empty()
-        give_back(manager, worker, held)
+        release(manager, worker, held)
         assert [one.state for one in (await client.next()).models] == [ModelState.STOPPED]
 
 
 async def test_unload_without_an_embedding_instance_waits_for_the_model(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         worker, client = connect(manager), connect(manager)
         chat = await ask(manager, worker, "generate")
         manager.unload(client, 1, "a", wait=True)
         assert client.messages.empty()
-        give_back(manager, worker, chat)
+        release(manager, worker, chat)
         assert [one.state for one in (await client.next()).models] == [ModelState.STOPPED]
 
 
 async def test_load_loads_the_model_beside_its_embedding_instance(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
         await ask(manager, client, "embed")
         manager.load(client, 2, "a", wait=True)
@@ -191,9 +191,9 @@ def process_is_gone(manager: Manager, grant: Granted) -> bool:
 
 
 async def test_unload_without_waiting_gets_one_response(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
-        give_back(manager, client, await ask(manager, client, "embed"))
+        release(manager, client, await ask(manager, client, "embed"))
         manager.unload(client, 2, "a", wait=False)
         assert (await client.next()).request == 2
         await until(lambda: names(manager) == ["a"])
@@ -202,29 +202,29 @@ async def test_unload_without_waiting_gets_one_response(tmp_path: Path) -> None:
 
 async def test_idle_embedding_instance_of_a_preloaded_model_is_unloaded(tmp_path: Path) -> None:
     options = {"max_loaded": 2, "preload": ["a"], "unload_timeout": 0.2}
-    async with TwinWorld(tmp_path, **options).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, **options).manager(a=SERVES) as manager:
         client = connect(manager)
         await until(lambda: state(manager, "a") is ModelState.READY)
-        give_back(manager, client, await ask(manager, client, "embed"))
-        assert not status_of(manager, TWIN).preloaded
+        release(manager, client, await ask(manager, client, "embed"))
+        assert not status_of(manager, EMBEDDING).preloaded
         await until(lambda: names(manager) == ["a"])
         assert state(manager, "a") is ModelState.READY
 
 
 async def test_preload_loads_no_embedding_instance(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2, preload=["a"]).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2, preload=["a"]).manager(a=SERVES) as manager:
         await until(lambda: state(manager, "a") is ModelState.READY)
         assert names(manager) == ["a"]
 
 
 async def test_next_manager_adopts_both_instances(tmp_path: Path) -> None:
-    world = TwinWorld(tmp_path, max_loaded=2)
+    world = EmbeddingWorld(tmp_path, max_loaded=2)
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
         before = [await ask(manager, client, "generate"), await ask(manager, client, "embed", 2)]
         await world.abandon(manager)
     async with world.manager(a=SERVES) as successor:
-        assert names(successor) == ["a", TWIN]
+        assert names(successor) == ["a", EMBEDDING]
         again = connect(successor)
         after = [await ask(successor, again, "generate"), await ask(successor, again, "embed", 2)]
         assert [one.instance for one in after] == [one.instance for one in before]
@@ -241,9 +241,9 @@ async def test_next_manager_adopts_both_instances(tmp_path: Path) -> None:
 async def test_unsupported_task_is_refused_and_evicts_nothing(
     tmp_path: Path, path: str, task: Task, advice: str
 ) -> None:
-    async with TwinWorld(tmp_path, max_loaded=1).manager(a=path, b=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=1).manager(a=path, b=SERVES) as manager:
         client = connect(manager)
-        give_back(manager, client, await ask(manager, client, "generate", model="b"))
+        release(manager, client, await ask(manager, client, "generate", model="b"))
         manager.acquire(client, 2, "a", task)
         refusal = await client.next()
         assert isinstance(refusal, Refused)
@@ -254,7 +254,7 @@ async def test_unsupported_task_is_refused_and_evicts_nothing(
 
 
 async def test_unsupported_task_is_refused_while_the_model_is_loaded(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path).manager(a=SERVES + " # rank") as manager:
+    async with EmbeddingWorld(tmp_path).manager(a=SERVES + " # rank") as manager:
         client = connect(manager)
         await ask(manager, client, "rank")
         manager.acquire(client, 2, "a", "generate")
@@ -262,44 +262,47 @@ async def test_unsupported_task_is_refused_while_the_model_is_loaded(tmp_path: P
 
 
 async def test_request_without_a_task_uses_either_instance(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         client = connect(manager)
         embeddings = await ask(manager, client, "embed")
         assert (await ask(manager, client, None, 2)).instance.id == embeddings.instance.id
-    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         assert (await ask(manager, connect(manager), None)).instance.tasks == ("generate",)
 
 
 async def test_failed_embedding_instance_leaves_its_model_alone(tmp_path: Path) -> None:
-    world = TwinWorld(tmp_path, max_loaded=2)
+    world = EmbeddingWorld(tmp_path, max_loaded=2)
     world.engine = NoEmbeddingEngine()
     async with world.manager(a=SERVES) as manager:
         client = connect(manager)
         chat = await ask(manager, client, "generate")
         manager.acquire(client, 2, "a", "embed")
         refusal = await client.next()
-        assert (refusal.code, f"model '{TWIN}' failed to load" in refusal.message) == ("model_load_failed", True)
-        assert status_of(manager, TWIN).error is not None
+        assert (refusal.code, f"model '{EMBEDDING}' failed to load" in refusal.message) == (
+            "model_load_failed",
+            True,
+        )
+        assert status_of(manager, EMBEDDING).error is not None
         assert state(manager, "a") is ModelState.READY
-        give_back(manager, client, chat)
+        release(manager, client, chat)
 
 
 async def test_killed_embedding_instance_is_replaced(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=2).manager(a=SERVES) as manager:
         client = connect(manager)
         first = await ask(manager, client, "embed")
-        os.kill(pid_of(manager, TWIN), signal.SIGKILL)
+        os.kill(pid_of(manager, EMBEDDING), signal.SIGKILL)
         await until(lambda: process_is_gone(manager, first))
         assert (await ask(manager, client, "embed", 2)).instance.id != first.instance.id
 
 
 async def test_cancelled_request_leaves_the_queue_of_the_embedding_instance(tmp_path: Path) -> None:
-    async with TwinWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
+    async with EmbeddingWorld(tmp_path, max_loaded=1).manager(a=SERVES) as manager:
         worker, client = connect(manager), connect(manager)
         chat = await ask(manager, worker, "generate")
         manager.acquire(client, 1, "a", "embed")
-        await until(lambda: bool(manager._scheduler.models[TWIN].queue))
+        await until(lambda: bool(manager._scheduler.models[EMBEDDING].queue))
         manager.cancel(client, 1)
-        assert not manager._scheduler.models[TWIN].queue
-        give_back(manager, worker, chat)
+        assert not manager._scheduler.models[EMBEDDING].queue
+        release(manager, worker, chat)
         assert state(manager, "a") is ModelState.READY

@@ -148,7 +148,7 @@ def test_engine_lives_exactly_as_long_as_the_lock_is_held(spawn: Spawn, lock: Bi
     assert child.wait() == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("is_killed", [False, True], ids=["told to end", "killed"])
+@pytest.mark.parametrize("is_killed", [False, True], ids=["terminated", "killed"])
 def test_abandoned_shared_memory_is_removed(spawn: Spawn, *, is_killed: bool) -> None:
     """vLLM abandons it when the process that would have removed it is killed."""
     code = (

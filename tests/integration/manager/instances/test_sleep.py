@@ -52,7 +52,7 @@ class SleepyEngine(ScriptEngine):
 
     def plan(self, name: str, model: ModelConfig, socket: Path, placement: Placement | None = None) -> LaunchPlan:
         assert placement is not None
-        assert [seat.device for seat in placement.devices] == ["gpu0"]
+        assert [one.device for one in placement.devices] == ["gpu0"]
         fault = [] if model.path == "none" else [model.path]
         files = [str(self.folder / f"{name}.memory"), str(self.folder / f"{name}.calls")]
         return LaunchPlan([sys.executable, str(_STAND_IN), str(socket), *files, *fault], f"unix:{socket}")

@@ -26,5 +26,5 @@ def error_of(call: Callable[[], Any]) -> str:
     return "none"
 
 
-def tell(**facts: Any) -> None:
+def report(**facts: Any) -> None:
     print(json.dumps(facts))
