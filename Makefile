@@ -34,11 +34,7 @@ UV_COMPILE = $(UV) pip compile -q --generate-hashes --universal --python-version
 	--no-emit-find-links --custom-compile-command 'make lock' $(UV_SOURCES) $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help install serve test test-vllm test-browser test-clients check docs vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
-=======
-.PHONY: help install serve test test-all test-models test-vllm test-browser test-clients check vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
->>>>>>> 4bc60f4 (tests: make test runs unit and integration tests and one story per capability, make test-all everything)
+.PHONY: help install serve test test-all test-models test-vllm test-browser test-clients check docs vllm lock bench bench-idle bench-coldload bench-keys bench-stages bench-engines soak fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
