@@ -195,7 +195,7 @@ def test_gated_model_needs_a_token(user: User, here: Hub) -> None:
     here.repos[REPO].is_gated = True
     refused = user.pull(REPO, HF_TOKEN="hf_wrong")
     assert refused.returncode == 1
-    assert "accept its licence on that page, with the account of the token" in refused.stderr
+    assert "accept its licence on that page, with the account of the configured token" in refused.stderr
     unknown = user.pull(REPO, HF_TOKEN="")
     assert "then set HF_TOKEN" in unknown.stderr
     assert user.pull(REPO).returncode == 0

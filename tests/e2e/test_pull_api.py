@@ -98,7 +98,7 @@ def test_cancelled_download_is_resumed(server: Server, here: Hub) -> None:
         pull = client.post(PULL, json={"source": REPO}).json()["id"]
         wait_until(lambda: any(count == 0 for *_, count in here.asked))
         busy = client.post(PULL, json={"source": REPO}).json()["id"]
-        assert "is being downloaded already" in events(client, busy)[-1]["error"]
+        assert "is already being downloaded" in events(client, busy)[-1]["error"]
         assert client.delete(f"/admin/api/pulls/{pull}").json()["state"] == "cancelled"
         wait_until(lambda: server.downloads() == [])
         assert available(server) == {}
