@@ -42,7 +42,7 @@ from llm_api_server.gateway.proxy.services import ProxyServices
 from llm_api_server.gateway.routes import openapi
 from llm_api_server.gateway.routes.admin_downloads import download_routes
 from llm_api_server.gateway.routes.admin_keys import key_routes
-from llm_api_server.gateway.routes.admin_models import admin_routes
+from llm_api_server.gateway.routes.admin_models import admin_model_routes
 from llm_api_server.gateway.routes.admin_requests import live_request_routes
 from llm_api_server.gateway.routes.admin_server import server_routes
 from llm_api_server.gateway.routes.console import ConsoleFiles, console_routes
@@ -183,7 +183,7 @@ def _routes(proxy: ProxyServices, store: StoreAccess, lifespan: _Lifespan) -> Fa
     app.include_router(metrics_routes(leases.link, proxy.usage))
     app.include_router(model_routes(catalog, leases))
     app.include_router(token_routes(proxy.authenticator))
-    app.include_router(admin_routes(catalog, leases))
+    app.include_router(admin_model_routes(catalog, leases))
     app.include_router(console_routes(CONSOLE_FILES))
     app.include_router(download_routes(leases.link))
     app.include_router(server_routes(leases.link))

@@ -1,4 +1,4 @@
-"""`/admin/api/models/pull`, `/admin/api/pulls`: downloading models, adding them to the configuration, removing them."""
+"""`/admin/api/models/pull`, `/admin/api/pulls`: downloads of models; adding and removing models."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from llm_api_server.errors import ModelNotFound
 from llm_api_server.gateway.manager_link.leases import Leases
@@ -19,10 +19,10 @@ class ModelStatusList(msgspec.Struct):
     data: list[ModelStatus]
 
 
-Wait = Annotated[bool, "Respond when it is done; false: at once."]
+Wait = Annotated[bool, Query(description="Respond when it is done; false: respond at once.")]
 
 
-def admin_routes(catalog: ModelCatalog, leases: Leases) -> APIRouter:
+def admin_model_routes(catalog: ModelCatalog, leases: Leases) -> APIRouter:
     router = admin_router()
 
     @router.get("/models", summary="List all configured models")

@@ -35,7 +35,7 @@ class StructRouter(APIRouter):
 def model_of(struct: type[msgspec.Struct]) -> type[BaseModel]:
     """Return a model with the fields of `struct`, described by their `Meta`, without those marked `INTERNAL`.
 
-    A field is required unless it has a default and the struct has `omit_defaults`.
+    Fields have their encoded names. A field is required unless it has a default and the struct has `omit_defaults`.
     """
     omits_defaults = struct.__struct_config__.omit_defaults
     fields: dict[str, Any] = {}
@@ -46,7 +46,8 @@ def model_of(struct: type[msgspec.Struct]) -> type[BaseModel]:
         metas = [mark for mark in marks if isinstance(mark, msgspec.Meta)]
         description = metas[0].description if metas else None
         default = ... if field.required or not omits_defaults else field.default
-        fields[field.name] = (_as_model(field.type), Field(default, description=description))
+        info = Field(default, description=description, validation_alias=field.name)
+        fields[field.encode_name] = (_as_model(field.type), info)
     own_doc = vars(struct).get("__doc__")  # not that of msgspec.Struct
     return create_model(struct.__name__, __doc__=own_doc and inspect.cleandoc(own_doc), **fields)
 

@@ -26,7 +26,7 @@ class Part(msgspec.Struct, frozen=True):
     secret: Annotated[str, INTERNAL] = "hidden"
 
 
-class Parts(msgspec.Struct):
+class Parts(msgspec.Struct, rename={"sizes": "lengths"}):
     data: list[Part]
     sizes: Annotated[tuple[int, ...] | None, Meta(description="In bytes.")] = None
 
@@ -50,17 +50,19 @@ def app() -> FastAPI:
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/parts", {"data": [{"name": "a"}, {"name": "b"}], "sizes": [1, 2]}), ("/plain", {"a": 1})],
+    [("/parts", {"data": [{"name": "a"}, {"name": "b"}], "lengths": [1, 2]}), ("/plain", {"a": 1})],
 )
-async def test_a_struct_is_sent_without_its_internal_fields(app: FastAPI, path: str, body: dict[str, Any]) -> None:
+async def test_a_struct_is_sent_with_encoded_names_and_without_internal_fields(
+    app: FastAPI, path: str, body: dict[str, Any]
+) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.get(path)).json() == body
 
 
 def test_the_description_has_all_fields_as_required(app: FastAPI) -> None:
     schemas = app.openapi()["components"]["schemas"]
-    assert schemas["Parts"]["required"] == ["data", "sizes"]
-    assert schemas["Parts"]["properties"]["sizes"]["description"] == "In bytes."
+    assert schemas["Parts"]["required"] == ["data", "lengths"]
+    assert schemas["Parts"]["properties"]["lengths"]["description"] == "In bytes."
     assert schemas["Parts"]["properties"]["data"]["items"] == {"$ref": "#/components/schemas/Part"}
     assert "description" not in schemas["Parts"]
     assert schemas["Part"] == {
