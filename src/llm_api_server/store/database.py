@@ -254,5 +254,5 @@ def _reason(error: Exception) -> str:
     cause = error.orig if isinstance(error, DBAPIError) else error
     text_ = " ".join(str(cause).split()) or type(error).__name__
     if "database is locked" in text_ or getattr(cause, "sqlstate", None) == "55P03":
-        return "another process has locked it for too long; try again."
+        return "another process holds it for too long; try again."
     return text_ if text_.endswith(".") else f"{text_}."
