@@ -163,10 +163,9 @@ class ConfigDocument:
             self.add_problem(path, str(context.get("error", item["msg"])))
         else:
             wanted = _MESSAGES[kind].format_map(context) if kind in _MESSAGES else item["msg"]
-            self.add_problem(path, f"{wanted}{self._but_it_is(path, item['input'])}")
-
-    def _but_it_is(self, path: KeyPath, value: Any) -> str:
-        return "" if isinstance(value, dict | list) else f"; it is {self._shown(path, value)}"
+            is_collection = isinstance(item["input"], dict | list)
+            actual = "" if is_collection else f"; it is {self._shown(path, item['input'])}"
+            self.add_problem(path, f"{wanted}{actual}")
 
     def _shown(self, path: KeyPath, value: Any) -> str:
         is_secret = not _SECRET_NAMES.isdisjoint(path) or "env" in path

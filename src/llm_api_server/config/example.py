@@ -112,7 +112,8 @@ def _options(model: type[BaseModel], values: dict[str, Any], depth: int) -> Iter
         elif inner is not None and value:
             yield from (f"{indent}{name}: {comment}", *_entries(inner, value, depth + 1))
         else:
-            yield f"{indent}{name}: {_inline(value)} {comment}"
+            # JSON is YAML, on one line and with every text in quotes.
+            yield f"{indent}{name}: {json.dumps(value, ensure_ascii=False)} {comment}"
 
 
 def _entries(model: type[BaseModel], value: Any, depth: int) -> Iterator[str]:
@@ -143,11 +144,6 @@ def _words(annotation: Any) -> Iterator[str]:
             yield str(argument)
         else:
             yield from _words(argument)
-
-
-def _inline(value: Any) -> str:
-    """Return a value as YAML on one line. JSON is YAML that quotes every text."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _model_of(field: FieldInfo) -> type[BaseModel] | None:

@@ -319,7 +319,7 @@ class MediaConfig(Section):
 
     hosts: list[str] = Field(
         [],
-        description="Hosts that images may be fetched from by https, as shell patterns, with any port other than 443."
+        description="Hosts that images may be fetched from by https, as shell patterns; name a port unless it is 443."
         " Empty: only data: URLs.",
     )
     timeout: float = Field(
@@ -370,14 +370,14 @@ class TracingConfig(Section):
 
 
 class VllmConfig(Section):
-    """vLLM."""
+    """Settings of vLLM."""
 
     python: str | None = Field(None, description="Python interpreter with vLLM; default: .venv-vllm, else this one.")
     zygote: bool = Field(True, description="Import vLLM once and fork engines from that process: loads take seconds.")
 
 
 class LlamaCppConfig(Section):
-    """llama.cpp."""
+    """Settings of llama.cpp."""
 
     python: str | None = Field(None, description="Python interpreter with xllamacpp; default: this one.")
     threads: int | None = Field(None, ge=1, description="Number of CPU threads; default: the physical cores.")

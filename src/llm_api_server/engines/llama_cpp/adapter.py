@@ -176,7 +176,7 @@ class LlamaCppEngine:
             f"{memory_size(facts.file_bytes + mmproj)} of weights, {cache} of cache for "
             f"{_cache_contents(model, sizing)}; less with a lower max_tokens or a smaller model"
         )
-        if self._host.has_nvidia and _uses_gpu(model):
+        if self._host.has_nvidia and model.engine_args.get("n_gpu_layers"):
             only = None if model.gpus is None else tuple(model.gpus)
             return Need("gpu", size, model.tensor_parallel_size, gpus=only, note=note)
         return Need("ram", size, note=note)
@@ -330,10 +330,6 @@ def _cache_contents(model: ModelConfig, sizing: Sizing) -> str:
 def _cache_size(model: ModelConfig, facts: GGUFFacts, sizing: Sizing) -> int:
     """Return the size of the key-value cache in bytes."""
     return int(_cached_tokens(model, sizing) * facts.kv_values_per_token * _cache_bytes(model.engine_args))
-
-
-def _uses_gpu(model: ModelConfig) -> bool:
-    return bool(model.engine_args.get("n_gpu_layers"))
 
 
 def _cache_bytes(engine_args: dict[str, Any]) -> float:

@@ -115,7 +115,8 @@ class VllmEngine:
         self._registered: ParserNames | None = None
 
     def inspect(self, model: ModelConfig) -> ModelFacts:
-        _check_env(model.env)
+        if "CUDA_VISIBLE_DEVICES" in model.env:
+            raise ModelProblem("env: CUDA_VISIBLE_DEVICES is set by the server; name the devices with gpus: [0, 1]")
         facts = self._facts(model)
         self._check_parsers(model, facts)
         adapter_options(model.adapters, facts)
@@ -290,11 +291,14 @@ class VllmEngine:
         parsers = self._family_parsers(model, facts)
         if self._registered is None:
             return parsers
-        has_tool = parsers.tool is None or parsers.tool in self._registered.tool
-        has_reasoning = parsers.reasoning is None or parsers.reasoning in self._registered.reasoning
-        for parser in [*([] if has_tool else [parsers.tool]), *([] if has_reasoning else [parsers.reasoning])]:
-            logger.warning("model {}: the installed vLLM has no parser '{}'; it is served without one", name, parser)
-        return Parsers(parsers.tool if has_tool else None, parsers.reasoning if has_reasoning else None)
+        tool = parsers.tool if parsers.tool in self._registered.tool else None
+        reasoning = parsers.reasoning if parsers.reasoning in self._registered.reasoning else None
+        for wanted, kept in ((parsers.tool, tool), (parsers.reasoning, reasoning)):
+            if wanted != kept:
+                logger.warning(
+                    "model {}: the installed vLLM has no parser '{}'; it is served without one", name, wanted
+                )
+        return Parsers(tool, reasoning)
 
     def _family_parsers(self, model: ModelConfig, facts: FolderFacts | None) -> Parsers:
         clues = Clues(model.path.lower())
@@ -359,11 +363,6 @@ def _vision_options(facts: FolderFacts) -> dict[str, Any]:
         # image fail: the server assumes that the engine has an image it never sent.
         "mm_processor_cache_gb": 0,
     }
-
-
-def _check_env(env: dict[str, str]) -> None:
-    if "CUDA_VISIBLE_DEVICES" in env:
-        raise ModelProblem("env: CUDA_VISIBLE_DEVICES is set by the server; name the devices with gpus: [0, 1]")
 
 
 def _visible_devices(placement: Placement | None) -> dict[str, str]:
