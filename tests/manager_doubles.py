@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llm_api_server.ipc.messages import Hello
 from llm_api_server.manager.worker_session import WorkerSession
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
@@ -16,10 +17,10 @@ from llm_api_server.store.usage import UsageLedger
 class FakeWorkerSession(WorkerSession):
     """Keeps what it is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "w") -> None:
         self.sent: list[Any] = []
         super().__init__(self.sent.append)
-        self.is_worker = True
+        self.register(Hello(1, worker=name))
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.sent if isinstance(message, kind)]

@@ -22,7 +22,7 @@ from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
 from llm_api_server.manager.telemetry.tracing import Tracing
-from llm_api_server.manager.worker_session import WorkerSession
+from llm_api_server.manager.worker_session import WorkerSession, WorkerSessions
 from llm_api_server.types import EngineName, ModelState
 from tests.machine import Machine
 
@@ -102,6 +102,7 @@ class World:
                 log_dir=self.folder / "logs",
                 inventory=self.inventory,
                 telemetry=LoadTelemetry(Counters(), Tracing()),
+                sessions=WorkerSessions(),
             )
             await manager.start()
             try:

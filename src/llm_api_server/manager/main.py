@@ -50,7 +50,7 @@ from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.manager.usage.key_directory import KeyDirectory
 from llm_api_server.manager.usage.store_executor import StoreExecutor
 from llm_api_server.manager.usage.usage_writer import UsageWriter
-from llm_api_server.manager.worker_session import WorkerSession
+from llm_api_server.manager.worker_session import WorkerSession, WorkerSessions
 from llm_api_server.store.database import Database
 from llm_api_server.store.keys import Keys
 from llm_api_server.store.usage import UsageLedger
@@ -149,8 +149,10 @@ class _Parts:
         run_dir.engines.mkdir(mode=0o700, exist_ok=True)
         self.counters, self.tracing = Counters(), Tracing()
         self.tracing.configure(config.tracing)
-        database = Database(config.storage_url)
-        self.store = _StoreServices.build(database, config.storage, run_dir, self.counters, self.tracing)
+        sessions, database = WorkerSessions(), Database(config.storage_url)
+        self.store = _StoreServices.build(
+            database, config.storage, run_dir, sessions=sessions, counters=self.counters, tracing=self.tracing
+        )
         self.launcher = ZygoteLauncher(LocalLauncher(run_dir), config.log_dir / "zygote.log")
         self.manager = Manager(
             config,
@@ -160,8 +162,9 @@ class _Parts:
             log_dir=config.log_dir,
             inventory=HostInventory(config.devices, this_host()),
             telemetry=LoadTelemetry(self.counters, self.tracing),
+            sessions=sessions,
         )
-        self.reloader = Reloader(config, self._follow)
+        self.reloader = Reloader(config, self._follow, sessions)
         self.downloads = Downloads(config.source, self.reloader.follow_file)
         self.control = ControlServer(
             manager=self.manager,
@@ -226,7 +229,14 @@ class _StoreServices:
 
     @classmethod
     def build(
-        cls, database: Database, storage: StorageConfig, run_dir: RunDir, counters: Counters, tracing: Tracing
+        cls,
+        database: Database,
+        storage: StorageConfig,
+        run_dir: RunDir,
+        *,
+        sessions: WorkerSessions,
+        counters: Counters,
+        tracing: Tracing,
     ) -> _StoreServices:
         executor, ledger = StoreExecutor(database), UsageLedger(database)
 
@@ -234,12 +244,13 @@ class _StoreServices:
             # Behind all writes, so that nothing counts twice.
             return await executor.write(ledger.spent, key_id, time.time())
 
-        keys = KeyDirectory(executor, Keys(database), storage.key_grace)
+        keys = KeyDirectory(executor, Keys(database), sessions, storage.key_grace)
         admissions = AdmissionController(spent, counters.limit_hit)
         usage = UsageWriter(
             executor,
             ledger,
             storage,
+            sessions=sessions,
             admissions=admissions,
             counters=counters,
             tracing=tracing,

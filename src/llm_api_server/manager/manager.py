@@ -21,7 +21,7 @@ from llm_api_server.devices.inventory import Inventory
 from llm_api_server.engines.base import Engine
 from llm_api_server.event_loop.background import TaskSet
 from llm_api_server.ipc.lease_messages import NO_CLAIM, Claim, EndedRequest, Granted, InstanceInfo, RevokeSlots
-from llm_api_server.ipc.messages import Explained, Models, Refused
+from llm_api_server.ipc.messages import Explained, Hello, Models, Refused
 from llm_api_server.ipc.model_status import DeviceStatus, ModelStatus
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.manager.instances.adoption_records import AdoptionRecord, AdoptionRecords
@@ -79,6 +79,7 @@ class Manager:
         log_dir: Path,
         inventory: Inventory,
         telemetry: LoadTelemetry,
+        sessions: WorkerSessions,
         release_timeout: float = RELEASE_TIMEOUT,
     ) -> None:
         """`engines` maps each configured model to its adapter and its entry with the paths resolved."""
@@ -97,7 +98,7 @@ class Manager:
         self._records = AdoptionRecords(run_dir.engines)
         self._context = InstanceContext(launcher, self._records, run_dir.engines, log_dir, config.models.load_timeout)
         self._runner = InstanceRunner(self._context, self._instances, self._devices, events=self)
-        self._sessions = WorkerSessions()
+        self._sessions = sessions
         self._publisher = StatusPublisher(self._sessions, self._registry, self._scheduler, self._instances)
         self._stalls = StallDetector(config.limits.stall_timeout, self._instances, self._sessions.has_readers)
         self._pending = PendingRequests(lambda: self._scheduler.positions(_now()))
@@ -189,7 +190,7 @@ class Manager:
     @property
     def workers(self) -> list[int]:
         """Process ids of the connected workers."""
-        return self._sessions.pids
+        return [session.pid for session in self._sessions.workers]
 
     def statuses(self) -> list[ModelStatus]:
         return self._publisher.statuses()
@@ -209,10 +210,10 @@ class Manager:
     def connect(self, session: WorkerSession) -> None:
         self._sessions.add(session)
 
-    def register(self, session: WorkerSession, pid: int, in_flight: dict[str, int]) -> None:
+    def register(self, session: WorkerSession, hello: Hello) -> None:
         """Register a worker. Each of its requests in flight holds a slot."""
-        session.register(pid, in_flight)
-        for instance, slots in in_flight.items():
+        session.register(hello)
+        for instance, slots in hello.in_flight.items():
             if self._instances.get(instance) is not None:
                 session.restore(instance, slots)
                 self._scheduler.restore_slots(instance, slots)

@@ -19,7 +19,7 @@ from llm_api_server.engines.config_problems import engine_checks
 from llm_api_server.errors import ConfigError
 from llm_api_server.ipc.messages import Configure, Configured, CurrentConfig, GetConfig, Refused, ReloadConfig, Reloaded
 from llm_api_server.lifecycle.config_handover import digest, pack
-from llm_api_server.manager.worker_session import WorkerSession
+from llm_api_server.manager.worker_session import WorkerSession, WorkerSessions
 
 #: Seconds that workers have to follow.
 FOLLOW_TIMEOUT = 10.0
@@ -28,27 +28,25 @@ FOLLOW_TIMEOUT = 10.0
 class Reloader:
     """Configuration of all processes. `follow` applies a new one to the manager."""
 
-    def __init__(self, config: Config, follow: Callable[[Config], Awaitable[None]]) -> None:
+    def __init__(self, config: Config, follow: Callable[[Config], Awaitable[None]], sessions: WorkerSessions) -> None:
         self._config = config
         self._packed = pack(config)
         self._follow = follow
         self._one_at_a_time = asyncio.Lock()
-        #: Digest of the configuration that each connected worker follows.
-        self._digests: dict[WorkerSession, str] = {}
+        self._sessions = sessions
         self._changed = asyncio.Event()
 
-    def register(self, worker: WorkerSession, worker_digest: str) -> None:
-        """Register a worker, and send it the configuration if it follows another."""
-        self._digests[worker] = worker_digest
-        if worker_digest != digest(self._packed):
+    def register(self, worker: WorkerSession) -> None:
+        """Send the configuration to a new worker that follows another."""
+        if worker.config_digest != digest(self._packed):
             worker.send(Configure(self._packed))
 
     def on_configured(self, worker: WorkerSession, message: Configured) -> None:
-        self._digests[worker] = message.digest
+        worker.config_digest = message.digest
         self._changed.set()
 
-    def disconnect(self, client: WorkerSession) -> None:
-        self._digests.pop(client, None)
+    def disconnect(self) -> None:
+        """Count the workers again: one has disconnected."""
         self._changed.set()
 
     def send_config(self, client: WorkerSession, message: GetConfig) -> None:
@@ -80,8 +78,7 @@ class Reloader:
             logger.info("configuration: {}", change)
         self._config, self._packed = config, pack(config)
         await self._follow(config)
-        for worker in self._digests:
-            worker.send(Configure(self._packed))
+        self._sessions.publish(Configure(self._packed))
         try:
             async with asyncio.timeout(FOLLOW_TIMEOUT):
                 while self._late():
@@ -94,4 +91,4 @@ class Reloader:
 
     def _late(self) -> int:
         wanted = digest(self._packed)
-        return sum(1 for one in self._digests.values() if one != wanted)
+        return sum(1 for worker in self._sessions.workers if worker.config_digest != wanted)

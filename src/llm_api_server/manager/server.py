@@ -78,7 +78,6 @@ class ControlServer:
         self._manager = manager
         self._admissions = admissions
         self._usage = usage
-        self._keys = keys
         self._reloader = reloader
         self._exposition = exposition
         self.handlers: Mapping[type[ToManager], Handler] = {
@@ -123,15 +122,12 @@ class ControlServer:
         self._manager.disconnect(session)
         self._admissions.disconnect(session)
         self._usage.disconnect(session)
-        self._keys.disconnect(session)
-        self._reloader.disconnect(session)
+        self._reloader.disconnect()
 
     def _register(self, session: WorkerSession, hello: Hello) -> None:
         self._admissions.register(session, hello.admitted)
-        self._usage.connect(session, hello.worker)
-        self._keys.connect(session)
-        self._manager.register(session, hello.pid, hello.in_flight)
-        self._reloader.register(session, hello.config)
+        self._manager.register(session, hello)
+        self._reloader.register(session)
 
     def _send_status(self, session: WorkerSession, message: GetStatus) -> None:
         workers, devices = self._manager.workers, self._manager.device_statuses()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from llm_api_server.ipc.lease_messages import EndedRequest
-from llm_api_server.ipc.messages import ToClient
+from llm_api_server.ipc.messages import Hello, ToClient
 
 
 @dataclass
@@ -21,23 +21,28 @@ class _LentSlots:
 
 
 class WorkerSession:
-    """Connection of a worker, and what the manager knows of it. `send` writes a message to it."""
+    """Connection of a worker, and what the manager knows of it. `send` writes a message to it.
+
+    `name` is unique for the life of the worker, over connections. `config_digest` identifies the configuration it uses.
+    """
 
     def __init__(self, send: Callable[[ToClient], None]) -> None:
         self.send = send
         self.is_worker = False
         self.pid = 0
+        self.name = ""
+        self.config_digest = ""
         self._lent: dict[str, _LentSlots] = {}
         #: By the worker's number of a request in prefill: the instance, and the scheduler's number of the request.
         self._prefilling: dict[int, tuple[str, int]] = {}
         self._in_flight: dict[str, int] = {}
         self._blocked: dict[str, int] = {}
 
-    def register(self, pid: int, in_flight: dict[str, int]) -> None:
-        """Make it the session of the worker `pid` with these requests in flight."""
+    def register(self, hello: Hello) -> None:
+        """Make it the session of the worker that sent `hello`."""
         self.is_worker = True
-        self.pid = pid
-        self._in_flight = in_flight
+        self.pid, self.name, self.config_digest = hello.pid, hello.worker, hello.config
+        self._in_flight = hello.in_flight
 
     def restore(self, instance: str, slots: int) -> None:
         """Lend the slots that an earlier manager lent."""
@@ -113,15 +118,18 @@ class WorkerSessions:
         self._sessions.discard(session)
 
     @property
-    def pids(self) -> list[int]:
-        """Pids of the connected workers."""
-        return [session.pid for session in self._sessions if session.is_worker]
+    def workers(self) -> list[WorkerSession]:
+        """Sessions of workers, without those of command lines."""
+        return [session for session in self._sessions if session.is_worker]
+
+    @property
+    def names(self) -> set[str]:
+        return {session.name for session in self.workers}
 
     def publish(self, message: ToClient) -> None:
         """Send a message to every worker."""
-        for session in self._sessions:
-            if session.is_worker:
-                session.send(message)
+        for session in self.workers:
+            session.send(message)
 
     def holding(self, instance: str) -> list[WorkerSession]:
         """Return the sessions with slots of the instance."""

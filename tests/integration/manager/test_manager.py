@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_api_server.ipc.lease_messages import Granted, RevokeSlots
-from llm_api_server.ipc.messages import Models, Refused
+from llm_api_server.ipc.messages import Hello, Models, Refused
 from llm_api_server.manager.instances.process import process_start_time
 from llm_api_server.manager.manager import Manager
 from llm_api_server.types import ModelState
@@ -52,7 +52,7 @@ async def test_workers_get_states_and_nothing_per_request(world: World) -> None:
     """Each message has all models, so that their number must not grow with the traffic."""
     async with world.manager(a=SERVES, b=SERVES) as manager:
         client = connect(manager)
-        manager.register(client, 1, {})
+        manager.register(client, Hello(1))
         grant = await granted(manager, client, "a")
         states = [ModelState.STOPPED, ModelState.STARTING, ModelState.READY]
         assert list(dict.fromkeys(one for one, _ in client.updates)) == states
@@ -132,7 +132,7 @@ async def test_swap_waits_for_the_lease(world: World) -> None:
 async def test_slots_of_a_busy_model_are_revoked_for_a_swap(tmp_path: Path) -> None:
     async with World(tmp_path, max_wait_time=0.1).manager(a=SERVES, b=SERVES) as manager:
         worker, other = connect(manager), connect(manager)
-        manager.register(worker, 1, {})
+        manager.register(worker, Hello(1))
         grant = await granted(manager, worker, "a")
         manager.acquire(other, 1, "b")
         assert await worker.next() == RevokeSlots(grant.instance.id)
@@ -193,7 +193,7 @@ async def test_next_manager_adopts_ready_engines(world: World) -> None:
         assert state(successor, "a") is ModelState.READY
         assert pid_of(successor, "a") == pid
         again = connect(successor)
-        successor.register(again, 1, {grant.instance.id: 3})
+        successor.register(again, Hello(1, {grant.instance.id: 3}))
         assert successor.statuses()[0].in_flight == 3
         assert (await granted(successor, again, "a")).instance.id == grant.instance.id
     assert process_start_time(pid) is None
@@ -205,7 +205,7 @@ async def test_slots_of_a_draining_instance_are_revoked_when_a_worker_reconnects
         instance = (await granted(manager, early, "a")).instance.id
         manager.unload(early, 2, "a", wait=True)
         assert await early.next() == RevokeSlots(instance)
-        manager.register(late, 1, {instance: 1})
+        manager.register(late, Hello(1, {instance: 1}))
         assert await late.next() == RevokeSlots(instance)
 
 

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 from llm_api_server.manager.usage.store_executor import StoreExecutor
+from llm_api_server.manager.worker_session import WorkerSessions
 from llm_api_server.store.database import Database
 from tests.manager_doubles import StoreFile
+
+
+@pytest.fixture
+def sessions() -> WorkerSessions:
+    return WorkerSessions()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_api_server.ipc.lease_messages import EndedRequest
-from llm_api_server.ipc.messages import KeysChanged
+from llm_api_server.ipc.messages import Hello, KeysChanged
 from llm_api_server.manager.worker_session import WorkerSession, WorkerSessions
 from tests.manager_doubles import FakeWorkerSession
 
@@ -59,10 +59,10 @@ def test_an_instance_has_readers_unless_all_clients_are_blocked() -> None:
 def test_only_workers_are_published_to() -> None:
     sessions, worker, command_line = WorkerSessions(), FakeWorkerSession(), FakeWorkerSession()
     command_line.is_worker = False
-    worker.register(7, {})
+    worker.register(Hello(7, worker="w"))
     for session in (worker, command_line):
         sessions.add(session)
     sessions.publish(KeysChanged())
-    assert (worker.sent, command_line.sent, sessions.pids) == ([KeysChanged()], [], [7])
+    assert (worker.sent, command_line.sent, sessions.names) == ([KeysChanged()], [], {"w"})
     sessions.remove(worker)
-    assert sessions.pids == []
+    assert sessions.workers == []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from loguru import logger
 
@@ -17,10 +16,8 @@ from llm_api_server.errors import StoreError, StoreUnavailable
 from llm_api_server.event_loop.background import TaskSet, run_restarting
 from llm_api_server.ipc.messages import FindKey, KeyFound, KeysChanged, Refused
 from llm_api_server.manager.usage.store_executor import StoreExecutor
+from llm_api_server.manager.worker_session import WorkerSession, WorkerSessions
 from llm_api_server.store.keys import Keys
-
-if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import WorkerSession
 
 #: Seconds between two polls for changed keys.
 POLL_INTERVAL = 0.25
@@ -31,13 +28,19 @@ class KeyDirectory:
     """Answers `FindKey`, sends `KeysChanged` to all workers, and knows whether the database can be used."""
 
     def __init__(
-        self, executor: StoreExecutor, keys: Keys, grace: float, *, poll_interval: float = POLL_INTERVAL
+        self,
+        executor: StoreExecutor,
+        keys: Keys,
+        sessions: WorkerSessions,
+        grace: float,
+        *,
+        poll_interval: float = POLL_INTERVAL,
     ) -> None:
         self._executor = executor
         self._keys = keys
         self._grace = grace
         self._poll_interval = poll_interval
-        self._workers: set[WorkerSession] = set()
+        self._sessions = sessions
         self._remembered: OrderedDict[str, Key] = OrderedDict()
         self._revision: int | None = None
         self._lost_since: float | None = None
@@ -55,12 +58,6 @@ class KeyDirectory:
 
     def configure(self, grace: float) -> None:
         self._grace = grace
-
-    def connect(self, worker: WorkerSession) -> None:
-        self._workers.add(worker)
-
-    def disconnect(self, worker: WorkerSession) -> None:
-        self._workers.discard(worker)
 
     @property
     def is_store_up(self) -> bool:
@@ -109,19 +106,15 @@ class KeyDirectory:
                 self._mark_lost(str(error))
                 if self._is_grace_over() and not is_published:
                     is_published = True
-                    self._publish(KeysChanged())
+                    self._sessions.publish(KeysChanged())
             else:
                 self._mark_found()
                 is_published = False
                 if known is not None and revision < known:  # the database was replaced by another
-                    self._publish(KeysChanged())
+                    self._sessions.publish(KeysChanged())
                 elif changed:
-                    self._publish(KeysChanged(changed))
+                    self._sessions.publish(KeysChanged(changed))
             await asyncio.sleep(self._poll_interval)
-
-    def _publish(self, message: KeysChanged) -> None:
-        for worker in self._workers:
-            worker.send(message)
 
     def _mark_lost(self, reason: str) -> None:
         if self._lost_since is None and not self._is_closing:

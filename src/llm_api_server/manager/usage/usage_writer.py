@@ -12,7 +12,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from loguru import logger
 
@@ -26,10 +25,8 @@ from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.manager.usage.open_requests import OpenRequests
 from llm_api_server.manager.usage.store_executor import StoreExecutor
+from llm_api_server.manager.worker_session import WorkerSession, WorkerSessions
 from llm_api_server.store.usage import UsageLedger
-
-if TYPE_CHECKING:
-    from llm_api_server.manager.worker_session import WorkerSession
 
 #: Seconds between two tries to write to a database that cannot be reached.
 RETRY_INTERVAL = 1.0
@@ -72,6 +69,7 @@ class UsageWriter:
         ledger: UsageLedger,
         storage: StorageConfig,
         *,
+        sessions: WorkerSessions,
         admissions: AdmissionController,
         counters: Counters,
         tracing: Tracing,
@@ -90,7 +88,7 @@ class UsageWriter:
         self._retry_interval = retry_interval
         self._return_timeout = return_timeout
         self._max_tries = max_tries
-        self._workers: dict[WorkerSession, str] = {}
+        self._sessions = sessions
         self._rows = OpenRequests()
         self._progress: dict[str, _Progress] = {}
         self._reports: deque[_Report] = deque()
@@ -122,18 +120,14 @@ class UsageWriter:
         """Apply the times to keep rows for; the database stays the same until a restart."""
         self._storage = storage
 
-    def connect(self, client: WorkerSession, name: str) -> None:
-        self._workers[client] = name
-
-    def disconnect(self, client: WorkerSession) -> None:
+    def disconnect(self, worker: WorkerSession) -> None:
         """Settle the worker's rows unless it reconnects within the return timeout."""
-        name = self._workers.pop(client, None)
-        if name is not None:
-            asyncio.get_running_loop().call_later(self._return_timeout, self._lose, name)
+        if worker.is_worker:
+            asyncio.get_running_loop().call_later(self._return_timeout, self._lose, worker.name)
 
     def _lose(self, name: str) -> None:
         """Settle the rows of a worker that is not connected with the usage it last reported."""
-        if name in self._workers.values():
+        if name in self._sessions.names:
             return
         self._progress.pop(name, None)
         self._counters.forget(name)
@@ -151,8 +145,8 @@ class UsageWriter:
 
     def report(self, client: WorkerSession, report: ReportUsage) -> None:
         """Count a worker's report and queue it for the ledger."""
-        name = self._workers.get(client)
-        if name is not None:
+        if client.is_worker:
+            name = client.name
             ended = self._rows.update(name, report.batch)
             if self._counters.report(name, report.number, report.batch, ended):
                 self._tracing.finished(report.traced)
@@ -194,7 +188,7 @@ class UsageWriter:
                 if report.batch.has_rows:
                     await self._write_one(report.batch, report.worker)
                 self._reports.popleft()
-                if report.client is not None and report.client in self._workers:
+                if report.client is not None:
                     report.client.send(UsageKept(report.number))
             self._has_reports.clear()
 
@@ -224,7 +218,7 @@ class UsageWriter:
         while True:
             storage = self._storage
             with contextlib.suppress(StoreError):  # the key directory logs it
-                present = {*self._workers.values(), *self._rows.workers()}
+                present = self._sessions.names | self._rows.workers()
                 count = await self._executor.write(self._ledger.settle_lost, except_workers=present)
                 if count:
                     logger.warning("{} requests of lost workers count with the usage last reported", count)

@@ -27,6 +27,7 @@ from llm_api_server.manager.manager import Manager
 from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.load_telemetry import LoadTelemetry
 from llm_api_server.manager.telemetry.tracing import Tracing
+from llm_api_server.manager.worker_session import WorkerSessions
 from llm_api_server.types import EngineName, ModelState
 from tests.machine import GIB, Machine, gpus, ram
 from tests.script_engine import Recorder, ScriptEngine
@@ -108,6 +109,7 @@ class World:
                 log_dir=self.folder / "logs",
                 inventory=self.machine,
                 telemetry=LoadTelemetry(Counters(), Tracing()),
+                sessions=WorkerSessions(),
                 release_timeout=self.release_timeout,
             )
             await self.manager.start()

@@ -10,6 +10,7 @@ from llm_api_server.auth.access import digest
 from llm_api_server.ipc import messages
 from llm_api_server.manager.usage.key_directory import KeyDirectory
 from llm_api_server.manager.usage.store_executor import StoreExecutor
+from llm_api_server.manager.worker_session import WorkerSessions
 from llm_api_server.store.database import Database
 from llm_api_server.store.key_fields import Actor, KeyFields
 from llm_api_server.store.keys import Keys
@@ -29,8 +30,8 @@ def keys(store: StoreFile) -> Keys:
 
 
 @pytest.fixture
-async def directory(executor: StoreExecutor, keys: Keys) -> AsyncIterator[KeyDirectory]:
-    one = KeyDirectory(executor, keys, 3600, poll_interval=0.02)
+async def directory(executor: StoreExecutor, keys: Keys, sessions: WorkerSessions) -> AsyncIterator[KeyDirectory]:
+    one = KeyDirectory(executor, keys, sessions, 3600, poll_interval=0.02)
     one.start()
     await until(lambda: one._revision is not None)
     yield one
@@ -38,9 +39,9 @@ async def directory(executor: StoreExecutor, keys: Keys) -> AsyncIterator[KeyDir
 
 
 @pytest.fixture
-def worker(directory: KeyDirectory) -> FakeWorkerSession:
+def worker(sessions: WorkerSessions) -> FakeWorkerSession:
     one = FakeWorkerSession()
-    directory.connect(one)
+    sessions.add(one)
     return one
 
 
@@ -67,11 +68,10 @@ async def test_changes_are_published_to_workers(
 
 
 async def test_used_keys_stay_valid_without_the_database_until_grace_is_over(
-    executor: StoreExecutor, keys: Keys, store: StoreFile
+    executor: StoreExecutor, keys: Keys, sessions: WorkerSessions, worker: FakeWorkerSession, store: StoreFile
 ) -> None:
-    directory, worker = KeyDirectory(executor, keys, 3600, poll_interval=0.02), FakeWorkerSession()
+    directory = KeyDirectory(executor, keys, sessions, 3600, poll_interval=0.02)
     record, _ = store.keys.create(KeyFields(name="ann"), ANN)
-    directory.connect(worker)
     directory.start()
     directory.find(worker, messages.FindKey(1, key_id=record.key.key_id))
     await until(lambda: worker.of(messages.KeyFound))

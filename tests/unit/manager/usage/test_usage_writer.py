@@ -19,6 +19,7 @@ from llm_api_server.manager.telemetry.counters import Counters
 from llm_api_server.manager.telemetry.tracing import Tracing
 from llm_api_server.manager.usage.store_executor import StoreExecutor
 from llm_api_server.manager.usage.usage_writer import UsageWriter
+from llm_api_server.manager.worker_session import WorkerSessions
 from llm_api_server.store.database import Database
 from llm_api_server.store.usage import UsageLedger
 from tests.manager_doubles import FakeWorkerSession, StoreFile
@@ -37,11 +38,12 @@ def ledger(store: StoreFile) -> UsageLedger:
     return UsageLedger(Database(f"sqlite:///{store.path}"))
 
 
-def build(executor: StoreExecutor, ledger: UsageLedger, **options: Any) -> UsageWriter:
+def build(executor: StoreExecutor, ledger: UsageLedger, sessions: WorkerSessions, **options: Any) -> UsageWriter:
     return UsageWriter(
         executor,
         ledger,
         StorageConfig(),
+        sessions=sessions,
         admissions=AdmissionController(nothing_spent, lambda _key, _limit: None),
         counters=Counters(),
         tracing=Tracing(),
@@ -53,17 +55,17 @@ def build(executor: StoreExecutor, ledger: UsageLedger, **options: Any) -> Usage
 
 
 @pytest.fixture
-async def writer(executor: StoreExecutor, ledger: UsageLedger) -> AsyncIterator[UsageWriter]:
-    one = build(executor, ledger, return_timeout=0.05)
+async def writer(executor: StoreExecutor, ledger: UsageLedger, sessions: WorkerSessions) -> AsyncIterator[UsageWriter]:
+    one = build(executor, ledger, sessions, return_timeout=0.05)
     one.start()
     yield one
     await one.close()
 
 
 @pytest.fixture
-def worker(writer: UsageWriter) -> FakeWorkerSession:
-    one = FakeWorkerSession()
-    writer.connect(one, "w")
+def worker(sessions: WorkerSessions) -> FakeWorkerSession:
+    one = FakeWorkerSession("w")
+    sessions.add(one)
     return one
 
 
@@ -76,9 +78,14 @@ def ended(row: str, usage: Usage) -> RequestEnded:
 
 
 async def test_a_report_is_kept_while_the_database_is_locked(
-    executor: StoreExecutor, ledger: UsageLedger, store: StoreFile, monkeypatch: pytest.MonkeyPatch
+    executor: StoreExecutor,
+    ledger: UsageLedger,
+    sessions: WorkerSessions,
+    worker: FakeWorkerSession,
+    store: StoreFile,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    writer, worker = build(executor, ledger), FakeWorkerSession()
+    writer = build(executor, ledger, sessions)
     tries: list[str] = []
     write = ledger.write
 
@@ -88,7 +95,6 @@ async def test_a_report_is_kept_while_the_database_is_locked(
 
     monkeypatch.setattr(ledger, "write", counted)
     writer.start()
-    writer.connect(worker, "w")
     with sqlite3.connect(store.path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         writer.report(worker, messages.ReportUsage(1, Batch([started("r")], [], [ended("r", Usage(5, 5))])))
@@ -102,12 +108,13 @@ async def test_a_report_is_kept_while_the_database_is_locked(
 
 
 async def test_rows_of_a_lost_worker_count_with_the_usage_last_reported(
-    writer: UsageWriter, worker: FakeWorkerSession, store: StoreFile
+    writer: UsageWriter, sessions: WorkerSessions, worker: FakeWorkerSession, store: StoreFile
 ) -> None:
     batch = Batch(
         [started("a"), started("b"), started("c")], [RequestProgress("a", Usage(7, 3))], [ended("b", Usage(1, 1))]
     )
     writer.report(worker, messages.ReportUsage(1, batch))
+    sessions.remove(worker)
     writer.disconnect(worker)
     await until(lambda: [one for one in store.sums() if one.requests == 3])
     (found,) = store.sums()
@@ -117,14 +124,15 @@ async def test_rows_of_a_lost_worker_count_with_the_usage_last_reported(
 
 
 async def test_a_worker_that_reconnects_is_not_lost(
-    writer: UsageWriter, worker: FakeWorkerSession, store: StoreFile
+    writer: UsageWriter, sessions: WorkerSessions, worker: FakeWorkerSession, store: StoreFile
 ) -> None:
     writer.report(worker, messages.ReportUsage(1, Batch([started("a")])))
+    sessions.remove(worker)
     writer.disconnect(worker)
     is_over = asyncio.Event()
     asyncio.get_running_loop().call_later(0.05, is_over.set)  # after the writer's own timer
     again = FakeWorkerSession()
-    writer.connect(again, "w")
+    sessions.add(again)
     await is_over.wait()
     writer.report(again, messages.ReportUsage(2, Batch(ended=[ended("a", Usage(2, 2))])))
     await until(lambda: again.of(messages.UsageKept))
@@ -154,11 +162,13 @@ async def test_a_report_that_the_database_never_takes_does_not_stop_others(
     assert [row.row for row in store.ledger.rows(limit=10)] == ["good"]
 
 
-async def test_closing_writes_the_last_reports(executor: StoreExecutor, ledger: UsageLedger, store: StoreFile) -> None:
-    writer, worker = build(executor, ledger), FakeWorkerSession()
+async def test_closing_writes_the_last_reports(
+    executor: StoreExecutor, ledger: UsageLedger, sessions: WorkerSessions, worker: FakeWorkerSession, store: StoreFile
+) -> None:
+    writer = build(executor, ledger, sessions)
     writer.start()
-    writer.connect(worker, "w")
     writer.report(worker, messages.ReportUsage(1, Batch([started("a")], [], [ended("a", Usage(2, 2))])))
+    sessions.remove(worker)
     writer.disconnect(worker)
     await writer.close()
     assert [one.completion_tokens for one in store.sums()] == [2]
