@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from loguru import logger
 
@@ -18,12 +18,25 @@ _MAX_INTERVAL = 10.0
 
 
 class StallDetector:
-    """`is_working` returns whether an instance has requests whose clients read the response."""
+    """Kills instances without progress. `is_working`: an instance has requests whose clients read the response.
 
-    def __init__(self, timeout: float, instances: RunningInstances, is_working: Callable[[str], bool]) -> None:
+    `probe` returns the counters of the engine at an address, or None if it does not respond within a time.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        instances: RunningInstances,
+        is_working: Callable[[str], bool],
+        *,
+        probe: Callable[[str, float], Awaitable[tuple[bytes, ...] | None]] = progress,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.configure(timeout)
         self._instances = instances
         self._is_working = is_working
+        self._read_counters = probe
+        self._clock = clock
         #: When each instance was last seen to make progress or to have nothing to do.
         self._progressed_at: dict[str, float] = {}
         self._counters: dict[str, tuple[bytes, ...]] = {}
@@ -34,23 +47,27 @@ class StallDetector:
         self._interval = min(_MAX_INTERVAL, timeout / _PROBES) if timeout else _MAX_INTERVAL
 
     async def run(self) -> None:
-        """Probe the instances until cancelled."""
+        """Probe the instances at regular intervals, until cancelled."""
         while True:
             await asyncio.sleep(self._interval)
-            watched = [one for one in self._instances if one.may_stall and self._timeout]
-            for gone in self._progressed_at.keys() - {one.id for one in watched}:
-                del self._progressed_at[gone]
-                self._counters.pop(gone, None)
-            await asyncio.gather(*(self._probe(one) for one in watched))
+            await self.probe_all()
+
+    async def probe_all(self) -> None:
+        """Probe every ready instance once."""
+        watched = [one for one in self._instances if one.may_stall and self._timeout]
+        for gone in self._progressed_at.keys() - {one.id for one in watched}:
+            del self._progressed_at[gone]
+            self._counters.pop(gone, None)
+        await asyncio.gather(*(self._probe(one) for one in watched))
 
     async def _probe(self, instance: Instance) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         since = self._progressed_at.setdefault(instance.id, now)
         if not self._is_working(instance.id):
             self._progressed_at[instance.id] = now
             return
         assert instance.info is not None, "it is ready"
-        counters = await progress(instance.info.address, self._interval)
+        counters = await self._read_counters(instance.info.address, self._interval)
         if counters is not None and counters != self._counters.get(instance.id):
             self._counters[instance.id] = counters
             self._progressed_at[instance.id] = now
