@@ -1,7 +1,7 @@
-"""Every metric that `/metrics` shows of the server itself: one declaration each, and `docs/metrics.md` is made from it.
+"""Declarations of the server's own metrics; `docs/metrics.md` is made from them.
 
-`tally.py` counts what happens, `exposition.py` reads what is. Names follow Prometheus ("Metric and label naming"): base
-units, `_total` on counters. Values of labels are bounded: models and keys are those that exist, of keys `MAX_KEYS`.
+Names follow Prometheus ("Metric and label naming"): base units, `_total` on counters. Values of labels are bounded:
+models are those that exist, keys at most `MAX_KEYS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PREFIX = "llm_api_server_"
-#: Keys that are told apart; all further ones count as `OTHER_KEYS`.
+#: Keys with a label of their own; all further ones count as `OTHER_KEYS`.
 MAX_KEYS = 1000
 OTHER_KEYS = "(other keys)"
 
@@ -23,7 +23,10 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """`name` as it is shown. `buckets`: upper bounds of a histogram, in its unit."""
+    """One metric; `buckets` are the upper bounds of a histogram, in its unit.
+
+    Not prometheus_client's own type: see `Counters` for the cost of those.
+    """
 
     name: str
     kind: Kind
@@ -41,17 +44,15 @@ def _metric(kind: Kind, name: str, text: str, *labels: str, buckets: tuple[float
     return metric
 
 
-# ── requests that are over ───────────────────────────────────────────────────────────────────────────────────────
-
 REQUESTS = _metric(
     "counter", "requests_total",
-    "Requests that are over. `status` is the HTTP status; 499: the client left first, 0: its worker was lost. "
-    "`endpoint` is `other` where no engine is asked.",
+    "Finished requests. `status` is the HTTP status; 499: the client disconnected first, 0: its worker was lost. "
+    "`endpoint` is `other` for requests without an engine.",
     "endpoint", "model", "key", "status",
 )  # fmt: skip
 ERRORS = _metric(
     "counter", "errors_total",
-    "Requests that ended with an error, by its code; after a status of 200, too.",
+    "Finished requests with an error, by its code, including errors after a status of 200.",
     "endpoint", "model", "code",
 )  # fmt: skip
 LIMIT_HITS = _metric("counter", "limit_hits_total", "Requests refused by a limit of their key.", "key", "limit")
@@ -61,14 +62,14 @@ TOKENS = _metric(
     "model", "key", "kind",
 )  # fmt: skip
 ABORTED_TOKENS = _metric(
-    "counter", "aborted_tokens_total", "Tokens generated for clients that left before the end.", "model"
+    "counter", "aborted_tokens_total", "Tokens generated for clients that disconnected before the end.", "model"
 )
 REQUEST_SECONDS = _metric(
-    "histogram", "request_seconds", "From the head of a request to the end of its answer.", "endpoint", "model",
+    "histogram", "request_seconds", "From the head of a request to the end of its response.", "endpoint", "model",
     buckets=_WAITS,
 )  # fmt: skip
 QUEUE_SECONDS = _metric(
-    "histogram", "queue_seconds", "Until a request had an instance: its queue, and the load where there was one.",
+    "histogram", "queue_seconds", "Until a request had an instance: its queue, and the load if there was one.",
     "model", buckets=_WAITS,
 )  # fmt: skip
 FIRST_TOKEN_SECONDS = _metric(
@@ -76,48 +77,44 @@ FIRST_TOKEN_SECONDS = _metric(
     "model", buckets=_WAITS,
 )  # fmt: skip
 INTER_TOKEN_SECONDS = _metric(
-    "histogram", "inter_token_seconds", "Mean time between two tokens of a stream, one value each stream.",
+    "histogram", "inter_token_seconds", "Mean time between two tokens of a stream, one value per stream.",
     "model", buckets=_STEPS,
 )  # fmt: skip
-
-# ── requests under way ───────────────────────────────────────────────────────────────────────────────────────────
 
 RUNNING = _metric("gauge", "requests_running", "Requests inside the engine now.", "model")
 WAITING = _metric("gauge", "requests_waiting", "Requests in the queue now.", "model")
 
-# ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-MODEL_STATE = _metric("gauge", "model_state", "1 for the state that the model is in.", "model", "state")
-MODEL_MEMORY = _metric("gauge", "model_memory_bytes", "RAM of the engine's processes, shared parts divided.", "model")
+MODEL_STATE = _metric("gauge", "model_state", "1 for the current state of the model.", "model", "state")
+MODEL_MEMORY = _metric(
+    "gauge", "model_memory_bytes", "RAM of the engine's processes; shared memory is divided.", "model"
+)
 LOADS = _metric(
     "counter", "model_loads_total",
-    "Loads that are over. `result`: `ok`, `failed`, `cancelled` (not wanted any more), `woken` (from sleep).",
+    "Finished loads. `result`: `ok`, `failed`, `cancelled` (no longer needed), `woken` (from sleep).",
     "model", "result",
 )  # fmt: skip
 UNLOADS = _metric(
     "counter", "model_unloads_total",
-    "Ends of loaded models. `reason`: `evicted` (to make room), `idle`, `ordered`, `asleep`, `failed`.",
+    "Ends of loaded models. `reason`: `evicted` (to free memory), `idle`, `ordered`, `asleep`, `failed`.",
     "model", "reason",
 )  # fmt: skip
-LOAD_SECONDS = _metric("histogram", "model_load_seconds", "Whole loads.", "model", buckets=_LOADS)
+LOAD_SECONDS = _metric("histogram", "model_load_seconds", "Duration of loads.", "model", buckets=_LOADS)
 PHASE_SECONDS = _metric(
-    "histogram", "model_load_phase_seconds", "The phases of loads.", "model", "phase", buckets=_LOADS
+    "histogram", "model_load_phase_seconds", "Duration of the phases of loads.", "model", "phase", buckets=_LOADS
 )
-
-# ── the machine and the server ───────────────────────────────────────────────────────────────────────────────────
 
 DEVICE_MEMORY = _metric(
     "gauge", "device_memory_bytes",
-    "Memory in the books. `kind`: `total`, `limit` (what models may take), `taken` by models, `foreign` (by other "
+    "Memory as the scheduler counts it. `kind`: `total`, `limit` (for models), `taken` by models, `foreign` (by other "
     "programs), `free`.",
     "device", "kind",
 )  # fmt: skip
 WORKERS = _metric("gauge", "workers", "API workers that are connected to the manager.")
 PROCESS_MEMORY = _metric(
-    "gauge", "process_memory_bytes", "RAM, shared parts divided. `process`: `manager` or all `workers`.", "process"
+    "gauge", "process_memory_bytes", "RAM; shared memory is divided. `process`: `manager` or all `workers`.", "process"
 )
-PROCESS_CPU = _metric("counter", "process_cpu_seconds_total", "CPU time of those that live.", "process")
-PROCESS_FDS = _metric("gauge", "process_open_fds", "Descriptors that are open.", "process")
-STORE_UP = _metric("gauge", "store_up", "1 while the database answers.")
-STORE_WAITING = _metric("gauge", "store_waiting_reports", "Reports of usage that are not in the database yet.")
+PROCESS_CPU = _metric("counter", "process_cpu_seconds_total", "CPU time of the running processes.", "process")
+PROCESS_FDS = _metric("gauge", "process_open_fds", "Open descriptors.", "process")
+STORE_UP = _metric("gauge", "store_up", "1 while the database can be used.")
+STORE_WAITING = _metric("gauge", "store_waiting_reports", "Usage reports that are not in the database yet.")
 BUILD = _metric("gauge", "build_info", "Always 1.", "version")
