@@ -22,6 +22,7 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.config.models import (
     ApiKeyConfig,
     AuthConfig,
@@ -33,7 +34,7 @@ from llm_api_server.config.models import (
 )
 from llm_api_server.event_loop.gc_tuning import tune_gc
 from llm_api_server.event_loop.write_buffer import BufferedTransport, WriteBuffer
-from llm_api_server.gateway.app import build_proxy
+from llm_api_server.gateway.app import build_worker
 from llm_api_server.gateway.http.direct import DirectResponder
 from llm_api_server.gateway.http.fast_path import HttpProtocol
 from llm_api_server.gateway.http.responder import REQUEST_HANDLER
@@ -44,9 +45,9 @@ from llm_api_server.gateway.metering.request_record import RequestLog
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
-from llm_api_server.gateway.proxy.front_door import FastPathHandler
 from llm_api_server.gateway.proxy.head_decisions import HeadDecisions
-from llm_api_server.gateway.proxy.services import ProxyServices
+from llm_api_server.gateway.proxy.relay import Relay
+from llm_api_server.gateway.proxy.running_requests import RunningRequests
 from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.http_client.connection import Connection
@@ -108,8 +109,7 @@ class Worker:
         held.slots, held.until_revoked = 1000, True
         upstream = HttpClient()
         self.end_turn = upstream.write_buffer.flush
-        self.proxy = build_proxy(config, leases, upstream)
-        handler = FastPathHandler(config.server, self.proxy)
+        handler = build_worker(config, leases, upstream, RunningRequests()).fast_path(config.server)
         settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
         settings.load()
         self.protocol = HttpProtocol(settings, ServerState(), {REQUEST_HANDLER: handler}, asyncio.get_running_loop())
@@ -193,16 +193,16 @@ async def measure(worker: Worker, request: bytes, answer: list[bytes], count: in
 #: What is timed on its own: a name, and the functions that are it.
 STAGES: dict[str, list[tuple[type, str]]] = {
     "read the request": [(HttpProtocol, "data_received")],
-    "record, id and exchange": [(FastPathHandler, "open")],
+    "open the exchange": [(Exchange, "__init__")],
     "decide": [(Exchange, "begin")],
-    "recognize the key": [(ProxyServices, "recognize")],
+    "recognize the key": [(Authenticator, "check")],
     "read and check the body": [(EngineRequest, "__init__"), (HeadDecisions, "resolve"), (EngineRequest, "check")],
-    "limits": [(AdmissionClient, "admit_at_once"), (AdmissionClient, "admit"), (AdmissionClient, "settle")],
+    "limits": [(AdmissionClient, "admit_from_held"), (AdmissionClient, "admit"), (AdmissionClient, "settle")],
     "ledger": [(UsageReporter, "start"), (UsageReporter, "end")],
-    "lease": [(Leases, "acquire_at_once"), (Lease, "release")],
-    "write the engine's request": [(EngineRequest, "encode_at_once"), (HttpClient, "send_at_once")],
+    "lease": [(Leases, "take"), (Lease, "release")],
+    "write the engine's request": [(EngineRequest, "body_for"), (EngineRequest, "frame"), (HttpClient, "send_on_idle")],
     "parse the answer": [(Connection, "data_received")],
-    "relay": [(Exchange, "on_head"), (Exchange, "on_data"), (Exchange, "on_chunks")],
+    "relay": [(Relay, "on_head"), (Relay, "on_data"), (Relay, "on_chunks")],
     "usage and errors": [
         (BodyReader, "feed"),
         (StreamReader, "feed"),

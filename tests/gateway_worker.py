@@ -23,6 +23,7 @@ from llm_api_server.gateway import app as gateway_app
 from llm_api_server.gateway.http.fast_path import HttpProtocol
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
+from llm_api_server.gateway.proxy.running_requests import RunningRequests
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
@@ -139,13 +140,17 @@ def make_manager(run_dir: RunDir, engine_socket: Path) -> FakeManager:
 
 @contextlib.asynccontextmanager
 async def run_gateway(
-    run_dir: RunDir, engine_socket: Path, config: Config, http: type[HttpToolsProtocol] = HttpProtocol
+    run_dir: RunDir,
+    engine_socket: Path,
+    config: Config,
+    http: type[HttpToolsProtocol] = HttpProtocol,
+    running: RunningRequests | None = None,
 ) -> AsyncIterator[Gateway]:
     manager = make_manager(run_dir, engine_socket)
     await manager.start()
     leases = Leases(ManagerLink(run_dir, start_manager=lambda _: None))
     listener = socket.create_server(("127.0.0.1", 0))
-    app = gateway_app.build_app(config, leases, HttpClient())
+    app = gateway_app.build_app(config, leases, HttpClient(), running=running)
     server = uvicorn.Server(
         uvicorn.Config(app, http=http, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )

@@ -1,10 +1,12 @@
-"""Builds the API worker's ASGI app: what it is made of, in what order, and its start and end."""
+"""ASGI app of an API worker: its parts, the order of its layers, its start and its end."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,12 +16,12 @@ from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import compile_path
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from llm_api_server.auth.accepted_tokens import token_issuers, token_signer
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import Config, ServerConfig
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
 from llm_api_server.event_loop.gc_tuning import tune_gc
 from llm_api_server.gateway.http.responder import REQUEST_HANDLER
@@ -28,7 +30,8 @@ from llm_api_server.gateway.manager_link.key_source import KeySource
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
 from llm_api_server.gateway.metering.admission import AdmissionClient
-from llm_api_server.gateway.metering.request_record import RequestRecord, record_of
+from llm_api_server.gateway.metering.completion import RequestCompletion
+from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord, record_of
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.middleware import (
     AuthenticationMiddleware,
@@ -36,9 +39,9 @@ from llm_api_server.gateway.middleware import (
     RequestIdMiddleware,
     method_not_allowed,
 )
-from llm_api_server.gateway.proxy.front_door import FastPathHandler, serve_asgi
+from llm_api_server.gateway.proxy.front_door import EngineProxy, FastPathHandler
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
-from llm_api_server.gateway.proxy.services import ProxyServices
+from llm_api_server.gateway.proxy.running_requests import RunningRequests
 from llm_api_server.gateway.routes import openapi
 from llm_api_server.gateway.routes.admin_downloads import download_routes
 from llm_api_server.gateway.routes.admin_keys import key_routes
@@ -66,8 +69,9 @@ _EXPOSED_HEADERS = [
 
 
 def create_app(config: Config | None = None) -> ASGIApp:
-    """The app for one worker. Without `config` it takes that of the server it joins, else the environment's file.
+    """Return the app of one worker.
 
+    Without `config` the worker follows the server that it joins, or else reads the file named by the environment.
     Raises `ConfigError`.
     """
     if config is None:
@@ -84,31 +88,29 @@ def create_app(config: Config | None = None) -> ASGIApp:
 
 
 def build_app(
-    config: Config, leases: Leases, upstream: HttpClient, also_follow: Callable[[Config], None] = lambda _: None
+    config: Config,
+    leases: Leases,
+    client: HttpClient,
+    follow_first: Callable[[Config], None] = lambda _: None,
+    *,
+    running: RunningRequests | None = None,
 ) -> ASGIApp:
-    """The layers, innermost first; a request passes them from the last to the first.
-
-    When the configuration changes, `also_follow` is called first.
-    """
+    """Return the app around the given parts. A changed configuration goes to `follow_first` before them."""
     store = StoreAccess(config.storage_url, config.auth, config.source)
-    proxy = build_proxy(config, leases, upstream)
-    app: ASGIApp = Dispatcher(
-        dict.fromkeys(ENDPOINTS, _engine_app(proxy)),
-        _routes(proxy, store, _lifespan(config, proxy, store)),
-    )
+    worker = build_worker(config, leases, client, running or RunningRequests())
+    authenticator = worker.authenticator
 
     def follow(config: Config) -> None:
-        also_follow(config)
-        proxy.catalog.configure(config, _changed_at(config))
-        if proxy.authenticator is not None:
-            proxy.authenticator.configure(
-                KeyRing(config.auth), token_signer(config.auth), token_issuers(config.auth, config.folder)
-            )
-        proxy.configure(config)
+        follow_first(config)
+        worker.configure(config)
         store.configure(config.auth)
 
     ConfigFollower(config, leases.link, follow)
-    app = AuthenticationMiddleware(app, authenticator=proxy.authenticator, public=PUBLIC_PATHS | CONSOLE_FILES.paths)
+    # The layers, innermost first.
+    app: ASGIApp = Dispatcher(
+        dict.fromkeys(ENDPOINTS, worker.proxy.serve), _routes(worker, store, _lifespan(config.server, worker, store))
+    )
+    app = AuthenticationMiddleware(app, authenticator=authenticator, public=PUBLIC_PATHS | CONSOLE_FILES.paths)
     if config.server.cors_origins:
         app = CORSMiddleware(
             app,
@@ -117,15 +119,69 @@ def build_app(
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    return RequestIdMiddleware(app, proxy.completion)
+    return RequestIdMiddleware(app, worker.completion)
 
 
-def build_proxy(config: Config, leases: Leases, upstream: HttpClient) -> ProxyServices:
-    """The data path, which needs no app around it."""
-    authenticator = _authenticator(config, leases.link) if config.auth.enabled else None
-    catalog = ModelCatalog(config, _changed_at(config))
-    admission, usage = AdmissionClient(leases.link), UsageReporter(leases.link)
-    return ProxyServices(config, catalog, leases, admission, usage, upstream, authenticator=authenticator)
+@dataclass(frozen=True)
+class Worker:
+    """Parts of a worker that live as long as it does."""
+
+    leases: Leases
+    client: HttpClient
+    authenticator: Authenticator | None
+    catalog: ModelCatalog
+    admission: AdmissionClient
+    usage: UsageReporter
+    completion: RequestCompletion
+    running: RunningRequests
+    proxy: EngineProxy
+
+    async def start(self) -> None:
+        await self.leases.link.start()
+        self.running.start()
+
+    async def close(self) -> None:
+        """End all requests, and send the last reports before the connection to the manager closes."""
+        self.running.close()
+        self.completion.log.flush()
+        self.usage.close()
+        self.admission.close()
+        self.leases.close()
+        await self.leases.link.close()
+        self.client.close()
+
+    def configure(self, config: Config) -> None:
+        """Apply a changed configuration to requests from now on."""
+        self.catalog.configure(config.models, _written_at(config.source))
+        if self.authenticator is not None:
+            self.authenticator.configure(
+                KeyRing(config.auth), token_signer(config.auth), token_issuers(config.auth, config.folder)
+            )
+        self.proxy.configure(config)
+
+    def fast_path(self, server: ServerConfig) -> FastPathHandler:
+        return FastPathHandler(server, self.proxy, self.client.write_buffer)
+
+
+def build_worker(config: Config, leases: Leases, client: HttpClient, running: RunningRequests) -> Worker:
+    """Return the parts of a worker, which need no app around them."""
+    link = leases.link
+    authenticator = _authenticator(config, link) if config.auth.enabled else None
+    catalog = ModelCatalog(config.models, _written_at(config.source))
+    admission, usage = AdmissionClient(link), UsageReporter(link)
+    completion = RequestCompletion(RequestLog(), admission, usage)
+    proxy = EngineProxy(
+        config,
+        authenticator=authenticator,
+        catalog=catalog,
+        leases=leases,
+        client=client,
+        admission=admission,
+        usage=usage,
+        completion=completion,
+        running=running,
+    )
+    return Worker(leases, client, authenticator, catalog, admission, usage, completion, running, proxy)
 
 
 def _authenticator(config: Config, link: ManagerLink) -> Authenticator:
@@ -136,17 +192,10 @@ def _authenticator(config: Config, link: ManagerLink) -> Authenticator:
     return authenticator
 
 
-def _engine_app(proxy: ProxyServices) -> ASGIApp:
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        await serve_asgi(proxy, scope, receive, send)
-
-    return serve
-
-
-def _changed_at(config: Config) -> int:
-    """`created` of all models: when the configuration was written, so that all workers say the same."""
+def _written_at(file: Path) -> int:
+    """Return when the configuration was written: `created` of all models, the same in all workers."""
     try:
-        return int(config.source.stat().st_mtime)
+        return int(file.stat().st_mtime)
     except OSError:
         return 0
 
@@ -154,40 +203,34 @@ def _changed_at(config: Config) -> int:
 _Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]
 
 
-def _lifespan(config: Config, proxy: ProxyServices, store: StoreAccess) -> _Lifespan:
+def _lifespan(server: ServerConfig, worker: Worker, store: StoreAccess) -> _Lifespan:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        await proxy.leases.link.start()
-        proxy.start()
+        await worker.start()
         tune_gc()
         try:
-            yield {REQUEST_HANDLER: FastPathHandler(config.server, proxy)}
+            yield {REQUEST_HANDLER: worker.fast_path(server)}
         finally:
-            proxy.close()
-            proxy.usage.close()
-            proxy.admission.close()
-            proxy.leases.close()
-            await proxy.leases.link.close()
-            proxy.upstream.close()
+            await worker.close()
             store.close()
 
     return lifespan
 
 
-def _routes(proxy: ProxyServices, store: StoreAccess, lifespan: _Lifespan) -> FastAPI:
-    catalog, leases = proxy.catalog, proxy.leases
+def _routes(worker: Worker, store: StoreAccess, lifespan: _Lifespan) -> FastAPI:
+    catalog, leases, link = worker.catalog, worker.leases, worker.leases.link
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     docs_page = resources.files(__package__).joinpath("docs.html").read_text()
-    app.include_router(system_routes(leases.link, docs_page))
-    app.include_router(metrics_routes(leases.link, proxy.usage))
+    app.include_router(system_routes(link, docs_page))
+    app.include_router(metrics_routes(link, worker.usage))
     app.include_router(model_routes(catalog, leases))
-    app.include_router(token_routes(proxy.authenticator))
+    app.include_router(token_routes(worker.authenticator))
     app.include_router(admin_model_routes(catalog, leases))
     app.include_router(console_routes(CONSOLE_FILES))
-    app.include_router(download_routes(leases.link))
-    app.include_router(server_routes(leases.link))
-    app.include_router(live_request_routes(leases.link))
+    app.include_router(download_routes(link))
+    app.include_router(server_routes(link))
+    app.include_router(live_request_routes(link))
     app.include_router(key_routes(store))
     app.include_router(usage_routes(store))
     app.include_router(admin_usage_routes(store))
@@ -199,7 +242,7 @@ def _routes(proxy: ProxyServices, store: StoreAccess, lifespan: _Lifespan) -> Fa
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    """Every failure of a route in OpenAI's form. FastAPI raises unexpected ones again, for the log, after this."""
+    """Return the error response of a route. FastAPI raises unexpected errors again afterwards, for the log."""
     record = record_of(request.scope)
     if isinstance(error, HTTPException) and error.status_code == 405 and record.method == "OPTIONS":  # noqa: PLR2004
         return Response(status_code=204, headers={"allow": _allowed(request)})
@@ -215,7 +258,7 @@ def _as_api_error(error: Exception, request: Request, record: RequestRecord) -> 
     if isinstance(error, RequestValidationError):
         return _as_invalid_request(error)
     if isinstance(error, HTTPException) and error.status_code == 404:  # noqa: PLR2004
-        return UnknownEndpoint(f"Unknown request URL: {record.method} {request.url.path}. See /docs for what there is.")
+        return UnknownEndpoint(f"Unknown request URL: {record.method} {request.url.path}. See /docs for the endpoints.")
     if isinstance(error, HTTPException) and error.status_code == 405:  # noqa: PLR2004
         return method_not_allowed(record.method, _allowed(request), record)
     if isinstance(error, HTTPException) and error.status_code < 500:  # noqa: PLR2004
@@ -224,14 +267,14 @@ def _as_api_error(error: Exception, request: Request, record: RequestRecord) -> 
 
 
 def _allowed(request: Request) -> str:
-    """The methods of this path: each has a route of its own."""
+    """Return the methods of this path, each of which has a route of its own."""
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path is not None]
     matching = [route for route in routes if compile_path(str(route.path))[0].match(request.url.path)]
     return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
 
 
 def _as_invalid_request(error: RequestValidationError) -> InvalidRequest:
-    """The first problem, with OpenAI's `param`."""
+    """Return the first problem, with OpenAI's `param`."""
     problem = error.errors()[0]
     param = ".".join(str(part) for part in problem["loc"][1:]) or None
     if problem["type"] == "json_invalid":

@@ -43,13 +43,13 @@ class HttpClient:
         If a connection with `is_reused` fails with `NoResponse`, the server had closed it meanwhile: send again with
         `is_fresh`. Raises `NoResponse` if connecting fails.
         """
-        if not is_fresh and (idle := self.send_at_once(address_text, request, receiver)) is not None:
+        if not is_fresh and (idle := self.send_on_idle(address_text, request, receiver)) is not None:
             return idle
         connection = await self._pool(address_text).connect()
         connection.start(request, receiver)
         return connection
 
-    def send_at_once(self, address_text: str, request: bytes, receiver: Receiver) -> Connection | None:
+    def send_on_idle(self, address_text: str, request: bytes, receiver: Receiver) -> Connection | None:
         """Write one request on an idle connection; return None if there is none."""
         pool = self._pools.get(address_text)
         connection = pool.take_idle() if pool is not None else None

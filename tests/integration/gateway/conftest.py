@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_api_server.gateway.http.fast_path import HttpProtocol
-from llm_api_server.gateway.proxy import services as proxy_module
+from llm_api_server.gateway.proxy.running_requests import RunningRequests
 from llm_api_server.ipc.run_dir import RunDir
 from tests.gateway_worker import Gateway, make_config, run_engine, run_gateway, short_run_dir
 
@@ -41,6 +41,6 @@ async def shared_gateway() -> AsyncIterator[Gateway]:
 
 
 @pytest.fixture
-def fast_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "FIRST_PING_DELAY", 0.05)
-    monkeypatch.setattr(proxy_module, "PING_INTERVAL", 0.05)
+def fast_pings() -> RunningRequests:
+    """Registry that pings a waiting stream twenty times a second."""
+    return RunningRequests(first_ping_delay=0.05, ping_interval=0.05)

@@ -1,7 +1,7 @@
-"""Ends a generation that nobody waits for, so that the engine itself says how many tokens it had. For `proxy.py`.
+"""End of a generation whose response no client waits for, such that the engine still reports its tokens.
 
-vLLM's development mode has an endpoint for it: the answer under way then ends at once, with its usage. Every answer of
-llama.cpp is a stream, what has come of it is counted, and closing the connection ends it.
+vLLM's development mode has an endpoint for it: the response then ends immediately, with its usage. llama.cpp always
+streams, so its tokens are counted as they arrive, and closing the connection ends the generation.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from llm_api_server.http_client.client import HttpClient
 from llm_api_server.http_client.response import UpstreamError
 from llm_api_server.ipc.lease_messages import InstanceInfo
 
-#: How long an engine that is told to end an answer may take to say how long it was, and how often it is told.
-LAST_WORDS_TIMEOUT = 2.0
+#: Seconds that an engine has to end an aborted response and report its usage ...
+ABORT_TIMEOUT = 2.0
+#: ... and between two attempts to abort it.
 ABORT_INTERVAL = 0.2
 _OK = 200
-_MAX_ANSWER_BYTES = 64 * 1024
+_MAX_RESPONSE_BYTES = 64 * 1024
 
 
 def engine_ids(facts: RequestFacts, request_id: str) -> list[str]:
-    """What vLLM calls the parts of a request that was sent with `request_id`; nothing where it has no such name."""
+    """Return vLLM's ids of the parts of the request sent as `request_id`; empty if it has none."""
     match facts.request:
         case schemas.ChatRequest() | schemas.MessagesRequest():
             return [f"chatcmpl-{request_id}"]
@@ -36,28 +37,28 @@ def engine_ids(facts: RequestFacts, request_id: str) -> list[str]:
     return []
 
 
-async def hear_last_words(
-    upstream: HttpClient, instance: InstanceInfo, ids: list[str], last_words: asyncio.Future[None]
+async def abort_and_wait(
+    client: HttpClient, instance: InstanceInfo, ids: list[str], ended: asyncio.Future[None]
 ) -> bool:
-    """End what has these ids, and wait until the answer has come to its end, if waiting is of use. Whether it has."""
+    """Abort the requests with these ids, and wait until the response has `ended`. Return whether it has."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LAST_WORDS_TIMEOUT):
-            # More than once: the first may come before the engine knows the request.
-            while not last_words.done() and await abort(upstream, instance, ids):
-                await asyncio.wait({last_words}, timeout=ABORT_INTERVAL)
-    return last_words.done()
+        async with asyncio.timeout(ABORT_TIMEOUT):
+            # Repeatedly: the first attempt may precede the request at the engine.
+            while not ended.done() and await abort(client, instance, ids):
+                await asyncio.wait({ended}, timeout=ABORT_INTERVAL)
+    return ended.done()
 
 
-async def abort(upstream: HttpClient, instance: InstanceInfo, ids: list[str]) -> bool:
-    """Whether the engine has ended it: then its answer is about to come to its end."""
-    if instance.engine != "vllm" or not ids:  # an empty list would end everybody's
+async def abort(client: HttpClient, instance: InstanceInfo, ids: list[str]) -> bool:
+    """Return whether the engine has accepted the abort: the response is then about to end."""
+    if instance.engine != "vllm" or not ids:  # an empty list would abort all requests of the engine
         return False
     body = msgspec.json.encode({"request_ids": ids})
     try:
-        response = await upstream.post(
+        response = await client.post(
             instance.address, "/abort_requests", body, content_type="application/json", headers=instance.headers
         )
-        await response.read_all(_MAX_ANSWER_BYTES)
+        await response.read_all(_MAX_RESPONSE_BYTES)
     except UpstreamError:
         return False
     return response.status == _OK

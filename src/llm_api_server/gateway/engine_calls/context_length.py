@@ -1,6 +1,6 @@
-"""Token limits of a prompt, counted by the engine's own tokenizer when the bytes alone do not settle it.
+"""Limits on the tokens of a prompt, counted by the engine's own tokenizer if its bytes alone do not settle them.
 
-Called by `proxy.py` once per request, after the lease. What the engine cannot count it must refuse itself.
+An engine that cannot count a prompt has to refuse it itself.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from llm_api_server.http_client.response import UpstreamError
 from llm_api_server.ipc.lease_messages import InstanceInfo
 
 _JSON = "application/json"
-_MAX_ANSWER_BYTES = 256 * 1024 * 1024
+_MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 
 
 class ContextLimits:
-    """Refuses prompts that cannot fit, before the engine spends time on them."""
+    """Refuses prompts that cannot fit before the engine spends time on them."""
 
-    def __init__(self, inference: InferenceConfig, upstream: HttpClient) -> None:
+    def __init__(self, inference: InferenceConfig, client: HttpClient) -> None:
         self._max_input = inference.max_input_tokens
         self._max_total = inference.max_total_tokens
-        self._upstream = upstream
+        self._client = client
 
     def may_exceed(self, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bool:
-        """Whether `check` has something to ask the engine: short bodies fit by their bytes alone."""
+        """Return whether `check` must ask the engine: short bodies fit by their bytes alone."""
         most, own, wanted = self._max_input, instance.context_length, facts.max_tokens or 1
         if facts.media:
-            # Pictures have more tokens than bytes. vLLM counts them, at the price of preparing them once more: only
-            # for the limit that it does not hold by itself.
+            # Images may have more tokens than bytes. vLLM counts them by processing them once more, so only for the
+            # limit that it does not enforce by itself.
             return most is not None and instance.engine == "vllm"
         size = len(body)  # a token is at least one byte
         is_short = (
@@ -45,7 +45,7 @@ class ContextLimits:
         return not is_short and instance.engine != "remote"
 
     async def check(self, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> None:
-        """Raises `ContextLengthExceeded`. `body` is what the engine will get."""
+        """Raise `ContextLengthExceeded` if the prompt exceeds a limit. `body` is what the engine will get."""
         if not self.may_exceed(facts, instance, body):
             return
         count = await self._count(facts.request, instance, body)
@@ -58,7 +58,7 @@ class ContextLimits:
         return own if total is None or (own is not None and own < total) else total
 
     async def _count(self, request: schemas.Request | None, instance: InstanceInfo, body: bytes) -> int | None:
-        """Tokens of the prompt; None where this engine does not tell."""
+        """Return the tokens of the prompt; None if this engine cannot count them."""
         match request:
             case schemas.ChatRequest():
                 return await self._count_messages(instance, body)
@@ -81,7 +81,7 @@ class ContextLimits:
         return await self._count_text(instance, prompt) if isinstance(prompt, str) else None
 
     async def _count_texts(self, instance: InstanceInfo, prompt: str | list[str | int | list[int]]) -> int | None:
-        """The longest of several prompts decides: each has the context for itself."""
+        """Return the tokens of the longest prompt: each has a context of its own."""
         if isinstance(prompt, str):
             return await self._count_text(instance, prompt)
         if all(isinstance(item, int) for item in prompt):
@@ -91,18 +91,18 @@ class ContextLimits:
 
     async def _count_text(self, instance: InstanceInfo, text: str) -> int | None:
         if instance.engine == "vllm":
-            question: dict[str, Any] = {"model": instance.upstream_model or instance.model, "prompt": text}
+            wanted: dict[str, Any] = {"model": instance.upstream_model or instance.model, "prompt": text}
         else:
-            question = {"content": text, "add_special": True, "parse_special": True}
-        return _length(await self._ask(instance, "/tokenize", msgspec.json.encode(question)))
+            wanted = {"content": text, "add_special": True, "parse_special": True}
+        return _length(await self._ask(instance, "/tokenize", msgspec.json.encode(wanted)))
 
     async def _ask(self, instance: InstanceInfo, path: str, body: bytes) -> dict[str, Any]:
-        """The engine's answer, or nothing: then the engine decides about the request without our count."""
+        """Return the engine's response; empty on failure, so that the engine decides without our count."""
         try:
-            response = await self._upstream.post(
+            response = await self._client.post(
                 instance.address, path, body, content_type=_JSON, headers=instance.headers
             )
-            content = await response.read_all(_MAX_ANSWER_BYTES)
+            content = await response.read_all(_MAX_RESPONSE_BYTES)
         except UpstreamError:
             return {}
         if response.status != 200:  # noqa: PLR2004
@@ -114,7 +114,7 @@ class ContextLimits:
 
 
 def _wanted(facts: RequestFacts) -> int:
-    """A full context leaves no room for the first token of an answer; embeddings need none."""
+    """Return the output tokens that the context must have left: at least one, none for embeddings."""
     return 0 if isinstance(facts.request, schemas.EmbeddingRequest) else max(facts.max_tokens or 0, 1)
 
 
@@ -150,7 +150,7 @@ def _exceeded(
 
 
 def _as_messages(request: schemas.ResponsesRequest) -> list[dict[str, Any]]:
-    """A Responses request as the chat it becomes, near enough for a count."""
+    """Return the chat that a Responses request becomes, approximately."""
     messages: list[dict[str, Any]] = []
     if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
@@ -164,7 +164,7 @@ def _as_messages(request: schemas.ResponsesRequest) -> list[dict[str, Any]]:
 
 
 def _as_content(content: Any) -> str | list[dict[str, Any]]:
-    """Text where there is nothing else: so it also suits templates that know no parts."""
+    """Return plain text if there are no images, for templates that do not support parts."""
     if not isinstance(content, list):
         return str(content)
     parts = [part for part in content if isinstance(part, dict)]
@@ -179,7 +179,7 @@ def _as_content(content: Any) -> str | list[dict[str, Any]]:
 
 
 def _length(answer: dict[str, Any]) -> int | None:
-    """vLLM tells a `count`; both tell the tokens."""
+    """Return vLLM's `count`, or the number of tokens."""
     count, tokens = answer.get("count"), answer.get("tokens")
     if isinstance(count, int):
         return count

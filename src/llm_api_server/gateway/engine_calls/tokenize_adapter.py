@@ -1,7 +1,4 @@
-"""`/tokenize` and `/detokenize` of llama.cpp in vLLM's form, so that clients need to know one only.
-
-Called by `proxy.py`: `question` before the request goes out, `answer` with what came back.
-"""
+"""`/tokenize` and `/detokenize` of llama.cpp in vLLM's format, so that clients need only one."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from llm_api_server.ipc.lease_messages import InstanceInfo
 
 _JSON = "application/json"
 _OK = 200
-MAX_ANSWER_BYTES = 256 * 1024 * 1024
+_MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 
 
 class _Rendered(msgspec.Struct):
@@ -26,7 +23,7 @@ class _Rendered(msgspec.Struct):
 
 
 class _Piece(msgspec.Struct):
-    """`piece` is a list of bytes where it is no text by itself."""
+    """Token whose `piece` is a list of bytes if it is not valid text by itself."""
 
     id: int
     piece: str | list[int]
@@ -41,20 +38,21 @@ class _Text(msgspec.Struct):
 
 
 def is_translated(facts: RequestFacts, instance: InstanceInfo) -> bool:
-    is_about_tokens = isinstance(facts.request, schemas.TokenizeRequest | schemas.DetokenizeRequest)
-    return is_about_tokens and instance.engine == "llama_cpp"
+    """Return whether the instance needs the request in llama.cpp's format."""
+    is_tokenizing = isinstance(facts.request, schemas.TokenizeRequest | schemas.DetokenizeRequest)
+    return is_tokenizing and instance.engine == "llama_cpp"
 
 
-async def question(upstream: HttpClient, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bytes:
-    """The body for llama.cpp. A conversation is put into the model's template first. Raises `ApiError`."""
+async def to_llama_cpp(client: HttpClient, facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bytes:
+    """Return the body for llama.cpp. A conversation is rendered with the model's template first. Raises `ApiError`."""
     request = facts.request
     if not isinstance(request, schemas.TokenizeRequest):
         return body
     text = request.prompt if request.prompt is not None else request.content
     adds = request.add_special_tokens is not False
     if text is None:
-        # The template's own first token is taken out of what llama.cpp answers; it belongs to the prompt all the same.
-        text, adds = await _render(upstream, instance, body), True
+        # llama.cpp leaves out the template's own first token when it renders; the prompt has it all the same.
+        text, adds = await _render(client, instance, body), True
     wanted = {
         "content": text,
         "add_special": adds,
@@ -64,19 +62,19 @@ async def question(upstream: HttpClient, facts: RequestFacts, instance: Instance
     return msgspec.json.encode(wanted)
 
 
-async def _render(upstream: HttpClient, instance: InstanceInfo, body: bytes) -> str:
-    response = await upstream.post(
+async def _render(client: HttpClient, instance: InstanceInfo, body: bytes) -> str:
+    response = await client.post(
         instance.address, "/apply-template", body, content_type=_JSON, headers=instance.headers
     )
-    content = await response.read_all(MAX_ANSWER_BYTES)
+    content = await response.read_all(_MAX_RESPONSE_BYTES)
     if response.status != _OK:
         raise translate_error(response.status, content)
     rendered: _Rendered = _decode(content, _Rendered)
     return rendered.prompt
 
 
-def answer(facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bytes:
-    """llama.cpp's answer as vLLM would give it. Raises `EngineError` when it is none."""
+def from_llama_cpp(facts: RequestFacts, instance: InstanceInfo, body: bytes) -> bytes:
+    """Return llama.cpp's response in vLLM's format. Raises `EngineError` if it cannot be read."""
     if isinstance(facts.request, schemas.DetokenizeRequest):
         text: _Text = _decode(body, _Text)
         return msgspec.json.encode({"prompt": text.content})
@@ -100,4 +98,4 @@ def _decode(body: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError("The engine's answer could not be understood.") from error
+        raise EngineError("The engine's response could not be understood.") from error

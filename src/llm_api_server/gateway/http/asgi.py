@@ -33,10 +33,18 @@ class AsgiResponder:
         self._body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def serve(self, listener: RequestListener) -> None:
-        """Carry messages until the listener has finished. Cancellation means that the server waits no longer."""
+        """Begin, and carry messages until the listener has finished.
+
+        Cancellation means that the server waits no longer.
+        """
         self._listener = listener
-        reader = asyncio.create_task(self._read(listener))
+        listener.register()
+        # Not on the server's task: a timeout in what begins must not cancel that one.
+        asyncio.get_running_loop().call_soon(listener.begin)
+        reader = None
         try:
+            await asyncio.sleep(0)
+            reader = asyncio.create_task(self._read(listener))
             while not (self._is_closed and not self._messages):
                 await self._wake.wait()
                 self._wake.clear()
@@ -48,10 +56,11 @@ class AsgiResponder:
                 async with asyncio.timeout(LAST_WRITE_TIMEOUT):
                     await self._send_all()
         finally:
-            reader.cancel()
             self._body.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
+            if reader is not None:
+                reader.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reader
 
     async def _send_all(self) -> None:
         while self._messages:
@@ -76,12 +85,17 @@ class AsgiResponder:
     def is_writable(self) -> bool:
         return self._size < HIGH_WATER_BYTES
 
-    async def body(self) -> bytes:
-        if not self._is_too_large:
-            body = await self._body
+    @property
+    def has_body(self) -> bool:
+        return self._is_too_large or self._body.done()
+
+    async def wait_body(self) -> None:
+        await self._body
+
+    def take_body(self) -> bytes:
         if self._is_too_large:
             raise body_too_large(self._max_body_bytes)
-        return body
+        return self._body.result()
 
     def start(self, status: int, lines: bytes) -> None:
         self._messages.append({"type": "http.response.start", "status": status, "headers": headers_of(lines)})

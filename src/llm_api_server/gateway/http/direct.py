@@ -37,8 +37,8 @@ class DirectResponder:
     """
 
     __slots__ = (
-        "_chunks", "_connection", "_handler", "_has_begun", "_has_body", "_has_turn", "_is_early", "_is_too_large",
-        "_out", "_size", "_transport", "_waiter", "disconnected", "head", "is_chunked", "keep_alive", "listener",
+        "_chunks", "_connection", "_handler", "_has_begun", "_has_turn", "_is_early", "_is_too_large", "_out", "_size",
+        "_transport", "_waiter", "disconnected", "has_body", "head", "is_chunked", "keep_alive", "listener",
         "message_event", "response_complete",
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ class DirectResponder:
         self._size = 0
         self._out: list[bytes] = []
         self._has_turn = False
-        self._has_body = False
+        self.has_body = False
         self._has_begun = False
         self._is_early = False
         self._is_too_large = False
@@ -67,7 +67,7 @@ class DirectResponder:
 
     def begin_with(self, body: bytes) -> None:
         """Begin a request whose body is complete and whose turn it is."""
-        self._has_turn = self._has_body = self._has_begun = True
+        self._has_turn = self.has_body = self._has_begun = True
         self._is_too_large = len(body) > self._handler.max_body_bytes
         self._chunks.append(body)
         self.listener.register()
@@ -76,7 +76,7 @@ class DirectResponder:
     def on_head(self) -> None:
         """Settle whether the response may precede the body."""
         length = self.head.headers.get(b"content-length", b"")
-        self._is_too_large = length.isdigit() and int(length) > self._handler.max_body_bytes
+        self._is_too_large = self.has_body = length.isdigit() and int(length) > self._handler.max_body_bytes
         self._is_early = self._is_too_large or self.head.expects_continue
 
     def on_turn(self) -> None:
@@ -93,7 +93,7 @@ class DirectResponder:
         self._chunks.append(data)
         self._size += len(data)
         if self._size > self._handler.max_body_bytes:
-            self._is_too_large = True
+            self._is_too_large = self.has_body = True
             self._chunks.clear()
             self._wake()
         if self._size > _MAX_UNCHECKED_BYTES:
@@ -101,7 +101,7 @@ class DirectResponder:
             self._begin_if_ready()
 
     def on_body_complete(self) -> None:
-        self._has_body = True
+        self.has_body = True
         self._wake()
         self._begin_if_ready()
 
@@ -112,7 +112,7 @@ class DirectResponder:
             self.listener.on_disconnect()
 
     def _begin_if_ready(self) -> None:
-        if self._has_turn and not self._has_begun and (self._has_body or self._is_early):
+        if self._has_turn and not self._has_begun and (self.has_body or self._is_early):
             self._has_begun = True
             self.listener.begin()
 
@@ -131,12 +131,13 @@ class DirectResponder:
     def is_writable(self) -> bool:
         return not self._connection.flow.write_paused
 
-    async def body(self) -> bytes:
-        if not self._has_body and not self._is_too_large:
-            if self.head.expects_continue:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+    async def wait_body(self) -> None:
+        if self.head.expects_continue:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def take_body(self) -> bytes:
         if self._is_too_large:
             raise body_too_large(self._handler.max_body_bytes)
         chunks, self._chunks = self._chunks, []

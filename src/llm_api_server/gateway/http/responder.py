@@ -47,7 +47,7 @@ class RequestListener(Protocol):
 class Responder(Protocol):
     """Body of a request and response to it: `start`, any number of `write` or `send`, then `end` or `abort`.
 
-    Nothing but `body` waits. Written data leaves with `flush`, `send`, `end` or `abort`.
+    Nothing but `wait_body` waits. Written data leaves with `flush`, `send`, `end` or `abort`.
     """
 
     @property
@@ -61,7 +61,14 @@ class Responder(Protocol):
     def is_chunked(self) -> bool:
         """Whether the response has begun and is in chunks (RFC 9112, 7.1), so that `forward` may be used."""
 
-    async def body(self) -> bytes:
+    @property
+    def has_body(self) -> bool:
+        """Whether the whole body has arrived, or is known to be too large."""
+
+    async def wait_body(self) -> None:
+        """Wait until `has_body`."""
+
+    def take_body(self) -> bytes:
         """Return the body, once. Raises `RequestTooLarge`."""
 
     def start(self, status: int, lines: bytes) -> None:

@@ -154,7 +154,7 @@ class Leases:
         """
         if self.link.is_closing:
             raise ShuttingDown("This server is shutting down.")
-        lease = self.acquire_at_once(model, task, claim.key_id)
+        lease = self.take(model, task, claim.key_id)
         if lease is not None:
             return lease
         number = self.link.next_number()
@@ -172,7 +172,7 @@ class Leases:
         assert pending.lease is not None, "the response was Granted"
         return pending.lease
 
-    def acquire_at_once(self, model: str, task: Task | None, key_id: str = "") -> Lease | None:
+    def take(self, model: str, task: Task | None, key_id: str = "") -> Lease | None:
         """Take a free slot that this worker holds, on the instance with the fewest requests in flight."""
         if self.link.is_closing:
             return None

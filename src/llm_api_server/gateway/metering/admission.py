@@ -54,7 +54,7 @@ class AdmissionClient:
 
         `tokens` are reserved, and up to `optional_tokens` more if the limits leave them.
         """
-        if self.admit_at_once(record, tokens + optional_tokens):
+        if self.admit_from_held(record, tokens + optional_tokens):
             return
         key = record.key
         assert key is not None
@@ -73,7 +73,7 @@ class AdmissionClient:
             self._link.send(Settle(number, 0))
             raise
 
-    def admit_at_once(self, record: RequestRecord, tokens: int) -> bool:
+    def admit_from_held(self, record: RequestRecord, tokens: int) -> bool:
         """Admit a request if its key has no limits or the quota held for it suffices."""
         key = record.key
         assert key is not None

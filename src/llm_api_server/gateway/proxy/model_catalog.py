@@ -1,19 +1,17 @@
-"""Which models and adapters there are, by name and alias, and which of them a key may use. Pure; built from the
-configuration.
-"""
+"""Configured models and adapters, by name and alias, and the keys that may use them. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from llm_api_server.auth.access import Key
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import ModelsConfig
 from llm_api_server.errors import InvalidRequest, ModelNotFound, PermissionDenied
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a request asks for: a configured model, and which of its adapters, if any."""
+    """A configured model, or one of its adapters."""
 
     model: str
     adapter: str | None = None
@@ -24,18 +22,19 @@ class Found:
 
 
 class ModelCatalog:
-    """The configured models and their adapters. `all` are in the order of the configuration."""
+    """Models and adapters in the order of the configuration, as `all`.
 
-    def __init__(self, config: Config, created: int = 0) -> None:
-        #: Counts the configurations.
+    `revision` counts the configurations, `created` is when the current one was written.
+    """
+
+    def __init__(self, models: ModelsConfig, created: int = 0) -> None:
         self.revision = 0
-        self.configure(config, created)
+        self.configure(models, created)
 
-    def configure(self, config: Config, created: int) -> None:
-        """`created`, in Unix seconds, is that of all models."""
+    def configure(self, models: ModelsConfig, created: int) -> None:
+        """Replace all models. `created` is in Unix seconds."""
         self.revision += 1
         self.created = created
-        models = config.models
         self._default = models.default
         self.all: list[Found] = []
         self._found: dict[str, Found] = {}
@@ -44,11 +43,14 @@ class ModelCatalog:
             self.all += own
             self._found.update({found.name: found for found in own})
             self._found.update(dict.fromkeys(model.aliases, own[0]))
-        # Templates know the role `developer` only where the family brought it in.
+        # Only the templates of families that introduced the role `developer` support it.
         self._knows_developer = frozenset(name for name, model in models.available.items() if model.type == "gpt-oss")
 
     def find(self, wanted: str | None, key: Key) -> Found:
-        """Raises when there is no such name or the key may not use it: an adapter is allowed by its own name only."""
+        """Return the model of this name or alias, or the default. Raises `ApiError` if the key may not use it.
+
+        An adapter is permitted by its own name only.
+        """
         if wanted is None and self._default is None:
             raise InvalidRequest("Missing required parameter: 'model'.", param="model")
         asked = wanted if wanted is not None else str(self._default)

@@ -1,4 +1,4 @@
-"""How long a request waits for its turn on a model, and what it is told when that was too long."""
+"""Limit on the time that a request waits for a slot, and the error once that is over."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from llm_api_server.gateway.metering.request_record import RequestRecord
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.types import ModelState
 
-#: In which the SDKs of OpenAI and Anthropic say how many seconds their clients wait for an answer.
-_HINTS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
-#: Of these a client keeps some for the way of the answer.
+#: Headers in which the SDKs of OpenAI and Anthropic send their client's timeout, in seconds.
+_TIMEOUT_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+#: Seconds of the client's timeout that are left for the way of the response.
 _MARGIN = 1.0
-#: An answer that comes this early helps nobody.
+#: Shorter timeouts are ignored: an error this early helps no client.
 _SHORTEST = 2.0
-_USUAL_WAIT = 5.0
+_DEFAULT_RETRY_AFTER = 5.0
 _BEFORE_READY = {ModelState.STOPPED, ModelState.STARTING, ModelState.SLEEPING, ModelState.STOPPING}
 
 
 class QueueTimeout:
-    """One request's. `until` is in seconds of the clock of deadlines, `position` where it stands, once that is told."""
+    """Wait of one request: `until`, in seconds of `time.monotonic`, at queue `position` once that is known."""
 
     def __init__(self, model: str, until: float, record: RequestRecord | None = None) -> None:
-        """`record` is told the position as well."""
+        """`record` gets the position as well."""
         self.until = until
         self.position: int | None = None
         self._model = model
         self._record = record
 
-    def heed(self, headers: Mapping[bytes, bytes], started_at: float) -> None:
-        """A client that gives up by itself is told before, when to come again."""
-        for name in _HINTS:
+    def apply_client_timeout(self, headers: Mapping[bytes, bytes], started_at: float) -> None:
+        """End the wait before the client's own timeout, so that the client learns when to retry."""
+        for name in _TIMEOUT_HEADERS:
             try:
                 seconds = float(headers.get(name, b"")) - _MARGIN
             except ValueError:
@@ -46,17 +46,17 @@ class QueueTimeout:
         if self._record is not None:
             self._record.position = position
 
-    def too_long(self, models: Mapping[str, ModelStatus]) -> ApiError | None:
-        """What to tell the client; None where the model is not the reason."""
+    def error(self, models: Mapping[str, ModelStatus]) -> ApiError | None:
+        """Return the error to respond with; None if the model is not the reason."""
         status = models.get(self._model)
         if status is None or status.state is ModelState.FAILED:
             return None
         if status.state in _BEFORE_READY:
-            wait = max(1.0, status.ready_at - time.time()) if status.ready_at is not None else _USUAL_WAIT
-            message = f"The model '{self._model}' is not loaded yet; its load goes on. Try again in {wait:.0f} s."
+            wait = max(1.0, status.ready_at - time.time()) if status.ready_at is not None else _DEFAULT_RETRY_AFTER
+            message = f"The model '{self._model}' is not loaded yet; it continues to load. Try again in {wait:.0f} s."
             return ModelLoading(message, retry_after=wait)
-        place = f"; the request is number {self.position} in its queue" if self.position is not None else ""
-        message = f"The model '{self._model}' is busy{place}. Try again in a moment."
-        error = ServerOverloaded(message, retry_after=_USUAL_WAIT)
+        position = f"; the request is number {self.position} in its queue" if self.position is not None else ""
+        message = f"The model '{self._model}' is busy{position}. Try again in a moment."
+        error = ServerOverloaded(message, retry_after=_DEFAULT_RETRY_AFTER)
         error.position = self.position
         return error

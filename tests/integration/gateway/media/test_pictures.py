@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from llm_api_server.config.models import InferenceConfig
-from llm_api_server.gateway.proxy import services as proxy_module
+from llm_api_server.gateway.proxy import front_door
 from llm_api_server.ipc.run_dir import RunDir
 from tests.gateway_worker import PNG, Gateway, make_config, run_gateway
 from tests.pictures import data_url, image_part, png_of_stated_size
@@ -39,7 +39,7 @@ async def test_pictures_by_url_reach_the_engine_as_data(
 ) -> None:
     web = Web(make_certificate(tmp_path))
     await web.start()
-    monkeypatch.setattr(proxy_module, "MediaFetcher", lambda _: web.fetcher(max_bytes=10_000))
+    monkeypatch.setattr(front_door, "MediaFetcher", lambda _: web.fetcher(max_bytes=10_000))
     web.answers["/large.png"] = [ok(PICTURE + bytes(20_000))]
     async with run_gateway(run_dir, engine_socket, make_config(run_dir)) as gateway:
 

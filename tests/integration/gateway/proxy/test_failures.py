@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_api_server.config.models import ServerConfig
+from llm_api_server.gateway.proxy.running_requests import RunningRequests
 from llm_api_server.ipc import lease_messages
 from llm_api_server.ipc import messages as control
 from llm_api_server.ipc.lease_messages import InstanceInfo
@@ -17,11 +18,10 @@ from tests.waiting import until
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.usefixtures("fast_pings")
 async def test_stream_that_waits_for_a_load_gets_comments_and_then_its_chunks(
-    run_dir: RunDir, engine_socket: Path
+    run_dir: RunDir, engine_socket: Path, fast_pings: RunningRequests
 ) -> None:
-    async with run_gateway(run_dir, engine_socket, make_config(run_dir)) as gateway:
+    async with run_gateway(run_dir, engine_socket, make_config(run_dir), running=fast_pings) as gateway:
         gateway.manager.hold = True
         async with gateway.stream() as response:
             lines = response.aiter_lines()
@@ -32,18 +32,20 @@ async def test_stream_that_waits_for_a_load_gets_comments_and_then_its_chunks(
     assert content_of(events(rest)) == "Hello there!"
 
 
-@pytest.mark.usefixtures("fast_pings")
-async def test_stream_that_waits_for_its_first_token_gets_comments(run_dir: RunDir, engine_socket: Path) -> None:
+async def test_stream_that_waits_for_its_first_token_gets_comments(
+    run_dir: RunDir, engine_socket: Path, fast_pings: RunningRequests
+) -> None:
     async with (
-        run_gateway(run_dir, engine_socket, make_config(run_dir)) as gateway,
+        run_gateway(run_dir, engine_socket, make_config(run_dir), running=fast_pings) as gateway,
         gateway.stream("head-only") as response,
     ):
         assert await anext(response.aiter_lines()) == ": waiting for m"
 
 
-@pytest.mark.usefixtures("fast_pings")
-async def test_failed_load_after_a_comment_is_an_error_event(run_dir: RunDir, engine_socket: Path) -> None:
-    async with run_gateway(run_dir, engine_socket, make_config(run_dir)) as gateway:
+async def test_failed_load_after_a_comment_is_an_error_event(
+    run_dir: RunDir, engine_socket: Path, fast_pings: RunningRequests
+) -> None:
+    async with run_gateway(run_dir, engine_socket, make_config(run_dir), running=fast_pings) as gateway:
         gateway.manager.hold = True
         async with gateway.stream() as response:
             lines = response.aiter_lines()
@@ -159,10 +161,11 @@ async def test_timeout_covers_the_queue_and_the_engine(run_dir: RunDir, engine_s
     assert (streaming.status_code, streaming.json()["error"]["code"]) == (504, "timeout")
 
 
-@pytest.mark.usefixtures("fast_pings")
-async def test_timeout_of_a_started_stream_is_an_error_event(run_dir: RunDir, engine_socket: Path) -> None:
+async def test_timeout_of_a_started_stream_is_an_error_event(
+    run_dir: RunDir, engine_socket: Path, fast_pings: RunningRequests
+) -> None:
     config = make_config(run_dir, server=ServerConfig(run_dir=str(run_dir.path), timeout=0.4))
-    async with run_gateway(run_dir, engine_socket, config) as gateway:
+    async with run_gateway(run_dir, engine_socket, config, running=fast_pings) as gateway:
         found = events((await gateway.chat("head-only", stream=True)).text)
     assert found[-1]["error"]["code"] == "timeout"
 

@@ -99,7 +99,7 @@ async def test_adapter_is_requested_by_name_from_its_models_instance(gateway: Ga
 async def test_adapter_does_not_embed_and_the_message_names_the_model_that_does(gateway: Gateway) -> None:
     response = await gateway.client.post("/v1/embeddings", json={"model": "org/lora", "input": "x"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "not_supported")
-    assert "ask 'm' for this" in response.json()["error"]["message"]
+    assert "use 'm' for this" in response.json()["error"]["message"]
     assert gateway.engine_bodies() == []
 
 

@@ -151,10 +151,10 @@ async def test_requests_on_slots_that_are_revoked_meanwhile_report_their_cost(
     leases: Leases, link: ManagerLink, manager: FakeManager
 ) -> None:
     first = await leases.acquire("m", claim=Claim("waited", cost=5))
-    second = leases.acquire_at_once("m", None, "took")
+    second = leases.take("m", None, "took")
     assert second is not None
     link.on_message(RevokeSlots("m-1"))
-    assert leases.acquire_at_once("m", None, "took") is None
+    assert leases.take("m", None, "took") is None
     second.release(40)
     first.release(5)
     await until(lambda: len(manager.received_of(ReturnSlots)) == 3)

@@ -174,7 +174,7 @@ async def test_quota_that_is_revoked_right_behind_its_grant_goes_back(
     assert manager.received_of(ReportQuota) == [
         ReportQuota("id-of-ann", returned=QuotaGrant(requests=5), is_reply=True)
     ]
-    assert not admission.admit_at_once(new_record(FAR), 10)
+    assert not admission.admit_from_held(new_record(FAR), 10)
 
 
 async def test_the_grant_of_a_request_cancelled_meanwhile_is_kept(
@@ -189,4 +189,4 @@ async def test_the_grant_of_a_request_cancelled_meanwhile_is_kept(
     (admit,) = manager.received_of(Admit)
     link.on_message(Admitted(admit.request, RateLimits(), 1, QuotaGrant(requests=5)))
     assert not admission._admitted
-    assert admission.admit_at_once(new_record(FAR), 1)
+    assert admission.admit_from_held(new_record(FAR), 1)

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from llm_api_server.config.models import ServerConfig
-from llm_api_server.gateway.proxy.front_door import FastPathHandler
-from llm_api_server.gateway.proxy.services import ProxyServices
+from llm_api_server.event_loop.write_buffer import WriteBuffer
+from llm_api_server.gateway.proxy.front_door import EngineProxy, FastPathHandler
 from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 
 FORWARDED = b"x-forwarded-for"
@@ -16,11 +16,13 @@ CHAT = b"/v1/chat/completions"
 
 
 class _Proxy:
-    max_body_bytes = 1000
+    """Stand-in: no request is opened here."""
+
+    open = None
 
 
 def handler(**server: Any) -> FastPathHandler:
-    return FastPathHandler(ServerConfig(**server), cast("ProxyServices", _Proxy()))
+    return FastPathHandler(ServerConfig(**server), cast("EngineProxy", _Proxy()), WriteBuffer())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_api_server.auth.access import Key
-from llm_api_server.config.models import Config, ModelConfig, ModelsConfig
+from llm_api_server.config.models import ModelConfig, ModelsConfig
 from llm_api_server.errors import InvalidRequest, ModelNotFound, PermissionDenied
 from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
 
@@ -14,7 +14,7 @@ OTHER = ModelConfig(path="org/other", adapters={"poems": "c"})
 
 
 def catalog(default: str | None = None) -> ModelCatalog:
-    return ModelCatalog(Config(models=ModelsConfig(default=default, available={"base": BASE, "other": OTHER})))
+    return ModelCatalog(ModelsConfig(default=default, available={"base": BASE, "other": OTHER}))
 
 
 def key(*models: str) -> Key:

@@ -1,4 +1,4 @@
-"""What a request is told that has waited for too long, and how long it waits when its client says so."""
+"""Error of a request that has waited too long for a slot, and the wait that the client's own timeout leaves."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ def status(state: ModelState, *, ready_at: float | None = None) -> dict[str, Mod
     return {"m": ModelStatus("m", state, "llama_cpp", "m", ready_at=ready_at)}
 
 
-def test_a_load_that_goes_on_says_when_it_will_be_over() -> None:
-    error = QueueTimeout("m", 10).too_long(status(ModelState.STARTING, ready_at=time.time() + 40))
+@pytest.mark.parametrize(("ready_in", "retry_after"), [(40, 40), (-40, 1)])
+def test_a_loading_model_gives_the_rest_of_its_load_as_retry_after(ready_in: float, retry_after: float) -> None:
+    error = QueueTimeout("m", 10).error(status(ModelState.STARTING, ready_at=time.time() + ready_in))
     assert isinstance(error, ModelLoading)
-    assert error.retry_after == pytest.approx(40, abs=1)
-    late = QueueTimeout("m", 10).too_long(status(ModelState.STARTING, ready_at=time.time() - 40))
-    assert late is not None
-    assert late.retry_after == 1
+    assert error.retry_after == pytest.approx(retry_after, abs=1)
 
 
-def test_a_busy_model_says_which_place_was_reached() -> None:
-    wait = QueueTimeout("m", 10)
-    wait.on_position(7)
-    error = wait.too_long(status(ModelState.READY))
+def test_a_busy_model_gives_the_last_position_in_its_queue() -> None:
+    queue = QueueTimeout("m", 10)
+    queue.on_position(7)
+    error = queue.error(status(ModelState.READY))
     assert isinstance(error, ServerOverloaded)
     assert error.position == 7
     assert "number 7" in error.message
 
 
 @pytest.mark.parametrize("models", [{}, status(ModelState.FAILED)])
-def test_where_the_model_is_not_the_reason_nothing_is_said_of_it(models: dict[str, ModelStatus]) -> None:
-    assert QueueTimeout("m", 10).too_long(models) is None
+def test_no_error_names_the_model_if_it_is_not_the_reason(models: dict[str, ModelStatus]) -> None:
+    assert QueueTimeout("m", 10).error(models) is None
 
 
 @pytest.mark.parametrize(
@@ -52,7 +50,7 @@ def test_where_the_model_is_not_the_reason_nothing_is_said_of_it(models: dict[st
         ({b"x-stainless-read-timeout": b"-5"}, 300),
     ],
 )
-def test_a_client_that_gives_up_by_itself_is_told_before(headers: dict[bytes, bytes], until: float) -> None:
-    wait = QueueTimeout("m", 300)
-    wait.heed(headers, started_at=100)
-    assert wait.until == until
+def test_the_wait_ends_before_the_clients_own_timeout(headers: dict[bytes, bytes], until: float) -> None:
+    queue = QueueTimeout("m", 300)
+    queue.apply_client_timeout(headers, started_at=100)
+    assert queue.until == until
