@@ -74,7 +74,7 @@ def load(path: Path | None, checks: Checks | None = None) -> Config:
 def running_server(path: Path | None) -> Iterator[Config]:
     """Yield the configuration that reaches the running server; see `errors`."""
     config = load_running(path)
-    with errors(config):
+    with errors(config.source):
         yield config
 
 
@@ -117,8 +117,11 @@ def open_database(url: str) -> Iterator[Database]:
 
 
 @contextmanager
-def errors(config: Config | None = None) -> Iterator[None]:
-    """End the command with a message and an exit code if the block raises an expected error."""
+def errors(source: Path | None = None) -> Iterator[None]:
+    """End the command with a message and an exit code if the block raises an expected error.
+
+    `source` is the configuration file of the server that the block calls.
+    """
     from llm_api_server.errors import ConfigError, ControlError, InvalidKeyField, ServerError, Unreachable
     from llm_api_server.lifecycle.running_server import is_absent
 
@@ -129,8 +132,8 @@ def errors(config: Config | None = None) -> Iterator[None]:
     except InvalidKeyField as error:
         fail(f"{error.field}: {error.reason}", ExitCode.WRONG)
     except ControlError as error:
-        if config is not None and is_absent(error):
-            not_running(config)
+        if source is not None and is_absent(error):
+            not_running(source)
         fail(str(error), ExitCode.FAILED)
     except Unreachable as error:
         fail(str(error), ExitCode.NOT_RUNNING)
@@ -140,9 +143,9 @@ def errors(config: Config | None = None) -> Iterator[None]:
         fail(str(error), ExitCode.FAILED)
 
 
-def not_running(config: Config) -> NoReturn:
+def not_running(source: Path) -> NoReturn:
     fail(
-        f"No server is running with {config.source}. Start one with `llm-api-server serve`, or give its configuration "
+        f"No server is running with {source}. Start one with `llm-api-server serve`, or give its configuration "
         "file with --config.",
         ExitCode.NOT_RUNNING,
     )

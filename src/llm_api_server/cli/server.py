@@ -47,7 +47,7 @@ def stop(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     with base.running_server(config) as loaded:
         if not RunningServer(loaded.run_dir, loaded.server.drain_timeout).stop():
-            base.not_running(loaded)
+            base.not_running(loaded.source)
         base.show("Stopped.", {"stopped": True}, as_json=as_json)
 
 
@@ -69,7 +69,7 @@ def reload(
     from llm_api_server.lifecycle.running_server import RunningServer
 
     loaded = base.load(config)
-    with base.errors(loaded):
+    with base.errors(loaded.source):
         reloaded = RunningServer(loaded.run_dir, loaded.server.drain_timeout).reload(dry_run=dry_run)
         content = {"applied": reloaded.applied, "late_workers": reloaded.late, "changes": reloaded.changes}
         base.show(reload_text(reloaded), content, as_json=as_json)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from llm_api_server import log_file
@@ -50,7 +51,7 @@ def config_warnings(config: Config) -> list[str]:
         *_auth_warnings(config.auth, config.server),
         *_origin_warnings(config.server),
         *_key_warnings(config.auth, config.server, config.models),
-        *_model_warnings(config),
+        *_model_warnings(config.models.available, config.models_dir),
     ]
 
 
@@ -159,11 +160,11 @@ def _names_differ(available: dict[str, ModelConfig]) -> Iterator[Problem]:
             owners.setdefault(other, f"{kind} of '{name}'")
 
 
-def _run_dir(config: Config) -> Iterator[Problem]:
+def _run_dir(path: Path) -> Iterator[Problem]:
     limit = _MAX_SOCKET_PATH_BYTES - _SOCKET_NAME_BYTES
-    length = len(str(config.run_dir).encode())
+    length = len(str(path).encode())
     if length > limit:
-        sentence = f"{config.run_dir} has {length} bytes; paths of unix sockets allow {limit}. Choose a shorter path"
+        sentence = f"{path} has {length} bytes; paths of unix sockets allow {limit}. Choose a shorter path"
         yield ("server", "run_dir"), sentence
 
 
@@ -178,7 +179,7 @@ _CHECKS: Checks = {
         ("server", "host"),
         ("server", "allow_unauthenticated"),
     ],
-    _run_dir: [("server", "run_dir")],
+    lambda config: _run_dir(config.run_dir): [("server", "run_dir")],
     lambda config: _issuers(config.auth.issuers): [("auth", "issuers")],
     lambda config: _keys_differ(config.auth.api_keys): [("auth", "api_keys")],
     lambda config: _tokens(config.auth): [("auth", "tokens"), ("auth", "secret_key")],
@@ -239,17 +240,17 @@ def _key_warnings(auth: AuthConfig, server: ServerConfig, models: ModelsConfig) 
                 yield f"The key '{entry.name}' may use '{pattern}', which matches no model."
 
 
-def _model_warnings(config: Config) -> Iterator[str]:
-    if not config.models.available:
+def _model_warnings(available: dict[str, ModelConfig], models_dir: Path) -> Iterator[str]:
+    if not available:
         yield "models.available is empty: there is nothing to serve yet."
-    for name, model in config.models.available.items():
+    for name, model in available.items():
         for path in (model.path, *([model.mmproj] if model.mmproj else [])):
             is_gguf = path.lower().endswith(".gguf") or model.engine == "llama_cpp"
-            resolved = config.resolve_model_path(path)
+            resolved = models_dir / Path(path).expanduser()
             if not _is_remote(path, is_gguf=is_gguf) and not resolved.exists():
                 yield f"The model '{name}' cannot be loaded: {resolved} does not exist."
         for adapter, path in model.adapters.items():
-            resolved = config.resolve_model_path(path)
+            resolved = models_dir / Path(path).expanduser()
             if not resolved.exists():
                 yield f"The model '{name}' cannot be loaded: {resolved}, its adapter '{adapter}', does not exist."
 

@@ -14,7 +14,7 @@ import msgspec
 
 from llm_api_server.auth.keys import key_of
 from llm_api_server.cli import base
-from llm_api_server.config.models import Config
+from llm_api_server.config.models import AuthConfig, Config
 from llm_api_server.errors import ServerError, Unreachable
 from llm_api_server.http_client import blocking
 from llm_api_server.lifecycle.config_handover import running_config
@@ -181,7 +181,7 @@ def connect(path: Path | None, url: str | None, key: str | None, model: str | No
         config = _running(path)
         default = config.models.default
         url = local_url(config.server.host, config.server.port)
-        key = key or _usable_key(config, model or default)
+        key = key or _usable_key(config.auth, config.source, model or default)
     try:
         client = ApiClient(url, key)
     except ValueError as error:
@@ -197,24 +197,24 @@ def _running(path: Path | None) -> Config:
     loaded = base.load_running(path)
     config = running_config(loaded.run_dir)
     if config is None and ServerLock(loaded.run_dir).holder() is None:
-        base.not_running(loaded)
+        base.not_running(loaded.source)
     config = config or loaded
     if not config.server.port:
         base.fail("The server chose its own port (server.port: 0): give its address with --url.", ExitCode.FAILED)
     return config
 
 
-def _usable_key(config: Config, model: str | None) -> str | None:
+def _usable_key(auth: AuthConfig, source: Path, model: str | None) -> str | None:
     """Return the first configured key that may chat with `model`; None if authentication is off."""
-    if not config.auth.enabled:
+    if not auth.enabled:
         return None
-    for entry in config.auth.api_keys:
+    for entry in auth.api_keys:
         key = key_of(entry)
         is_valid = key.enabled and (key.expires_at is None or key.expires_at > time.time())
         if is_valid and not entry.is_hashed and key.may("chat") and (model is None or key.may_use(model)):
             return entry.key
     return base.fail(
-        f"No key in {config.source} is usable: each is hashed, has expired, or may not chat. Give one with --key or "
+        f"No key in {source} is usable: each is hashed, has expired, or may not chat. Give one with --key or "
         f"{base.KEY_VARIABLE}.",
         ExitCode.WRONG,
     )
