@@ -1,4 +1,4 @@
-"""Tokens that a configuration accepts beside keys.
+"""Tokens that a configuration accepts in addition to keys.
 
 Their modules are imported only if the configuration has any: they import `cryptography`, 6 MB that most workers can
 do without.

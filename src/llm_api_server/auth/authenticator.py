@@ -76,7 +76,7 @@ class Authenticator:
     def configure(self, keys: KeyRing, tokens: TokenSigner | None, issuers: TokenIssuers | None) -> None:
         """Replace keys and tokens and invalidate every cached authentication."""
         self._keys = keys
-        self._configured = {known: KnownCaller.of(known, key) for known, key in keys.items()}
+        self._configured = {digest: KnownCaller.of(digest, key) for digest, key in keys.items()}
         self.tokens = tokens
         self._issuers = issuers
         self.invalidate(None)
@@ -86,9 +86,9 @@ class Authenticator:
 
         Raises `InvalidKey` or `PermissionDenied`, or the source's `ApiError`.
         """
-        known = await self.find(secret)
-        self.check(known, _Address(address))
-        return known.key, known.is_token
+        caller = await self.find(secret)
+        self.check(caller, _Address(address))
+        return caller.key, caller.is_token
 
     async def find(self, secret: str) -> KnownCaller:
         """Return the caller with this `secret`, valid until `changes` changes. Raises as `authenticate` does."""
@@ -102,41 +102,41 @@ class Authenticator:
             self._cached.clear()
         else:
             changed = frozenset(ids)
-            self._cached.drop(lambda known: known.key.key_id in changed)
+            self._cached.drop(lambda caller: caller.key.key_id in changed)
 
     def _find_cached(self, secret: str) -> KnownCaller | None:
-        for wanted in _digests(secret):
-            known = self._configured.get(wanted) or self._cached.get(wanted)
+        for digest in _digests(secret):
+            caller = self._configured.get(digest) or self._cached.get(digest)
             # The timing of a dictionary lookup can reveal parts of the digest only, never of the key.
-            if known is not None and hmac.compare_digest(known.digest, wanted):
-                return known
+            if caller is not None and hmac.compare_digest(caller.digest, digest):
+                return caller
         return None
 
     async def _look_up(self, secret: str) -> KnownCaller:
-        wanted = next(_digests(secret))
-        if self._unknown.get(wanted):
+        digest = next(_digests(secret))
+        if self._unknown.get(digest):
             raise InvalidKey("Incorrect API key provided.")
         for _ in range(_TRIES):
             changes = self.changes
-            known = await self._fetch(secret, wanted)
+            caller = await self._fetch(secret, digest)
             if changes == self.changes:
-                if known is None:
-                    self._unknown.put(wanted, value=True)
+                if caller is None:
+                    self._unknown.put(digest, value=True)
                 else:
-                    self._cached.put(wanted, known)
+                    self._cached.put(digest, caller)
                 break
-        if known is None:
+        if caller is None:
             raise InvalidKey("Incorrect API key provided.")
-        return known
+        return caller
 
-    async def _fetch(self, secret: str, wanted: str) -> KnownCaller | None:
+    async def _fetch(self, secret: str, digest: str) -> KnownCaller | None:
         if secret.count(".") == _TOKEN_DOTS:
             if self._issuers is not None and self._issuers.claims_token(secret):
-                return KnownCaller.of(wanted, await self._issuers.verify(secret), is_token=True)
+                return KnownCaller.of(digest, await self._issuers.verify(secret), is_token=True)
             if self.tokens is not None:
-                return KnownCaller.of(wanted, await self._by_token(self.tokens, secret), is_token=True)
-        key = await self._source.find(digest=wanted)
-        return None if key is None else KnownCaller.of(wanted, key)
+                return KnownCaller.of(digest, await self._by_token(self.tokens, secret), is_token=True)
+        key = await self._source.find(digest=digest)
+        return None if key is None else KnownCaller.of(digest, key)
 
     async def _by_token(self, tokens: TokenSigner, token: str) -> Key:
         claims = tokens.read(token)
@@ -145,16 +145,16 @@ class Authenticator:
             raise InvalidKey("The key that this token was made from no longer exists.")
         return tokens.narrow(key, claims)
 
-    def check(self, known: KnownCaller, client: Client) -> None:
+    def check(self, caller: KnownCaller, client: Client) -> None:
         """Raise `InvalidKey` or `PermissionDenied` unless the key may be used now and by this client."""
-        key = known.key
+        key = caller.key
         if not key.enabled:
             raise InvalidKey("This API key is disabled.")
         if key.expires_at is not None and key.expires_at <= self._now():
             raise InvalidKey(
-                "This token has expired. Get a new one." if known.is_token else "This API key has expired."
+                "This token has expired. Get a new one." if caller.is_token else "This API key has expired."
             )
-        if known.networks and not _is_within(client.address, known.networks):
+        if caller.networks and not _is_within(client.address, caller.networks):
             raise PermissionDenied("Your API key may not be used from this network.")
 
 

@@ -1,4 +1,4 @@
-"""Rules for secrets in a configuration: keys known from documentation, and secrets too weak to sign tokens with."""
+"""Rules for secrets in a configuration: published keys, and secrets too weak to sign tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXAMPLE_SECRETS = frozenset({"your-secret-key", "your_secret_key", "change-me",
 
 
 def is_weak_secret(secret: str | None) -> bool:
-    """Return whether `secret` is missing, from an example, too short, or too regular to sign tokens with."""
+    """Return whether `secret` is missing, from an example, too short, or too regular to sign tokens."""
     if secret is None or secret.lower() in _EXAMPLE_SECRETS:
         return True
     return len(secret.encode()) < MIN_SECRET_BYTES or len(set(secret)) < 8  # noqa: PLR2004 - "aaaa…", "12121212…"

@@ -1,4 +1,4 @@
-"""Types of option values beside the plain ones: durations, sizes, networks. Each error says what to write."""
+"""Types of option values besides plain ones: durations, sizes, networks. Each error shows a valid value."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ NEEDED_TOKENS = frozenset(_NEEDED_TOKEN.values())
 
 
 def family_of(declared: ModelType, clues: Clues) -> Family:
-    """Return the declared family, else the one whose prefix `model_type` of config.json or the name has."""
+    """Return the declared family, else the one that `model_type` of config.json or the name starts with."""
     if declared != "auto":
         return declared
     short_name = clues.name.rsplit("/", 1)[-1]

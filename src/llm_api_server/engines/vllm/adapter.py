@@ -50,7 +50,7 @@ _MAX_IMAGES = 16
 _DEFAULT_SHARE = 0.9
 #: Size of the weights behind a hub id, in messages.
 _UNKNOWN_SIZE = "whose size is not known before they are downloaded"
-#: Memory beside weights and cache: on a CPU that of vLLM's three processes; on a GPU the minimum, and the maximum with
+#: Memory besides weights and cache: on a CPU that of vLLM's three processes; on a GPU the minimum, and the maximum with
 #: buffers of a step and graphs.
 _CPU_OVERHEAD = 3 * _GIB // 2
 _MIN_GPU_OVERHEAD = _GIB
