@@ -1,1 +1,1 @@
-"""What the command line and the admin API share: keys and usage as people list and change them."""
+"""Management of keys and reports of usage, shared by the command line and the admin API."""

@@ -1,4 +1,4 @@
-"""All keys, stored and configured, as people list and change them. Configured keys are read-only."""
+"""Management of keys, stored and configured ones in one list. Configured keys are read-only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KeyState = Literal["active", "disabled", "expired", "revoked"]
 
 
 class ListedKey(msgspec.Struct, frozen=True, kw_only=True):
-    """One key, without its secret. Times are Unix seconds."""
+    """A key, without its secret. Times are Unix seconds."""
 
     id: str
     name: str

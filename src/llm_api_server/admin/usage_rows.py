@@ -1,4 +1,4 @@
-"""Usage as rows with plain column names, for tables, CSV and the admin API. Pure."""
+"""Usage as rows with plain column names, for tables, CSV and the admin API."""
 
 from __future__ import annotations
 
