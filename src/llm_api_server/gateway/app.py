@@ -29,6 +29,7 @@ from llm_api_server.gateway.manager_link.config_follower import ConfigFollower
 from llm_api_server.gateway.manager_link.key_source import KeySource
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
+from llm_api_server.gateway.manager_link.model_commands import ModelCommands
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.completion import RequestCompletion
 from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord, record_of
@@ -226,7 +227,7 @@ def _routes(worker: Worker, store: StoreAccess, lifespan: _Lifespan) -> FastAPI:
     app.include_router(metrics_routes(link, worker.usage))
     app.include_router(model_routes(catalog, leases))
     app.include_router(token_routes(worker.authenticator))
-    app.include_router(admin_model_routes(catalog, leases))
+    app.include_router(admin_model_routes(catalog, ModelCommands(link)))
     app.include_router(console_routes(CONSOLE_FILES))
     app.include_router(download_routes(link))
     app.include_router(server_routes(link))

@@ -1,4 +1,4 @@
-"""Leases on slots of instances, the latest state of every model, and commands about models, on the worker's loop.
+"""Leases on slots of instances, and the latest state of every model, on the worker's loop.
 
 On instances with many slots the worker holds a batch of slots until they are revoked, so that steady traffic needs no
 round trip. Running requests never notice a loss of the connection.
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 
 from llm_api_server.errors import ShuttingDown
 from llm_api_server.gateway.manager_link.link import ManagerLink
-from llm_api_server.ipc import messages
 from llm_api_server.ipc.lease_messages import (
     NO_CLAIM,
     Acquire,
@@ -27,7 +26,8 @@ from llm_api_server.ipc.lease_messages import (
     ReturnSlots,
     RevokeSlots,
 )
-from llm_api_server.ipc.model_status import Explanation, ModelStatus
+from llm_api_server.ipc.messages import Hello, Models
+from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.types import Task
 
 #: Seconds between two reports of requests in flight.
@@ -130,7 +130,7 @@ class Leases:
                 Granted: self._on_granted,
                 Queued: self._on_queued,
                 RevokeSlots: self._on_revoke,
-                messages.Models: self._on_models,
+                Models: self._on_models,
             },
             on_connect=self._on_connect,
         )
@@ -188,32 +188,6 @@ class Leases:
                 best = held
         return self._lease(best, key_id, 0, None) if best is not None else None
 
-    async def load(self, model: str, *, wait: bool) -> list[ModelStatus]:
-        """Raises `ApiError` when the manager refuses, for example because the load failed."""
-        return await self._models_after(messages.LoadModel(self.link.next_number(), model, wait))
-
-    async def unload(self, model: str, *, wait: bool) -> list[ModelStatus]:
-        return await self._models_after(messages.UnloadModel(self.link.next_number(), model, wait))
-
-    async def pin(self, model: str, *, is_pinned: bool) -> list[ModelStatus]:
-        """Raises `ApiError` if a model that is not loaded is to be pinned."""
-        return await self._models_after(messages.PinModel(self.link.next_number(), model, is_pinned))
-
-    async def list_models(self) -> list[ModelStatus]:
-        """Return fresh figures (memory, in flight), where `models` has those of the last change of a state."""
-        return await self._models_after(messages.ListModels(self.link.next_number()))
-
-    async def explain(self, model: str) -> Explanation:
-        """Return whether the model would fit. Raises `ApiError` if its files cannot be used."""
-        response = await self.link.call(messages.ExplainModel(self.link.next_number(), model), repeats=False)
-        assert isinstance(response, messages.Explained)
-        return response.explanation
-
-    async def _models_after(self, command: messages.Command) -> list[ModelStatus]:
-        response = await self.link.call(command, repeats=False)
-        assert isinstance(response, messages.Models)
-        return response.models
-
     def _lease(self, held: HeldSlots, key_id: str, cost: int, prefilling: int | None) -> Lease:
         held.in_flight += 1
         if self._report_timer is None:
@@ -262,10 +236,10 @@ class Leases:
             held.until_revoked = False
             self._return_free(held)
 
-    def _on_models(self, models: messages.Models) -> None:
-        self.models = {model.id: model for model in models.models}
+    def _on_models(self, message: Models) -> None:
+        self.models = {model.id: model for model in message.models}
 
-    def _on_connect(self, hello: messages.Hello) -> None:
+    def _on_connect(self, hello: Hello) -> None:
         """Keep only the slots in use: a new manager restores no others."""
         for held in list(self._held.values()):
             held.slots = held.in_flight

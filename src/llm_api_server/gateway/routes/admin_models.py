@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Query
 
 from llm_api_server.errors import ModelNotFound
-from llm_api_server.gateway.manager_link.leases import Leases
+from llm_api_server.gateway.manager_link.model_commands import ModelCommands
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.routes.admin_router import admin_router
 from llm_api_server.gateway.routes.public import KeyDependency
@@ -22,40 +22,40 @@ class ModelStatusList(msgspec.Struct):
 Wait = Annotated[bool, Query(description="Respond when it is done; false: respond at once.")]
 
 
-def admin_model_routes(catalog: ModelCatalog, leases: Leases) -> APIRouter:
+def admin_model_routes(catalog: ModelCatalog, commands: ModelCommands) -> APIRouter:
     router = admin_router()
 
     @router.get("/models", summary="List all configured models")
     async def list_models() -> ModelStatusList:
-        return ModelStatusList(await leases.list_models())
+        return ModelStatusList(await commands.list_models())
 
     @router.post("/models/{model_id:name}/load", summary="Load a model")
     async def load(model_id: str, key: KeyDependency, *, wait: Wait = True) -> ModelStatus:
         name = catalog.find(model_id, key).model
-        return _pick(await leases.load(name, wait=wait), name)
+        return _pick(await commands.load(name, wait=wait), name)
 
     @router.post("/models/{model_id:name}/unload", summary="Drain and unload a model")
     async def unload(model_id: str, key: KeyDependency, *, wait: Wait = True) -> ModelStatus:
         name = catalog.find(model_id, key).model
-        return _pick(await leases.unload(name, wait=wait), name)
+        return _pick(await commands.unload(name, wait=wait), name)
 
     @router.post("/models/{model_id:name}/pin", summary="Keep a loaded model from eviction and idle unloading")
     async def pin(model_id: str, key: KeyDependency) -> ModelStatus:
         name = catalog.find(model_id, key).model
-        return _pick(await leases.pin(name, is_pinned=True), name)
+        return _pick(await commands.pin(name, is_pinned=True), name)
 
     @router.post("/models/{model_id:name}/unpin", summary="Allow eviction and idle unloading again")
     async def unpin(model_id: str, key: KeyDependency) -> ModelStatus:
         name = catalog.find(model_id, key).model
-        return _pick(await leases.pin(name, is_pinned=False), name)
+        return _pick(await commands.pin(name, is_pinned=False), name)
 
     @router.get("/models/{model_id:name}/explain", summary="Explain whether a model would fit, with the arithmetic")
     async def explain(model_id: str, key: KeyDependency) -> Explanation:
-        return await leases.explain(catalog.find(model_id, key).model)
+        return await commands.explain(catalog.find(model_id, key).model)
 
     @router.get("/models/{model_id:name}", summary="Show one model")
     async def get_model(model_id: str, key: KeyDependency) -> ModelStatus:
-        return _pick(await leases.list_models(), catalog.find(model_id, key).model)
+        return _pick(await commands.list_models(), catalog.find(model_id, key).model)
 
     return router
 

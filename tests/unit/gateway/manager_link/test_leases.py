@@ -10,6 +10,7 @@ import pytest
 from llm_api_server.errors import ModelLoadFailed
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
+from llm_api_server.gateway.manager_link.model_commands import ModelCommands
 from llm_api_server.ipc.lease_messages import (
     Acquire,
     Claim,
@@ -186,13 +187,13 @@ async def test_no_request_starts_on_a_broken_instance_before_a_new_grant(leases:
     third.release()
 
 
-async def test_a_refusal_is_raised_with_its_code(leases: Leases, manager: FakeManager) -> None:
+async def test_a_refusal_is_raised_with_its_code(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
     manager.refusal = lambda request: Refused(request, "model_load_failed", "no memory", 3, should_retry=False)
     with pytest.raises(ModelLoadFailed) as caught:
         await leases.acquire("m")
     assert (caught.value.message, caught.value.retry_after, caught.value.should_retry) == ("no memory", 3, False)
     with pytest.raises(ModelLoadFailed):
-        await leases.load("m", wait=True)
+        await ModelCommands(link).load("m", wait=True)
 
 
 async def test_reports_have_the_requests_in_flight_and_the_blocked_ones(leases: Leases, manager: FakeManager) -> None:

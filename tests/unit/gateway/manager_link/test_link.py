@@ -13,6 +13,7 @@ from llm_api_server.config.models import Config, ServerConfig
 from llm_api_server.errors import EngineUnavailable, ShuttingDown
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
+from llm_api_server.gateway.manager_link.model_commands import ModelCommands
 from llm_api_server.ipc.lease_messages import Acquire
 from llm_api_server.ipc.messages import ListModels, LoadModel
 from tests.fake_manager import FakeManager
@@ -42,19 +43,20 @@ async def test_waiters_outlive_the_manager(leases: Leases, link: ManagerLink, ma
     assert manager.received_of(Acquire) == [Acquire(1, "m", "embed")] * 2
 
 
-async def test_commands_wait_for_a_manager(leases: Leases, link: ManagerLink, manager: FakeManager) -> None:
+async def test_commands_wait_for_a_manager(link: ManagerLink, manager: FakeManager) -> None:
     await manager.stop()
-    await until(lambda: not link.is_connected)
-    listing = asyncio.create_task(leases.list_models())
+    await link.start()
+    listing = asyncio.create_task(ModelCommands(link).list_models())
     await asyncio.sleep(0)
     await manager.start()
     assert [model.id for model in await listing] == ["m"]
     assert len(manager.received_of(ListModels)) == 1
 
 
-async def test_a_command_that_a_lost_manager_may_have_begun_is_refused(leases: Leases, manager: FakeManager) -> None:
+async def test_a_command_that_a_lost_manager_may_have_begun_is_refused(link: ManagerLink, manager: FakeManager) -> None:
     manager.answers_commands = False
-    loading = asyncio.create_task(leases.load("m", wait=True))
+    await link.start()
+    loading = asyncio.create_task(ModelCommands(link).load("m", wait=True))
     await until(lambda: manager.received_of(LoadModel))
     await manager.stop()
     with pytest.raises(EngineUnavailable):
