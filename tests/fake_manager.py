@@ -30,7 +30,7 @@ class FakeManager:
         self.rate_limits = RateLimits()
         self.grant = NO_GRANT
         self.revokes_at_once = False
-        self.answers_commands = True
+        self.replies_to_commands = True
         self.slots = 1000
         self.until_revoked = True
         self._clients: set[_Client] = set()
@@ -104,7 +104,7 @@ class FakeManager:
             case messages.GetMetrics(request):
                 client.send(messages.MetricsText(request, "llm_api_server_workers 1.0\n"))
             case messages.ListModels(request) | messages.LoadModel(request) | messages.UnloadModel(request):
-                if self.answers_commands:
+                if self.replies_to_commands:
                     refused = self.refusal(request) if self.refusal is not None else None
                     client.send(refused or messages.Models(self.models, request))
 

@@ -59,7 +59,7 @@ class RunningServer:
                 return False
             raise
         if not _wait_released(self._run_dir.lock, timeout):
-            raise ControlError(f"the manager did not stop within {timeout:.0f} s; its log says more")
+            raise ControlError(f"the manager did not stop within {timeout:.0f} s; see its log")
         return True
 
     def reload(self, *, dry_run: bool = False) -> messages.Reloaded:
@@ -128,7 +128,7 @@ class RunningServer:
                 if is_done(self._status()):
                     return
             time.sleep(_POLL_INTERVAL)
-        raise ControlError("the successor of the process did not start in time; the server's log says more")
+        raise ControlError("the successor of the process did not start in time; see the server's log")
 
 
 def is_absent(error: ControlError) -> bool:

@@ -1,7 +1,7 @@
 """The configuration that the server follows, and its reload: read, checked, compared, and applied by all processes.
 
-A file that cannot be used changes nothing. Workers follow after the manager, so that it knows every model that they ask
-for. Runs on the manager's one loop.
+A file that cannot be used changes nothing. Workers follow after the manager, so that it knows every model that they
+request. Runs on the manager's one loop.
 """
 
 from __future__ import annotations

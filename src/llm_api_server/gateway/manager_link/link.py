@@ -50,8 +50,8 @@ class ManagerProcess:
             return
         self._started_at = now
         argv = [sys.executable, "-m", "llm_api_server.manager.main", "--applied", "--config", str(self.config.source)]
-        # An unnamed file, for a configuration may be longer than a pipe holds. Output is inherited, so that whoever
-        # watches the server sees models load.
+        # An unnamed file, for a configuration may be longer than a pipe holds. Output is inherited, so that the
+        # terminal of the server shows models load.
         with tempfile.TemporaryFile(dir=self.config.run_dir) as given:
             given.write(pack(self.config).encode())
             given.seek(0)

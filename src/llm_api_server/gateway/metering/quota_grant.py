@@ -27,7 +27,7 @@ class HeldQuota:
         self._running = 0
         self._was_used = True
         self._headers = RateLimitHeaders(RateLimits())
-        # Used here since the manager's last account of the key. It counts the whole grant as used.
+        # Use since the manager's last rate limits of the key, which count the whole grant as used.
         self._requests_since = self._tokens_since = 0
 
     def add(self, grant: QuotaGrant, rate_limits: RateLimits) -> None:
@@ -39,7 +39,7 @@ class HeldQuota:
         self._concurrent += grant.concurrent
 
     def update(self, rate_limits: RateLimits) -> None:
-        """Apply the manager's account of the key, which counts all that is held here as used."""
+        """Apply the manager's rate limits of the key, which count all that is held here as used."""
         self._headers = RateLimitHeaders(rate_limits)
         self._requests_since, self._tokens_since = -self._requests, -self._tokens
 

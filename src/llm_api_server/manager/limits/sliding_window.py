@@ -8,7 +8,7 @@ from dataclasses import dataclass
 MINUTE = 60.0
 #: Seconds that are counted together, so that a minute of any traffic takes few entries.
 STEP = 0.1
-#: A client that waits exactly as long as it was told must not be early by a rounding error; far less than a step.
+#: Tolerance for rounding errors, so that a client that retries exactly in time is not early; far less than a step.
 _ROUNDING = 1e-6
 
 

@@ -54,7 +54,7 @@ async def test_commands_wait_for_a_manager(link: ManagerLink, manager: FakeManag
 
 
 async def test_a_command_that_a_lost_manager_may_have_begun_is_refused(link: ManagerLink, manager: FakeManager) -> None:
-    manager.answers_commands = False
+    manager.replies_to_commands = False
     await link.start()
     loading = asyncio.create_task(ModelCommands(link).load("m", wait=True))
     await until(lambda: manager.received_of(LoadModel))
