@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from llm_api_server.errors import InvalidRequest
 from llm_api_server.gateway.wire.request import RequestFacts
 
-MAX_PARTS = 64
-MAX_FIELD_BYTES = 4096
+_MAX_PARTS = 64
+_MAX_FIELD_BYTES = 4096
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
 _NAME = re.compile(rb'[;\s]name="([^"\r\n]*)"', re.IGNORECASE)
 
@@ -58,8 +58,8 @@ class Form:
         part = self._parts.get(name)
         if part is None:
             return None
-        if part.end - part.start > MAX_FIELD_BYTES:
-            raise InvalidRequest(f"Invalid '{name}': give at most {MAX_FIELD_BYTES} bytes.", param=name)
+        if part.end - part.start > _MAX_FIELD_BYTES:
+            raise InvalidRequest(f"Invalid '{name}': give at most {_MAX_FIELD_BYTES} bytes.", param=name)
         try:
             return self._body[part.start : part.end].decode().strip()
         except UnicodeDecodeError as error:
@@ -68,11 +68,11 @@ class Form:
     def _find_parts(self) -> list[_Part]:
         parts: list[_Part] = []
         position = self._body.find(self._delimiter)
-        while position >= 0 and len(parts) < MAX_PARTS:
+        while position >= 0 and len(parts) < _MAX_PARTS:
             header_start = position + len(self._delimiter)
             if self._body.startswith(b"--", header_start):
                 return parts
-            header_end = self._body.find(b"\r\n\r\n", header_start, header_start + MAX_FIELD_BYTES)
+            header_end = self._body.find(b"\r\n\r\n", header_start, header_start + _MAX_FIELD_BYTES)
             position = self._body.find(b"\r\n" + self._delimiter, header_start)
             if header_end < 0 or position < 0:
                 break
@@ -82,4 +82,4 @@ class Form:
             if name is not None:
                 parts.append(_Part(name[1].decode(errors="replace"), content, position))
             position += 2
-        raise InvalidRequest(f"The multipart body of your request is incomplete or has more than {MAX_PARTS} parts.")
+        raise InvalidRequest(f"The multipart body of your request is incomplete or has more than {_MAX_PARTS} parts.")

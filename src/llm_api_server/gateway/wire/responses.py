@@ -16,9 +16,9 @@ from llm_api_server.gateway.wire.stream_assembler import StreamAssembler
 from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader, error_event
 from llm_api_server.ipc.usage_events import Usage
 
-MAX_ERROR_BYTES = 64 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
 #: Largest response that is converted as a whole.
-MAX_CONVERTED_BYTES = 256 * 1024 * 1024
+_MAX_CONVERTED_BYTES = 256 * 1024 * 1024
 FIRST_ERROR_STATUS = 400
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
@@ -170,7 +170,7 @@ class ConvertedResponse(_WholeResponse):
 
     def feed(self, data: bytes) -> bytes:
         self._body += data
-        if len(self._body) > MAX_CONVERTED_BYTES:
+        if len(self._body) > _MAX_CONVERTED_BYTES:
             raise EngineError("The engine's response is too long.")
         return b""
 
@@ -192,7 +192,7 @@ class ErrorResponse(_WholeResponse):
         self._body = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        self._body += data[: MAX_ERROR_BYTES - len(self._body)]
+        self._body += data[: _MAX_ERROR_BYTES - len(self._body)]
         return b""
 
     def end(self) -> bytes:

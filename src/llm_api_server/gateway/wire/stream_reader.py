@@ -16,7 +16,7 @@ from llm_api_server.gateway.wire.endpoints import Dialect
 from llm_api_server.gateway.wire.engine_errors import translate_error
 from llm_api_server.ipc.usage_events import NO_USAGE, Usage
 
-MAX_EVENT_BYTES = 16 * 1024 * 1024
+_MAX_EVENT_BYTES = 16 * 1024 * 1024
 #: Bytes of a body that are kept, so that `usage` is found across two reads.
 _OVERLAP_BYTES = 1024
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
@@ -119,7 +119,7 @@ class StreamReader:
         self._token_mark, self._events_without_tokens = _TOKEN_MARKS[dialect], choices if is_chat else 0
         self._token_events = 0
         self._tail = b""
-        self._last: _Event | None = None
+        self._last_chunk: _Event | None = None
         self._prompt_tokens_of_choices = 0
         self._usage_chunks: list[bytes] = []
         self.usage: Usage | None = None
@@ -197,7 +197,7 @@ class StreamReader:
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, 0)
         end = end if end > 2 else 0  # noqa: PLR2004 - rfind's -1 plus the length of the mark: not found
         self._tail = data[end:]
-        if len(self._tail) > MAX_EVENT_BYTES:
+        if len(self._tail) > _MAX_EVENT_BYTES:
             self._tail = b""
             self.failed = translate_error(500, b"")
         return data[:end]
@@ -267,7 +267,7 @@ class StreamReader:
 
     def _read_usage(self, content: _Event, event: bytes) -> bytes:
         if content.choices is not None:
-            self._last = content
+            self._last_chunk = content
         if isinstance(content.message, _WithUsage):
             self._merge_usage(content.message.usage)
         if content.response is not None:
@@ -323,12 +323,12 @@ class StreamReader:
     def _usage_chunk(self) -> bytes:
         """Return the usage chunk for the client, or nothing; the engine's own if it sent exactly one."""
         held, self._usage_chunks = self._usage_chunks, []
-        if not self._show_usage or self.usage is None or self._last is None:
+        if not self._show_usage or self.usage is None or self._last_chunk is None:
             return b""
         self._show_usage = False
         if len(held) == 1:
             return held[0]
-        head = self._last
+        head = self._last_chunk
         chunk: dict[str, Any] = {
             "id": head.id,
             "object": head.object,

@@ -15,11 +15,11 @@ from llm_api_server.ipc.usage_events import cost
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MEDIUM = 1000
 #: Output tokens reserved for a request without a limit of its own.
-OPEN_OUTPUT_TOKENS = 4096
+_OPEN_OUTPUT_TOKENS = 4096
 #: Most responses end long before their limit.
 _USUAL_OUTPUT_TOKENS = 256
 #: Characters of a recorded prompt (`storage.record_prompts`).
-MAX_PROMPT_CHARS = 64 * 1024
+_MAX_PROMPT_CHARS = 64 * 1024
 _PROMPT_MEMBERS = ("system", "instructions", "messages", "prompt", "input", "query", "documents", "content")
 
 
@@ -47,7 +47,7 @@ def output_tokens(endpoint: Endpoint, facts: RequestFacts, context_length: int |
         choices = 1
     if facts.max_tokens is not None:
         return facts.max_tokens * choices, 0
-    return 0, min(context_length or OPEN_OUTPUT_TOKENS, OPEN_OUTPUT_TOKENS) * choices
+    return 0, min(context_length or _OPEN_OUTPUT_TOKENS, _OPEN_OUTPUT_TOKENS) * choices
 
 
 def expected_cost(prompt: int, requested: int, optional: int) -> int:
@@ -62,7 +62,7 @@ def prompt_count(request: schemas.CompletionRequest) -> int:
 
 
 def prompt_text(body: bytes) -> str | None:
-    """Return the members of a JSON body that hold the prompt, cut to `MAX_PROMPT_CHARS`; None: there are none."""
+    """Return the members of a JSON body that hold the prompt, cut to `_MAX_PROMPT_CHARS`; None: there are none."""
     members: dict[str, Any] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     kept = {name: members[name] for name in _PROMPT_MEMBERS if name in members}
-    return msgspec.json.encode(kept).decode()[:MAX_PROMPT_CHARS] if kept else None
+    return msgspec.json.encode(kept).decode()[:_MAX_PROMPT_CHARS] if kept else None

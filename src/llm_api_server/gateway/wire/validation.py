@@ -13,9 +13,9 @@ from llm_api_server.errors import InvalidRequest, NotSupported
 from llm_api_server.gateway.wire import schemas
 from llm_api_server.types import EngineName
 
-MAX_EMBEDDING_INPUTS = 2048  # openai-openapi, CreateEmbeddingRequest.input
+_MAX_EMBEDDING_INPUTS = 2048  # openai-openapi, CreateEmbeddingRequest.input
 #: Each prompt of a request becomes a request of its own in the engine.
-MAX_PROMPTS = 256
+_MAX_PROMPTS = 256
 _MAX_PATH_CHARS = 200
 #: msgspec's form of a message: `Expected ... - at `$.a[0].b``.
 _AT = re.compile(r"^(?P<problem>.*?)(?: - at `(?:key in )?\$\.?(?P<path>.*)`)?$", re.DOTALL)
@@ -135,10 +135,10 @@ def _check_prompt(request: schemas.CompletionRequest) -> None:
         raise _invalid("Invalid 'prompt': expected at least one prompt.", "prompt")
     if (
         isinstance(request.prompt, list)
-        and len(request.prompt) > MAX_PROMPTS
+        and len(request.prompt) > _MAX_PROMPTS
         and not isinstance(request.prompt[0], int)
     ):
-        raise _invalid(f"Invalid 'prompt': at most {MAX_PROMPTS} prompts are allowed.", "prompt")
+        raise _invalid(f"Invalid 'prompt': at most {_MAX_PROMPTS} prompts are allowed.", "prompt")
 
 
 def _check_embedding_input(request: schemas.EmbeddingRequest) -> None:
@@ -151,8 +151,8 @@ def _check_embedding_input(request: schemas.EmbeddingRequest) -> None:
     elif isinstance(texts, list):
         if any(item in ("", []) for item in texts):
             raise _invalid("Invalid 'input': none of its items may be empty.", "input")
-        if len(texts) > MAX_EMBEDDING_INPUTS and not isinstance(texts[0], int):
-            raise _invalid(f"Invalid 'input': at most {MAX_EMBEDDING_INPUTS} items are allowed.", "input")
+        if len(texts) > _MAX_EMBEDDING_INPUTS and not isinstance(texts[0], int):
+            raise _invalid(f"Invalid 'input': at most {_MAX_EMBEDDING_INPUTS} items are allowed.", "input")
     if request.encoding_format not in (None, "float", "base64"):
         raise _invalid("Invalid 'encoding_format': expected 'float' or 'base64'.", "encoding_format")
 
@@ -181,20 +181,17 @@ def check_supported(request: schemas.Request | None, engine: EngineName) -> None
     elif isinstance(request, schemas.CompletionRequest):
         _refuse("echo", "This model's engine cannot repeat the prompt", when=request.echo is True)
         _refuse("suffix", "This model's engine cannot fill in before a suffix", when=bool(request.suffix))
-        # With several choices and no prompt llama.cpp waits for ever: it copies the prefilled prompt to each choice.
-        is_empty = not request.prompt or any(prompt in ("", []) for prompt in request.prompt)
-        _refuse(
-            "n",
-            "This model's engine needs a prompt to generate several choices",
-            when=is_empty and (request.n or 1) > 1,
-        )
-        several = (request.best_of or 1) > (request.n or 1)
-        _refuse("best_of", "This model's engine cannot pick the best of several choices", when=several)
+        # llama.cpp copies the prefilled prompt to the other choices; with an empty prompt it would wait for ever.
+        lacks_prompt = not request.prompt or any(prompt in ("", []) for prompt in request.prompt)
+        choices = request.n or 1
+        _refuse("n", "This model's engine needs a prompt for several choices", when=lacks_prompt and choices > 1)
+        must_pick = (request.best_of or 1) > choices
+        _refuse("best_of", "This model's engine cannot pick the best of several choices", when=must_pick)
 
 
 def _refuse(param: str, reason: str, *, when: bool) -> None:
     if when:
-        raise NotSupported(f"{reason}: '{param}' is not supported.", param=param)
+        raise NotSupported(f"{reason}: remove '{param}'.", param=param)
 
 
 def may_have_schema_limits(body: bytes) -> bool:
