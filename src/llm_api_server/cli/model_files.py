@@ -50,11 +50,8 @@ def pull(
     loaded = base.load(config)
     with base.errors():
         wanted = parse_source(source, revision, file)
-        if (
-            add
-            and name in loaded.models.available
-            and not entry.may_be_of(loaded.models.available[name].path, loaded.models_dir, wanted)
-        ):
+        namesake = loaded.models.available.get(name) if name else None
+        if add and namesake and not entry.may_be_of(namesake.path, loaded.models_dir, wanted):
             base.fail(f"The configuration has another model {name!r}: choose another --name.", ExitCode.WRONG)
         try:
             with _progress(as_json=as_json) as on_event:
