@@ -40,8 +40,8 @@ from llm_api_server.gateway.http.fast_path import HttpProtocol
 from llm_api_server.gateway.http.responder import REQUEST_HANDLER
 from llm_api_server.gateway.manager_link.leases import HeldSlots, Lease, Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
+from llm_api_server.gateway.metering.access_log import AccessLog
 from llm_api_server.gateway.metering.admission import AdmissionClient
-from llm_api_server.gateway.metering.request_record import RequestLog
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
@@ -222,7 +222,7 @@ STAGES: dict[str, list[tuple[type, str]]] = {
         (WriteBuffer, "flush"),
     ],
     "finish": [(Exchange, "_finish")],
-    "log": [(RequestLog, "add"), (RequestLog, "flush")],
+    "log": [(AccessLog, "add"), (AccessLog, "flush")],
 }
 
 

@@ -30,9 +30,10 @@ from llm_api_server.gateway.manager_link.key_source import KeySource
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink, ManagerProcess
 from llm_api_server.gateway.manager_link.model_commands import ModelCommands
+from llm_api_server.gateway.metering.access_log import AccessLog
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.completion import RequestCompletion
-from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord, record_of
+from llm_api_server.gateway.metering.request_record import RequestRecord, record_of
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.middleware import (
     AuthenticationMiddleware,
@@ -170,7 +171,7 @@ def build_worker(config: Config, leases: Leases, client: HttpClient, running: Ru
     authenticator = _authenticator(config, link) if config.auth.enabled else None
     catalog = ModelCatalog(config.models, _written_at(config.source))
     admission, usage = AdmissionClient(link), UsageReporter(link)
-    completion = RequestCompletion(RequestLog(), admission, usage)
+    completion = RequestCompletion(AccessLog(), admission, usage)
     proxy = EngineProxy(
         config,
         authenticator=authenticator,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from llm_api_server.gateway.http.header_lines import lines_of
+from llm_api_server.gateway.metering.access_log import AccessLog
 from llm_api_server.gateway.metering.admission import AdmissionClient
-from llm_api_server.gateway.metering.request_record import RequestLog, RequestRecord
+from llm_api_server.gateway.metering.request_record import RequestRecord
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 
 
 class RequestCompletion:
     """Finishes the records of a worker's requests, each once."""
 
-    def __init__(self, log: RequestLog, admission: AdmissionClient, usage: UsageReporter) -> None:
+    def __init__(self, log: AccessLog, admission: AdmissionClient, usage: UsageReporter) -> None:
         self.log = log
         self.admission = admission
         self._usage = usage

@@ -1,12 +1,9 @@
-"""What is known of one request when it is over: filled in by the layers it passes, logged by the outermost."""
+"""The record of one request: filled in by the layers that it passes, finished by `RequestCompletion`."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import time
-import uuid
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import msgspec
@@ -15,24 +12,17 @@ from llm_api_server.auth.access import Key
 from llm_api_server.gateway.wire.stream_reader import StreamReader
 from llm_api_server.ipc.trace_context import TraceContext
 from llm_api_server.ipc.usage_events import NO_USAGE, Usage
-from llm_api_server.log import log_lines
 
-#: Status of a request whose client left before the answer (nginx's word for it).
+#: Status of a request whose client disconnected before the response (nginx's status for it).
 CLIENT_CLOSED_REQUEST = 499
-#: Seconds that a request's line waits for others: how much of the log a killed worker can take with it.
-WRITE_INTERVAL = 0.1
-MAX_ID_CHARS = 128
-_VISIBLE_ASCII = frozenset(range(0x21, 0x7F))
-_MAX_CHARS = 300
 _SCOPE_KEY = "llm_api_server.record"
 
 
 class RequestRecord(msgspec.Struct):
-    """One per request, created with its id. `seconds` is the whole time; `status` what the client saw first.
+    """Facts about one request. `started_at` is of the monotonic clock; all other times are seconds from it.
 
-    `admission` is its number among those that limits count, `row` its name in the ledger; each None where there is
-    none. Seconds are counted from the start: until it had an instance (`queued_seconds`), until the client's first byte
-    and until the engine's.
+    `status` is what the client saw first, `admission` the number of the request among those with limits, `row` its name
+    in the ledger.
     """
 
     request_id: str
@@ -45,32 +35,35 @@ class RequestRecord(msgspec.Struct):
     stream: bool = False
     status: int = 0
     error: str | None = None
+    #: As the engine reported it.
     usage: Usage | None = None
     seconds: float = 0.0
+    #: Until the first byte to the client.
     first_byte_seconds: float | None = None
+    #: Until it had an instance.
     queued_seconds: float | None = None
+    #: Until the first token of the engine.
     first_token_seconds: float | None = None
     instance: str | None = None
-    #: In the queue of its model, once that is told.
+    #: Position in the queue of its model, if known.
     position: int | None = None
-    #: What is settled with, once it is over.
+    #: Usage that the ended request is settled with.
     used: Usage = NO_USAGE
     admission: int | None = None
-    #: Headers that tell how its key stands, once that is known.
+    #: Header lines with the key's rate limits, if known.
     limit_lines: bytes | None = None
     row: str | None = None
-    #: Where it is traced.
     trace: TraceContext | None = None
-    #: Kept with the row where that is wanted.
+    #: Set only with `storage.record_prompts`.
     prompt: str | None = None
-    #: Tokens of the prompt as far as its length tells, from the moment an engine has it.
+    #: Prompt tokens by the length of the prompt, set when an engine has it.
     prompt_estimate: int = 0
-    #: Counts what has come of a stream.
+    #: Counts the tokens of a stream.
     reader: StreamReader | None = None
     extra_headers: list[tuple[bytes, bytes]] = []
 
     def usage_or_estimate(self) -> Usage:
-        """What the engine said; while it has said nothing, what has come and what the length of the prompt tells."""
+        """Return the engine's usage, or until it reports any, the tokens of the stream and the prompt's estimate."""
         usage = self.usage or (self.reader.usage_so_far if self.reader is not None else NO_USAGE)
         if usage.prompt_tokens or not self.prompt_estimate:
             return usage
@@ -79,71 +72,13 @@ class RequestRecord(msgspec.Struct):
     def elapsed(self) -> float:
         return time.monotonic() - self.started_at
 
-    def line(self) -> str:
-        """For the log."""
-        model, path = "" if self.model is None else f" model={self.model}", self.path
-        if not (path.isprintable() and len(path) <= _MAX_CHARS):
-            path = _printable(path)
-        if not (model.isprintable() and len(model) <= _MAX_CHARS):
-            model = _printable(model)
-        usage = self.usage
-        tokens = (
-            f" prompt_tokens={usage.prompt_tokens} completion_tokens={usage.completion_tokens}"
-            if usage is not None
-            else ""
-        )
-        ttft = f" ttft={self.first_byte_seconds:.3f}s" if self.first_byte_seconds is not None else ""
-        error = f" error={_printable(self.error)}" if self.error is not None else ""
-        name = self.key.name if self.key is not None else "-"
-        return (
-            f"{self.method} {path} {self.status} key={name}{model}{tokens}{ttft} "
-            f"seconds={self.seconds:.3f} id={self.request_id}{error}"
-        )
-
-
-class RequestLog:
-    """Gives requests their ids, and writes their lines a few times a second, all that have come together."""
-
-    def __init__(self) -> None:
-        self._prefix = uuid.uuid4().hex[:20]
-        self._numbers = itertools.count(1)
-        self._lines: dict[str, list[str]] = {"DEBUG": [], "INFO": []}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def id_of(self, headers: Mapping[bytes, bytes]) -> str:
-        """The client's own if it is short and visible ASCII, else a new one: this worker's prefix and a number."""
-        value = headers.get(b"x-request-id")
-        if value is not None and 0 < len(value) <= MAX_ID_CHARS and _VISIBLE_ASCII.issuperset(value):
-            return value.decode("ascii")
-        return f"req_{self._prefix}{next(self._numbers):012x}"
-
-    def add(self, record: RequestRecord) -> None:
-        """Requests that never touch a model are of interest to few."""
-        level = "INFO" if record.model is not None or record.error is not None else "DEBUG"
-        self._lines[level].append(record.line())
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(WRITE_INTERVAL, self.flush)
-
-    def flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for level, lines in self._lines.items():
-            if lines:
-                log_lines(level, lines)
-                lines.clear()
-
 
 def attach(scope: MutableMapping[str, Any], record: RequestRecord) -> None:
     scope[_SCOPE_KEY] = record
 
 
 def record_of(scope: MutableMapping[str, Any]) -> RequestRecord:
-    """The record that the outermost middleware attached."""
+    """Return the record that `attach` put into an ASGI scope."""
     record = scope[_SCOPE_KEY]
     assert isinstance(record, RequestRecord)
     return record
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text[:_MAX_CHARS])
