@@ -1,4 +1,4 @@
-"""Adds or removes a model's entry in the text of a configuration file, and keeps every other line.
+"""Edits of the text of a configuration file: add or remove a model, and keep every other line.
 
 The new text is parsed and compared with the intended data before it is written, so an unusual file is refused rather
 than damaged.

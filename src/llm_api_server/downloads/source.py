@@ -1,4 +1,4 @@
-"""Where a model is downloaded from, as a user writes it. Pure.
+"""Sources of models, as users write them. Pure.
 
 `org/name` or `hf:org/name` is a Hugging Face repository, `ms:org/name` a ModelScope repository, `https://…/file.gguf` a
 file, `starter` the model of the first start. A repository may be followed by `@REVISION`, and by a colon and a
