@@ -35,7 +35,7 @@ RETRY_INTERVAL = 1.0
 
 
 class Loop(uvloop.Loop):
-    """For uvicorn's option `loop`. Servers on sockets that are open already are `Acceptor`s."""
+    """uvloop's loop for uvicorn's option `loop`; its servers on sockets that are open already are `Acceptor`s."""
 
     async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
         listener = options.get("sock")

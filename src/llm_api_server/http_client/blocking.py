@@ -16,7 +16,7 @@ FAILURES = (OSError, http.client.HTTPException)
 
 
 class ConnectFailed(OSError):
-    """No connection could be opened; the message is the reason."""
+    """Opening the connection failed; the message is the reason."""
 
 
 @contextmanager

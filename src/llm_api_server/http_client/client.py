@@ -35,26 +35,21 @@ class HttpClient:
         self._connect_timeout = connect_timeout
         self._pools: dict[str, Pool] = {}
 
-    async def send(
-        self, address_text: str, request: bytes, receiver: Receiver, *, is_fresh: bool = False
-    ) -> Connection:
-        """Write one request (`encode_request`) on an idle connection, or on a new one if `is_fresh`.
+    def send_on_idle(self, address: str, request: bytes, receiver: Receiver) -> Connection | None:
+        """Write one request (`encode_request`) on an idle connection; return None if there is none.
 
-        If a connection with `is_reused` fails with `NoResponse`, the server had closed it meanwhile: send again with
-        `is_fresh`. Raises `NoResponse` if connecting fails.
+        If the receiver then gets `NoResponse`, the server may have closed the connection before: use `send_on_new`.
         """
-        if not is_fresh and (idle := self.send_on_idle(address_text, request, receiver)) is not None:
-            return idle
-        connection = await self._pool(address_text).connect()
-        connection.start(request, receiver)
-        return connection
-
-    def send_on_idle(self, address_text: str, request: bytes, receiver: Receiver) -> Connection | None:
-        """Write one request on an idle connection; return None if there is none."""
-        pool = self._pools.get(address_text)
+        pool = self._pools.get(address)
         connection = pool.take_idle() if pool is not None else None
         if connection is not None:
             connection.start(request, receiver)
+        return connection
+
+    async def send_on_new(self, address: str, request: bytes, receiver: Receiver) -> Connection:
+        """Write one request on a new connection. Raises `NoResponse` if connecting fails."""
+        connection = await self._pool(address).connect()
+        connection.start(request, receiver)
         return connection
 
     async def post(
@@ -73,7 +68,9 @@ class HttpClient:
         """
         request = encode_request(method, address, path, headers, body)
         response = Response()
-        connection = await self.send(address, request, response)
+        connection = self.send_on_idle(address, request, response)
+        if connection is None:
+            connection = await self.send_on_new(address, request, response)
         try:
             try:
                 await response.wait_head(connection)
@@ -81,7 +78,7 @@ class HttpClient:
                 if not connection.is_reused:
                     raise
                 response = Response()
-                connection = await self.send(address, request, response, is_fresh=True)
+                connection = await self.send_on_new(address, request, response)
                 await response.wait_head(connection)
         except asyncio.CancelledError:
             connection.abort()

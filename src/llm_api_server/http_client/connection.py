@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection at a time per request, and the pool of connections to one address.
+"""Connections of the HTTP/1.1 client, with one request at a time each, and their pool per address.
 
 A `Receiver` is called once per read of the socket: no task, future or timer per read. On the event loop of its process.
 """
@@ -31,7 +31,7 @@ Resolve = Callable[[Address], Awaitable[str]]
 
 
 class Connection(asyncio.Protocol):
-    """One socket: sends a request, parses the response for a `Receiver`, returns to its pool."""
+    """HTTP connection that sends a request, parses the response for a `Receiver` and returns to its pool."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

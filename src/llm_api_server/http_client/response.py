@@ -44,7 +44,7 @@ class Stream(Protocol):
 
 
 class Response:
-    """One response for callers that await it. `headers` have lower-case names."""
+    """Response that can be awaited. `headers` have lower-case names."""
 
     def __init__(self) -> None:
         self._connection: Stream | None = None

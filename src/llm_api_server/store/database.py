@@ -1,4 +1,4 @@
-"""One database for all processes, SQLite or PostgreSQL: connections, transactions and upgrades of its tables.
+"""The database of all processes, SQLite or PostgreSQL: connections, transactions and upgrades of its tables.
 
 Blocking; may be used from any thread.
 """

@@ -32,7 +32,7 @@ _URL_KEYS: dict[str, MediaKind] = {
 
 
 class Media(msgspec.Struct, frozen=True):
-    """One image, sound or file; `param` is its JSON path and `size` its bytes in the body.
+    """Image, sound or file in a body; `param` is its JSON path and `size` its bytes in the body.
 
     `pixels` is the decoded size of an image. An image with a `url` must be fetched first.
     """

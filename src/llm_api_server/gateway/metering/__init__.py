@@ -1,1 +1,1 @@
-"""What a request is recorded as, admitted by and charged for in a worker."""
+"""Record, admission, quota and usage report of the requests of a worker."""

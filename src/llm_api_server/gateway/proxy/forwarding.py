@@ -68,7 +68,7 @@ class Forwarder:
     async def send_again(self, relay: Relay) -> None:
         """Send the encoded request on a new connection. Raises `NoResponse` if connecting fails."""
         address = relay.lease.instance.address
-        relay.connection = await self._client.send(address, relay.encoded, relay, is_fresh=True)
+        relay.connection = await self._client.send_on_new(address, relay.encoded, relay)
 
     async def abort(self, relay: Relay, ended: asyncio.Future[None]) -> None:
         """End the generation of a detached relay, and wait for its usage as far as the engine reports it."""

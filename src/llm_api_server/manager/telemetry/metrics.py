@@ -23,7 +23,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """One metric; `buckets` are the upper bounds of a histogram, in its unit.
+    """Declaration of a metric; `buckets` are the upper bounds of a histogram, in its unit.
 
     Not prometheus_client's own type: see `Counters` for the cost of those.
     """

@@ -27,7 +27,7 @@ CLOSE_TIMEOUT = 3.0
 
 
 class Tracing:
-    """Off until `configure` gives it a collector."""
+    """Tracing of the manager; off until `configure` gives it a collector."""
 
     def __init__(self) -> None:
         self._config = TracingConfig()

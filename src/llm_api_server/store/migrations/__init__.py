@@ -1,1 +1,1 @@
-"""How the tables came to be, in steps: Alembic's revisions. Imported only when a database is behind."""
+"""Alembic's revisions of the tables. Imported only to upgrade an older database."""

@@ -1,1 +1,1 @@
-"""One module per step. A step that was released is never changed."""
+"""Steps of the schema, each a module. A released step is never changed."""
