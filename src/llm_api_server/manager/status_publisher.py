@@ -62,7 +62,7 @@ class StatusPublisher:
         model, facts = self._scheduler.models[name], self._registry.facts_of(name)
         instance = self._instances.get(model.allocation.id) if model.allocation else None
         status = status_of(model, self._registry.specs[name], facts, instance, asyncio.get_running_loop().time())
-        status.twin_of = self._registry.specs.embedding.model_of(name)
+        status.twin_of = self._registry.model_of(name)
         status.tasks = self._registry.all_tasks(name)
         status.last_used = self._last_used.get(name)
         if instance is not None:

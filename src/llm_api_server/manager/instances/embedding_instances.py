@@ -34,7 +34,7 @@ _ENDPOINTS: dict[Task, str] = {
 class EmbeddingInstances:
     """Names and entries of the embedding instances that the configured models can have.
 
-    `ModelFacts.embedding_tasks` says whether one is of use.
+    A model uses one only for its `ModelFacts.embedding_tasks`.
     """
 
     def __init__(self, configured: Entries) -> None:

@@ -82,6 +82,10 @@ class ModelRegistry:
         """Return the name of the model's embedding instance, or None."""
         return self.specs.embedding.name_of(model)
 
+    def model_of(self, name: str) -> str | None:
+        """Return the model of an embedding instance, or None if `name` is not one."""
+        return self.specs.embedding.model_of(name)
+
     def choose(self, model: str, task: Task) -> str | None:
         """Return the name to schedule for `task`; None if unknown yet, or if nothing supports it."""
         facts = self._facts.get(model)

@@ -1,11 +1,11 @@
 """Slots of an instance: which request may start, and how many slots a worker may reuse. Pure.
 
-On an instance with few slots, every request asks for its own, so that the running requests of each key are known. The
-last free slot is reserved for keys that have no running request while several keys are active. The prompts in prefill
-at the same time are bounded by one batch, because each prefill delays the first tokens of all.
+On an instance with few slots, workers acquire each slot for one request, so that the running requests of each key are
+known. The last free slot is reserved for keys that have no running request while several keys are active. The prompts
+in prefill at the same time are bounded by one batch, because each prefill delays the first tokens of all.
 
 On an instance with many slots, workers hold a batch of slots while no request waits: slots become free often, and the
-traffic is too fast to ask for each request.
+traffic is too fast to acquire one per request.
 """
 
 from __future__ import annotations

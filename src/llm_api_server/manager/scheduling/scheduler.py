@@ -58,7 +58,7 @@ class Scheduler:
         return self._allocations
 
     def update_facts(self, name: str, facts: ModelFacts) -> None:
-        """Apply what the model's files say, from its next start on; an adopted instance becomes able to sleep."""
+        """Apply the facts from the model's files to its next start; an adopted instance becomes able to sleep."""
         model = self.models[name]
         model.update_facts(facts, counts_memory=bool(self.devices))
         if model.allocation is not None and model.allocation.sleep_footprint is None:

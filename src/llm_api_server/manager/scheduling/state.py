@@ -53,7 +53,7 @@ class Allocation:
     last_used: float = 0.0
     #: Slots that workers hold.
     held_slots: int = 0
-    #: Running requests by key, if each request asks for its slot.
+    #: Running requests by key, if each request takes its slot from the manager.
     running: Counter[str] = field(default_factory=Counter)
     #: Requests in prefill, by waiter: prompt tokens, and the time until which they hold back others.
     prefilling: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class Model:
     preload_due_since: float | None = None
 
     def update_facts(self, facts: ModelFacts, *, counts_memory: bool) -> None:
-        """Apply what the model's files say."""
+        """Apply the facts from the model's files."""
         self.need = facts.need if counts_memory else None
         self.sleep_footprint, self.slots = facts.sleep_footprint, facts.slots
 
