@@ -1,4 +1,4 @@
-"""The devices of a host: NVIDIA's, told by a driver that a test plays, and RAM, read for real."""
+"""Devices of a host: NVIDIA GPUs, from a simulated driver, and the RAM of this machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.machine import GIB
 
 
 class Driver:
-    """Two GPUs of 24 and 80 GiB. `broken` makes one of its functions fail."""
+    """Driver of two GPUs of 24 and 80 GiB. Functions named in `broken` fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes, self.used = [24 * GIB, 80 * GIB], [GIB, 3 * GIB]
         self.broken: set[str] = set()
-        for name, answer in {
+        for name, function in {
             "nvmlInit": lambda: None,
             "nvmlDeviceGetCount": lambda: len(self.sizes),
             "nvmlDeviceGetHandleByIndex": lambda index: index,
@@ -29,14 +29,14 @@ class Driver:
             "nvmlDeviceGetUUID": lambda index: f"GPU-{'ab'[index] * 8}-1234",
             "nvmlDeviceGetMemoryInfo": lambda index: SimpleNamespace(total=self.sizes[index], used=self.used[index]),
         }.items():
-            monkeypatch.setattr(pynvml, name, self.function(name, answer))
+            monkeypatch.setattr(pynvml, name, self.checked(name, function))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def function(self, name: str, answer: Any) -> Any:
+    def checked(self, name: str, function: Any) -> Any:
         def call(*arguments: Any) -> Any:
             if name in self.broken:
                 raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
-            return answer(*arguments)
+            return function(*arguments)
 
         return call
 
@@ -80,12 +80,11 @@ def test_the_configuration_or_the_environment_chooses_gpus(
 ) -> None:
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert driver.sizes
     assert [device.id for device in NvidiaInventory(wanted).devices] == expected
 
 
 @pytest.mark.parametrize("function", ["nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex"])
-def test_a_driver_that_does_not_answer_means_no_gpus(driver: Driver, function: str) -> None:
+def test_a_driver_that_does_not_respond_means_no_gpus(driver: Driver, function: str) -> None:
     driver.broken.add(function)
     assert list(NvidiaInventory(None).devices) == []
 

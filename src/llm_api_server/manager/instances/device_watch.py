@@ -76,9 +76,8 @@ class DeviceWatch:
     def _own(self, leaving: str | None) -> dict[str, int]:
         own: dict[str, int] = {}
         for allocation in self._scheduler.allocations.values():
-            for device, size in (
-                allocation.projected_memory if allocation.id == leaving else allocation.memory
-            ).items():
+            memory = allocation.projected_memory if allocation.id == leaving else allocation.memory
+            for device, size in memory.items():
                 own[device] = own.get(device, 0) + size
         return own
 
