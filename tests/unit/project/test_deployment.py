@@ -92,26 +92,6 @@ def test_files_that_services_mount_exist() -> None:
                 assert (DOCKER / source).exists(), source
 
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-SUBJECTS = sorted([*(ROOT / "docs").glob("[a-z]*.md"), *(ROOT / "docs/zh").glob("*.md")])
-
-
-def _name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_links_of_a_page_exist(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        assert "://" in link or (page.parent / link).exists(), link
-
-
-@pytest.mark.parametrize("page", SUBJECTS, ids=_name)
-def test_a_page_has_its_first_example_early(page: Path) -> None:
-    """A command, a table or a screenshot stands within the first twelve lines."""
-    assert re.search(r"^(```|\||!\[|\$ )", "\n".join(page.read_text().splitlines()[:12]), re.MULTILINE)
-
-
 def test_prometheus_takes_its_configuration() -> None:
     program = shutil.which("promtool") or missing("promtool", "promtool is not installed (apt-get install prometheus)")
     command = [program, "check", "config", "--syntax-only", str(ROOT / "deploy/prometheus/prometheus.yml")]
