@@ -32,7 +32,7 @@ def test_the_whole_story(
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(STORY, node_browser)
     models = {"max_loaded": 1, "min_loaded_time": 0, "available": {"other": {"path": str(smollm2_gguf)}}}
-    config: dict[str, Any] = {"models": models, "engines": {"llama_cpp": {"threads": 1}}}
+    config: dict[str, Any] = {"models": models}
     with hub() as here:
         here.repos[REPO] = Repo({"model-Q4_K_M.gguf": smollm2_gguf.read_bytes()})
         for name, value in here.environment().items():

@@ -14,7 +14,6 @@ def test_status_configuration_and_logs(tmp_path: Path, smollm2_gguf: Path) -> No
     config = {
         "server": {"workers": 2},
         "models": {"preload": [MODEL], "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 512}}},
-        "engines": {"llama_cpp": {"threads": 1}},
     }
     with running(tmp_path, config) as server, server.client() as client:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready")

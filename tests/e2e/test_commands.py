@@ -29,7 +29,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iter
             "default": MODEL,
             "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 4096, "aliases": ["s"]}},
         },
-        "engines": {"llama_cpp": {"threads": 1}},
     }
     with running(tmp_path_factory.mktemp("commands"), config) as one:
         yield one

@@ -26,7 +26,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Iter
         "server": {"workers": 2},
         "auth": {"api_keys": [*KEYS, limited]},
         "models": {"default": MODEL, "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 512}}},
-        "engines": {"llama_cpp": {"threads": 1}},
     }
     with running(tmp_path_factory.mktemp("metrics"), config) as one:
         yield one

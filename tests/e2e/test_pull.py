@@ -296,7 +296,7 @@ def test_removal_keeps_files_that_another_model_uses(user: User) -> None:
 
 def test_running_server_follows_a_pull_at_once(tmp_path: Path, here: Hub, smollm2_gguf: Path) -> None:
     here.repos[REPO].files[GGUF] = smollm2_gguf.read_bytes()
-    with running(tmp_path, {"models": {"available": {}}, "engines": {"llama_cpp": {"threads": 1}}}) as server:
+    with running(tmp_path, {"models": {"available": {}}}) as server:
         user = User.__new__(User)
         user.folder, user.file, user.models = tmp_path, tmp_path / "config.yaml", tmp_path / "models"
         user.environment = {**os.environ, **here.environment(), "HOME": str(tmp_path)}

@@ -38,7 +38,6 @@ def server(tmp_path: Path, here: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterat
     config: dict[str, Any] = {
         "server": {"workers": 2},
         "models": {"available": {}},
-        "engines": {"llama_cpp": {"threads": 1}},
     }
     with running(tmp_path, config) as one:
         yield one

@@ -34,7 +34,6 @@ def config(smollm2_gguf: Path) -> dict[str, Any]:
             "max_loaded": 2,
             "available": {MODEL: dict(entry), OTHER: dict(entry)},
         },
-        "engines": {"llama_cpp": {"threads": 1}},
     }
 
 

@@ -31,7 +31,6 @@ def config(smollm2_gguf: Path, workers: int) -> dict[str, Any]:
             "preload": [MODEL],
             "available": {MODEL: {"path": str(smollm2_gguf), "max_tokens": 4096}},
         },
-        "engines": {"llama_cpp": {"threads": 1}},
     }
 
 

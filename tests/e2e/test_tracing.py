@@ -64,7 +64,6 @@ def config(gguf: Path, remote: str, tracing: dict[str, Any]) -> dict[str, Any]:
     models = {MODEL: {"path": str(gguf), "max_tokens": 512}, "far": {"path": remote}}
     return {
         "models": {"default": MODEL, "available": models},
-        "engines": {"llama_cpp": {"threads": 1}},
         "tracing": tracing,
     }
 

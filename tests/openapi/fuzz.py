@@ -34,7 +34,6 @@ def config(model: Path) -> dict[str, Any]:
             "available": {MODEL: {"path": str(model), "max_tokens": CONTEXT}},
         },
         "inference": {"max_total_tokens": CONTEXT // 2},
-        "engines": {"llama_cpp": {"threads": 1}},
     }
 
 
