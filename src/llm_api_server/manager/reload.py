@@ -28,12 +28,19 @@ FOLLOW_TIMEOUT = 10.0
 class Reloader:
     """Configuration of all processes. `follow` applies a new one to the manager."""
 
-    def __init__(self, config: Config, follow: Callable[[Config], Awaitable[None]], sessions: WorkerSessions) -> None:
+    def __init__(
+        self,
+        config: Config,
+        follow: Callable[[Config], Awaitable[None]],
+        sessions: WorkerSessions,
+        follow_timeout: float = FOLLOW_TIMEOUT,
+    ) -> None:
         self._config = config
         self._packed = pack(config)
         self._follow = follow
         self._one_at_a_time = asyncio.Lock()
         self._sessions = sessions
+        self._follow_timeout = follow_timeout
         self._changed = asyncio.Event()
 
     def register(self, worker: WorkerSession) -> None:
@@ -80,7 +87,7 @@ class Reloader:
         await self._follow(config)
         self._sessions.publish(Configure(self._packed))
         try:
-            async with asyncio.timeout(FOLLOW_TIMEOUT):
+            async with asyncio.timeout(self._follow_timeout):
                 while self._late():
                     self._changed.clear()
                     await self._changed.wait()
