@@ -68,7 +68,7 @@ def test_commands_and_api_share_one_store(tmp_path: Path) -> None:
         assert command(server, "keys", "audit", "--json") == entries
     # The server has ended: the commands work without it, and no secret is anywhere below the folder.
     assert command(server, "keys", "show", "by-command", "--json")["state"] == "disabled"
-    assert command(server, "usage") == "Nothing was used.\n"
+    assert command(server, "usage") == "No usage is recorded.\n"
     texts = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert not [secret for secret in secrets for text in texts if secret.encode() in text]
 

@@ -32,7 +32,7 @@ def test_pinned_model_stays_until_it_is_unpinned(tmp_path: Path, smollm2_gguf: P
             assert response.status_code == 503, response.text
             return str(response.json()["error"]["message"])
 
-        assert f"held by pinned models ({PINNED}): unpin or unload it" in refusal()
+        assert f"pinned models ({PINNED}) use up models.max_loaded (1): unpin or unload it" in refusal()
         explained = client.get(f"/admin/api/models/{OTHER}/explain").json()
         assert (explained["verdict"], explained["evict"]) == ("not_now", [])
 
@@ -42,7 +42,7 @@ def test_pinned_model_stays_until_it_is_unpinned(tmp_path: Path, smollm2_gguf: P
         wait_until(lambda: server.models()[PINNED]["state"] == "ready")
         assert [process.pid for process in server.engines()] == [engine.pid]
         assert client.get(f"/admin/api/models/{PINNED}").json()["pinned"] is True
-        assert f"held by pinned models ({PINNED})" in refusal()
+        assert f"pinned models ({PINNED}) use up" in refusal()
 
         assert server.command("models", "unpin", PINNED).stdout == f"{PINNED}: not pinned\n"
         wait_until(lambda: complete(client, OTHER).status_code == 200)

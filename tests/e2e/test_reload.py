@@ -210,7 +210,7 @@ def test_dry_run_changes_nothing(server: Server, config: dict[str, Any]) -> None
         f"server.port: {server.port} -> 1 (after a restart)",
         "auth.api_keys.restricted: removed: name: restricted, permissions: ['chat']",
         "models.max_loaded: 2 -> 1",
-        "Nothing was changed yet: this was a dry run.",
+        "Dry run: nothing was changed.",
     ]
     changes = json.loads(server.command("reload", "--dry-run", "--json").stdout)
     assert changes["applied"] is False
