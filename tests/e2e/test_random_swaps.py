@@ -1,7 +1,7 @@
 """Sixteen clients request three models at random in one slot: each gets a whole response within three swaps.
 
 `SWAPS=100 make test-all ARGS=tests/e2e/test_random_swaps.py` runs longer. A thousand swaps with an injected clock
-are in `tests/unit/manager/scheduling/test_load.py`.
+are in `tests/unit/manager/scheduling/test_traffic.py`.
 """
 
 from __future__ import annotations

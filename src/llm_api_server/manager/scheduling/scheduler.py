@@ -40,7 +40,7 @@ class Scheduler:
     def __init__(
         self, policy: Policy, models: list[Model], new_id: Callable[[], str], devices: Sequence[Device] = ()
     ) -> None:
-        """Without `devices`, memory is not counted."""
+        """Count memory only if there are `devices`."""
         self.policy = policy
         self.models = {model.name: model for model in models}
         self.devices = devices
@@ -254,7 +254,7 @@ class Scheduler:
         return [*done, *self._grant_queued(allocation, now), *self._schedule(now)]
 
     def on_slept(self, instance_id: str, now: float) -> list[Decision]:
-        """Use the memory of an instance that has fallen asleep, once it is measured to be free."""
+        """Mark the memory of a sleeping instance as free, after it was measured to be."""
         allocation = self._allocations.get(instance_id)
         if allocation is None or allocation.state is not ModelState.SLEEPING:
             return []
@@ -293,7 +293,7 @@ class Scheduler:
         return [*decisions, *self._schedule(now)]
 
     def on_stopped(self, instance_id: str, now: float) -> list[Decision]:
-        """Remove an instance that was stopped, and use its memory."""
+        """Remove an instance that was stopped; its memory is free for other models."""
         allocation = self._allocations.get(instance_id)
         if allocation is None:
             return []
@@ -443,7 +443,7 @@ class Scheduler:
             yield self._leave(allocation)
 
     def _has_drained(self, allocation: Allocation) -> bool:
-        """Return whether a drain that was decided is over; an instance that died drains without a reason."""
+        """Return whether a drain is over. An instance that died has no drain reason: `on_exited` follows."""
         is_draining = allocation.state is ModelState.DRAINING and allocation.drain_reason is not None
         return is_draining and allocation.held_slots == 0
 
