@@ -110,7 +110,7 @@ class Acceptor:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             pass
         except OSError as error:
-            logger.error("cannot accept connections: {}", error.strerror)
+            logger.error("connections wait: {}", error.strerror)
             self._pause(self._retry_interval)
         if accepted:
             self._steps = self._siblings
