@@ -184,10 +184,10 @@ def _progress(*, as_json: bool) -> Iterator[OnEvent]:
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as bar:
-        yield _Screen(bar)
+        yield _DownloadScreen(bar)
 
 
-class _Screen:
+class _DownloadScreen:
     """Text of a download: the plan, one bar for all files on a terminal, and the result."""
 
     def __init__(self, progress: Progress) -> None:

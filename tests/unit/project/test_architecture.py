@@ -64,11 +64,11 @@ def test_module_level_state_is_constant(path: Path) -> None:
     assert not [name for name in found if name.strip("_").islower() and not name.startswith("__")]
 
 
-def test_names_of_public_classes_are_unique() -> None:
+def test_names_of_classes_are_unique() -> None:
     owners: dict[str, list[str]] = {}
     for path in FILES:
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef):
                 owners.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
     assert {name: paths for name, paths in owners.items() if len(paths) > 1} == {}
 

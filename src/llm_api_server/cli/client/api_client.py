@@ -47,22 +47,22 @@ class ContentDelta(msgspec.Struct, frozen=True):
     comment: str = ""
 
 
-class _Delta(msgspec.Struct):
+class _ChatDelta(msgspec.Struct):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
 
-class _Choice(msgspec.Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
+class _ChatChoice(msgspec.Struct):
+    delta: _ChatDelta = msgspec.field(default_factory=_ChatDelta)
 
 
 class _Error(msgspec.Struct):
     message: str
 
 
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
+class _ChatEvent(msgspec.Struct):
+    choices: list[_ChatChoice] = []
     usage: TokenUsage | None = None
     error: _Error | None = None
 
@@ -162,12 +162,12 @@ def _parse_line(line: bytes) -> ContentDelta | None:
     if not line.startswith(b"data:"):
         return None
     try:
-        event = msgspec.json.decode(line[5:], type=_Event)
+        event = msgspec.json.decode(line[5:], type=_ChatEvent)
     except msgspec.DecodeError as error:
         raise ApiFailure(f"The response cannot be parsed: {error}") from error
     if event.error is not None:
         raise ApiFailure(event.error.message)
-    delta = event.choices[0].delta if event.choices else _Delta()
+    delta = event.choices[0].delta if event.choices else _ChatDelta()
     return ContentDelta(delta.content or "", delta.reasoning_content or delta.reasoning or "", event.usage)
 
 

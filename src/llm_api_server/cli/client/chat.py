@@ -63,14 +63,14 @@ class Conversation:
         Ctrl-C stops the response and keeps its text. A message without response is not kept.
         """
         messages = [*self._messages, {"role": "user", "content": message}]
-        screen = _Screen()
+        screen = _ChatScreen()
         with closing(self._client.stream({**self._options, "messages": messages})) as deltas:
             screen.show(deltas)
         if screen.text:
             self._messages = [*messages, {"role": "assistant", "content": screen.text}]
 
 
-class _Screen:
+class _ChatScreen:
     """Response on standard output. A terminal also shows reasoning and waiting, with control characters escaped."""
 
     def __init__(self) -> None:
