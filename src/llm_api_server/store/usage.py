@@ -38,14 +38,7 @@ from llm_api_server.ipc.usage_events import (
 from llm_api_server.store.database import Database
 from llm_api_server.store.ledger_rows import RequestRow, UsageQuery, UsageSum
 from llm_api_server.store.schema import DAYS, HOURS, KEYS, REQUESTS, cleaned
-from llm_api_server.store.usage_query import (
-    DAY,
-    HOUR,
-    month_of,
-    read_rows,
-    read_sums,
-    start_of,
-)
+from llm_api_server.store.usage_query import DAY, HOUR, month_of, read_rows, read_sums, start_of
 
 #: Lock of the writers on PostgreSQL; with SQLite there is one writer anyway.
 _LOCK = 5_021_101
@@ -229,10 +222,6 @@ def _known_name(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    return text if len(text) <= _MAX_NAME_CHARS and text.isascii() and "\0" not in text else _cut(text)
-
-
-def _cut(text: str) -> str:
     return cleaned(text[:_MAX_NAME_CHARS]) or ""
 
 
