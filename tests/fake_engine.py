@@ -207,7 +207,9 @@ class Answer:
 
 async def main(path: Path) -> None:
     engine = Engine(path)
-    server = await asyncio.start_unix_server(engine.serve, path)
+    made = path.with_suffix(".made")
+    server = await asyncio.start_unix_server(engine.serve, made)
+    made.rename(path)  # the socket appears when connections are accepted
     async with server:
         await server.serve_forever()
 

@@ -92,6 +92,7 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     State.write()
-    with socketserver.ThreadingUnixStreamServer(SOCKET, Handler) as server:
+    with socketserver.ThreadingUnixStreamServer(f"{SOCKET}.made", Handler) as server:
+        Path(f"{SOCKET}.made").rename(SOCKET)  # the socket appears when connections are accepted
         server.daemon_threads = True
         server.serve_forever()

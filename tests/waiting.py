@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[..., object], *, timeout: float = 60) -> None:
+def wait_until(condition: Callable[..., object], *, timeout: float = 120) -> None:
     """Block until `condition()` is true. Raise TimeoutError after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
@@ -15,7 +15,7 @@ def wait_until(condition: Callable[..., object], *, timeout: float = 60) -> None
         time.sleep(0.05)
 
 
-async def until(condition: Callable[..., object], *, timeout: float = 60) -> None:
+async def until(condition: Callable[..., object], *, timeout: float = 120) -> None:
     """Suspend until `condition()` is true. Raise TimeoutError after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
