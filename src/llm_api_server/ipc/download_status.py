@@ -11,7 +11,7 @@ DownloadState = Literal["running", "done", "failed", "cancelled"]
 
 
 class DownloadStatus(msgspec.Struct):
-    """One download. `speed` is in bytes per second, `left` in seconds, `started_at` in Unix seconds.
+    """Status of a download. `speed` is in bytes per second, `left` in seconds, `started_at` in Unix seconds.
 
     `bytes` of `total` have arrived. `added`: the configuration has the entry `model`.
     """

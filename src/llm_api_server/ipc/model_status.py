@@ -11,7 +11,7 @@ from llm_api_server.types import INTERNAL, EngineName, ModelState, Task
 
 
 class ModelStatus(msgspec.Struct):
-    """One configured model as the manager sees it. Times are Unix seconds.
+    """Status of a configured model. Times are Unix seconds.
 
     `in_flight` counts requests inside the engine, `queued` those that wait for it. An embedding instance has
     `twin_of` and is listed only while it is not stopped.
