@@ -53,7 +53,20 @@ def _described(root: Any, name: str) -> Iterator[str]:
 
 def _row(one: Any) -> str:
     names = [_metavar(one)] if one.param_type_name == "argument" else [*one.opts, *one.secondary_opts]
-    return f"| `{'`, `'.join(names)}` | {_paragraph(one.help or '')} |\n"
+    names = [name.replace("|", "\\|") for name in names]
+    return f"| `{'`, `'.join(names)}` | {_paragraph(one.help or '')}{_notes(one)} |\n"
+
+
+def _notes(one: Any) -> str:
+    """Return what `--help` adds in brackets: whether the option is required, its default and its variable."""
+    notes = [" Required."] if one.required and one.param_type_name == "option" else []
+    if isinstance(one.default, bool):
+        notes += [f" Default: `{(one.opts if one.default else one.secondary_opts)[0]}`."] if one.secondary_opts else []
+    elif one.default:
+        notes += [f" Default: `{one.default}`."]
+    if one.envvar:
+        notes += [f" Environment variable: `{one.envvar}`."]
+    return "".join(notes)
 
 
 def _metavar(argument: Any) -> str:

@@ -29,7 +29,7 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     """Permissions and limits of a caller. `models` are shell patterns, `networks` CIDR blocks (empty: any).
 
     `key_id` identifies the key in logs, tokens and usage; rotating the secret keeps it. `expires_at` is in Unix
-    seconds. `priority` is the weight of its requests among waiting ones; requests of the class `batch` are served
+    seconds. `priority` is the weight of its requests in the queue; requests of the class `batch` are served
     after all others.
     """
 

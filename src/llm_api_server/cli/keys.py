@@ -45,7 +45,7 @@ def _limit(help_text: str) -> Any:
 #: Options of `create` and `update` by parameter, each with the field of the key that it sets.
 _FIELD_OPTIONS: dict[str, tuple[str, Any]] = {
     "note": ("note", _option(str, "Owner or purpose. Empty: none.")),
-    "permission": ("permissions", _list("What the key may call. Default: all.")),
+    "permission": ("permissions", _list("Permissions, such as chat,embeddings. Default: all.")),
     "model": ("models", _list("Allowed models, as shell patterns. Default: all.")),
     "requests_per_minute": ("requests_per_minute", _limit("Max requests in any 60 seconds.")),
     "tokens_per_minute": ("tokens_per_minute", _limit("Max tokens in any 60 seconds.")),

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def usage(
     *,
     by: Annotated[
-        str, typer.Option(metavar="key,model,day,hour", help="Fields to group by. none: a single total.")
+        str,
+        typer.Option(metavar="key,model,day,hour", help="Fields to group by, with commas. none: a single total."),
     ] = "key",
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Start: 7d (7 days ago), 2027-01-31 or 2027-01-31T12:00:00Z.")

@@ -85,7 +85,7 @@ class KeyLimits(BaseModel):
 class LimitedConfig(KeyLimits, Section):
     """Limits and priority of a caller."""
 
-    priority: float = Field(1.0, gt=0, le=1000, description="Weight of its requests among waiting ones.")
+    priority: float = Field(1.0, gt=0, le=1000, description="Weight of the key's requests in the queue.")
     priority_class: PriorityClass = Field(
         "interactive", description="batch: served only when no interactive request waits."
     )

@@ -31,7 +31,7 @@ class KeyChanges(KeyLimits):
     note: str | None = Field(None, pattern=NO_NUL, description="Free text, such as the owner or the purpose.")
     permissions: list[str] | None = Field(None, description="Endpoints the key may call; `all` by default.")
     models: list[str] | None = Field(None, description="Models the key may use, as shell patterns; all by default.")
-    priority: float | None = Field(None, description="Weight of its requests among waiting ones; 1 by default.")
+    priority: float | None = Field(None, description="Weight of the key's requests in the queue; 1 by default.")
     priority_class: PriorityClass | None = Field(
         None, description="interactive, or batch: served only when no interactive request waits."
     )
