@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from llm_api_server import errors
 from tests.running import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SUBJECTS = sorted([*(ROOT / "docs").glob("[a-z]*.md"), *(ROOT / "docs/zh").glob("*.md")])
 SOURCE = ROOT / "src/llm_api_server"
+CODES = sorted({code for one in vars(errors).values() if isinstance(code := getattr(one, "code", None), str)})
 #: A file or folder in backticks: `manager/scheduling/`, `errors.py`, `tests/unit`.
 _PLACE = re.compile(r"`(\w[\w.]*/(?:[\w.]+/)*[\w.]*|\w+\.py)`")
 
@@ -39,6 +41,12 @@ def test_places_in_the_code_exist(page: str) -> None:
         place for place in _PLACE.findall((ROOT / page).read_text()) if not any((r / place).exists() for r in rooms)
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_the_page_of_the_api_explains_every_error_code(code: str) -> None:
+    rows = (ROOT / "docs/api.md").read_text().partition("## Errors")[2].splitlines()
+    assert any(row.startswith("|") and f"`{code}`" in row for row in rows)
 
 
 @pytest.mark.parametrize(("page", "most"), [("ARCHITECTURE.md", 150), ("docs/glossary.md", 150)])
