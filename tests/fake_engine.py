@@ -59,9 +59,9 @@ class Engine:
         )
         body = await reader.readexactly(length)
         self.log(f"{path} {number} {body.decode(errors='replace') if length < 10000 else length}")
-        answer = Answer(self, writer, path, body)
+        response = Response(self, writer, path, body)
         left = asyncio.create_task(reader.read(1))
-        working = asyncio.create_task(answer.run())
+        working = asyncio.create_task(response.run())
         await asyncio.wait({left, working}, return_when=asyncio.FIRST_COMPLETED)
         is_left = not working.done() or isinstance(working.exception(), OSError)
         for task in (left, working):
@@ -74,7 +74,7 @@ class Engine:
         return working.result()
 
 
-class Answer:
+class Response:
     def __init__(self, engine: Engine, writer: asyncio.StreamWriter, path: str, body: bytes) -> None:
         self.engine = engine
         self.writer = writer

@@ -1,4 +1,4 @@
-"""A LoRA adapter of random numbers for SmolLM2-135M, in PEFT's layout: rank 8, large enough to change answers."""
+"""A LoRA adapter of random numbers for SmolLM2-135M, in PEFT's layout: rank 8, large enough to change responses."""
 
 from __future__ import annotations
 

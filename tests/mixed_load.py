@@ -40,8 +40,8 @@ async def run(server: Server, count: int, *, seed: int, most_tokens: int) -> int
             began = loop.time()
             try:
                 async with asyncio.timeout(patience):
-                    answer = await client.post(path, json=body, headers={"Authorization": f"Bearer {KEY}"})
-                    assert answer.status_code == 200, answer.text
+                    response = await client.post(path, json=body, headers={"Authorization": f"Bearer {KEY}"})
+                    assert response.status_code == 200, response.text
                 times.append(loop.time() - began)
             except TimeoutError:
                 left += 1

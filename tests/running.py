@@ -143,8 +143,8 @@ class Server:
     def models(self) -> dict[str, dict[str, Any]]:
         """Return the models of the admin API by name."""
         with self.client() as client:
-            answer = client.get("/admin/api/models").raise_for_status().json()
-        return {model["id"]: model for model in answer["data"]}
+            response = client.get("/admin/api/models").raise_for_status().json()
+        return {model["id"]: model for model in response["data"]}
 
     def has_manager(self) -> bool:
         """Return whether a manager responds. Requests may go on without one: a worker's lease outlives it."""

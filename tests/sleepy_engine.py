@@ -38,9 +38,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/is_sleeping":
-            self.answer(200, {"is_sleeping": bool(State.tags)})
+            self.respond(200, {"is_sleeping": bool(State.tags)})
         else:
-            self.answer(200, {})
+            self.respond(200, {})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -54,29 +54,29 @@ class Handler(BaseHTTPRequestHandler):
             self.wake(frozenset(query.get("tags", TAGS)))
         elif url.path == "/collective_rpc":
             State.has_weights = "weights" not in State.tags
-            self.answer(200, {"results": [None]})
+            self.respond(200, {"results": [None]})
         else:
-            self.answer(404, {})
+            self.respond(404, {})
 
     def sleep(self, level: int) -> None:
         if FAULT == ["refuses_sleep"]:
-            self.answer(500, {"error": {"message": "Sleep mode is not enabled"}})
+            self.respond(500, {"error": {"message": "Sleep mode is not enabled"}})
             return
         if not State.tags:  # vLLM ignores a second one
             State.tags = TAGS
             State.has_weights = level == 1
         State.write()
-        self.answer(200, {"status": "sleeping", "level": level})
+        self.respond(200, {"status": "sleeping", "level": level})
 
     def wake(self, tags: frozenset[str]) -> None:
         if FAULT == ["refuses_wake"]:
-            self.answer(500, {"error": {"message": "CUDA out of memory"}})
+            self.respond(500, {"error": {"message": "CUDA out of memory"}})
             return
         State.tags -= tags
         State.write()
-        self.answer(200, {"status": "sleeping" if State.tags else "awake"})
+        self.respond(200, {"status": "sleeping" if State.tags else "awake"})
 
-    def answer(self, status: int, content: object) -> None:
+    def respond(self, status: int, content: object) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))

@@ -111,7 +111,7 @@ class Soak:
         try:
             how = await action(client)
         except httpx.TimeoutException as error:
-            self.score.lose(kind, f"no answer within {PATIENCE:.0f} s ({type(error).__name__})")
+            self.score.lose(kind, f"no response within {PATIENCE:.0f} s ({type(error).__name__})")
         except httpx.TransportError as error:
             self.score.broke(kind, begun, f"{type(error).__name__}: {error}")
         else:
@@ -139,16 +139,16 @@ class Soak:
 
     async def _plain(self, client: httpx.AsyncClient) -> str:
         path, body = self._text()
-        answer = await client.post(path, json=body)
-        return _judged(answer, lambda body: body["usage"]["completion_tokens"] > 0)
+        response = await client.post(path, json=body)
+        return _judged(response, lambda body: body["usage"]["completion_tokens"] > 0)
 
     async def _stream(self, client: httpx.AsyncClient) -> str:
         path, body = self._text(stream=True)
-        async with client.stream("POST", path, json=body) as answer:
-            if answer.status_code != httpx.codes.OK:
-                await answer.aread()
-                return _judged(answer, lambda _: False)
-            payloads = [line[6:] async for line in answer.aiter_lines() if line.startswith("data: ")]
+        async with client.stream("POST", path, json=body) as response:
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+                return _judged(response, lambda _: False)
+            payloads = [line[6:] async for line in response.aiter_lines() if line.startswith("data: ")]
         if payloads and payloads[-1] == "[DONE]":
             return "answered"
         error = json.loads(payloads[-1]).get("error") if payloads else None
@@ -162,18 +162,18 @@ class Soak:
             async with asyncio.timeout(self.chance.random() * 2):
                 if not is_stream:
                     return _judged(await client.post(path, json=body), lambda body: "usage" in body)
-                async with client.stream("POST", path, json=body) as answer:
-                    if answer.status_code != httpx.codes.OK:
-                        await answer.aread()
-                        return _judged(answer, lambda _: False)
-                    async for _ in answer.aiter_bytes():
+                async with client.stream("POST", path, json=body) as response:
+                    if response.status_code != httpx.codes.OK:
+                        await response.aread()
+                        return _judged(response, lambda _: False)
+                    async for _ in response.aiter_bytes():
                         pass
         return "left"
 
     async def _embed(self, client: httpx.AsyncClient) -> str:
         texts = [f"{self.chance.random()} of the sea"] * self.chance.randint(1, 4)
-        answer = await client.post("/v1/embeddings", json={"model": MODELS[0], "input": texts})
-        return _judged(answer, lambda body: len(body["data"]) == len(texts))
+        response = await client.post("/v1/embeddings", json={"model": MODELS[0], "input": texts})
+        return _judged(response, lambda body: len(body["data"]) == len(texts))
 
     async def _wrong(self, client: httpx.AsyncClient) -> str:
         """Send a request that must be refused."""
@@ -186,14 +186,14 @@ class Soak:
             {"json": self._chat(messages=[{"role": "user", "content": "long " * 20_000}])},
             {"json": self._chat(stop=["x"] * 100)},
         ]
-        answer = await client.post("/v1/chat/completions", **self.chance.choice(wrong))
-        return _judged(answer, lambda _: False)
+        response = await client.post("/v1/chat/completions", **self.chance.choice(wrong))
+        return _judged(response, lambda _: False)
 
     async def _swap(self, client: httpx.AsyncClient) -> str:
         """Load or unload a model by the admin API."""
         verb, model = self.chance.choice(("load", "unload")), self.chance.choice(MODELS)
-        answer = await client.post(f"/admin/api/models/{model}/{verb}", params={"wait": "false"})
-        return _judged(answer, lambda _: True)
+        response = await client.post(f"/admin/api/models/{model}/{verb}", params={"wait": "false"})
+        return _judged(response, lambda _: True)
 
     async def _reload(self, client: httpx.AsyncClient) -> str:
         """Reload a file with a change for the second model, with none, or with an error."""
@@ -206,8 +206,8 @@ class Soak:
             case _:
                 changed["models"]["max_loaded"] = 0
         self.server.configure(changed)
-        answer = await client.post("/admin/api/reload")
-        return _judged(answer, lambda body: body["applied"])
+        response = await client.post("/admin/api/reload")
+        return _judged(response, lambda body: body["applied"])
 
     async def _look_for_managers(self) -> None:
         """Record the longest time without a manager."""
@@ -234,12 +234,12 @@ class Soak:
                     self.chance.choice(victims).kill()
 
 
-def _judged(answer: httpx.Response, is_whole: Any) -> str:
+def _judged(response: httpx.Response, is_whole: Any) -> str:
     try:
-        body = answer.json()
+        body = response.json()
     except ValueError:
-        return f"status {answer.status_code} with {answer.content[:80]!r}"
-    if answer.is_success:
+        return f"status {response.status_code} with {response.content[:80]!r}"
+    if response.is_success:
         return "answered" if is_whole(body) else f"an answer that is not whole: {str(body)[:80]}"
     return _judged_error(body["error"]["code"])
 

@@ -44,13 +44,13 @@ def make_certificate(folder: Path) -> Path:
     return path
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
+def response(status: int, body: bytes = b"", **headers: str) -> bytes:
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 {status} x\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def ok(body: bytes) -> bytes:
-    return answer(200, body, content_type="text/html")
+    return response(200, body, content_type="text/html")
 
 
 class Web:
@@ -63,7 +63,7 @@ class Web:
         self.resolved: list[str] = []
         self.connections = 0
         #: By path: what to write, in pieces; None at the end keeps the connection open.
-        self.answers: dict[str, list[bytes | None]] = {"/a.png": [ok(PICTURE)]}
+        self.responses: dict[str, list[bytes | None]] = {"/a.png": [ok(PICTURE)]}
         self.addresses: dict[str, Sequence[str]] = {}
 
     async def start(self) -> None:
@@ -99,7 +99,7 @@ class Web:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.asked.append(head)
-            for piece in self.answers.get(head.split(" ")[1], [answer(404)]):
+            for piece in self.responses.get(head.split(" ")[1], [response(404)]):
                 if piece is None:
                     await reader.read()
                 else:

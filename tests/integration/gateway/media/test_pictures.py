@@ -40,7 +40,7 @@ async def test_pictures_by_url_reach_the_engine_as_data(
     web = Web(make_certificate(tmp_path))
     await web.start()
     monkeypatch.setattr(front_door, "MediaFetcher", lambda _: web.fetcher(max_bytes=10_000))
-    web.answers["/large.png"] = [ok(PICTURE + bytes(20_000))]
+    web.responses["/large.png"] = [ok(PICTURE + bytes(20_000))]
     async with run_gateway(run_dir, engine_socket, make_config(run_dir)) as gateway:
 
         async def ask(*urls: str, **more: Any) -> httpx.Response:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llm_api_server.errors import InvalidRequest
-from tests.web import HERE, PICTURE, Web, answer, make_certificate, ok
+from tests.web import HERE, PICTURE, Web, make_certificate, ok, response
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ async def refusal(web: Web, url: str, **config: Any) -> str:
 
 
 def redirect(to: str, status: int = 302) -> list[bytes | None]:
-    return [answer(status, location=to)]
+    return [response(status, location=to)]
 
 
 @pytest.fixture
@@ -55,16 +55,16 @@ async def test_an_image_is_returned_as_data_with_the_type_of_its_bytes(web: Web)
     ],
 )
 async def test_bodies_of_every_framing_are_read(web: Web, pieces: list[bytes | None]) -> None:
-    web.answers["/b"] = pieces
+    web.responses["/b"] = pieces
     assert (await web.fetch("/b")).endswith(base64.b64encode(PICTURE).decode())
 
 
 async def test_redirects_are_followed_up_to_the_limit(web: Web) -> None:
-    web.answers |= {"/1": redirect("/2", 301), "/2": redirect(web.url("/a.png", "cdn.example.com"), 307)}
+    web.responses |= {"/1": redirect("/2", 301), "/2": redirect(web.url("/a.png", "cdn.example.com"), 307)}
     assert (await web.fetch("/1")).startswith("data:image/png")
     assert web.resolved == ["img.example.com", "img.example.com", "cdn.example.com"]
     assert "redirects" in await refusal(web, web.url("/1"), max_redirects=1)
-    web.answers["/loop"] = redirect("/loop")
+    web.responses["/loop"] = redirect("/loop")
     assert "redirects" in await refusal(web, web.url("/loop"))
 
 
@@ -78,7 +78,7 @@ async def test_redirects_are_followed_up_to_the_limit(web: Web) -> None:
 )  # fmt: skip
 async def test_the_target_of_a_redirect_is_checked_like_the_first_url(web: Web, to: str) -> None:
     web.addresses |= {"inside.example.com": ["10.0.0.1"], "10.0.0.1": ["10.0.0.1"], "::1": ["::1"]}
-    web.answers["/r"] = redirect(to)
+    web.responses["/r"] = redirect(to)
     await refusal(web, web.url("/r"))
     assert web.connections == 1
 
@@ -155,9 +155,9 @@ async def test_only_hosts_of_the_configuration_are_contacted(
         ([ok(PICTURE + bytes(5000))], "larger than the 1000 bytes"),
         ([b"HTTP/1.1 200 OK\r\n\r\n", *[bytes(900)] * 20, None], "larger than the 1000 bytes"),
         ([b"HTTP/1.1 200 OK\r\n", *[b"x: " + b"y" * 9000 + b"\r\n"] * 20, None], "broken response"),
-        ([answer(404)], "status 404"),
-        ([answer(500, PICTURE)], "status 500"),
-        ([answer(302)], "status 302"),
+        ([response(404)], "status 404"),
+        ([response(500, PICTURE)], "status 500"),
+        ([response(302)], "status 302"),
         ([ok(b"<html>secret</html>")], "not a PNG"),
         ([ok(b"")], "not a PNG"),
         ([ok(PICTURE[:14])], "damaged"),
@@ -170,7 +170,7 @@ async def test_only_hosts_of_the_configuration_are_contacted(
 async def test_a_response_without_an_image_of_an_allowed_size_is_refused(
     web: Web, pieces: list[bytes | None], words: str
 ) -> None:
-    web.answers["/x"] = pieces
+    web.responses["/x"] = pieces
     message = await refusal(web, web.url("/x"), max_bytes=1000)
     assert words in message
     assert "secret" not in message
@@ -178,7 +178,7 @@ async def test_a_response_without_an_image_of_an_allowed_size_is_refused(
 
 @pytest.mark.parametrize("pieces", [[None], [ok(PICTURE)[:-5], None], [b"HTTP/1.1 200 OK\r\n", None]])
 async def test_a_fetch_ends_with_its_timeout(web: Web, pieces: list[bytes | None]) -> None:
-    web.answers["/slow"] = pieces
+    web.responses["/slow"] = pieces
     assert "within 0.2 seconds" in await refusal(web, web.url("/slow"), timeout=0.2)
 
 
