@@ -45,6 +45,7 @@ from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.exchange import Exchange
+from llm_api_server.gateway.proxy.front_door import EngineProxy
 from llm_api_server.gateway.proxy.head_decisions import HeadDecisions
 from llm_api_server.gateway.proxy.relay import Relay
 from llm_api_server.gateway.proxy.running_requests import RunningRequests
@@ -109,7 +110,7 @@ class Worker:
         held.slots, held.until_revoked = 1000, True
         upstream = HttpClient()
         self.end_turn = upstream.write_buffer.flush
-        handler = build_worker(config, leases, upstream, RunningRequests()).fast_path(config.server)
+        handler = build_worker(config, leases, upstream, RunningRequests()).proxy
         settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
         settings.load()
         self.protocol = HttpProtocol(settings, ServerState(), {REQUEST_HANDLER: handler}, asyncio.get_running_loop())
@@ -193,7 +194,7 @@ async def measure(worker: Worker, request: bytes, answer: list[bytes], count: in
 #: What is timed on its own: a name, and the functions that are it.
 STAGES: dict[str, list[tuple[type, str]]] = {
     "read the request": [(HttpProtocol, "data_received")],
-    "open the exchange": [(Exchange, "__init__")],
+    "open the exchange": [(EngineProxy, "_exchange")],
     "decide": [(Exchange, "begin")],
     "recognize the key": [(Authenticator, "check")],
     "read and check the body": [(EngineRequest, "__init__"), (HeadDecisions, "resolve"), (EngineRequest, "check")],

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from llm_api_server.auth.accepted_tokens import token_issuers, token_signer
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing
-from llm_api_server.config.models import Config, ServerConfig
+from llm_api_server.config.models import Config
 from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
 from llm_api_server.event_loop.gc_tuning import tune_gc
 from llm_api_server.gateway.http.responder import REQUEST_HANDLER
@@ -41,7 +41,7 @@ from llm_api_server.gateway.middleware import (
     RequestIdMiddleware,
     method_not_allowed,
 )
-from llm_api_server.gateway.proxy.front_door import EngineProxy, FastPathHandler
+from llm_api_server.gateway.proxy.front_door import EngineProxy
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.proxy.running_requests import RunningRequests
 from llm_api_server.gateway.routes import openapi
@@ -110,7 +110,7 @@ def build_app(
     ConfigFollower(config, leases.link, follow)
     # The layers, innermost first.
     app: ASGIApp = Dispatcher(
-        dict.fromkeys(ENDPOINTS, worker.proxy.serve), _routes(worker, store, _lifespan(config.server, worker, store))
+        dict.fromkeys(ENDPOINTS, worker.proxy.serve), _routes(worker, store, _lifespan(worker, store))
     )
     app = AuthenticationMiddleware(app, authenticator=authenticator, public=PUBLIC_PATHS | CONSOLE_FILES.paths)
     if config.server.cors_origins:
@@ -161,9 +161,6 @@ class Worker:
             )
         self.proxy.configure(config)
 
-    def fast_path(self, server: ServerConfig) -> FastPathHandler:
-        return FastPathHandler(server, self.proxy, self.client.write_buffer)
-
 
 def build_worker(config: Config, leases: Leases, client: HttpClient, running: RunningRequests) -> Worker:
     """Return the parts of a worker, which need no app around them."""
@@ -205,13 +202,13 @@ def _written_at(file: Path) -> int:
 _Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]
 
 
-def _lifespan(server: ServerConfig, worker: Worker, store: StoreAccess) -> _Lifespan:
+def _lifespan(worker: Worker, store: StoreAccess) -> _Lifespan:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         await worker.start()
         tune_gc()
         try:
-            yield {REQUEST_HANDLER: worker.fast_path(server)}
+            yield {REQUEST_HANDLER: worker.proxy}
         finally:
             await worker.close()
             store.close()

@@ -18,13 +18,16 @@ def body_too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"The request body is larger than the allowed {limit} bytes.")
 
 
-async def read_small_body(scope: Scope, receive: Receive) -> Receive:
-    """Read the body and return a `receive` that replays it. Raises `RequestTooLarge` or `RequestTimeout`."""
+async def read_small_body(scope: Scope, receive: Receive, within: float = TIMEOUT) -> Receive:
+    """Read the body within that many seconds and return a `receive` that replays it.
+
+    Raises `RequestTooLarge` or `RequestTimeout`.
+    """
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(within):
             return _Replay(await _read(scope, receive), receive)
     except TimeoutError:
-        raise RequestTimeout(f"The request body did not arrive within {TIMEOUT:g} seconds.") from None
+        raise RequestTimeout(f"The request body did not arrive within {within:g} seconds.") from None
 
 
 async def _read(scope: Scope, receive: Receive) -> bytes:

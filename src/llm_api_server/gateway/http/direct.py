@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 
 from llm_api_server.gateway.http.body_limit import body_too_large
 from llm_api_server.gateway.http.request_head import RequestHead
-from llm_api_server.gateway.http.responder import LAST_WRITE_TIMEOUT, RequestHandler
+from llm_api_server.gateway.http.responder import LAST_WRITE_TIMEOUT, RequestHandler, RequestListener
 
 #: A request begins before its body is complete, so that its key is checked, once this much of it has arrived.
 _MAX_UNCHECKED_BYTES = 64 * 1024
@@ -30,10 +30,20 @@ class ServerConnection(Protocol):
         """A response is complete, or given up."""
 
 
+class _UnusedEvent:
+    """Stand-in for the event of uvicorn's request cycle."""
+
+    def set(self) -> None:
+        pass
+
+
+_UNUSED_EVENT = _UnusedEvent()
+
+
 class DirectResponder:
     """Request and response in the place of uvicorn's request cycle.
 
-    Its public attributes up to `disconnected` are those that uvicorn's protocol uses.
+    uvicorn's protocol uses `response_complete`, `disconnected`, `keep_alive` and `message_event`.
     """
 
     __slots__ = (
@@ -43,25 +53,26 @@ class DirectResponder:
     )  # fmt: skip
 
     def __init__(self, connection: ServerConnection, handler: RequestHandler, head: RequestHead) -> None:
-        self.keep_alive = head.keep_alive
-        self.message_event = _UNUSED_EVENT
-        self.response_complete = False
-        self.disconnected = False
-        self.head = head
-        self.is_chunked = False
         self._connection = connection
         self._handler = handler
+        self.head = head
         self._transport = connection.transport
+        self.keep_alive = head.keep_alive
+        #: Set by the connection, as it refers to the responder.
+        self.listener: RequestListener = None  # type: ignore[assignment]
+        self.response_complete = False
+        self.disconnected = False
+        self.has_body = False
+        self.is_chunked = False
+        self.message_event = _UNUSED_EVENT
         self._chunks: list[bytes] = []
         self._size = 0
         self._out: list[bytes] = []
         self._has_turn = False
-        self.has_body = False
         self._has_begun = False
         self._is_early = False
         self._is_too_large = False
         self._waiter: asyncio.Future[None] | None = None
-        self.listener = handler.open(head, self)
 
     # From the connection.
 
@@ -198,13 +209,3 @@ class DirectResponder:
     def _abort_if_blocked(self) -> None:
         if not self.is_writable and not self._transport.is_closing():
             self._transport.abort()
-
-
-class _UnusedEvent:
-    """Stand-in for the event of uvicorn's request cycle."""
-
-    def set(self) -> None:
-        pass
-
-
-_UNUSED_EVENT = _UnusedEvent()

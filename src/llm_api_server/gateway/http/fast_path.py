@@ -66,8 +66,11 @@ class HttpProtocol(HttpToolsProtocol):
         if is_next and cache is not None and (body := cache.body_of(data)) is not None:
             if self.timeout_keep_alive_task is not None:
                 self._unset_keepalive_if_required()
-            assert self._handler is not None, "a head is cached from a request that it accepted"
-            responder = self.cycle = self._active = DirectResponder(self, self._handler, cache.head)
+            handler, head = self._handler, cache.head
+            assert handler is not None, "a head is cached from a request that it accepted"
+            responder = DirectResponder(self, handler, head)
+            self.cycle = self._active = responder
+            responder.listener = handler.open(head, responder)
             responder.begin_with(body)
             return
         self._head_bytes += len(data)
@@ -158,6 +161,7 @@ class HttpProtocol(HttpToolsProtocol):
             expects_continue=self.expect_100_continue,
         )
         responder = self.cycle = DirectResponder(self, handler, head)
+        responder.listener = handler.open(head, responder)
         responder.on_head()
         if previous is None or previous.response_complete:
             self._active = responder

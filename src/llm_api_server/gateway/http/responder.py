@@ -101,13 +101,9 @@ class RequestHandler(Protocol):
 
     #: Header lines that the server adds to every response.
     default_lines: CachedLines
-
-    @property
-    def max_body_bytes(self) -> int: ...
-
-    @property
-    def write_buffer(self) -> WriteBuffer:
-        """Buffer that connections to clients write through."""
+    #: Buffer that connections to clients write through.
+    write_buffer: WriteBuffer
+    max_body_bytes: int
 
     def accepts(self, path: bytes, headers: Headers) -> bool:
         """Return whether a `POST` to `path` is handled here and needs no middleware."""

@@ -68,6 +68,11 @@ class Lease:
             self._held.blocked += 1 if is_blocked else -1
             self._owner.plan_report()
 
+    @property
+    def needs_cost(self) -> bool:
+        """Whether the manager schedules by the cost of this request: other requests wait for its slot."""
+        return self._held is not None and not self._held.until_revoked
+
     def release(self, cost: int | None = None, *, is_broken: bool = False) -> None:
         """End the request. `cost` is what it cost the engine, where that is known.
 

@@ -29,13 +29,13 @@ class ClientResponse:
         self, responder: Responder, record: RequestRecord, dialect: Dialect, *, adds_common_lines: bool
     ) -> None:
         self.responder = responder
+        self._record = record
+        self._dialect = dialect
+        self._adds_common_lines = adds_common_lines
         self.is_started = False
         self.is_event_stream = False
         #: Whether nothing but pings has been written.
         self.accepts_pings = True
-        self._record = record
-        self._dialect = dialect
-        self._adds_common_lines = adds_common_lines
 
     def write(self, head: bytes, data: bytes, status: int = 200) -> None:
         """Write `data`, after the header lines `head` unless the response has begun."""

@@ -42,12 +42,12 @@ class EngineRequest:
     """Body and facts of a request, with the model that it is for. `form` is set for multipart bodies.
 
     `row` is its name in the ledger and at the engine, set when it is admitted. `trace_lines` are the headers of the
-    trace that it belongs to.
+    trace that it belongs to. Some instances need a request adapted that `may_need_adapting`, or do not support it.
     """
 
     __slots__ = (
-        "_form", "_head", "_is_forced", "body", "endpoint", "facts", "key", "model", "prompt_tokens", "row",
-        "trace_lines",
+        "_form", "_head", "_is_forced", "body", "endpoint", "facts", "key", "may_need_adapting", "model",
+        "prompt_tokens", "row", "trace_lines",
     )  # fmt: skip
 
     def __init__(
@@ -72,11 +72,13 @@ class EngineRequest:
         self._head = head
         self._form = form
         request = facts.request
-        self._is_forced = (
-            isinstance(request, schemas.ChatRequest)
-            and request.tool_choice is not None
-            and forced_tool_choice.is_forced(facts)
-        )
+        #: Whether the engine is asked for a tool call that some do not enforce.
+        self._is_forced = False
+        self.may_need_adapting = True
+        if isinstance(request, schemas.ChatRequest):
+            self._is_forced = self.may_need_adapting = request.tool_choice is not None and forced_tool_choice.is_forced(
+                facts
+            )
 
     def check(self, inference: InferenceConfig) -> None:
         """Raise `ApiError` if the model is known not to support the request."""
@@ -191,7 +193,7 @@ class EngineRequest:
         """Return the reader for a response that begins with this head."""
         if status >= FIRST_ERROR_STATUS:
             return ErrorResponse(status, headers)
-        if self.is_translated_at(instance):
+        if self.may_need_adapting and self.is_translated_at(instance):
             return ConvertedResponse(partial(tokenize_adapter.from_llama_cpp, self.facts, instance))
         kind = headers.get("content-type")
         if kind is None or not kind.startswith(EVENT_STREAM):

@@ -20,7 +20,6 @@ from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST
 from llm_api_server.gateway.proxy.client_response import ClientResponse
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.forwarding import Forwarder
-from llm_api_server.gateway.proxy.head_decisions import decisions_of
 from llm_api_server.gateway.proxy.preparation import Preparation
 from llm_api_server.gateway.proxy.queue_timeout import QueueTimeout
 from llm_api_server.gateway.proxy.relay import Relay, internal_error
@@ -37,13 +36,13 @@ _NEVER = float("inf")
 class Exchange:
     """One request and its response: `RequestListener` of the client's connection, `RelayOwner`, `RunningRequest`.
 
-    Ends exactly once, in `_finish`. `completion` is None behind a middleware, which finishes the record.
+    Ends exactly once, in `_finish`. `completion` is None behind a middleware, which finishes the record. The deadline
+    is in seconds of `time.monotonic`.
     """
 
     __slots__ = (
-        "_attempts", "_completion", "_deadline", "_decisions", "_forwarder", "_head", "_is_over", "_next_ping",
-        "_preparation", "_queue", "_record", "_relay", "_request", "_responder", "_response", "_running",
-        "_stop_reason", "_task", "_timeout",
+        "_attempts", "_completion", "_deadline", "_forwarder", "_head", "_is_over", "_next_ping", "_preparation",
+        "_queue", "_record", "_relay", "_request", "_responder", "_response", "_running", "_stop_reason", "_task",
     )  # fmt: skip
 
     def __init__(
@@ -51,26 +50,23 @@ class Exchange:
         head: RequestHead,
         record: RequestRecord,
         responder: Responder,
+        response: ClientResponse,
         *,
+        deadline: float,
         preparation: Preparation,
         forwarder: Forwarder,
         running: RunningRequests,
         completion: RequestCompletion | None,
-        timeout: float,
     ) -> None:
+        self._head = head
+        self._record = record
+        self._responder = responder
+        self._response = response
+        self._deadline = deadline
         self._preparation = preparation
         self._forwarder = forwarder
         self._running = running
         self._completion = completion
-        self._head = head
-        decisions = self._decisions = decisions_of(head)
-        self._record = record
-        self._responder = responder
-        self._response = ClientResponse(
-            responder, record, decisions.endpoint.dialect, adds_common_lines=completion is not None
-        )
-        self._timeout = timeout
-        self._deadline = record.started_at + timeout
         self._next_ping = _NEVER
         #: The request, once it is admitted.
         self._request: EngineRequest | None = None
@@ -80,7 +76,7 @@ class Exchange:
         self._relay: Relay | None = None
         self._attempts = 0
         self._task: asyncio.Task[None] | None = None
-        #: Why no one waits for the response any more.
+        #: Why the response is no longer needed.
         self._stop_reason: Exception | None = None
         self._is_over = False
 
@@ -123,19 +119,19 @@ class Exchange:
             self._next_ping = now + self._running.ping_interval
             self._response.ping(waiting_comment(self._request.model.model, queue.position if queue else None))
 
+    @property
+    def _timeout(self) -> float:
+        return self._deadline - self._record.started_at
+
     # To the engine.
 
     async def _run(self) -> None:
         try:
-            request = self._request = await self._preparation.prepare(
-                self._head, self._decisions, self._record, self._responder
-            )
+            request = self._request = await self._preparation.prepare(self._head, self._record, self._responder)
             if request.facts.stream:
                 self._next_ping = monotonic() + self._running.first_ping_delay
             if request.facts.media and any(media.url for media in request.facts.media):
-                request = self._request = await self._preparation.with_media(
-                    request, self._head, self._decisions, self._record
-                )
+                request = self._request = await self._preparation.with_media(request, self._head, self._record)
             await self._forward(request)
         except (asyncio.CancelledError, Exception) as error:  # noqa: BLE001 - the edge of a request
             await self._refuse(error)
@@ -145,8 +141,8 @@ class Exchange:
         record = self._record
         while True:
             lease = self._forwarder.take_slot(request) or await self._wait_slot(request)
-            relay = self._relay = Relay(self, request, lease, record, self._response)
-            record.queued_seconds, record.instance = record.elapsed(), lease.instance.id
+            relay = self._relay = Relay(self, request, lease, record, self._responder, self._response)
+            record.queued_seconds, record.instance = monotonic() - record.started_at, lease.instance.id
             if lease.prefilling is not None and not request.streams_from(lease.instance):
                 lease.on_prefill_done()  # nothing will show when it is
             try:

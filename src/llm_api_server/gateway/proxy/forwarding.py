@@ -19,6 +19,7 @@ from llm_api_server.gateway.tools import forced_tool_choice
 from llm_api_server.gateway.wire.rewrite import rewrite
 from llm_api_server.gateway.wire.validation import check_supported
 from llm_api_server.http_client.client import HttpClient
+from llm_api_server.ipc.lease_messages import InstanceInfo
 from llm_api_server.ipc.model_status import ModelStatus
 
 
@@ -49,21 +50,27 @@ class Forwarder:
     async def send(self, relay: Relay) -> None:
         """Encode the request for its instance and send it. Raises `ApiError`, or `NoResponse` if connecting fails."""
         request, instance = relay.request, relay.lease.instance
-        facts = request.facts
-        check_supported(facts.request, instance.engine)
         body = request.body_for(instance)
-        if request.is_forced_at(instance):
-            knows_tools = await self._templates.knows_tools(instance)
-            body = rewrite(body, forced_tool_choice.changes(facts, body, knows_tools=knows_tools))
-        if request.is_translated_at(instance):
-            body = await tokenize_adapter.to_llama_cpp(self._client, facts, instance, body)
-        if self._limits.may_exceed(facts, instance, body):
-            await self._limits.check(facts, instance, body)
+        if request.may_need_adapting:
+            body = await self._adapt(request, instance, body)
+        if self._limits.may_exceed(request.facts, instance, body):
+            await self._limits.check(request.facts, instance, body)
         encoded = relay.encoded = request.frame(instance, body)
         relay.record.prompt_estimate = request.prompt_tokens
         relay.connection = self._client.send_on_idle(instance.address, encoded, relay)
         if relay.connection is None:
             await self.send_again(relay)
+
+    async def _adapt(self, request: EngineRequest, instance: InstanceInfo, body: bytes) -> bytes:
+        """Return the body with what this instance needs in a form of its own. Raises `ApiError` if it cannot."""
+        facts = request.facts
+        check_supported(facts.request, instance.engine)
+        if request.is_forced_at(instance):
+            knows_tools = await self._templates.knows_tools(instance)
+            body = rewrite(body, forced_tool_choice.changes(facts, body, knows_tools=knows_tools))
+        if request.is_translated_at(instance):
+            body = await tokenize_adapter.to_llama_cpp(self._client, facts, instance, body)
+        return body
 
     async def send_again(self, relay: Relay) -> None:
         """Send the encoded request on a new connection. Raises `NoResponse` if connecting fails."""

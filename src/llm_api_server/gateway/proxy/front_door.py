@@ -1,7 +1,7 @@
 """Entry of requests to engine endpoints: past ASGI, and behind it.
 
-The proxy opens an exchange for each. `HttpProtocol` finds the `FastPathHandler` in the state of the app's lifespan;
-requests that another server or a middleware has to see first arrive through `EngineProxy.serve`.
+`HttpProtocol` finds the proxy in the state of the app's lifespan; requests that another server or a middleware has to
+see first arrive through `EngineProxy.serve`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from llm_api_server.auth.authenticator import Authenticator
-from llm_api_server.config.models import Config, ServerConfig
-from llm_api_server.event_loop.write_buffer import WriteBuffer
+from llm_api_server.config.models import Config
 from llm_api_server.gateway.engine_calls.context_length import ContextLimits
 from llm_api_server.gateway.engine_calls.template_probe import TemplateProbe
 from llm_api_server.gateway.http.asgi import AsgiResponder
@@ -26,8 +25,10 @@ from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.completion import RequestCompletion
 from llm_api_server.gateway.metering.request_record import RequestRecord, record_of
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
+from llm_api_server.gateway.proxy.client_response import ClientResponse
 from llm_api_server.gateway.proxy.exchange import Exchange
 from llm_api_server.gateway.proxy.forwarding import Forwarder
+from llm_api_server.gateway.proxy.head_decisions import decisions_of
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.proxy.preparation import Preparation
 from llm_api_server.gateway.proxy.running_requests import RunningRequests
@@ -37,7 +38,7 @@ from llm_api_server.ipc.trace_context import Sampler
 
 
 class EngineProxy:
-    """Opens exchanges, and gives each the collaborators that all of them share."""
+    """Opens an exchange for each request to an engine endpoint; `RequestHandler` of the fast path."""
 
     def __init__(
         self,
@@ -52,6 +53,12 @@ class EngineProxy:
         completion: RequestCompletion,
         running: RunningRequests,
     ) -> None:
+        self.default_lines = CachedLines()
+        self.write_buffer = client.write_buffer
+        self._paths = frozenset(path.encode() for path in ENDPOINTS)
+        self._needs_cors = bool(config.server.cors_origins)
+        trusted = config.server.trusted_proxies
+        self._trusted_proxies = ProxyHeadersMiddleware(_no_app, trusted).trusted_hosts if trusted else None
         self._authenticator = authenticator
         self._catalog = catalog
         self._leases = leases
@@ -87,6 +94,17 @@ class EngineProxy:
         record = RequestRecord(self._completion.log.id_of(head.headers), "POST", head.path, time.monotonic())
         return self._exchange(head, record, responder, self._completion)
 
+    def accepts(self, path: bytes, headers: Headers) -> bool:
+        """Return whether `path` is an engine endpoint and the request needs no CORS middleware."""
+        return path in self._paths and not (self._needs_cors and any(name == b"origin" for name, _ in headers))
+
+    def client_address(self, peer: str | None, headers: Headers) -> str | None:
+        """Return the address that a trusted proxy forwards, else that of the peer."""
+        if self._trusted_proxies is None or peer not in self._trusted_proxies:
+            return peer
+        forwarded = b", ".join(value for name, value in headers if name == b"x-forwarded-for")
+        return self._trusted_proxies.get_trusted_client_address(forwarded.decode("latin-1"))[0] or peer
+
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request behind ASGI: its middleware finishes the record and adds the common headers."""
         head = RequestHead(scope["path"], scope["headers"])
@@ -99,45 +117,18 @@ class EngineProxy:
     ) -> Exchange:
         if self._sampler is not None:
             record.trace = self._sampler.begin(head.headers)
+        dialect = decisions_of(head).endpoint.dialect
         return Exchange(
             head,
             record,
             responder,
+            ClientResponse(responder, record, dialect, adds_common_lines=completion is not None),
+            deadline=record.started_at + self._timeout,
             preparation=self._preparation,
             forwarder=self._forwarder,
             running=self._running,
             completion=completion,
-            timeout=self._timeout,
         )
-
-
-class FastPathHandler:
-    """`RequestHandler` of the engine endpoints."""
-
-    def __init__(self, server: ServerConfig, proxy: EngineProxy, write_buffer: WriteBuffer) -> None:
-        self.default_lines = CachedLines()
-        self.write_buffer = write_buffer
-        self.open = proxy.open
-        self._proxy = proxy
-        self._paths = frozenset(path.encode() for path in ENDPOINTS)
-        self._needs_cors = bool(server.cors_origins)
-        trusted = server.trusted_proxies
-        self._trusted_proxies = ProxyHeadersMiddleware(_no_app, trusted).trusted_hosts if trusted else None
-
-    @property
-    def max_body_bytes(self) -> int:
-        return self._proxy.max_body_bytes
-
-    def accepts(self, path: bytes, headers: Headers) -> bool:
-        """Return whether `path` is an engine endpoint and the request needs no CORS middleware."""
-        return path in self._paths and not (self._needs_cors and any(name == b"origin" for name, _ in headers))
-
-    def client_address(self, peer: str | None, headers: Headers) -> str | None:
-        """Return the address that a trusted proxy forwards, else that of the peer."""
-        if self._trusted_proxies is None or peer not in self._trusted_proxies:
-            return peer
-        forwarded = b", ".join(value for name, value in headers if name == b"x-forwarded-for")
-        return self._trusted_proxies.get_trusted_client_address(forwarded.decode("latin-1"))[0] or peer
 
 
 async def _no_app(scope: object, receive: object, send: object) -> None:

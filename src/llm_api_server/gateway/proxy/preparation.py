@@ -21,7 +21,7 @@ from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.request_record import RequestRecord
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
-from llm_api_server.gateway.proxy.head_decisions import HeadDecisions
+from llm_api_server.gateway.proxy.head_decisions import HeadDecisions, decisions_of
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.wire.multipart import Form
 from llm_api_server.gateway.wire.request import read_request
@@ -55,10 +55,9 @@ class Preparation:
         self._max_body_bytes = max_body_bytes
         self._records_prompts = records_prompts
 
-    async def prepare(
-        self, head: RequestHead, decisions: HeadDecisions, record: RequestRecord, responder: Responder
-    ) -> EngineRequest:
+    async def prepare(self, head: RequestHead, record: RequestRecord, responder: Responder) -> EngineRequest:
         """Read the request, count it against the limits of its key and give it a row. Raises `ApiError`."""
+        decisions = decisions_of(head)
         key = record.key  # set where a middleware has authenticated the request
         if key is None:
             key = record.key = self._known_key(decisions, record, responder)
@@ -77,9 +76,7 @@ class Preparation:
         request.row = self._usage.start(record, request.prompt_text() if self._records_prompts else None)
         return request
 
-    async def with_media(
-        self, request: EngineRequest, head: RequestHead, decisions: HeadDecisions, record: RequestRecord
-    ) -> EngineRequest:
+    async def with_media(self, request: EngineRequest, head: RequestHead, record: RequestRecord) -> EngineRequest:
         """Return the request with the data of all media that it names by URL. Raises `ApiError`."""
         await ensure_task()
         data: dict[str, str] = {}
@@ -90,7 +87,7 @@ class Preparation:
                 left -= len(data[media.url])
                 if left < 0:
                     raise body_too_large(self._max_body_bytes)
-        inlined = self._read(head, decisions, record, request.key, inline(request.body, data))
+        inlined = self._read(head, decisions_of(head), record, request.key, inline(request.body, data))
         inlined.row = request.row
         return inlined
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from loguru import logger
 
 from llm_api_server.errors import ApiError, EngineError, InternalError
+from llm_api_server.gateway.http.responder import Responder
 from llm_api_server.gateway.manager_link.leases import Lease
 from llm_api_server.gateway.metering.request_record import RequestRecord
 from llm_api_server.gateway.proxy.client_response import ClientResponse
@@ -43,27 +44,33 @@ class Relay:
     """
 
     __slots__ = (
-        "_ended", "_flow", "_is_closed", "_owner", "_responder", "_response", "_sent", "connection", "encoded", "lease",
-        "record", "request",
+        "_ended", "_flow", "_is_closed", "_owner", "_responder", "_response", "_sent", "connection", "encoded",
+        "lease", "record", "request",
     )  # fmt: skip
 
     def __init__(
-        self, owner: RelayOwner, request: EngineRequest, lease: Lease, record: RequestRecord, response: ClientResponse
+        self,
+        owner: RelayOwner,
+        request: EngineRequest,
+        lease: Lease,
+        record: RequestRecord,
+        responder: Responder,
+        sent: ClientResponse,
     ) -> None:
+        self._owner = owner
         self.request = request
         self.lease = lease
         self.record = record
+        self._responder = responder
+        self._sent = sent
         #: The request as it was sent.
         self.encoded = b""
         #: Connection to the engine, from sending the request to the last byte of the response.
         self.connection: Connection | None = None
-        self._owner = owner
-        self._sent = response
-        self._responder = response.responder
         self._response: EngineResponse | None = None
         #: Reader of a stream that has begun. Nearly all data takes this short way.
         self._flow: StreamReader | None = None
-        #: Set for a detached relay; done when the engine has ended the response.
+        #: Set once detached; done when the engine has ended the response.
         self._ended: asyncio.Future[None] | None = None
         self._is_closed = False
 
@@ -94,7 +101,8 @@ class Relay:
         if self.connection is not None:
             self.connection.abort_for(self)
             self.connection = None
-        self.lease.release(record.usage_or_estimate().cost)
+        lease = self.lease
+        lease.release(record.usage_or_estimate().cost if lease.needs_cost else None)
 
     def log(self, error: UpstreamError) -> None:
         logger.warning("{}: instance {}: {}", self.record.request_id, self.lease.instance.id, error)
