@@ -153,7 +153,7 @@ class AuthConfig(Section):
     algorithm: Literal["HS256"] = Field("HS256", description="Signature algorithm of tokens.")
     tokens: bool | None = Field(
         None,
-        description="Offer POST /auth/token. Unset: if secret_key is strong; true: refuse to start unless it is.",
+        description="Offer POST /auth/token. null: only if secret_key is strong; true: refuse to start if it is weak.",
     )
     token_timeout: Seconds = Field(3600, gt=0, le=86400 * 30, description="Longest validity of a token in seconds.")
     api_keys: list[ApiKeyConfig] = Field(
@@ -198,7 +198,7 @@ class ModelConfig(Section):
         "auto", description="Engine to use; auto: llama_cpp for .gguf, vllm for a folder or hub id, remote for a URL."
     )
     task: Literal["auto", "generate", "embed", "rank"] = Field(
-        "auto", description="Task the model is loaded for; auto: by its files, and a generating model also embeds."
+        "auto", description="Task the model is loaded for; auto: as its files say; a generating model also embeds."
     )
     aliases: list[Name] = Field([], description="Other names of the model for clients.")
     adapters: dict[Name, Annotated[str, Field(min_length=1)]] = Field(
