@@ -282,7 +282,7 @@ class LimitsConfig(Section):
         1000, ge=1, description="Maximum number of requests waiting for one model; further ones get 503."
     )
     queue_per_key: int = Field(
-        500, ge=1, description="Maximum number of waiting requests of one key; further ones get 429."
+        500, ge=1, description="Maximum number of waiting requests of one key, for all models; further ones get 429."
     )
     when_loading: Literal["wait", "reject"] = Field(
         "wait", description="Handling of requests while their model loads; reject: 503 at once, and the load continues."
