@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import models, needs, postgres
 
+_FOLDERS = itertools.count()
 E2E = Path(__file__).parent / "e2e"
 
 # No test judges by the clock, and a busy machine is not a failure.
@@ -58,6 +60,12 @@ def unchanged_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short path, since the path of a unix socket below it has at most 107 bytes."""
+    return tmp_path_factory.mktemp(f"t{next(_FOLDERS)}", numbered=False)
 
 
 @pytest.fixture(scope="session")
