@@ -7,7 +7,7 @@ from time import monotonic
 from llm_api_server.errors import ApiError
 from llm_api_server.gateway.http.header_lines import lines_of
 from llm_api_server.gateway.http.responder import Responder
-from llm_api_server.gateway.metering.completion import common_header_lines
+from llm_api_server.gateway.metering.completion import RequestCompletion, common_header_lines
 from llm_api_server.gateway.metering.request_record import RequestRecord
 from llm_api_server.gateway.wire.endpoints import Dialect
 from llm_api_server.gateway.wire.error_response import error_response
@@ -18,7 +18,7 @@ from llm_api_server.gateway.wire.stream_reader import error_event
 class ClientResponse:
     """Writes to one `Responder`, and records status and first byte.
 
-    Without `adds_common_lines`, a middleware adds the headers that every response gets.
+    Behind a middleware (`completion` is None), that adds the headers which every response gets.
     """
 
     __slots__ = (
@@ -26,12 +26,12 @@ class ClientResponse:
     )  # fmt: skip
 
     def __init__(
-        self, responder: Responder, record: RequestRecord, dialect: Dialect, *, adds_common_lines: bool
+        self, responder: Responder, record: RequestRecord, dialect: Dialect, completion: RequestCompletion | None
     ) -> None:
         self.responder = responder
         self._record = record
         self._dialect = dialect
-        self._adds_common_lines = adds_common_lines
+        self._adds_common_lines = completion is not None
         self.is_started = False
         self.is_event_stream = False
         #: Whether nothing but pings has been written.

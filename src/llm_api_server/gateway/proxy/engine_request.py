@@ -12,11 +12,10 @@ from llm_api_server.errors import NotSupported
 from llm_api_server.gateway.engine_calls import tokenize_adapter
 from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.media.content_parts import check_images
-from llm_api_server.gateway.proxy.head_decisions import ResolvedModel
+from llm_api_server.gateway.proxy.head_decisions import ResolvedModel, decisions_of
 from llm_api_server.gateway.tools import forced_tool_choice
 from llm_api_server.gateway.tools.forced_tool_choice import ForcedCallStream
 from llm_api_server.gateway.wire import rewrite, schemas, token_estimates
-from llm_api_server.gateway.wire.endpoints import Endpoint
 from llm_api_server.gateway.wire.engine_errors import NO_CHAT_TEMPLATE
 from llm_api_server.gateway.wire.multipart import Form
 from llm_api_server.gateway.wire.request import RequestFacts
@@ -51,17 +50,9 @@ class EngineRequest:
     )  # fmt: skip
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        head: RequestHead,
-        key: Key,
-        body: bytes,
-        facts: RequestFacts,
-        *,
-        model: ResolvedModel,
-        form: Form | None,
+        self, head: RequestHead, key: Key, body: bytes, facts: RequestFacts, model: ResolvedModel, form: Form | None
     ) -> None:
-        self.endpoint = endpoint
+        endpoint = self.endpoint = decisions_of(head).endpoint
         self.key = key
         self.body = body
         self.facts = facts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from time import monotonic
+from typing import NamedTuple
 
 from llm_api_server.errors import ApiError, EngineUnavailable, RequestTimeout, ShuttingDown
 from llm_api_server.event_loop import eager_task
@@ -20,6 +21,7 @@ from llm_api_server.gateway.metering.request_record import CLIENT_CLOSED_REQUEST
 from llm_api_server.gateway.proxy.client_response import ClientResponse
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.proxy.forwarding import Forwarder
+from llm_api_server.gateway.proxy.head_decisions import decisions_of
 from llm_api_server.gateway.proxy.preparation import Preparation
 from llm_api_server.gateway.proxy.queue_timeout import QueueTimeout
 from llm_api_server.gateway.proxy.relay import Relay, internal_error
@@ -31,6 +33,14 @@ from llm_api_server.http_client.response import NoResponse, UpstreamError
 RETRY_DELAY = 0.1
 ATTEMPTS = 2
 _NEVER = float("inf")
+
+
+class SharedParts(NamedTuple):
+    """Collaborators of all exchanges that begin under one configuration."""
+
+    preparation: Preparation
+    forwarder: Forwarder
+    running: RunningRequests
 
 
 class Exchange:
@@ -50,22 +60,16 @@ class Exchange:
         head: RequestHead,
         record: RequestRecord,
         responder: Responder,
-        response: ClientResponse,
-        *,
         deadline: float,
-        preparation: Preparation,
-        forwarder: Forwarder,
-        running: RunningRequests,
+        shared: SharedParts,
         completion: RequestCompletion | None,
     ) -> None:
         self._head = head
         self._record = record
         self._responder = responder
-        self._response = response
+        self._response = ClientResponse(responder, record, decisions_of(head).endpoint.dialect, completion)
         self._deadline = deadline
-        self._preparation = preparation
-        self._forwarder = forwarder
-        self._running = running
+        self._preparation, self._forwarder, self._running = shared
         self._completion = completion
         self._next_ping = _NEVER
         #: The request, once it is admitted.

@@ -25,10 +25,8 @@ from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.completion import RequestCompletion
 from llm_api_server.gateway.metering.request_record import RequestRecord, record_of
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
-from llm_api_server.gateway.proxy.client_response import ClientResponse
-from llm_api_server.gateway.proxy.exchange import Exchange
+from llm_api_server.gateway.proxy.exchange import Exchange, SharedParts
 from llm_api_server.gateway.proxy.forwarding import Forwarder
-from llm_api_server.gateway.proxy.head_decisions import decisions_of
 from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.proxy.preparation import Preparation
 from llm_api_server.gateway.proxy.running_requests import RunningRequests
@@ -75,7 +73,7 @@ class EngineProxy:
         self.max_body_bytes = config.server.max_body_bytes
         self._timeout = config.server.timeout
         self._sampler = Sampler(config.tracing.sample_ratio) if config.tracing.endpoint else None
-        self._preparation = Preparation(
+        preparation = Preparation(
             config.inference,
             authenticator=self._authenticator,
             catalog=self._catalog,
@@ -87,7 +85,8 @@ class EngineProxy:
             records_prompts=config.storage.record_prompts,
         )
         limits = ContextLimits(config.inference, self._client)
-        self._forwarder = Forwarder(self._leases, self._client, limits, self._templates)
+        forwarder = Forwarder(self._leases, self._client, limits, self._templates)
+        self._shared = SharedParts(preparation, forwarder, self._running)
 
     def open(self, head: RequestHead, responder: Responder) -> Exchange:
         """Return the exchange of a request that bypasses ASGI. It is not registered and has not begun."""
@@ -117,18 +116,7 @@ class EngineProxy:
     ) -> Exchange:
         if self._sampler is not None:
             record.trace = self._sampler.begin(head.headers)
-        dialect = decisions_of(head).endpoint.dialect
-        return Exchange(
-            head,
-            record,
-            responder,
-            ClientResponse(responder, record, dialect, adds_common_lines=completion is not None),
-            deadline=record.started_at + self._timeout,
-            preparation=self._preparation,
-            forwarder=self._forwarder,
-            running=self._running,
-            completion=completion,
-        )
+        return Exchange(head, record, responder, record.started_at + self._timeout, self._shared, completion)
 
 
 async def _no_app(scope: object, receive: object, send: object) -> None:

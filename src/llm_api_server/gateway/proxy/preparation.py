@@ -127,7 +127,7 @@ class Preparation:
         model = decisions.resolve(facts.model, key, self._leases.models, self._catalog)
         record.model = model.name
         record.stream = facts.stream
-        request = EngineRequest(endpoint, head, key, body, facts, model=model, form=form)
+        request = EngineRequest(head, key, body, facts, model, form)
         if facts.media or not model.is_checked:
             request.check(inference)
         if record.trace is not None or TRACEPARENT in head.headers:
