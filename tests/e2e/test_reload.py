@@ -218,7 +218,7 @@ def test_dry_run_changes_nothing(server: Server, config: dict[str, Any]) -> None
     with server.client(RESTRICTED_KEY) as client:
         assert client.get("/v1/models").status_code == 200
     applied = server.command("reload")
-    assert applied.stdout.endswith("Applied, except for 1 that only a restart of the server changes.\n")
+    assert applied.stdout.endswith("Applied, except for 1 that take effect when the server is restarted.\n")
     assert server.command("reload").stdout.startswith(f"server.port: {server.port} -> 1 (after a restart)\n")
     server.configure(config)
 
