@@ -1,8 +1,8 @@
-"""Where the time of a request and of a chunk goes in a worker: its real code, between transports that only count.
+"""Time that each stage of a request and of a chunk takes in a worker: its real code between fake transports.
 
-`make bench-stages`. One process, no sockets: what the kernel takes is not in here. Each stage is a function of the
-worker; its own time is what it and what it calls take, without the stages below it. The table is the median of
-`--rounds`; the last line is one JSON object, times in microseconds.
+`make bench-stages`. One process without sockets, so the kernel's time is not included. A stage is a set of functions;
+its time excludes that of the stages it calls. The table is the median of `--rounds`; the last line is one JSON object,
+times in microseconds.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ CHUNKS = 64
 
 
 class Transport:
-    """Takes what is written and hands it to `on_write`."""
+    """Passes writes to `on_write`."""
 
     def __init__(self, on_write: Callable[[bytes], None]) -> None:
         self._on_write = on_write
@@ -93,7 +93,7 @@ class Transport:
 
 
 class Worker:
-    """The data path of one worker, with one connection to a client and one to an engine."""
+    """Data path of one worker, with one connection to a client and one to an engine."""
 
     def __init__(self, folder: Path) -> None:
         config = Config(
@@ -104,28 +104,28 @@ class Worker:
         )
         setup_logging(config, "gateway")
         self.link = ManagerLink(RunDir(folder), lambda _: None)
-        self.link._transport = cast("asyncio.Transport", Transport(self.tell))  # noqa: SLF001
+        self.link._transport = cast("asyncio.Transport", Transport(self.reply))  # noqa: SLF001
         leases = Leases(self.link)
         held = leases._held["i"] = HeldSlots(InstanceInfo("i", "m", "vllm", "unix:/engine", context_length=32768))  # noqa: SLF001
         held.slots, held.until_revoked = 1000, True
         upstream = HttpClient()
-        self.end_turn = upstream.write_buffer.flush
+        self.flush = upstream.write_buffer.flush
         handler = build_worker(config, leases, upstream, RunningRequests()).proxy
-        settings = uvicorn.Config(_nobody, http=HttpProtocol, ws="none", log_config=None)
+        settings = uvicorn.Config(_no_app, http=HttpProtocol, ws="none", log_config=None)
         settings.load()
         self.protocol = HttpProtocol(settings, ServerState(), {REQUEST_HANDLER: handler}, asyncio.get_running_loop())
-        self.seen: list[bytes] = []
-        self.asked: list[bytes] = []
-        self.protocol.connection_made(cast("Any", Transport(self.seen.append)))
+        self.to_client: list[bytes] = []
+        self.to_engine: list[bytes] = []
+        self.protocol.connection_made(cast("Any", Transport(self.to_client.append)))
         pool = upstream._pool("unix:/engine")  # noqa: SLF001
         self.engine = Connection(pool)
-        self.engine.connection_made(cast("Any", Transport(self.asked.append)))
+        self.engine.connection_made(cast("Any", Transport(self.to_engine.append)))
         self.engine.idle_since = float("inf")
         pool.release(self.engine)
         pool._all.add(self.engine)  # noqa: SLF001
 
-    def tell(self, data: bytes) -> None:
-        """As a manager would: what is reported is kept."""
+    def reply(self, data: bytes) -> None:
+        """Reply as a manager does: confirm reports, grant quota."""
         for message in messages.to_manager_decoder().feed(data):
             if isinstance(message, messages.ReportUsage):
                 self.link.on_message(messages.UsageKept(message.number))
@@ -136,22 +136,22 @@ class Worker:
                 )
                 self.link.on_message(quota_messages.Admitted(message.request, standing, message.tokens, share))
 
-    async def ask(self, request: bytes, answer: list[bytes]) -> None:
-        """One request and its answer, as reads of the two sockets."""
+    async def exchange(self, request: bytes, response: list[bytes]) -> None:
+        """Pass one request and its response as reads of the two sockets."""
         self.protocol.data_received(request)
-        self.end_turn()
-        if not self.asked:  # its share of the limits is used up: the answer comes in the next turns of the loop
+        self.flush()
+        if not self.to_engine:  # its quota is used up: the grant arrives in the next iterations of the loop
             for _ in range(5):
                 await asyncio.sleep(0)
-        for data in answer:
+        for data in response:
             self.engine.data_received(data)
-            self.end_turn()
-        self.asked.clear()
-        self.seen.clear()
+            self.flush()
+        self.to_engine.clear()
+        self.to_client.clear()
 
 
-async def _nobody(scope: Any, receive: Any, send: Any) -> None:
-    """Engine endpoints do not come here."""
+async def _no_app(scope: Any, receive: Any, send: Any) -> None:
+    """Stand-in: engine endpoints bypass the app."""
 
 
 def request_of(**more: Any) -> bytes:
@@ -163,7 +163,7 @@ def request_of(**more: Any) -> bytes:
     return head.encode() + body
 
 
-def plain_answer() -> list[bytes]:
+def plain_response() -> list[bytes]:
     head = (
         "HTTP/1.1 200 OK\r\ndate: Mon, 23 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
         f"content-length: {len(PLAIN)}\r\ncontent-type: application/json\r\n\r\n"
@@ -171,7 +171,7 @@ def plain_answer() -> list[bytes]:
     return [head.encode() + PLAIN]
 
 
-def stream_answer() -> list[bytes]:
+def stream_response() -> list[bytes]:
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     last = b"data: [DONE]\n\n"
     return [head, *[_framed(CHUNK)] * CHUNKS, _framed(last) + b"0\r\n\r\n"]
@@ -181,17 +181,17 @@ def _framed(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-async def measure(worker: Worker, request: bytes, answer: list[bytes], count: int) -> float:
-    """Microseconds per request."""
+async def measure(worker: Worker, request: bytes, response: list[bytes], count: int) -> float:
+    """Return microseconds per request."""
     started = time.perf_counter()
     for number in range(count):
-        await worker.ask(request, answer)
+        await worker.exchange(request, response)
         if number % 100 == 0:
             await asyncio.sleep(0)
     return (time.perf_counter() - started) / count * 1e6
 
 
-#: What is timed on its own: a name, and the functions that are it.
+#: Functions of each stage.
 STAGES: dict[str, list[tuple[type, str]]] = {
     "read the request": [(HttpProtocol, "data_received")],
     "open the exchange": [(EngineProxy, "_exchange")],
@@ -202,7 +202,7 @@ STAGES: dict[str, list[tuple[type, str]]] = {
     "ledger": [(UsageReporter, "start"), (UsageReporter, "end")],
     "lease": [(Leases, "take"), (Lease, "release")],
     "write the engine's request": [(EngineRequest, "body_for"), (EngineRequest, "frame"), (HttpClient, "send_on_idle")],
-    "parse the answer": [(Connection, "data_received")],
+    "parse the response": [(Connection, "data_received")],
     "relay": [(Relay, "on_head"), (Relay, "on_data"), (Relay, "on_chunks")],
     "usage and errors": [
         (BodyReader, "feed"),
@@ -228,7 +228,7 @@ STAGES: dict[str, list[tuple[type, str]]] = {
 
 
 class Stopwatch:
-    """The own time of each stage: of nested ones the inner's is not the outer's."""
+    """Time of each stage without that of nested stages."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -266,18 +266,18 @@ class Stopwatch:
 
 async def run(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     worker = Worker(folder)
-    cases = {"plain": (request_of(), plain_answer()), "stream": (request_of(stream=True), stream_answer())}
+    cases = {"plain": (request_of(), plain_response()), "stream": (request_of(stream=True), stream_response())}
     tune_gc()
     whole: dict[str, float] = {}
-    for name, (request, answer) in cases.items():
-        await measure(worker, request, answer, count // 5)
-        whole[name] = statistics.median([await measure(worker, request, answer, count) for _ in range(rounds)])
+    for name, (request, response) in cases.items():
+        await measure(worker, request, response, count // 5)
+        whole[name] = statistics.median([await measure(worker, request, response, count) for _ in range(rounds)])
     watch = Stopwatch()
     watch.watch()
     stages: dict[str, dict[str, float]] = {}
-    for name, (request, answer) in cases.items():
+    for name, (request, response) in cases.items():
         watch.seconds = dict.fromkeys(STAGES, 0.0)
-        await measure(worker, request, answer, count)
+        await measure(worker, request, response, count)
         stages[name] = {stage: seconds / count * 1e6 for stage, seconds in watch.seconds.items()}
     return {"request_us": whole["plain"], "chunk_us": (whole["stream"] - whole["plain"]) / CHUNKS, "stages": stages}
 

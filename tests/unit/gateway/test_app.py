@@ -1,4 +1,4 @@
-"""Every route of the built app with the permission that it needs, and what nobody gets through with."""
+"""Routes of the built app, the permission that each needs, and the credentials that open none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llm_api_server.ipc.run_dir import RunDir
 
 PUBLIC = "public"
 ANY_KEY = "any key"
-#: A new route belongs here, with what a caller of it needs.
+#: Permission that each route needs. A new route belongs here.
 NEEDED = {
     "GET /": PUBLIC,
     "GET /health": PUBLIC,
@@ -98,7 +98,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class NoKeys:
-    """A store without keys."""
+    """Key source of a store without keys."""
 
     def __init__(self, _: ManagerLink) -> None:
         return
@@ -132,7 +132,7 @@ def app() -> Iterator[ASGIApp]:
 
 
 def status_of(app: ASGIApp, route: str, headers: Headers) -> int:
-    """Of a request without a body."""
+    """Return the status of a request without a body."""
     method, _, path = route.partition(" ")
     path = path.replace("{model_id:path}", "m").replace("{model_id:name}", "m").replace("{key_id:name}", "k")
     sent: list[Any] = []
@@ -175,7 +175,7 @@ def test_no_route_opens_without_its_permission(app: ASGIApp, route: str) -> None
 
 
 @pytest.mark.parametrize("route", [route for route, needed in NEEDED.items() if needed == PUBLIC])
-def test_public_routes_ask_for_no_key(app: ASGIApp, route: str) -> None:
+def test_public_routes_need_no_key(app: ASGIApp, route: str) -> None:
     assert status_of(app, route, []) not in {401, 403}
 
 
@@ -190,5 +190,5 @@ value = st.binary(max_size=60) | st.builds(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(headers=st.lists(st.tuples(st.sampled_from([b"authorization", b"x-api-key"]), value), max_size=4))
-def test_no_headers_of_any_kind_break_the_door_or_open_it(app: ASGIApp, headers: Headers) -> None:
+def test_no_malformed_credentials_crash_or_bypass_authentication(app: ASGIApp, headers: Headers) -> None:
     assert status_of(app, "GET /v1/models", headers) == 401

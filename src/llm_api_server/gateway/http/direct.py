@@ -91,7 +91,7 @@ class DirectResponder:
         self._is_early = self._is_too_large or self.head.expects_continue
 
     def on_turn(self) -> None:
-        """All earlier requests of this connection have their responses."""
+        """Take the turn: the earlier requests of this connection have their responses."""
         if self.disconnected:
             return
         self._has_turn = True

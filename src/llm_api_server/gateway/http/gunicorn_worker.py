@@ -1,4 +1,4 @@
-"""gunicorn's worker class: uvicorn as `serve` runs it. Named in `gunicorn.conf.py`."""
+"""gunicorn's worker class: uvicorn as `serve` runs it. `gunicorn.conf.py` names it."""
 
 from __future__ import annotations
 

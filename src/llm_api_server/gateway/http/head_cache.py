@@ -1,7 +1,7 @@
 """Recognition of a request head that repeats on its connection.
 
 SDKs send the same head with every request of a connection, except for the length of the body. Such a request needs no
-parser, and the request handler finds its earlier decisions on the head.
+parser, and the request handler finds its earlier decisions on the head. `HttpProtocol.caches_heads` switches it off.
 """
 
 from __future__ import annotations

@@ -26,22 +26,22 @@ class RequestListener(Protocol):
     """A request being handled, as its connection sees it."""
 
     def register(self) -> None:
-        """All earlier requests of the connection have their responses: deadlines and shutdown apply from now on."""
+        """Apply deadline and shutdown from now on: the earlier requests of the connection have their responses."""
 
     def begin(self) -> None:
         """Start handling. The body, or enough to begin with, has arrived."""
 
     def on_blocked(self) -> None:
-        """More is written than the client reads."""
+        """Handle a client that reads more slowly than data is written."""
 
     def on_writable(self) -> None:
-        """The client has read what was written."""
+        """Handle a client that has read what was written."""
 
     def on_disconnect(self) -> None:
-        """The client has closed its connection."""
+        """Handle the end of the client's connection."""
 
     def on_shutdown(self) -> None:
-        """The server stops and waits no longer for this response."""
+        """End the response now: the server stops."""
 
 
 class Responder(Protocol):
@@ -59,11 +59,11 @@ class Responder(Protocol):
 
     @property
     def is_chunked(self) -> bool:
-        """Whether the response has begun and is in chunks (RFC 9112, 7.1), so that `forward` may be used."""
+        """True once the response has begun in chunks (RFC 9112, 7.1), so that `forward` may be used."""
 
     @property
     def has_body(self) -> bool:
-        """Whether the whole body has arrived, or is known to be too large."""
+        """True once the whole body has arrived, or is known to be too large."""
 
     async def wait_body(self) -> None:
         """Wait until `has_body`."""
