@@ -17,7 +17,17 @@ from pydantic.json_schema import SkipJsonSchema
 
 from llm_api_server.config.run_dir import default_run_dir, make_private
 from llm_api_server.config.secrets import SHA256_PREFIX, is_weak_secret
-from llm_api_server.config.value_types import Days, Name, Network, Seconds, Size
+from llm_api_server.config.value_types import (
+    Days,
+    HeaderName,
+    HeaderValue,
+    Name,
+    Network,
+    Seconds,
+    Secret,
+    SentSecret,
+    Size,
+)
 from llm_api_server.types import EngineChoice, ModelType, Permission, PriorityClass
 
 #: Folder of the project when it runs from a checkout.
@@ -94,7 +104,7 @@ class LimitedConfig(KeyLimits, Section):
 class ApiKeyConfig(LimitedConfig):
     """An API key."""
 
-    key: str = Field(min_length=8, repr=False, description="The key, `sha256:` and its hex digest, or ${ENV}.")
+    key: Secret = Field(min_length=8, repr=False, description="The key, `sha256:` and its hex digest, or ${ENV}.")
     name: Name = Field(description="Name of the key in logs and usage reports.")
     permissions: list[Permission] = Field(["all"], description="Endpoints the key may call.")
     models: list[str] = Field(["*"], description="Models the key may use, as shell patterns.")
@@ -109,6 +119,8 @@ class ApiKeyConfig(LimitedConfig):
     @field_validator("key")
     @classmethod
     def _check_digest(cls, key: str) -> str:
+        if key.lower().startswith(SHA256_PREFIX):
+            key = key.lower()
         if key.startswith(SHA256_PREFIX) and not re.fullmatch("[0-9a-fA-F]{64}", key.removeprefix(SHA256_PREFIX)):
             raise ValueError("after sha256: there must be 64 hexadecimal digits; `llm-api-server keys new` prints them")
         return key
@@ -220,7 +232,7 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="Run Python code shipped with the model.")
     unload_timeout: Seconds | None = Field(None, description="Override of models.unload_timeout; 0: never unload.")
     mmproj: str | None = Field(None, description="llama.cpp: file of the vision projector.")
-    api_key: str | None = Field(None, repr=False, description="Remote: API key, as ${ENV}.")
+    api_key: SentSecret | None = Field(None, repr=False, description="Remote: API key, as ${ENV}.")
     upstream_model: str | None = Field(None, description="Remote: name of the model at the remote server.")
     engine_args: dict[str, Any] = Field({}, description="Further arguments, passed to the engine unchanged.")
     env: dict[str, str] = Field({}, repr=False, description="Further environment variables of the engine.")
@@ -352,7 +364,7 @@ class TracingConfig(Section):
     """Traces of requests, exported to a collector by OTLP over HTTP."""
 
     endpoint: str | None = Field(None, description="Address of the collector, such as http://127.0.0.1:4318.")
-    headers: dict[str, str] = Field(
+    headers: dict[HeaderName, HeaderValue] = Field(
         {}, repr=False, description="Headers to send to the collector, such as authorization: ${ENV}."
     )
     sample_ratio: float = Field(
