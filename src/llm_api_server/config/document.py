@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -29,6 +29,12 @@ _VARIABLE = re.compile(
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _COLLECTION_TAGS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 _TEXT_TAG = "tag:yaml.org,2002:str"
+#: Numbers that YAML 1.1 reads in base 8 or 60, and other readers of YAML, and people, in base 10 or as a time.
+_AMBIGUOUS_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")
+_NUMBER_TAGS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_TIME_TAG = "tag:yaml.org,2002:timestamp"
+#: Maximum number of values that a file may have beyond those it spells out, by its aliases.
+_MAX_ALIASED_VALUES = 100_000
 _MAX_PASSES = 10
 #: Replacement of a missing required text; satisfies the `min_length` of every option.
 _PLACEHOLDER = "unusable"
@@ -178,17 +184,34 @@ class ConfigDocument:
 def read_document(path: Path) -> ConfigDocument:
     """Read the file at `path`. Raises `ConfigError` if it is not readable YAML; the document keeps other problems."""
     document = ConfigDocument(path)
-    sentence, line = _unreadable(document)
-    if sentence is not None:
-        document.add_problem((), sentence, line=line)
-        raise ConfigError(document.problems)
+    _fill(document, path.read_bytes, expands=True)
     return document
 
 
-def _unreadable(document: ConfigDocument) -> tuple[str | None, int | None]:
-    """Fill `document` from its file. Return the reason and line if the file is unreadable."""
+def parse_document(text: str, path: Path) -> ConfigDocument:
+    """Read `text`, of the file at `path`, and leave variables in it as they are. Raises `ConfigError`."""
+    document = ConfigDocument(path)
+    _fill(document, text.encode, expands=False)
+    return document
+
+
+def compose(text: str) -> yaml.Node | None:
+    """Return the nodes of `text`, which `parse_document` has read."""
+    node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    return node
+
+
+def _fill(document: ConfigDocument, read: Callable[[], bytes], *, expands: bool) -> None:
+    sentence, line = _unreadable(document, read, expands=expands)
+    if sentence is not None:
+        document.add_problem((), sentence, line=line)
+        raise ConfigError(document.problems)
+
+
+def _unreadable(document: ConfigDocument, read: Callable[[], bytes], *, expands: bool) -> tuple[str | None, int | None]:
+    """Fill `document` with what `read` returns. Return the reason and line if that is unreadable."""
     try:
-        _parse(document.path.read_bytes().decode("utf-8-sig"), document)
+        _parse(read().decode("utf-8-sig"), document, expands=expands)
     except FileNotFoundError:
         return "there is no such file. Create one with `llm-api-server init`, or give its path with --config", None
     except OSError as error:
@@ -206,22 +229,49 @@ def _unreadable(document: ConfigDocument) -> tuple[str | None, int | None]:
     return None, None
 
 
-def _parse(text: str, document: ConfigDocument) -> None:
+def _parse(text: str, document: ConfigDocument, *, expands: bool) -> None:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        data = None if node is None else _Reader(document, loader).value(node, ())
+        if node is None:
+            return
+        _check_size(node)
+        data = _Reader(document, loader, expands=expands).value(node, ())
         document.data = {} if data is None else data
     finally:
         loader.dispose()
 
 
+def _check_size(root: yaml.Node) -> None:
+    """Raise `yaml.MarkedYAMLError` if aliases multiply the values of the file ("billion laughs")."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        known = sizes.get(id(node))
+        if known is not None:
+            return known
+        sizes[id(node)] = 0  # of a node that contains itself, which the reader refuses
+        children: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.MappingNode):
+            children = (child for entry in node.value for child in entry)
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        total = sizes[id(node)] = 1 + sum(map(size, children))
+        if total > len(sizes) + _MAX_ALIASED_VALUES:
+            problem = f"aliases repeat more than {_MAX_ALIASED_VALUES:,} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return total
+
+    size(root)
+
+
 class _Reader:
     """Converter of YAML nodes into data; records the line of each value."""
 
-    def __init__(self, document: ConfigDocument, loader: Any) -> None:
+    def __init__(self, document: ConfigDocument, loader: Any, *, expands: bool) -> None:
         self._document = document
         self._loader = loader
+        self._expands = expands
         self._open: set[int] = set()
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
@@ -275,12 +325,19 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         if node.tag == _TEXT_TAG:
-            return self._expand(str(node.value), node, path)
+            text = str(node.value)
+            return self._expand(text, node, path) if self._expands else text
         try:
-            return self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError):
-            self._document.reject(path, f"not a value of type '{node.tag}'", _line(node))
+            value = self._loader.construct_object(node)
+        except (yaml.YAMLError, ValueError, OverflowError, LookupError):
+            kind = "a date or time that exists" if node.tag == _TIME_TAG else f"a value of type '{node.tag}'"
+            self._document.reject(path, f"not {kind}", _line(node))
             return None
+        if node.tag in _NUMBER_TAGS and _AMBIGUOUS_NUMBER.fullmatch(str(node.value)):
+            sentence = f"YAML reads {node.value} as the number {value}; write that number, or put text in quotes"
+            self._document.reject(path, sentence, _line(node))
+            return None
+        return value
 
     def _expand(self, text: str, node: yaml.Node, path: KeyPath) -> str:
         """Replace `${NAME}` and `${NAME:-default}` from the environment, and `$${` with `${`."""

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from llm_api_server.config.run_dir import default_run_dir, make_private
@@ -49,10 +57,26 @@ class Section(BaseModel):
             return data
         return {key: value for key, value in data.items() if value is not None or not cls._needs_value(key)}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `port: true`, which pydantic reads as 1, alone or in a list."""
+        if any(isinstance(item, bool) for item in (value if isinstance(value, list) else [value])):
+            kinds = _kinds_of(cls.model_fields[str(info.field_name)].annotation)
+            if not kinds & {bool, Any} and kinds & {int, float, datetime}:
+                raise ValueError("must not be true or false (YAML reads yes, no, on and off as these, too)")
+        return value
+
     @classmethod
     def _needs_value(cls, key: str) -> bool:
         field = cls.model_fields.get(key)
         return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
+
+
+def _kinds_of(annotation: Any) -> set[Any]:
+    """Return the plain types within `annotation`."""
+    inner = get_args(annotation)
+    return {annotation} if not inner else {kind for part in inner for kind in _kinds_of(part)}
 
 
 class ServerConfig(Section):
@@ -124,6 +148,15 @@ class ApiKeyConfig(LimitedConfig):
         if key.startswith(SHA256_PREFIX) and not re.fullmatch("[0-9a-fA-F]{64}", key.removeprefix(SHA256_PREFIX)):
             raise ValueError("after sha256: there must be 64 hexadecimal digits; `llm-api-server keys new` prints them")
         return key
+
+    @field_validator("expires_at", mode="before")
+    @classmethod
+    def _is_no_number(cls, time: Any) -> Any:
+        if isinstance(time, int | float):
+            raise ValueError(  # noqa: TRY004 - pydantic reports only ValueError as a problem
+                "give a date or time such as 2027-01-31T12:00:00Z, not a number"
+            )
+        return time
 
     @field_validator("expires_at")
     @classmethod

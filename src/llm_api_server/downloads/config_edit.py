@@ -1,7 +1,7 @@
-"""Edits of the text of a configuration file: add or remove a model, and keep every other line.
+"""Edits of the text of a configuration file: add or remove a model, and keep every other byte.
 
-The new text is parsed and compared with the intended data before it is written, so an unusual file is refused rather
-than damaged.
+The file is read by the reader of the configuration (`config/document.py`). The new text is read again and compared with
+the intended data before it is written, so an unusual file is refused rather than damaged.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 import yaml
 
-from llm_api_server.errors import DownloadError
+from llm_api_server.config.document import compose, parse_document
+from llm_api_server.errors import ConfigError, DownloadError
 
 _INDENT = 2
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def entry_text(name: str, entry: dict[str, Any], indent: int = 0) -> str:
@@ -51,12 +53,14 @@ def edit(path: Path, change: Callable[[str], str]) -> None:
     """Replace the file atomically by its changed text; keeps links, owner and mode. Raises `DownloadError`."""
     path = path.resolve()
     try:
-        text = change(path.read_text(encoding="utf-8"))
+        before = path.read_bytes()
+        mark = _BYTE_ORDER_MARK if before.startswith(_BYTE_ORDER_MARK) else b""
+        after = mark + change(before.removeprefix(mark).decode()).encode()
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         new, status = Path(name), path.stat()
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(after)
                 file.flush()
                 os.fsync(descriptor)
             new.chmod(status.st_mode)
@@ -65,20 +69,22 @@ def edit(path: Path, change: Callable[[str], str]) -> None:
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)
+    except UnicodeDecodeError as error:
+        raise DownloadError(f"{path} cannot be changed: it is not UTF-8 text.") from error
     except OSError as error:
         raise DownloadError(f"{path} cannot be changed: {error.strerror}.") from error
 
 
 def _data(text: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = parse_document(text, Path("config.yaml")).data
+    except ConfigError as error:
         raise DownloadError(
             "The configuration file is not valid YAML; `llm-api-server check-config` shows where."
         ) from error
-    if data is not None and not isinstance(data, dict):
+    if not isinstance(data, dict):
         raise DownloadError("The configuration file is not a mapping; see `llm-api-server check-config`.")
-    return data or {}
+    return data
 
 
 def _checked(text: str, wanted: dict[str, Any]) -> str:
@@ -91,37 +97,34 @@ def _checked(text: str, wanted: dict[str, Any]) -> str:
 
 
 def _insert(text: str, name: str, entry: dict[str, Any]) -> str:
-    if text and not text.endswith("\n"):
-        text += "\n"
     lines = text.splitlines(keepends=True)
-    models = _find(yaml.compose(text), "models")
+    models = _find(compose(text), "models")
     if models is None:
-        return f"{text}models:\n{' ' * _INDENT}available:\n{entry_text(name, entry, 2 * _INDENT)}"
+        return _insert_block(lines, len(lines), f"models:\n{_available(name, entry, _INDENT)}")
     if not isinstance(models[1], yaml.MappingNode):  # `models:` without a value
-        block = f"{' ' * _INDENT}available:\n{entry_text(name, entry, 2 * _INDENT)}"
-        return _insert_block(lines, models[0].start_mark.line + 1, block)
+        return _insert_block(lines, models[0].start_mark.line + 1, _available(name, entry, _INDENT))
     available = _find(models[1], "available")
     if available is None:
-        indent = models[1].value[0][0].start_mark.column
-        block = f"{' ' * indent}available:\n{entry_text(name, entry, indent + _INDENT)}"
+        block = _available(name, entry, models[1].value[0][0].start_mark.column)
         return _insert_block(lines, _last_line(models[1]) + 1, block)
     key, node = available
     if isinstance(node, yaml.MappingNode) and node.value and not node.flow_style:
         return _insert_block(lines, _last_line(node) + 1, entry_text(name, entry, node.value[0][0].start_mark.column))
     line = key.start_mark.line  # `available:`, or `available: {}`
-    head = text.splitlines()[line][: key.end_mark.column]
     if node.end_mark.line > line + 1 or getattr(node, "value", None):
         raise DownloadError("models.available is written in braces: add the entry by hand.")
-    return _insert_block(
-        [*lines[:line], f"{head}:\n", *lines[line + 1 :]],
-        line + 1,
-        entry_text(name, entry, key.start_mark.column + _INDENT),
-    )
+    if node.start_mark.line == node.end_mark.line == line:
+        lines[line] = f"{lines[line][: key.end_mark.column]}:{lines[line][node.end_mark.column :]}"
+    return _insert_block(lines, line + 1, entry_text(name, entry, key.start_mark.column + _INDENT))
+
+
+def _available(name: str, entry: dict[str, Any], indent: int) -> str:
+    return f"{' ' * indent}available:\n{entry_text(name, entry, indent + _INDENT)}"
 
 
 def _delete(text: str, name: str, *, is_last: bool) -> str:
     lines = text.splitlines(keepends=True)
-    models = _find(yaml.compose(text), "models")
+    models = _find(compose(text), "models")
     available = _find(models[1], "available") if models else None
     found = _find(available[1], name) if available else None
     if available is None or found is None or available[1].flow_style:
@@ -129,8 +132,8 @@ def _delete(text: str, name: str, *, is_last: bool) -> str:
     first, last = found[0].start_mark.line, _last_line(found[1])
     kept = [*lines[:first], *lines[last + 1 :]]
     if is_last:
-        line = available[0].start_mark.line
-        kept[line] = f"{lines[line][: available[0].end_mark.column]}: {{}}\n"
+        line, end = available[0].start_mark.line, available[0].end_mark.column
+        kept[line] = f"{lines[line][:end]}: {{}}{lines[line][end:].partition(':')[2]}"
     return "".join(kept)
 
 
@@ -151,4 +154,9 @@ def _last_line(node: yaml.Node) -> int:
 
 
 def _insert_block(lines: list[str], at: int, block: str) -> str:
-    return "".join([*lines[:at], block, *lines[at:]])
+    """Insert lines in front of line `at`, with the line ends of the first line."""
+    end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    before = "".join(lines[:at])
+    if before and not before.endswith(("\n", "\r")):  # the file's last line has no end
+        before += end
+    return before + block.replace("\n", end) + "".join(lines[at:])
