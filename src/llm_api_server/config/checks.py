@@ -30,6 +30,8 @@ Check = Callable[[Config], Iterator[Problem]]
 #: Checks, each with the options that must be usable for its result to mean something.
 Checks = Mapping[Check, Iterable[KeyPath]]
 
+#: Arguments of vLLM that serve adapters.
+_LORA_ARGUMENTS = frozenset({"enable_lora", "lora_modules"})
 #: sockaddr_un(7), less the final zero byte.
 _MAX_SOCKET_PATH_BYTES = 107
 #: Longest path that the manager appends to the run directory: `/engines/ID-embed.sock`.
@@ -160,6 +162,17 @@ def _names_differ(available: dict[str, ModelConfig]) -> Iterator[Problem]:
             owners.setdefault(other, f"{kind} of '{name}'")
 
 
+def _sleepers_have_no_adapters(available: dict[str, ModelConfig]) -> Iterator[Problem]:
+    """Reports to vLLM say that adapters silently stop applying once a sleeping model has woken."""
+    for name, model in available.items():
+        arguments = {key.lstrip("-").replace("-", "_") for key, value in model.engine_args.items() if value}
+        if model.sleep and (model.adapters or not _LORA_ARGUMENTS.isdisjoint(arguments)):
+            sentence = (
+                "a model with adapters cannot sleep: adapters may stop applying once it wakes. Remove one of them"
+            )
+            yield ("models", "available", name, "sleep"), sentence
+
+
 def _run_dir(path: Path) -> Iterator[Problem]:
     limit = _MAX_SOCKET_PATH_BYTES - _SOCKET_NAME_BYTES
     length = len(str(path).encode())
@@ -201,6 +214,7 @@ _CHECKS: Checks = {
     ],
     lambda config: _preload_fits(config.models): [("models", "preload"), ("models", "max_loaded")],
     lambda config: _names_differ(config.models.available): [("models", "available")],
+    lambda config: _sleepers_have_no_adapters(config.models.available): [("models", "available")],
 }
 
 

@@ -135,3 +135,31 @@ def test_a_run_directory_too_long_for_sockets_is_refused(problems: Problems) -> 
     (problem,) = problems(KEYS + f"server: {{run_dir: /{'a' * 80}}}\n")
     assert "server.run_dir" in problem
     assert "unix sockets" in problem
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "sleep: true, adapters: {legal: adapters/legal}",
+        "sleep: true, adapters: {a: x, b: y}",
+        "sleep: true, engine_args: {enable_lora: true}",
+        "sleep: true, engine_args: {lora-modules: [{name: a, path: x}]}",
+        "sleep: true, engine_args: {--enable-lora: true}",
+    ],
+)
+def test_a_model_with_adapters_cannot_sleep(problems: Problems, options: str) -> None:
+    (problem,) = problems(f"{KEYS}models: {{available: {{m: {{path: x, {options}}}}}}}\n")
+    assert problem.startswith("config.yaml:2: models.available.m.sleep: a model with adapters cannot sleep")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "sleep: true",
+        "adapters: {a: x}",
+        "sleep: false, adapters: {a: x}",
+        "sleep: true, engine_args: {enable_lora: false}",
+    ],
+)
+def test_a_model_may_sleep_or_have_adapters(load: Load, options: str) -> None:
+    load(f"{KEYS}models: {{available: {{m: {{path: x, {options}}}}}}}\n")
