@@ -97,9 +97,10 @@ class ApiError(ServerError):
         retry_after: float | None = None,
         should_retry: bool | None = None,
     ) -> None:
+        message = _encodable(message)
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = param and _encodable(param)
         self.retry_after = retry_after
         self.should_retry = should_retry
         #: `ipc.quota_messages.RateLimits` of the key, if they are the reason.
@@ -242,6 +243,11 @@ class ShuttingDown(ApiError):
 
 class RequestTimeout(ApiError):
     status, type, code = 504, "timeout_error", "timeout"
+
+
+def _encodable(text: str) -> str:
+    """Return `text` with lone surrogates, which a client's JSON may contain, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def error_body(message: str, type_: str, code: str | None = None, param: str | None = None) -> bytes:

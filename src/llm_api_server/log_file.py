@@ -20,14 +20,17 @@ Rule = str | int | None
 
 
 class SharedLogFile:
-    """Sink of loguru. Each write holds a lock beside the file, so that no line is lost in a rotation.
+    """Sink of loguru. Each write holds a lock beside the file, so that no line is lost in a rotation; a
+    character that UTF-8 cannot carry is escaped.
 
     Raises `OSError` if the file cannot be written.
     """
 
     def __init__(self, path: Path, rotation: Rule, retention: Rule) -> None:
         self._path = path
-        self._open: Callable[[], Any] = lambda: _FileSink(path, rotation=rotation, retention=retention, mode="a")
+        self._open: Callable[[], Any] = lambda: _FileSink(
+            path, rotation=rotation, retention=retention, mode="a", errors="backslashreplace"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._sink = self._open()

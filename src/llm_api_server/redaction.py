@@ -19,8 +19,9 @@ _SECRETS = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-#: C0 and C1 controls and Unicode line ends, which could start a line or control a terminal.
-_CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+#: C0 and C1 controls and Unicode line ends, which could start a line or control a terminal, and lone surrogates, which
+#: no encoding carries.
+_CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: Every match of `_SECRETS` contains one of these in lower case; searching for them is faster than the pattern.
 _HINTS = ("sk-", "bearer", "eyj", "api", "secret")
 
@@ -42,7 +43,7 @@ class Redactor:
 
 
 def one_line(text: str) -> str:
-    """Return `text` with control characters as escapes, so that it stays on one line."""
+    """Return `text` with control characters and lone surrogates as escapes: one line that every encoding carries."""
     if text.isprintable():  # fast, and true of nearly all texts
         return text
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -71,3 +71,10 @@ def test_an_invalid_key_field_names_the_field() -> None:
 def test_anthropic_clients_get_their_own_error_types() -> None:
     body = json.loads(errors.render(EngineUnavailable("down"), anthropic=True))
     assert body == {"type": "error", "error": {"type": "overloaded_error", "message": "down"}}
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a\udfffb", "\udc00\ud800"])
+@pytest.mark.parametrize("is_anthropic", [False, True])
+def test_a_lone_surrogate_in_a_message_is_escaped(text: str, is_anthropic: bool) -> None:
+    body = errors.render(errors.InvalidRequest(f"not {text}", param=text), anthropic=is_anthropic)
+    assert json.loads(body)["error"]["message"] == f"not {text.encode('ascii', 'backslashreplace').decode()}"

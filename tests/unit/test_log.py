@@ -219,3 +219,34 @@ def test_lines_logged_together_are_separate_messages(tmp_path: Path, configure: 
         "INFO three\\nfour\\x1efive !",
         "INFO alone !",
     ]
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a\udfffb", "\udc00\ud800"])
+def test_no_line_is_lost_to_an_encoding(tmp_path: Path, configure: Configure, text: str) -> None:
+    setup_logging(configure(format="{message} {extra}"), "gateway")
+    escaped = text.encode("ascii", "backslashreplace").decode()
+    logger.info("seen {}", text)
+    logger.bind(value=text).info("bound")
+    log_lines("INFO", [f"together {text}", "next"])
+    logging.getLogger("x").warning("standard %s", text)
+    try:
+        refuse(text)
+    except ValueError:
+        logger.exception("failed")
+    for line in (
+        f"seen {escaped}",
+        "bound",
+        f"together {escaped}",
+        "next",
+        f"standard {escaped}",
+        f"refused {escaped}",
+    ):
+        assert line in written(tmp_path)
+
+
+def test_a_file_escapes_what_its_encoding_lacks(tmp_path: Path) -> None:
+    sink = SharedLogFile(tmp_path / "x.log", None, None)
+    sink.write("one \ud83d\n")
+    sink.write("two ü\n")
+    sink.stop()
+    assert (tmp_path / "x.log").read_text(encoding="utf-8") == "one \\ud83d\ntwo ü\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 
@@ -15,6 +16,7 @@ from llm_api_server.types import PERMISSIONS, Permission
 ISSUER = AUDIENCE = "llm-api-server"
 _ALGORITHM = "HS256"
 _WILDCARDS = frozenset("*?[")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Claims(msgspec.Struct):
@@ -114,6 +116,8 @@ def _narrow_models(key: Key, requested: Iterable[str] | None) -> list[str]:
     if requested is None:
         return list(key.models)
     wanted = list(dict.fromkeys(requested))
+    if any(_SURROGATE.search(pattern) for pattern in wanted):
+        raise InvalidRequest("A model's name contains a lone surrogate, which is no character.", param="models")
     if missing := [pattern for pattern in wanted if not _covers(key, pattern)]:
         raise InvalidRequest(f"Your key may not use the model '{missing[0][:256]}'.", param="models")
     return wanted

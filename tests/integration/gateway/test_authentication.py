@@ -98,6 +98,29 @@ async def test_token_has_at_most_the_rights_of_its_key(run_dir: RunDir, engine_s
         assert (await gateway.client.post("/auth/token")).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"permissions": ["\\ud83d"]}', "permissions"),
+        (b'{"permissions": ["chat", "x\\udc00"]}', "permissions"),
+        (b'{"models": ["\\ud83d"]}', "models"),
+        (b'{"models": ["*", "a\\udfff*"]}', "models"),
+        (b'{"expires_in": "\\ud83d"}', "expires_in"),
+    ],
+)
+async def test_a_lone_surrogate_in_a_token_request_is_refused(
+    run_dir: RunDir, engine_socket: Path, body: bytes, param: str
+) -> None:
+    config = make_config(run_dir)
+    auth = config.auth.model_copy(update={"secret_key": "0123456789abcdef" * 3, "tokens": True})
+    async with run_gateway(run_dir, engine_socket, config.model_copy(update={"auth": auth})) as gateway:
+        headers = {"content-type": "application/json"}
+        response = await gateway.client.post("/auth/token", content=body, headers=headers)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["type"] == "invalid_request_error"
+        assert response.json()["error"]["param"].startswith(param)
+
+
 async def test_disabled_tokens_are_not_supported(gateway: Gateway) -> None:
     response = await gateway.client.post("/auth/token")
     assert (response.status_code, response.json()["error"]["code"]) == (400, "not_supported")
