@@ -77,11 +77,9 @@ class AdmissionClient:
         """Admit a request if its key has no limits or the quota held for it suffices."""
         key = record.key
         assert key is not None
-        if key.limits == NO_LIMITS:
-            return True
         held = self._held.get(key.key_id)
         if held is None or (held.limits is not key.limits and held.limits != key.limits):
-            return False
+            return key.limits == NO_LIMITS
         if (lines := held.take(tokens)) is None:
             return False
         record.limit_lines = lines
