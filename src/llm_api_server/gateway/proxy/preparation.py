@@ -26,6 +26,7 @@ from llm_api_server.gateway.proxy.model_catalog import ModelCatalog
 from llm_api_server.gateway.wire.multipart import Form
 from llm_api_server.gateway.wire.request import read_request
 from llm_api_server.gateway.wire.responses import EVENT_STREAM
+from llm_api_server.gateway.wire.rewrite import rewrite
 from llm_api_server.ipc.trace_context import TRACEPARENT, engine_lines
 
 
@@ -124,6 +125,8 @@ class Preparation:
         else:
             by_default = inference.streaming_default and EVENT_STREAM in head.get(b"accept")
             facts = read_request(endpoint, body, stream_by_default=by_default, may_fetch=self._media.is_on)
+            if facts.changes:
+                body = rewrite(body, facts.changes)
         model = decisions.resolve(facts.model, key, self._leases.models, self._catalog)
         record.model = model.name
         record.stream = facts.stream

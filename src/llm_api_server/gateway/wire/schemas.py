@@ -5,7 +5,7 @@ A struct has only the members that the gateway reads; all others pass to the eng
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,7 @@ StopText = Annotated[str, Meta(max_length=4096)]
 StopTexts = Annotated[list[StopText], Meta(max_length=64)]
 LogitBias = Annotated[dict[str, float], Meta(max_length=1024)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
 
 
 class StreamOptions(msgspec.Struct):
@@ -30,10 +31,11 @@ class StreamOptions(msgspec.Struct):
 
 
 class ContentPart(msgspec.Struct):
-    """One part of a message: text, an image, or another type that the engine knows."""
+    """One part of a message: text, a refusal, an image, or another type that the engine knows."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(msgspec.Struct):
@@ -42,6 +44,10 @@ class Message(msgspec.Struct):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    audio: Any = None
+    function_call: Any = None
 
 
 class Function(msgspec.Struct):
@@ -83,8 +89,21 @@ class Request(msgspec.Struct):
     model: str | None = None
 
 
-class Sampling(Request):
-    """Base of requests that generate. `service_tier: flex` selects the priority class `batch`."""
+class Generating(Request):
+    """Base of requests that generate. Members of the type null are refused: see `engine_members`."""
+
+    n_predict: None = None
+    n_cmpl: None = None
+    n_probs: None = None
+    id_slot: None = None
+    chat_format: None = None
+    chat_parser: None = None
+    reasoning_format: ReasoningFormat | None = None
+    prompt_logprobs: TopLogprobs | None = None
+
+
+class Sampling(Generating):
+    """Base of OpenAI's requests that generate. `service_tier: flex` selects the priority class `batch`."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -115,6 +134,7 @@ class ChatRequest(Sampling, kw_only=True):
 class CompletionRequest(Sampling, kw_only=True):
     prompt: str | list[str | int | list[int]]
     max_tokens: NotNegativeInt | None = None
+    max_completion_tokens: None = None
     n: Choices | None = None
     best_of: Choices | None = None
     echo: bool | None = None
@@ -150,6 +170,12 @@ class ResponsesRequest(Sampling, kw_only=True):
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     max_output_tokens: PositiveInt | None = None
+    max_tokens: None = None
+    max_completion_tokens: None = None
+    stop: StopText | StopTexts | None = None
+    n: Literal[1] | None = None
+    logit_bias: LogitBias | None = None
+    logprobs: TopLogprobs | bool | None = None
     previous_response_id: str | None = None
     background: bool | None = None
     store: bool | None = None
@@ -163,16 +189,21 @@ class AnthropicMessage(msgspec.Struct):
     content: str | list[ContentPart]
 
 
-class MessagesRequest(Request, kw_only=True):
+class MessagesRequest(Generating, kw_only=True):
     """Anthropic's request (docs.anthropic.com/en/api/messages)."""
 
     messages: Annotated[list[AnthropicMessage], Meta(min_length=1)]
     max_tokens: PositiveInt
+    max_completion_tokens: None = None
     system: str | list[ContentPart] | None = None
     stream: bool | None = None
     temperature: Temperature | None = None
     top_p: Fraction | None = None
     stop_sequences: StopTexts | None = None
+    stop: StopText | StopTexts | None = None
+    n: Literal[1] | None = None
+    logit_bias: LogitBias | None = None
+    logprobs: TopLogprobs | bool | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_api_server.errors import InvalidRequest, NotSupported
 from llm_api_server.gateway.wire import schemas
+from llm_api_server.gateway.wire.engine_members import ADVICE
 from llm_api_server.types import EngineName
 
 _MAX_EMBEDDING_INPUTS = 2048  # openai-openapi, CreateEmbeddingRequest.input
@@ -36,6 +37,8 @@ def schema_error(problem: str) -> InvalidRequest:
     path = path[:_MAX_PATH_CHARS]
     if missing := _MISSING.search(problem):
         return _missing(f"{path}.{missing['name']}" if path else missing["name"])
+    if path in ADVICE and problem.startswith(("expected `null`,", "invalid enum value")):
+        problem = ADVICE[path]
     if not path:
         return InvalidRequest(f"The body of your request must be a JSON object: {problem}.")
     return _invalid(f"Invalid '{path}': {problem}.", path)
@@ -54,6 +57,8 @@ def check_request(request: schemas.Request) -> None:
     match request:
         case schemas.CompletionRequest():
             _check_prompt(request)
+            if request.max_tokens == 0 and request.echo is not True:
+                raise _invalid("Invalid 'max_tokens': 0 is only allowed with 'echo'; ask for at least 1.", "max_tokens")
         case schemas.EmbeddingRequest():
             _check_embedding_input(request)
         case schemas.ResponsesRequest():
@@ -69,12 +74,17 @@ def check_request(request: schemas.Request) -> None:
             _check_score(request)
 
 
-def check_chat(request: schemas.ChatRequest) -> bool:
-    """Check a chat request; return whether a message has the role `developer`. Raises `InvalidRequest`."""
-    has_developer = False
+def check_chat(request: schemas.ChatRequest) -> tuple[bool, bool]:
+    """Check a chat request. Raises `InvalidRequest`.
+
+    Return whether a message has the role `developer`, and whether one has tool calls or a refusal.
+    """
+    has_developer = has_replayed = False
     for index, message in enumerate(request.messages):
-        if not isinstance(message.content, str):
-            _check_message(message, f"messages[{index}]")
+        if not isinstance(message.content, str) and _check_message(message, f"messages[{index}]"):
+            has_replayed = True
+        if message.tool_calls is not None:
+            has_replayed = True
         if message.role == "developer":
             has_developer = True
     if request.top_logprobs is not None and not request.logprobs:
@@ -85,15 +95,22 @@ def check_chat(request: schemas.ChatRequest) -> bool:
         _check_tool_choice(request)
     if request.response_format is not None:
         _check_response_format(request.response_format)
-    return has_developer
+    return has_developer, has_replayed
 
 
-def _check_message(message: schemas.Message, param: str) -> None:
+def _check_message(message: schemas.Message, param: str) -> bool:
+    """Check the content of a message; return whether it has a refusal."""
     if message.content is None and message.role != "assistant":
         raise _missing(f"{param}.content")
+    has_refusal = False
     for index, part in enumerate(message.content or []):
         if isinstance(part, schemas.ContentPart) and part.type == "text" and part.text is None:
             raise _missing(f"{param}.content[{index}].text")
+        if isinstance(part, schemas.ContentPart) and part.type == "refusal":
+            if part.refusal is None:
+                raise _missing(f"{param}.content[{index}].refusal")
+            has_refusal = True
+    return has_refusal
 
 
 def _check_tools(tools: list[schemas.Tool]) -> None:
