@@ -18,6 +18,7 @@ from llm_api_server.event_loop.eager_task import ensure_task
 from llm_api_server.event_loop.write_buffer import WriteBuffer
 from llm_api_server.http_client import fast_parse
 from llm_api_server.http_client.address import Address
+from llm_api_server.http_client.content_coding import CodingError, Decoder, decoder_for, is_identity
 from llm_api_server.http_client.response import BrokenResponse, NoResponse, Receiver, UpstreamError
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -40,6 +41,8 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._headers: dict[str, str] = {}
         self._pieces: list[bytes] = []
+        #: Decoder of a compressed body.
+        self._decoder: Decoder | None = None
         self._head_bytes = 0
         self._has_head = False
         #: Head of a chunked response that the parser has not seen, because all its chunks so far arrived whole.
@@ -73,7 +76,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(BrokenResponse(f"the response is not HTTP: {error}"))
+            self._fail(BrokenResponse(f"the response is not HTTP: {error.__context__ or error}"))
             return
         if self._has_end:
             self._deliver_end(receiver)
@@ -138,6 +141,12 @@ class Connection(asyncio.Protocol):
             return
         reason = exc or "end of stream"
         if self._has_head and self._ends_at_close:
+            try:
+                if self._decoder is not None:
+                    self._decoder.finish()
+            except CodingError as error:
+                self._fail(BrokenResponse(str(error)))
+                return
             self._receiver = None
             receiver.on_data(b"", is_last=True)
         elif not self._head_bytes:
@@ -159,16 +168,29 @@ class Connection(asyncio.Protocol):
             self._has_head = True
             # Without a length and without chunks the body ends with the connection (RFC 9112, section 6.3).
             self._ends_at_close = "content-length" not in headers and "transfer-encoding" not in headers
+            if "content-encoding" in headers:
+                self._choose_decoder(headers)
             self._receiver.on_head(status, headers)
+
+    def _choose_decoder(self, headers: dict[str, str]) -> None:
+        """Decode the body if its coding is known; the receiver gets the header of an unknown one."""
+        coding = headers["content-encoding"]
+        self._decoder = decoder_for(coding)
+        if self._decoder is not None or is_identity(coding):
+            del headers["content-encoding"]
+        if self._decoder is not None:
+            headers.pop("content-length", None)
 
     def on_body(self, data: bytes) -> None:
         if not self._has_end:
-            self._pieces.append(data)
+            self._pieces.append(data if self._decoder is None else self._decoder.decode(data))
 
     def on_message_complete(self) -> None:
         if not self._has_head or self._has_end:
             return
         self._has_end = True
+        if self._decoder is not None:
+            self._decoder.finish()
         self._stays_open = self._parser.should_keep_alive()  # unknown to the parser before
 
     def start(self, request: bytes, receiver: Receiver) -> None:
@@ -178,6 +200,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._has_head = self._has_end = False
         self._unparsed_head = b""
+        self._decoder = None
         self.transport.write(request)
 
     def pause(self) -> None:

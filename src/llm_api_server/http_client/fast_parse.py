@@ -11,6 +11,7 @@ from functools import lru_cache
 CHUNKED = -2
 _LENGTH, _TYPE = b"\r\ncontent-length:", b"\r\ncontent-type:"
 _CODING, _CONNECTION = b"\r\ntransfer-encoding:", b"\r\nconnection:"
+_CONTENT_CODING = b"\r\ncontent-encoding:"
 _CHUNKED = _CODING + b" chunked\r\n"
 #: Length of a chunk by its first line. Longer chunks, and other spellings of a length, are left to the parser.
 _CHUNK_LENGTHS = {b"%x" % length: length for length in range(1024)}
@@ -22,7 +23,8 @@ def read_head(head: bytes) -> tuple[int, dict[str, str]]:
     """Return the body's length (or `CHUNKED`) and the headers of a usual head; -1 for any other head."""
     lower = head.lower()
     lengths, codings = lower.count(_LENGTH), lower.count(_CODING)
-    if not head.startswith(b"HTTP/1.1 200 ") or lengths + codings != 1 or _CONNECTION in lower:
+    is_usual = head.startswith(b"HTTP/1.1 200 ") and lengths + codings == 1
+    if not is_usual or _CONNECTION in lower or _CONTENT_CODING in lower:
         return -1, {}
     kind = _header(head, lower, _TYPE)
     headers = {} if kind is None else {"content-type": kind}
