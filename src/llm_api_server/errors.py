@@ -31,6 +31,7 @@
         ├── InsufficientQuota      429 code insufficient_quota (a token budget is spent)
         ├── InternalError          500 code internal_error (a bug in this server; details are in the log)
         ├── EngineError            500 code engine_error
+        │   └── BadEngineResponse  502 code engine_error (what came is no response, or not a whole one)
         ├── ModelLoadFailed        503 code model_load_failed
         ├── ModelLoading           503 code model_loading (the model will not be ready in time)
         ├── ServerOverloaded       503 code server_overloaded (too many requests are queued)
@@ -213,6 +214,10 @@ class EngineError(ApiError):
     status, code = 500, "engine_error"
 
 
+class BadEngineResponse(EngineError):
+    status = 502
+
+
 class ModelLoadFailed(ApiError):
     status, type, code = 503, "service_unavailable_error", "model_load_failed"
 
@@ -292,5 +297,8 @@ def error_from_code(code: str, message: str, **options: Any) -> ApiError:
 _BY_CODE = {
     error.code: error
     for error in tuple(vars().values())
-    if isinstance(error, type) and issubclass(error, ApiError) and error.code and error is not InternalError
+    if isinstance(error, type)
+    and issubclass(error, ApiError)
+    and error.code
+    and error not in (InternalError, BadEngineResponse)
 }

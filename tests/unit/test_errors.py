@@ -43,11 +43,11 @@ def test_the_diagram_has_the_status_and_code_of_each_api_error(error: type[ApiEr
 
 
 def test_each_code_names_one_class() -> None:
-    codes = [error.code for error in API_ERRORS if error.code is not None]
+    codes = [error.code for error in API_ERRORS if error.code is not None and "code" in vars(error)]
     assert len(codes) == len(set(codes))
 
 
-@pytest.mark.parametrize("error", [one for one in API_ERRORS if one.code], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("error", [one for one in API_ERRORS if vars(one).get("code")], ids=lambda one: one.__name__)
 def test_a_code_from_the_manager_becomes_its_error(error: type[ApiError]) -> None:
     expected = EngineUnavailable if error is InternalError else error
     received = errors.error_from_code(error.code or "", "message", retry_after=2)

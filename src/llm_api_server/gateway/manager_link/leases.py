@@ -81,15 +81,17 @@ class Lease:
         held, self._held = self._held, None
         if held is None:
             return
-        if self.prefilling is not None:
-            self.on_prefill_done()
-        if self._is_blocked:
-            held.blocked -= 1
-        if is_broken:
-            held.until_revoked = False
-        if not held.until_revoked:  # otherwise no request waits, and no cost decides which is next
-            held.ended.append(EndedRequest(self._key_id, 0 if cost is None else cost - self._cost))
-        self._owner.on_release(held)
+        try:
+            if self.prefilling is not None:
+                self.on_prefill_done()
+        finally:
+            if self._is_blocked:
+                held.blocked -= 1
+            if is_broken:
+                held.until_revoked = False
+            if not held.until_revoked:  # otherwise no request waits, and no cost decides which is next
+                held.ended.append(EndedRequest(self._key_id, 0 if cost is None else cost - self._cost))
+            self._owner.on_release(held)
 
 
 class HeldSlots:

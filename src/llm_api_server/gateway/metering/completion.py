@@ -18,12 +18,16 @@ class RequestCompletion:
         self._usage = usage
 
     def finish(self, record: RequestRecord) -> None:
-        """Write the log line of a request that is over, end its row and settle its quota."""
+        """End the row of a request that is over, settle its quota and write its log line; one may raise alone."""
         record.seconds = record.elapsed()
-        self.log.add(record)
-        self._usage.end(record)
-        if record.admission is not None:
-            self.admission.settle(record.admission, record.used)
+        try:
+            self._usage.end(record)
+        finally:
+            try:
+                if record.admission is not None:
+                    self.admission.settle(record.admission, record.used)
+            finally:
+                self.log.add(record)
 
 
 def common_header_lines(record: RequestRecord) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from llm_api_server.auth.access import Key
 from llm_api_server.config.models import InferenceConfig
-from llm_api_server.errors import NotSupported
+from llm_api_server.errors import BadEngineResponse, NotSupported
 from llm_api_server.gateway.engine_calls import tokenize_adapter
 from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.media.content_parts import check_images
@@ -16,14 +17,16 @@ from llm_api_server.gateway.proxy.head_decisions import ResolvedModel, decisions
 from llm_api_server.gateway.tools import forced_tool_choice
 from llm_api_server.gateway.tools.forced_tool_choice import ForcedCallStream
 from llm_api_server.gateway.wire import rewrite, schemas, token_estimates
-from llm_api_server.gateway.wire.engine_errors import NO_CHAT_TEMPLATE
+from llm_api_server.gateway.wire.engine_errors import NO_CHAT_TEMPLATE, retry_after_seconds
 from llm_api_server.gateway.wire.multipart import Form
+from llm_api_server.gateway.wire.remote_stream import RemoteStreamReader
 from llm_api_server.gateway.wire.request import RequestFacts
 from llm_api_server.gateway.wire.responses import (
     EVENT_STREAM,
     FIRST_ERROR_STATUS,
     JSON,
     AssembledResponse,
+    CheckedResponse,
     ConvertedResponse,
     EngineResponse,
     ErrorResponse,
@@ -34,6 +37,11 @@ from llm_api_server.gateway.wire.stream_reader import StreamReader, message_star
 from llm_api_server.http_client.address import encode_head
 from llm_api_server.ipc.lease_messages import Claim, InstanceInfo
 
+_FIRST_REDIRECT = 300
+#: Statuses of success without a response.
+_WITHOUT_BODY = frozenset({204, 205})
+#: Types of a body that is no event stream, whatever was asked for.
+_PLAIN_KINDS = (JSON, "text/html", "application/problem+json")
 _CHAT = frozenset({"chat", "responses", "messages"})
 
 
@@ -181,9 +189,13 @@ class EngineRequest:
     # The response of an instance.
 
     def response(self, status: int, headers: dict[str, str], instance: InstanceInfo) -> EngineResponse:
-        """Return the reader for a response that begins with this head."""
+        """Return the reader for a response that begins with this head. Raises `BadEngineResponse`."""
+        coding = headers.get("content-encoding")
         if status >= FIRST_ERROR_STATUS:
-            return ErrorResponse(status, headers)
+            retry_after = retry_after_seconds(headers.get("retry-after"), time.time())
+            return ErrorResponse(status, retry_after=retry_after, is_readable=coding is None)
+        if instance.engine == "remote":
+            return self._remote_response(status, headers, instance)
         if self.may_need_adapting and self.is_translated_at(instance):
             return ConvertedResponse(partial(tokenize_adapter.from_llama_cpp, self.facts, instance))
         kind = headers.get("content-type")
@@ -193,13 +205,43 @@ class EngineRequest:
             return StreamResponse(self._reader(instance, show_usage=self.facts.wants_usage), self.endpoint.dialect)
         return AssembledResponse(self._reader(instance, show_usage=True), self.endpoint.dialect)
 
+    def _remote_response(self, status: int, headers: dict[str, str], instance: InstanceInfo) -> EngineResponse:
+        """Return the reader for a remote's response, which is checked as far as possible."""
+        source = f"The upstream of the model '{self.model.model}'"
+        if (coding := headers.get("content-encoding")) is not None:
+            raise BadEngineResponse(f"{source} compressed its response ({coding!r:.40}), which was not asked for.")
+        if status >= _FIRST_REDIRECT:
+            raise BadEngineResponse(
+                f"{source} responded with a redirect (status {status}); the operator of this server has to set the "
+                "model's path to the final URL."
+            )
+        if status in _WITHOUT_BODY:
+            raise BadEngineResponse(f"{source} responded with status {status} and no body.")
+        kind = headers.get("content-type", "").lower()
+        is_json = kind.startswith(_PLAIN_KINDS)
+        if kind.startswith(EVENT_STREAM) or (self.facts.stream and not is_json):
+            show_usage = self.facts.wants_usage or not self.facts.stream
+            reader = self._reader(instance, show_usage=show_usage)
+            if self.facts.stream:
+                return StreamResponse(reader, self.endpoint.dialect)
+            return AssembledResponse(reader, self.endpoint.dialect)
+        if self._form is not None and not is_json:  # a transcript may be any text, or none
+            return PlainResponse(200, headers)
+        return CheckedResponse(
+            source,
+            has_choices=isinstance(self.facts.request, schemas.ChatRequest | schemas.CompletionRequest),
+            is_list_allowed=self.endpoint.task != "generate",
+            expects_stream=self.facts.stream,
+        )
+
     def _reader(self, instance: InstanceInfo, *, show_usage: bool) -> StreamReader:
         choices = getattr(self.facts.request, "n", None) or 1
+        reader = RemoteStreamReader if instance.engine == "remote" else StreamReader
         if self.is_forced_at(instance):
             return ForcedCallStream(show_usage=show_usage, choices=choices)
         if self.endpoint.dialect == "anthropic":
             # Engines that leave out the opening event report no prompt tokens either, so these are estimated.
             opening = message_start(f"msg_{uuid4().hex}", instance.model, self.prompt_tokens)
-            return StreamReader("anthropic", opening=opening)
+            return reader("anthropic", opening=opening)
         is_chat = self.endpoint.permission == "chat"
-        return StreamReader(self.endpoint.dialect, show_usage=show_usage, is_chat=is_chat, choices=choices)
+        return reader(self.endpoint.dialect, show_usage=show_usage, is_chat=is_chat, choices=choices)

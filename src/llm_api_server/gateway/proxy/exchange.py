@@ -7,7 +7,6 @@ acts on what the engine's connection reads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from time import monotonic
 from typing import NamedTuple
 
@@ -193,14 +192,19 @@ class Exchange:
     async def _refuse(self, error: BaseException) -> None:
         """Respond with an error before the engine has; a cancelled request ends for the reason it was stopped for."""
         if isinstance(error, asyncio.CancelledError):
-            if self._stop_reason is None:
+            if self._stop_reason is None:  # the event loop ends
+                self._fail(ShuttingDown("This server is shutting down."))
                 raise error
             self._end_stopped()
             return
         if not isinstance(error, ApiError):
             error = internal_error(self._record)
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await self._preparation.add_rate_limits(self._record)
+        except asyncio.CancelledError:
+            pass
+        except Exception:  # noqa: BLE001 - an error without rate limits is better than none
+            internal_error(self._record)
         self._fail(error)
 
     # From the relay: `RelayOwner`.
@@ -227,7 +231,12 @@ class Exchange:
         self._next_ping = _NEVER
         relay = self._relay
         if relay is not None and relay.connection is not None:
-            ended = relay.detach(relay.connection)
+            try:
+                ended = relay.detach(relay.connection)
+            except Exception:  # noqa: BLE001 - the request ends without its last usage
+                internal_error(self._record)
+                self._end_stopped()
+                return
             self._task = asyncio.create_task(self._wind_down(relay, ended))
         elif self._task is not None:
             self._task.cancel()
@@ -238,6 +247,8 @@ class Exchange:
         """Stop the generation at the engine. The client gets nothing more of it."""
         try:
             await self._forwarder.abort(relay, ended)
+        except Exception:  # noqa: BLE001 - the engine ends the generation when its connection closes
+            internal_error(self._record)
         finally:
             self._end_stopped()
 
@@ -253,16 +264,28 @@ class Exchange:
 
     def _fail(self, error: ApiError) -> None:
         if not self._is_over:
-            self._response.fail(error)
-            self._finish()
+            try:
+                self._response.fail(error)
+            except Exception:  # noqa: BLE001 - the client would wait for ever
+                internal_error(self._record)
+                self._responder.abort()
+            finally:
+                self._finish()
 
     def _finish(self) -> None:
-        """Return what the request holds, however it ended."""
+        """Return what the request holds, however it ended: all of it, even if a step raises."""
         self._is_over = True
-        self._running.discard(self)
-        if self._relay is not None:
-            self._relay.close()
-            self._relay = None  # breaks the cycle, which the garbage collector would have to find
-        if self._completion is not None:
-            self._completion.finish(self._record)
-        self._responder.close()
+        relay, self._relay = self._relay, None  # breaks the cycle, which the garbage collector would have to find
+        try:
+            self._running.discard(self)
+            try:
+                if relay is not None:
+                    relay.close()
+            finally:
+                try:
+                    if self._completion is not None:
+                        self._completion.finish(self._record)
+                finally:
+                    self._responder.close()
+        except Exception:  # noqa: BLE001 - the edge of a request
+            internal_error(self._record)

@@ -19,7 +19,7 @@ from llm_api_server.gateway.proxy.client_response import ClientResponse
 from llm_api_server.gateway.proxy.engine_request import EngineRequest
 from llm_api_server.gateway.wire.error_response import INTERNAL_ERROR
 from llm_api_server.gateway.wire.responses import FIRST_ERROR_STATUS, EngineResponse, ErrorResponse, StreamResponse
-from llm_api_server.gateway.wire.stream_reader import StreamReader
+from llm_api_server.gateway.wire.stream_reader import CUT_OFF, StreamReader
 from llm_api_server.http_client.connection import Connection
 from llm_api_server.http_client.response import NoResponse, UpstreamError
 
@@ -93,16 +93,23 @@ class Relay:
         return self._ended
 
     def close(self) -> None:
-        """Record the usage, close the connection unless the response is complete, and release the slot."""
+        """Record the usage, close the connection unless the response is complete, and release the slot.
+
+        Each of them happens even if another raises.
+        """
         self._is_closed = True
-        record = self.record
-        if self._response is not None:
-            record.usage = self._response.usage
-        if self.connection is not None:
-            self.connection.abort_for(self)
-            self.connection = None
-        lease = self.lease
-        lease.release(record.usage_or_estimate().cost if lease.needs_cost else None)
+        record, lease, cost = self.record, self.lease, None
+        connection, self.connection = self.connection, None
+        try:
+            if self._response is not None:
+                record.usage = self._response.usage
+            cost = record.usage_or_estimate().cost if lease.needs_cost else None
+        finally:
+            try:
+                if connection is not None:
+                    connection.abort_for(self)
+            finally:
+                lease.release(cost)
 
     def log(self, error: UpstreamError) -> None:
         logger.warning("{}: instance {}: {}", self.record.request_id, self.lease.instance.id, error)
@@ -112,10 +119,15 @@ class Relay:
     def on_head(self, status: int, headers: dict[str, str]) -> None:
         if self._is_closed:
             return
-        response = self._response = self.request.response(status, headers, self.lease.instance)
-        self.record.reader = response.reader
-        if status >= FIRST_ERROR_STATUS:
-            self.record.prompt_estimate = 0
+        try:
+            response = self._response = self.request.response(status, headers, self.lease.instance)
+            self.record.reader = response.reader
+            if status >= FIRST_ERROR_STATUS:
+                self.record.prompt_estimate = 0
+        except ApiError as error:
+            self._fail(error)
+        except Exception:  # noqa: BLE001 - the edge of a request: the event loop would swallow it
+            self._fail(internal_error(self.record))
 
     def on_data(self, data: bytes, *, is_last: bool) -> None:
         if self._is_closed:
@@ -140,7 +152,10 @@ class Relay:
         flow, responder = self._flow, self._responder
         if flow is None or not responder.is_chunked or not flow.passes(chunks):
             return False
-        responder.forward(chunks)
+        try:
+            responder.forward(chunks)
+        except Exception:  # noqa: BLE001 - the edge of a request: the event loop would swallow it
+            self._fail(internal_error(self.record))
         return True
 
     def on_error(self, error: UpstreamError) -> None:
@@ -159,7 +174,7 @@ class Relay:
             elif isinstance(self._response, ErrorResponse):
                 self.on_data(b"", is_last=True)
             else:
-                self._owner.on_failed(EngineError("The engine stopped in the middle of its response."))
+                self._owner.on_failed(EngineError(CUT_OFF))
 
     def _relay(self, data: bytes, *, is_last: bool) -> None:
         response, record = self._response, self.record
@@ -172,6 +187,7 @@ class Relay:
         failed = response.failed
         if is_last and failed is None:
             out += response.end()
+            failed = response.failed
         is_attached = self._ended is None
         if is_attached and (out or is_last):
             if self._sent.is_event_stream and not response.is_stream:  # pings have begun a stream

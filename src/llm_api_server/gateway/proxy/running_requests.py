@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from loguru import logger
+
 #: Seconds until a stream without a byte gets its head and a comment, so that proxies and clients do not time out ...
 FIRST_PING_DELAY = 2.0
 #: ... and between further comments until its first byte.
@@ -50,10 +52,16 @@ class RunningRequests:
         if self._timer is not None:
             self._timer.cancel()
         for request in list(self._requests):
-            request.on_shutdown()
+            try:
+                request.on_shutdown()
+            except Exception:  # noqa: BLE001 - the others must end as well
+                logger.exception("a request could not be ended")
 
     def _tick(self) -> None:
         now = time.monotonic()
         for request in list(self._requests):
-            request.on_tick(now)
+            try:
+                request.on_tick(now)
+            except Exception:  # noqa: BLE001 - the timer serves the others as well
+                logger.exception("a request's deadline could not be checked")
         self._timer = asyncio.get_running_loop().call_later(self._tick_interval, self._tick)

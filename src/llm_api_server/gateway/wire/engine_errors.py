@@ -6,12 +6,17 @@ Engines send integer codes, flat bodies, status 500 for a client's fault, and lo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from math import isfinite
 from typing import Any
 
 import msgspec
 
 from llm_api_server.errors import (
     ApiError,
+    BadEngineResponse,
     ContextLengthExceeded,
     EngineError,
     EngineUnavailable,
@@ -27,6 +32,12 @@ NO_CHAT_TEMPLATE = (
     "models.available.NAME.engine_args: {chat_template: FILE}."
 )
 _MAX_MESSAGE_CHARS = 1000
+#: Seconds. A longer `Retry-After` is cut to it.
+MAX_RETRY_AFTER = 86_400.0
+#: Statuses that clients may retry (request timeout, conflict, too early, client closed request of a proxy; overloads
+#: of Anthropic and Cloudflare), and those of a server that another one waited for in vain.
+_RETRYABLE = frozenset({409, 425, 499, 503, 521, 529, 530})
+_TIMEOUTS = frozenset({408, 504, 522, 524, 598})
 _CONTEXT = re.compile(
     r"exceeds? the available context size|maximum context length|longer than the maximum model length"
     r"|too large to process|max_model_len|maximum model length|context_length_exceeded",
@@ -44,6 +55,8 @@ _PARSER_PREFIX = re.compile(r"^Unable to generate parser for this template\. Aut
 _GRAMMAR_TOO_LARGE = "Failed to initialize samplers: failed to parse grammar"
 #: llama.cpp's message for a token id beyond the vocabulary in `/detokenize`.
 _BEYOND_VOCABULARY = "vector::_M_range_check"
+#: Words of a 403 that is about the request and not about this server's key.
+_MODERATION = re.compile(r"moderat|flagged|content (?:policy|filter)|safety", re.IGNORECASE)
 _NO_CHAT_TEMPLATE = re.compile(r"you must provide a chat template|does not have a chat template", re.IGNORECASE)
 #: vLLM's suffixes, which repeat `param` and the client's value.
 _NOISE = re.compile(r" \(parameter=\w+(?:, value=.*)?\)$| <_io\.BytesIO object[^>]*>", re.DOTALL)
@@ -60,18 +73,17 @@ class _Problem(msgspec.Struct):
     retry_after: float | None = None
 
 
-def translate_error(status: int, body: bytes, *, retry_after: str | None = None) -> ApiError:
+def translate_error(status: int, body: bytes, *, retry_after: float | None = None) -> ApiError:
     """Return the error for the client of an engine's error response."""
     problem = _read(body)
-    problem.retry_after = _seconds(retry_after)
+    problem.retry_after = retry_after
     message = _cleaned(problem.message)
     if named := _FIELD.match(message):
         problem.param = named["name"]
-    # A remote refused this server's key; the client's key is not at fault.
     if status in (401, 403, 402, 407):
-        return EngineError("The upstream refused this server's key; ask the operator of this server to check it.")
-    if status == 429:  # noqa: PLR2004
-        return RateLimited(message or "The upstream limits requests; try again later.", retry_after=problem.retry_after)
+        return _refused(status, message)
+    if status == 429 or status in _RETRYABLE or status in _TIMEOUTS:  # noqa: PLR2004
+        return _retryable(status, message, problem.retry_after)
     if problem.type == "exceed_context_size_error" or (status in (400, 413, 422, 500) and _CONTEXT.search(message)):
         return ContextLengthExceeded(message, param=problem.param)
     if status in (404, 405, 501):
@@ -82,20 +94,66 @@ def translate_error(status: int, body: bytes, *, retry_after: str | None = None)
         return RequestTooLarge(message or "The request is too large for the engine.")
     if 400 <= status < 500:  # noqa: PLR2004
         return InvalidRequest(message or "The engine refused the request.", param=problem.param)
-    return _server_fault(status, message, problem)
+    return _server_fault(message, problem)
 
 
-def _server_fault(status: int, message: str, problem: _Problem) -> ApiError:
+def _refused(status: int, message: str) -> ApiError:
+    if status == 403 and _MODERATION.search(message):  # noqa: PLR2004
+        return InvalidRequest(message)
+    # A remote refused this server's key; the client's key is not at fault.
+    return EngineError("The upstream refused this server's key; ask the operator of this server to check it.")
+
+
+def _retryable(status: int, message: str, retry_after: float | None) -> ApiError:
+    if status in _TIMEOUTS:
+        return RequestTimeout("The upstream did not respond in time.", retry_after=retry_after)
+    if status in _RETRYABLE:
+        return EngineUnavailable(message or "The engine is not ready; try again.", retry_after=retry_after or 1)
+    return RateLimited(message or "The upstream limits requests; try again later.", retry_after=retry_after)
+
+
+def error_in_response(error: Any, body: bytes, what: str) -> ApiError:
+    """Return the error that `body` reports although its status is 200; `what` begins a message without words.
+
+    The error's own integer `code` decides the kind: a client's fault stays one, so that SDKs do not retry it.
+    """
+    status = error_status(error)
+    if status is not None:
+        return translate_error(status, body)
+    return BadEngineResponse(_cleaned(_read(body).message) or f"{what} reported an error without a message.")
+
+
+def error_status(error: Any) -> int | None:
+    """Return the HTTP status that an error object has as its `code`; None if it has none."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code <= 599 else None  # noqa: PLR2004
+
+
+def retry_after_seconds(text: str | None, now: float) -> float | None:
+    """Return the seconds of a `Retry-After` (a number, or a date; `now` is Unix time), at most `MAX_RETRY_AFTER`.
+
+    None if there is none or it is neither: a remote may send `inf`.
+    """
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(text)
+            seconds = (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp() - now
+        except (ValueError, OverflowError):
+            return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER) if isfinite(seconds) else None
+
+
+def _server_fault(message: str, problem: _Problem) -> ApiError:
     if message.startswith(_BEYOND_VOCABULARY):
         return InvalidRequest("A token id is beyond the model's vocabulary.", param="tokens")
     if _UNSUPPORTED.search(message):
         return NotSupported(message, param=problem.param)
     if _CLIENT_FAULT.search(message):
         return InvalidRequest(message, param=problem.param)
-    if status == 503:  # noqa: PLR2004
-        return EngineUnavailable(message or "The engine is not ready; try again.", retry_after=problem.retry_after or 1)
-    if status == 504:  # noqa: PLR2004
-        return RequestTimeout("The upstream did not respond in time.")
     return EngineError(message or "The engine failed without an error message.")
 
 
@@ -109,15 +167,22 @@ def _not_offered(status: int, message: str) -> ApiError:
 
 
 def _read(body: bytes) -> _Problem:
-    """Read OpenAI's and llama.cpp's `error` object, vLLM's flat body, FastAPI's `detail`, or plain text."""
+    """Read OpenAI's and llama.cpp's `error` object, vLLM's flat body, FastAPI's `detail`, or plain text.
+
+    Google sends the object in a list, Cloudflare a list of `errors`.
+    """
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = body.decode(errors="replace").strip()
         return _Problem("" if text.startswith("<") else text)
+    if isinstance(content, list):
+        content = next((item for item in content if isinstance(item, dict)), None)
     if not isinstance(content, dict):
         return _Problem()
-    error = content.get("error", content)
+    error = content.get("error") or content.get("errors") or content
+    if isinstance(error, list):
+        return _Problem("; ".join(_texts(error[:5])))
     if isinstance(error, str):
         return _Problem(error)
     if not isinstance(error, dict):
@@ -128,6 +193,14 @@ def _read(body: bytes) -> _Problem:
         param=param if isinstance(param, str) else None,
         type=str(error.get("type") or ""),
     )
+
+
+def _texts(errors: list[Any]) -> Iterable[str]:
+    """Yield the messages of a list of errors."""
+    for error in errors:
+        text = _message(error) if isinstance(error, dict) else error
+        if isinstance(text, str) and text:
+            yield text
 
 
 def _message(error: dict[str, Any]) -> str:
@@ -153,10 +226,3 @@ def _cleaned(message: str) -> str:
         return "This schema or grammar is too large for the engine: it is circular, or it repeats a part too often."
     message = _PARSER_PREFIX.sub("", message)
     return _PATH.sub("...", message)[:_MAX_MESSAGE_CHARS].strip()
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return max(0.0, float(text)) if text else None
-    except ValueError:
-        return None

@@ -16,7 +16,7 @@ INTERNAL_ERROR = "The server had an error while processing your request."
 def error_response(error: ApiError, path: str) -> Response:
     """Return status, headers and body of `error`, in Anthropic's form under `/v1/messages`."""
     headers = [(b"content-type", b"application/json")]
-    if error.retry_after is not None:
+    if error.retry_after is not None and math.isfinite(error.retry_after):
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after))).encode()))
     if error.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
-from llm_api_server.errors import ApiError, EngineError
+import msgspec
+
+from llm_api_server.errors import ApiError, BadEngineResponse, EngineError
 from llm_api_server.gateway.wire.endpoints import Dialect
-from llm_api_server.gateway.wire.engine_errors import translate_error
+from llm_api_server.gateway.wire.engine_errors import error_in_response, translate_error
 from llm_api_server.gateway.wire.stream_assembler import StreamAssembler
-from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader, error_event
+from llm_api_server.gateway.wire.stream_reader import BodyReader, StreamReader, error_event, usage_of
 from llm_api_server.ipc.usage_events import Usage
 
 _MAX_ERROR_BYTES = 64 * 1024
 #: Largest response that is converted as a whole.
 _MAX_CONVERTED_BYTES = 256 * 1024 * 1024
 FIRST_ERROR_STATUS = 400
+_BOM = b"\xef\xbb\xbf"
+#: Bytes of a body that is no JSON that are looked at to describe it.
+_SEARCHED_BYTES = 1024
+_KINDS = {type(None): "`null`", list: "a list instead of an object", str: "a text instead of an object"}
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
 #: Header lines of an event stream.
@@ -79,16 +85,18 @@ class StreamResponse:
 
     def feed(self, data: bytes) -> bytes:
         out = self.reader.feed(data)
-        if self._is_started:
-            return out
+        return out if self._is_started else self._first(out)
+
+    def end(self) -> bytes:
+        out = self.reader.flush()
+        return out if self._is_started else self._first(out)
+
+    def _first(self, out: bytes) -> bytes:
         failed = self.reader.failed
-        if failed is not None and out == error_event(self._dialect, failed):
+        if failed is not None and out == error_event(self._dialect, failed, self.reader.next_sequence_number):
             raise failed  # vLLM reports an invalid schema so: status 200, then an error as the only event
         self._is_started = bool(out)
         return out
-
-    def end(self) -> bytes:
-        return self.reader.flush()
 
 
 class PlainResponse(BodyReader):
@@ -153,6 +161,8 @@ class AssembledResponse(_WholeResponse):
 
     def end(self) -> bytes:
         self._assembler.feed(self.reader.flush())
+        if self.reader.failed is not None:
+            raise self.reader.failed
         body = self._assembler.body()
         self._length = len(body)
         return body
@@ -180,19 +190,110 @@ class ConvertedResponse(_WholeResponse):
         return body
 
 
-class ErrorResponse(_WholeResponse):
-    """An engine's error response; `end` raises it, translated."""
+class _PlainBody(msgspec.Struct):
+    """Members of a JSON response that are read."""
+
+    error: Any = None
+    errors: Any = None
+    type: Any = None
+    choices: Any = None
+    usage: Any = None
+    response: Any = None
+
+
+class CheckedResponse(_WholeResponse):
+    """A remote's plain response, relayed byte for byte if it is one: a JSON object without an error.
+
+    `source` names the remote in errors. With `has_choices` there must be some, with `is_list_allowed` a list will do.
+    A response to a request for a stream is only read for its error, so it always raises.
+    """
 
     usage: Usage | None = None
 
-    def __init__(self, status: int, headers: dict[str, str]) -> None:
+    def __init__(
+        self, source: str, *, has_choices: bool = False, is_list_allowed: bool = False, expects_stream: bool = False
+    ) -> None:
         super().__init__()
-        self._engine_status = status
-        self._retry_after = headers.get("retry-after")
+        self._source = source
+        self._has_choices = has_choices
+        self._is_list_allowed = is_list_allowed
+        self._expects_stream = expects_stream
         self._body = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        self._body += data[: _MAX_ERROR_BYTES - len(self._body)]
+        self._body += data
+        if len(self._body) > _MAX_CONVERTED_BYTES:
+            raise BadEngineResponse(f"{self._source} sent a response that is too long.")
+        return b""
+
+    def end(self) -> bytes:
+        body = bytes(self._body).removeprefix(_BOM)
+        self._check(body)
+        self._length = len(body)
+        return body
+
+    def _check(self, body: bytes) -> None:
+        try:
+            content = msgspec.json.decode(body, type=_PlainBody)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._check_other(body)
+            return
+        error = content.error or (content.errors if content.choices is None else None)
+        if error or content.type == "error":
+            raise error_in_response(error, body, self._source)
+        if self._expects_stream:
+            raise self._bad("JSON instead of an event stream")
+        if self._has_choices and not (isinstance(content.choices, list) and content.choices):
+            raise self._bad("a completion without choices")
+        self.usage = usage_of(content.usage)
+
+    def _check_other(self, body: bytes) -> None:
+        """Raise an error for a body that is no JSON object."""
+        try:
+            content = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise self._bad(_described(body)) from None
+        if isinstance(content, list) and (first := next(filter(_is_object, content), None)) and first.get("error"):
+            raise error_in_response(first["error"], body, self._source)
+        if not (self._is_list_allowed and isinstance(content, list) and content):
+            raise self._bad(_KINDS.get(type(content), "JSON that is no object"))
+
+    def _bad(self, what: str) -> ApiError:
+        return BadEngineResponse(f"{self._source} responded with {what}.")
+
+
+def _is_object(item: Any) -> bool:
+    return isinstance(item, dict)
+
+
+def _described(body: bytes) -> str:
+    """Return the words for a body that is no JSON."""
+    start = body[:_SEARCHED_BYTES].lstrip().lower()
+    if not start:
+        return "an empty body"
+    if start.startswith((b"<!doctype html", b"<html", b"<")):
+        return "an HTML page; its path in the configuration may be wrong, or a proxy in front of it asks for a login"
+    return "a body that is not JSON"
+
+
+class ErrorResponse(_WholeResponse):
+    """An engine's error response; `end` raises it, translated.
+
+    `retry_after` is in seconds. With `is_readable` False the body is in a coding that cannot be decoded.
+    """
+
+    usage: Usage | None = None
+
+    def __init__(self, status: int, *, retry_after: float | None = None, is_readable: bool = True) -> None:
+        super().__init__()
+        self._engine_status = status
+        self._retry_after = retry_after
+        self._is_readable = is_readable
+        self._body = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        if self._is_readable:
+            self._body += data[: _MAX_ERROR_BYTES - len(self._body)]
         return b""
 
     def end(self) -> bytes:

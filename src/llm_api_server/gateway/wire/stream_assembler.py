@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 
-from llm_api_server.errors import EngineError
+from llm_api_server.errors import BadEngineResponse
 from llm_api_server.gateway.wire.endpoints import Dialect
-from llm_api_server.gateway.wire.stream_reader import events
+from llm_api_server.gateway.wire.stream_reader import events, index_of
 
+#: Calls that a stream may leave out before one, so that an index cannot take all memory.
+_MAX_CALL_GAP = 128
 _OBJECTS = {"chat.completion.chunk": "chat.completion", "text_completion": "text_completion"}
 
 
@@ -37,18 +39,24 @@ class StreamAssembler:
                 event = msgspec.json.decode(payload, type=dict[str, Any])
             except msgspec.DecodeError:
                 continue
-            match self._dialect:
-                case "openai":
-                    self._add_chunk(event)
-                case "responses":
-                    self._add_response_event(event)
-                case "anthropic":
-                    self._add_message_event(event)
+            try:
+                self._add(event)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise BadEngineResponse("The engine sent an event that could not be understood.") from error
+
+    def _add(self, event: dict[str, Any]) -> None:
+        match self._dialect:
+            case "openai":
+                self._add_chunk(event)
+            case "responses":
+                self._add_response_event(event)
+            case "anthropic":
+                self._add_message_event(event)
 
     def body(self) -> bytes:
         """Return the JSON body after the end of the stream. Raises `EngineError` if the stream ended early."""
         if not self._is_complete:
-            raise EngineError("The engine stopped before the end of its response.")
+            raise BadEngineResponse("The engine stopped before the end of its response.")
         if self._dialect == "openai":
             self._content["choices"] = [_finished_choice(self._choices[index]) for index in sorted(self._choices)]
         if self._dialect == "anthropic":
@@ -60,9 +68,10 @@ class StreamAssembler:
             if key != "choices":
                 self._content[key] = _OBJECTS.get(value, value) if key == "object" else value
         for part in chunk.get("choices") or []:
-            index = part.get("index", 0)
+            index = index_of(part.get("index"))
             choice = self._choices.setdefault(index, {"index": index, "finish_reason": None, "logprobs": None})
             choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+            self._is_complete = self._is_complete or bool(choice["finish_reason"])
             _add_logprobs(choice, part.get("logprobs"))
             if "text" in part:
                 choice["text"] = choice.get("text", "") + part["text"]
@@ -111,9 +120,12 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
     _add_texts(message, {key: value for key, value in delta.items() if key not in ("role", "tool_calls")})
     for part in delta.get("tool_calls") or []:
         calls = message.setdefault("tool_calls", [])
-        while len(calls) <= part.get("index", 0):
+        index = index_of(part.get("index"))
+        if index > len(calls) + _MAX_CALL_GAP:
+            raise ValueError(index)
+        while len(calls) <= index:
             calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-        call = calls[part.get("index", 0)]
+        call = calls[index]
         call["id"] = part.get("id") or call["id"]
         _add_texts(call["function"], part.get("function") or {})
 

@@ -11,21 +11,25 @@ from typing import Any
 
 import msgspec
 
-from llm_api_server.errors import ApiError, anthropic_error_body, render
+from llm_api_server.errors import ApiError, BadEngineResponse, anthropic_error_body, render
 from llm_api_server.gateway.wire.endpoints import Dialect
-from llm_api_server.gateway.wire.engine_errors import translate_error
+from llm_api_server.gateway.wire.engine_errors import error_status, translate_error
 from llm_api_server.ipc.usage_events import NO_USAGE, Usage
 
-_MAX_EVENT_BYTES = 16 * 1024 * 1024
+MAX_EVENT_BYTES = 16 * 1024 * 1024
 #: Bytes of a body that are kept, so that `usage` is found across two reads.
 _OVERLAP_BYTES = 1024
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 #: Marks of events that must be parsed. Generated text cannot contain them: JSON escapes its quotes.
 _USAGE_MARK = b'"usage"'
 _DONE_EVENT = b"data: [DONE]\n\n"
-_ERROR_MARK, _DONE_MARK, _NULL_MARK = b'"error"', b"[DONE]", b": null\n"
+_ERROR_MARK, _NULL_MARK = b'"error"', b": null\n"
+#: Marks of the last event; that of a Responses stream has a usage.
+_DONE_MARKS: dict[Dialect, bytes] = {"openai": b"[DONE]", "responses": b"[DONE]", "anthropic": b"message_stop"}
 #: Bytes at the end of a read that are searched for the last event; searching all of them takes longer.
-_LAST_BYTES = 64
+_LAST_BYTES = 128
+#: Message of an error that ends a response before its end.
+CUT_OFF = "The engine stopped in the middle of its response."
 _START_MARK = b'"message_start"'
 #: Mark of the first event of a chat: with one choice, no other event needs the role.
 _ROLE_MARK = b'"delta":{"role":"'
@@ -38,67 +42,46 @@ _TOKEN_MARKS: dict[Dialect, bytes] = {
 }
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class _UsageObject(msgspec.Struct):
-    """The shapes of OpenAI's chat, OpenAI's Responses and Anthropic's Messages in one."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    total_tokens: int | None = None
-
-
-class _WithUsage(msgspec.Struct):
-    usage: _UsageObject | None = None
-
-
-class _Delta(msgspec.Struct):
-    role: str | None = None
-
-
 class _Choice(msgspec.Struct):
-    index: int = 0
-    finish_reason: str | None = None
-    delta: _Delta | None = None
+    index: Any = 0
+    finish_reason: Any = None
+    delta: dict[str, Any] | None = None
 
 
-_NO_ERROR = msgspec.Raw(b"null")
+class StreamEvent(msgspec.Struct):
+    """Members of an event that are read. Engines are not trusted with types: a wrong one hides no other member."""
 
-
-class _Event(msgspec.Struct):
-    id: str | None = None
-    object: str | None = None
-    created: int | None = None
-    model: str | None = None
+    type: Any = None
+    id: Any = None
+    object: Any = None
+    created: Any = None
+    model: Any = None
     choices: list[_Choice] | None = None
-    usage: _UsageObject | None = None
-    message: _WithUsage | str | None = None
-    response: _WithUsage | None = None
-    error: msgspec.Raw = _NO_ERROR
+    usage: Any = None
+    message: Any = None
+    response: Any = None
+    error: Any = None
+    sequence_number: Any = None
 
 
-_EVENT, _USAGE = msgspec.json.Decoder(_Event), msgspec.json.Decoder(_UsageObject)
+EVENT = msgspec.json.Decoder(StreamEvent)
+#: Types of the events that end a stream.
+_LAST_TYPES = frozenset(
+    {"message_stop", "response.completed", "response.incomplete", "response.failed", "transcript.text.done"}
+)
+#: Largest token count that is believed.
+_MAX_TOKENS = 2**31 - 1
 
 
 class StreamReader:
     """Reader and filter of one event stream while it is relayed.
 
     `feed` returns whole events only, so that a hidden or translated event never shows in part. After `failed` is set,
-    the stream is over. With `show_usage` the client gets exactly one OpenAI usage chunk, at the end, even if the engine
-    sends one per choice or puts the usage into other chunks; without it, none. With `is_chat` the first chunk of each
-    choice gets the role, which llama.cpp omits if the first token is not a whole character. For the same reason its
-    Anthropic streams may lack `message_start`; then `opening` begins the stream.
+    the stream is over. A stream that ends without its last event has failed. With `show_usage` the client gets exactly
+    one OpenAI usage chunk, at the end, even if the engine sends one per choice or puts the usage into other chunks;
+    without it, none. With `is_chat` the first chunk of each choice gets the role, which llama.cpp omits if the first
+    token is not a whole character. For the same reason its Anthropic streams may lack `message_start`; then `opening`
+    begins the stream.
     """
 
     def __init__(
@@ -117,13 +100,18 @@ class StreamReader:
         self._without_role = set(range(choices)) if is_chat else set()
         self._is_chat = is_chat
         self._token_mark, self._events_without_tokens = _TOKEN_MARKS[dialect], choices if is_chat else 0
+        self._done_mark = _DONE_MARKS[dialect]
         self._token_events = 0
         self._tail = b""
-        self._last_chunk: _Event | None = None
+        self._last_chunk: StreamEvent | None = None
         self._prompt_tokens_of_choices = 0
         self._usage_chunks: list[bytes] = []
         self.usage: Usage | None = None
         self.failed: ApiError | None = None
+        #: Whether the event that ends a stream has been read.
+        self.is_complete = False
+        #: Number that the next event of a Responses stream would have, if its events have numbers.
+        self.next_sequence_number = 0
 
     def feed(self, data: bytes) -> bytes:
         """Return the bytes to send now, perhaps none."""
@@ -148,7 +136,7 @@ class StreamReader:
             not self._without_role
             and data.find(_USAGE_MARK) < 0
             and data.find(_ERROR_MARK) < 0
-            and data.find(_DONE_MARK, -_LAST_BYTES) < 0
+            and data.find(self._done_mark, -_LAST_BYTES) < 0
             and (self._is_chat or data.find(_NULL_MARK) < 0)
         )
         return data if is_plain else self._filter(data)
@@ -162,7 +150,7 @@ class StreamReader:
             or not chunks.endswith(b"\n\n\r\n")
             or chunks.find(_USAGE_MARK) >= 0
             or chunks.find(_ERROR_MARK) >= 0
-            or chunks.find(_DONE_MARK, -_LAST_BYTES) >= 0
+            or chunks.find(self._done_mark, -_LAST_BYTES) >= 0
             or not (self._is_chat or chunks.find(_NULL_MARK) < 0)
         ):
             return False
@@ -185,9 +173,21 @@ class StreamReader:
         return max(0, self._token_events - self._events_without_tokens)
 
     def flush(self) -> bytes:
-        """Return the rest of a stream that ends without an empty line."""
-        tail, self._tail = self._tail, b""
-        return tail + self._usage_chunk() if self.failed is None else b""
+        """Return the rest of a stream that is over: the last event, if it lacks its empty line, and usage or error."""
+        return self._ended(self._rest())
+
+    def _rest(self) -> bytes:
+        """Read the last event of a stream that ends without an empty line, unless it is cut off."""
+        tail, self._tail = self._tail.strip(), b""
+        return self.feed(tail + b"\n\n") if tail and _is_whole(_payload(tail)) else b""
+
+    def _ended(self, rest: bytes) -> bytes:
+        if self.failed is not None:
+            return rest
+        if self.is_complete:
+            return rest + self._usage_chunk()
+        self.failed = BadEngineResponse(CUT_OFF)
+        return rest + error_event(self._dialect, self.failed, self.next_sequence_number)
 
     def _with_opening(self, data: bytes) -> bytes:
         opening, self._opening = self._opening, b""
@@ -197,9 +197,9 @@ class StreamReader:
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, 0)
         end = end if end > 2 else 0  # noqa: PLR2004 - rfind's -1 plus the length of the mark: not found
         self._tail = data[end:]
-        if len(self._tail) > _MAX_EVENT_BYTES:
+        if len(self._tail) > MAX_EVENT_BYTES:
             self._tail = b""
-            self.failed = translate_error(500, b"")
+            self.failed = BadEngineResponse("The engine sent an event that is too long.")
         return data[:end]
 
     def _filter(self, data: bytes) -> bytes:
@@ -227,7 +227,7 @@ class StreamReader:
         nearest = data.find(_USAGE_MARK, start)
         while nearest >= 0 and data.startswith(_NO_USAGE, nearest + len(_USAGE_MARK)):
             nearest = data.find(_USAGE_MARK, nearest + 1)  # some engines send a null usage in every event
-        others = [(_ERROR_MARK, start), (_DONE_MARK, max(start, len(data) - _LAST_BYTES))]
+        others = [(_ERROR_MARK, start), (self._done_mark, max(start, len(data) - _LAST_BYTES))]
         if not self._is_chat:
             others.append((_NULL_MARK, start))
         for mark, first in others:
@@ -238,42 +238,51 @@ class StreamReader:
     def _read_event(self, event: bytes) -> bytes:
         payload = b"[DONE]" if event == _DONE_EVENT else _payload(event)
         if payload == b"[DONE]":
+            self.is_complete = True
             return self._usage_chunk() + event
         if payload == b"null":  # llama.cpp's first event for several prompts; SDKs crash on it
             return b""
         try:
-            content = _EVENT.decode(payload)
+            content = EVENT.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return event
-        if content.error is not _NO_ERROR and bytes(content.error) != b"null":
-            self.failed = translate_error(_status(content.error), payload)
-            return error_event(self._dialect, self.failed)
+        return self._read_content(content, payload, event)
+
+    def _read_content(self, content: StreamEvent, payload: bytes, event: bytes) -> bytes:
+        if content.error or content.type == "error":
+            return self._fail(translate_error(error_status(content.error) or 500, payload))
+        if _is_last(content):
+            self.is_complete = True
         if self._without_role and content.choices:
             event = self._with_role(content.choices, payload, event)
         return self._read_usage(content, event)
 
+    def _fail(self, error: ApiError) -> bytes:
+        self.failed = error
+        return error_event(self._dialect, error, self.next_sequence_number)
+
     def _with_role(self, choices: list[_Choice], payload: bytes, event: bytes) -> bytes:
-        first = {choice.index for choice in choices} & self._without_role
+        first = {index_of(choice.index) for choice in choices} & self._without_role
         if not first:
             return event
         self._without_role -= first
-        if all(choice.delta and choice.delta.role for choice in choices if choice.index in first):
+        if all(_has_role(choice.delta) for choice in choices if index_of(choice.index) in first):
             return event
         chunk = msgspec.json.decode(payload, type=dict[str, Any])
         for choice in chunk["choices"]:
-            if choice.get("index", 0) in first:
+            if index_of(choice.get("index")) in first:
                 choice["delta"] = {"role": "assistant", **(choice.get("delta") or {})}
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
-    def _read_usage(self, content: _Event, event: bytes) -> bytes:
+    def _read_usage(self, content: StreamEvent, event: bytes) -> bytes:
         if content.choices is not None:
             self._last_chunk = content
-        if isinstance(content.message, _WithUsage):
-            self._merge_usage(content.message.usage)
-        if content.response is not None:
-            self._merge_usage(content.response.usage)
-        if content.usage is None:
-            return event
+        if isinstance(content.message, dict):
+            self._merge_usage(content.message.get("usage"))
+        if isinstance(content.response, dict):
+            self._merge_usage(content.response.get("usage"))
+        if not isinstance(content.usage, dict):
+            return b"" if content.usage is not None and content.choices == [] else event
         if content.choices == []:
             self._add_usage_chunk(content.usage, event)
             return b""
@@ -283,9 +292,9 @@ class StreamReader:
             self._add_choice_usage(content.usage)
         return event
 
-    def _merge_usage(self, reported: _UsageObject | None) -> None:
+    def _merge_usage(self, reported: Any) -> None:
         """Complete the usage: Anthropic's streams report the prompt first and the output last."""
-        if reported is None:
+        if not isinstance(reported, dict):
             return
         now = _usage(reported)
         before = self.usage or Usage()
@@ -296,7 +305,7 @@ class StreamReader:
             reasoning_tokens=now.reasoning_tokens or before.reasoning_tokens,
         )
 
-    def _add_choice_usage(self, reported: _UsageObject) -> None:
+    def _add_choice_usage(self, reported: dict[str, Any]) -> None:
         """Add the usage of one choice, which llama.cpp's text completions report in the choice's last chunk."""
         now = _usage(reported)
         before = self.usage or Usage()
@@ -308,11 +317,11 @@ class StreamReader:
             reasoning_tokens=before.reasoning_tokens + now.reasoning_tokens,
         )
 
-    def _add_usage_chunk(self, reported: _UsageObject, event: bytes) -> None:
+    def _add_usage_chunk(self, reported: dict[str, Any], event: bytes) -> None:
         """Add a usage chunk; llama.cpp sends one for each choice, all with the same prompt."""
         now = _usage(reported)
         before = self.usage if self._usage_chunks and self.usage is not None else Usage()
-        self._usage_chunks.append(event)
+        self._usage_chunks.append(event if _is_exact(reported) else b"")
         self.usage = Usage(
             prompt_tokens=max(now.prompt_tokens, before.prompt_tokens),
             completion_tokens=now.completion_tokens + before.completion_tokens,
@@ -321,12 +330,12 @@ class StreamReader:
         )
 
     def _usage_chunk(self) -> bytes:
-        """Return the usage chunk for the client, or nothing; the engine's own if it sent exactly one."""
+        """Return the usage chunk for the client, or nothing; the engine's own if it sent exactly one, of integers."""
         held, self._usage_chunks = self._usage_chunks, []
         if not self._show_usage or self.usage is None or self._last_chunk is None:
             return b""
         self._show_usage = False
-        if len(held) == 1:
+        if len(held) == 1 and held[0]:
             return held[0]
         head = self._last_chunk
         chunk: dict[str, Any] = {
@@ -385,8 +394,8 @@ def message_start(message_id: str, model: str, prompt_tokens: int) -> bytes:
     return b"event: message_start\ndata: " + msgspec.json.encode(event) + b"\n\n"
 
 
-def error_event(dialect: Dialect, error: ApiError) -> bytes:
-    """Return the event that ends a stream which failed after its first byte."""
+def error_event(dialect: Dialect, error: ApiError, sequence_number: int = 0) -> bytes:
+    """Return the event that ends a stream which failed after its first byte; Responses number their events."""
     if dialect == "anthropic":
         return b"event: error\ndata: " + anthropic_error_body(error.status, error.message) + b"\n\n"
     if dialect == "responses":
@@ -395,7 +404,7 @@ def error_event(dialect: Dialect, error: ApiError) -> bytes:
             "code": error.code or error.type,
             "message": error.message,
             "param": error.param,
-            "sequence_number": 0,
+            "sequence_number": sequence_number,
         }
         return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
     return b"data: " + render(error) + b"\n\n"
@@ -431,12 +440,34 @@ def _payload(event: bytes) -> bytes:
     return b"\n".join(line.partition(b":")[2].strip() for line in lines)
 
 
-def _status(error: msgspec.Raw) -> int:
+def _is_last(content: StreamEvent) -> bool:
+    if content.choices:
+        return any(choice.finish_reason for choice in content.choices)
+    return isinstance(content.type, str) and content.type in _LAST_TYPES
+
+
+def _is_whole(payload: bytes) -> bool:
+    if payload == b"[DONE]":
+        return True
     try:
-        code = msgspec.json.decode(error)["code"]
-    except (TypeError, KeyError):
-        return 500
-    return code if isinstance(code, int) and 400 <= code <= 599 else 500  # noqa: PLR2004
+        EVENT.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def index_of(value: Any) -> int:
+    """Return the index of a choice or call; 0, its usual value, if `value` is none."""
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _has_role(delta: dict[str, Any] | None) -> bool:
+    return delta is not None and bool(delta.get("role"))
+
+
+def _is_exact(reported: dict[str, Any]) -> bool:
+    """Return whether the counts that every client reads are integers."""
+    return all(type(reported.get(name, 0)) is int for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
 
 
 def _object_after(data: bytes, offset: int) -> bytes | None:
@@ -452,24 +483,45 @@ def _object_after(data: bytes, offset: int) -> bytes | None:
 
 def _decode_usage(data: bytes) -> Usage | None:
     try:
-        return _usage(_USAGE.decode(data))
+        return usage_of(msgspec.json.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def _usage(reported: _UsageObject) -> Usage:
-    prompt_details = reported.prompt_tokens_details or reported.input_tokens_details
-    output_details = reported.completion_tokens_details or reported.output_tokens_details
-    reasoning = (output_details.reasoning_tokens if output_details else None) or 0
-    if reported.cache_read_input_tokens is not None or reported.cache_creation_input_tokens is not None:
+def usage_of(reported: Any) -> Usage | None:
+    """Return the usage that an engine `reported`, in OpenAI's or Anthropic's form; None if it is no object."""
+    return _usage(reported) if isinstance(reported, dict) else None
+
+
+def _usage(reported: dict[str, Any]) -> Usage:
+    prompt_details = reported.get("prompt_tokens_details") or reported.get("input_tokens_details")
+    output_details = reported.get("completion_tokens_details") or reported.get("output_tokens_details")
+    cache_read, cache_write = reported.get("cache_read_input_tokens"), reported.get("cache_creation_input_tokens")
+    output = _count(reported.get("output_tokens"))
+    if cache_read is not None or cache_write is not None:
         # Anthropic's `input_tokens` excludes cached tokens.
-        cached = reported.cache_read_input_tokens or 0
-        prompt = (reported.input_tokens or 0) + cached + (reported.cache_creation_input_tokens or 0)
-        return Usage(prompt, reported.output_tokens or 0, cached)
-    completion = reported.completion_tokens if reported.completion_tokens is not None else reported.output_tokens
-    prompt_tokens = reported.prompt_tokens if reported.prompt_tokens is not None else reported.input_tokens
-    if not prompt_tokens and reported.total_tokens:  # some engines report only a total for embeddings
-        prompt_tokens = max(0, reported.total_tokens - (completion or 0))
+        cached = _count(cache_read)
+        return Usage(_count(reported.get("input_tokens")) + cached + _count(cache_write), output, cached)
+    completion = output if reported.get("completion_tokens") is None else _count(reported["completion_tokens"])
+    prompt = _count(reported.get("input_tokens" if reported.get("prompt_tokens") is None else "prompt_tokens"))
+    if not prompt:  # some engines report only a total for embeddings
+        prompt = max(0, _count(reported.get("total_tokens")) - completion)
     return Usage(
-        prompt_tokens or 0, completion or 0, (prompt_details.cached_tokens if prompt_details else None) or 0, reasoning
+        prompt, completion, _detail(prompt_details, "cached_tokens"), _detail(output_details, "reasoning_tokens")
     )
+
+
+def _detail(details: Any, name: str) -> int:
+    return _count(details.get(name)) if isinstance(details, dict) else 0
+
+
+def _count(value: Any) -> int:
+    """Return a number of tokens; remotes send `3`, `3.0` and `"3"`. Anything else is none."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return 0
+    if not isinstance(value, int | float) or not 0 < value < _MAX_TOKENS:
+        return 0
+    return int(value)

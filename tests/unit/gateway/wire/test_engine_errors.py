@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from llm_api_server.gateway.wire.engine_errors import translate_error
+from llm_api_server.errors import RateLimited
+from llm_api_server.gateway.wire.engine_errors import MAX_RETRY_AFTER, retry_after_seconds, translate_error
+from llm_api_server.gateway.wire.error_response import error_response
 
 LLAMA_CONTEXT = {
     "error": {
@@ -113,9 +116,55 @@ def test_urls_and_fractions_are_not_paths() -> None:
     assert translate_error(400, json.dumps({"error": {"message": message}}).encode()).message == message
 
 
-def test_retry_after_seconds_of_a_remote_are_kept() -> None:
-    assert translate_error(429, b"{}", retry_after="12").retry_after == 12
-    assert translate_error(429, b"{}", retry_after="Wed, 21 Oct 2026 07:28:00 GMT").retry_after is None
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("12", 12), ("0.5", 0.5), ("-5", 0), ("inf", None), ("Infinity", None), ("1e999", None), ("nan", None),
+     ("1e300", MAX_RETRY_AFTER), ("soon", None), ("", None), (None, None),
+     ("Wed, 21 Oct 2026 07:28:00 GMT", 60), ("Wednesday, 21-Oct-26 07:28:00 GMT", 60),
+     ("Wed, 21 Oct 2026 07:00:00 GMT", 0), ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
+     ("Wed, 99 Oct 2026 07:28:00 GMT", None)],
+)  # fmt: skip
+def test_retry_after_is_a_number_or_a_date_and_never_beyond_its_bound(
+    header: str | None, seconds: float | None
+) -> None:
+    now = datetime(2026, 10, 21, 7, 27, tzinfo=UTC).timestamp()
+    assert retry_after_seconds(header, now) == seconds
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_error_response_never_fails_for_its_retry_after(value: float) -> None:
+    status, headers, _ = error_response(RateLimited("later", retry_after=value), "/v1/chat/completions")
+    assert (status, dict(headers).get(b"retry-after")) == (429, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "code"),
+    [(408, 504, "timeout"), (504, 504, "timeout"), (524, 504, "timeout"), (409, 503, "engine_unavailable"),
+     (425, 503, "engine_unavailable"), (499, 503, "engine_unavailable"), (503, 503, "engine_unavailable"),
+     (529, 503, "engine_unavailable"), (521, 503, "engine_unavailable")],
+)  # fmt: skip
+def test_what_may_be_retried_stays_retryable(status: int, expected: int, code: str) -> None:
+    error = translate_error(status, b'{"error":{"message":"Invalid state: model is not supported"}}', retry_after=7)
+    assert (error.status, error.code, error.retry_after) == (expected, code, 7)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [{"error": {"code": 400, "message": "bad part", "status": "INVALID_ARGUMENT"}}],
+        {"success": False, "errors": [{"code": 5006, "message": "bad part"}], "result": None},
+        {"errors": ["bad part"]},
+        {"error": [{"message": "bad part"}]},
+        {"error": None, "message": "bad part"},
+    ],
+)
+def test_error_lists_keep_their_words(body: Any) -> None:
+    assert translate_error(400, json.dumps(body).encode()).message == "bad part"
+
+
+def test_a_refusal_of_the_content_is_the_clients_matter() -> None:
+    error = translate_error(403, b'{"error":{"message":"Your input was flagged by moderation"}}')
+    assert (error.status, error.message) == (400, "Your input was flagged by moderation")
 
 
 def test_a_missing_chat_template_error_names_the_option() -> None:

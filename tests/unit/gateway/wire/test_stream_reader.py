@@ -173,11 +173,14 @@ def test_an_anthropic_stream_without_a_start_gets_one(cuts: list[int]) -> None:
     """llama.cpp omits the start if the first token is not a whole character."""
     block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
     end = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 9}}
-    stream = b": ping\n\n" + event(block, "content_block_start") + event(end, "message_delta")
+    stop = {"type": "message_stop"}
+    stream = (
+        b": ping\n\n" + event(block, "content_block_start") + event(end, "message_delta") + event(stop, "message_stop")
+    )
     reader = StreamReader("anthropic", opening=message_start("msg_1", "smol", 12))
     first, *rest = events(feed_in_pieces(reader, stream, cuts))
     assert json.loads(first)["message"]["id"] == "msg_1"
-    assert [json.loads(payload) for payload in rest] == [block, end]
+    assert [json.loads(payload) for payload in rest] == [block, end, stop]
     assert reader.usage == Usage(12, 9)
 
 
