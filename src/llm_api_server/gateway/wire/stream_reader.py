@@ -411,10 +411,13 @@ def error_event(dialect: Dialect, error: ApiError, sequence_number: int = 0) -> 
 
 
 def waiting_comment(model: str, position: int | None) -> bytes:
-    """Return an SSE comment, which clients skip and which keeps proxies from closing a silent connection."""
+    """Return an SSE comment, which clients skip and which keeps proxies from closing a silent connection.
+
+    It is a line of the event that follows: a blank line of its own would be an empty event to some clients.
+    """
     name = "".join(char if char.isprintable() else "?" for char in model)
     in_queue = f", position {position}" if position is not None else ""
-    return f": waiting for {name}{in_queue}\n\n".encode()
+    return f": waiting for {name}{in_queue}\n".encode()
 
 
 def _event_start(data: bytes, floor: int, offset: int) -> int:

@@ -252,11 +252,11 @@ def test_each_dialect_has_its_own_error_event() -> None:
 
 
 def test_a_model_name_cannot_add_lines_to_a_comment() -> None:
-    assert waiting_comment("a\n\ndata: x", None) == b": waiting for a??data: x\n\n"
+    assert waiting_comment("a\n\ndata: x", None) == b": waiting for a??data: x\n"
 
 
 def test_a_comment_has_the_position_in_the_queue() -> None:
-    assert waiting_comment("m", 7) == b": waiting for m, position 7\n\n"
+    assert waiting_comment("m", 7) == b": waiting for m, position 7\n"
 
 
 def chunks(*texts: str, end: str = "\n\n") -> list[bytes]:
