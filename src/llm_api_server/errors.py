@@ -22,6 +22,7 @@
         ├── DownloadNotFound       404 code pull_not_found
         ├── KeyNotFound            404 code key_not_found
         ├── MethodNotAllowed       405 code method_not_allowed
+        ├── BodyTimeout            408 code body_timeout
         ├── ModelNotLoaded         409 code model_not_loaded
         ├── NotRemovable           409 code model_not_removable (the message says what to do)
         ├── NameTaken              409 code name_taken
@@ -246,6 +247,12 @@ class ShuttingDown(ApiError):
     status, type, code = 503, "service_unavailable_error", "server_shutting_down"
 
 
+class BodyTimeout(ApiError):
+    """The client does not send the rest of its request. The connection cannot be used again."""
+
+    status, type, code = 408, "timeout_error", "body_timeout"
+
+
 class RequestTimeout(ApiError):
     status, type, code = 504, "timeout_error", "timeout"
 
@@ -268,6 +275,7 @@ _ANTHROPIC_TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",

@@ -7,7 +7,8 @@ import contextlib
 
 from starlette.types import Message, Receive, Send
 
-from llm_api_server.gateway.http.body_limit import body_too_large
+from llm_api_server.errors import BodyTimeout
+from llm_api_server.gateway.http.body_limit import body_too_large, receive_body
 from llm_api_server.gateway.http.header_lines import headers_of
 from llm_api_server.gateway.http.responder import LAST_WRITE_TIMEOUT, RequestListener
 
@@ -20,11 +21,14 @@ class AsgiResponder:
     address: str | None = None
     is_chunked = False
 
-    def __init__(self, receive: Receive, send: Send, content_length: bytes, max_body_bytes: int) -> None:
+    def __init__(
+        self, receive: Receive, send: Send, content_length: bytes, max_body_bytes: int, body_timeout: float
+    ) -> None:
         self._receive = receive
         self._send = send
         self._is_too_large = content_length.isdigit() and int(content_length) > max_body_bytes
         self._max_body_bytes = max_body_bytes
+        self._body_timeout = body_timeout
         self._messages: list[Message] = []
         self._size = 0
         self._is_closed = False
@@ -71,7 +75,7 @@ class AsgiResponder:
     async def _read(self, listener: RequestListener) -> None:
         chunks: list[bytes] = []
         size = 0
-        while (message := await self._receive())["type"] != "http.disconnect":
+        while (message := await self._next_message())["type"] != "http.disconnect":
             if self._body.done():
                 continue
             chunks.append(message.get("body", b""))
@@ -80,6 +84,15 @@ class AsgiResponder:
             if self._is_too_large or not message.get("more_body", False):
                 self._body.set_result(b"".join(chunks))
         listener.on_disconnect()
+
+    async def _next_message(self) -> Message:
+        if not self._body.done():
+            try:
+                return await receive_body(self._receive, self._body_timeout)
+            except BodyTimeout as error:
+                self._body.set_exception(error)
+                self._body.exception()  # read, also if the request has failed before
+        return await self._receive()
 
     @property
     def is_writable(self) -> bool:

@@ -9,12 +9,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from llm_api_server.gateway.http.body_limit import body_too_large
+from llm_api_server.gateway.http.body_limit import body_stalled, body_too_large
 from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.http.responder import LAST_WRITE_TIMEOUT, RequestHandler, RequestListener
-
-#: A request begins before its body is complete, so that its key is checked, once this much of it has arrived.
-_MAX_UNCHECKED_BYTES = 64 * 1024
 
 
 class ServerConnection(Protocol):
@@ -47,9 +44,9 @@ class DirectResponder:
     """
 
     __slots__ = (
-        "_chunks", "_connection", "_handler", "_has_begun", "_has_turn", "_is_early", "_is_too_large", "_out", "_size",
-        "_transport", "_waiter", "disconnected", "has_body", "head", "is_chunked", "keep_alive", "listener",
-        "message_event", "response_complete",
+        "_chunks", "_connection", "_handler", "_has_begun", "_has_turn", "_is_early", "_is_too_large", "_out",
+        "_read_at", "_size", "_transport", "_waiter", "disconnected", "has_body", "head", "is_chunked", "keep_alive",
+        "listener", "message_event", "response_complete",
     )  # fmt: skip
 
     def __init__(self, connection: ServerConnection, handler: RequestHandler, head: RequestHead) -> None:
@@ -67,6 +64,8 @@ class DirectResponder:
         self.message_event = _UNUSED_EVENT
         self._chunks: list[bytes] = []
         self._size = 0
+        #: When the body last made progress, while it is waited for.
+        self._read_at = 0.0
         self._out: list[bytes] = []
         self._has_turn = False
         self._has_begun = False
@@ -103,13 +102,17 @@ class DirectResponder:
             return
         self._chunks.append(data)
         self._size += len(data)
+        if self._waiter is not None:
+            self._read_at = self._connection.loop.time()
         if self._size > self._handler.max_body_bytes:
             self._is_too_large = self.has_body = True
             self._chunks.clear()
             self._wake()
-        if self._size > _MAX_UNCHECKED_BYTES:
-            self._is_early = True
-            self._begin_if_ready()
+
+    def on_body_pending(self) -> None:
+        """Begin, once it is the request's turn, before its body is complete: its key need not wait for that."""
+        self._is_early = True
+        self._begin_if_ready()
 
     def on_body_complete(self) -> None:
         self.has_body = True
@@ -145,8 +148,18 @@ class DirectResponder:
     async def wait_body(self) -> None:
         if self.head.expects_continue:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
+        loop, timeout = self._connection.loop, self._handler.body_timeout
+        self._read_at = loop.time()
+        while not self.has_body:
+            if loop.time() - self._read_at >= timeout:
+                self.keep_alive = False  # the rest of the body would be read as the next request
+                raise body_stalled(timeout)
+            self._waiter = loop.create_future()
+            timer = loop.call_at(self._read_at + timeout, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
 
     def take_body(self) -> bytes:
         if self._is_too_large:

@@ -3,6 +3,9 @@
 `POST` requests that the `RequestHandler` of the app's lifespan accepts get a `DirectResponder` instead of uvicorn's
 request cycle; all others go the usual way. uvicorn's httptools protocol limits neither the size of a head nor the time
 it takes: one connection without a key could fill the memory.
+
+Offers of another protocol (`Upgrade`) are ignored, as RFC 9110, 7.8, allows. The parser would end the request at its
+head, so it gets the head once more without the offer.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar, cast
 
+from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llm_api_server.event_loop.write_buffer import BufferedTransport
@@ -22,6 +26,8 @@ from llm_api_server.gateway.http.responder import REQUEST_HANDLER, RequestHandle
 MAX_HEAD_BYTES = 256 * 1024
 #: Seconds that a stopping worker waits for the first request of a connection it has accepted.
 LAST_REQUEST_TIMEOUT = 1.0
+#: Headers that offer another protocol, which are also options of `Connection` (RFC 9110, 7.8; RFC 7540, 3.2.1).
+_OFFERS = frozenset({b"upgrade", b"http2-settings"})
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -45,6 +51,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._idle_since = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._is_draining = False
+        #: Whether the head that is being parsed offers another protocol, and is to be parsed again without that.
+        self._has_offer = False
         self._handler: RequestHandler | None = self.app_state.get(REQUEST_HANDLER)
         self._buffered: BufferedTransport | None = None
         #: Responder of the request in progress, unless that goes through ASGI.
@@ -74,13 +82,37 @@ class HttpProtocol(HttpToolsProtocol):
             responder.begin_with(body)
             return
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         current = self.cycle
         is_whole = is_next and self._is_between_requests and current is not previous
         if is_whole and isinstance(current, DirectResponder) and self.caches_heads:
             self._head_cache = HeadCache.learn(current.head, data)
+        elif not self._is_between_requests and isinstance(current, DirectResponder):
+            current.on_body_pending()
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The headers of your request are too long.")
+
+    def _parse(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as offer:
+            if self._has_offer:  # otherwise a `CONNECT`, which no tunnel follows
+                self._parse(self._head_without_offer() + data[offer.args[0] :])
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _head_without_offer(self) -> bytes:
+        """Return the head that was just parsed, without what offers another protocol."""
+        self._has_offer = False
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(option for option in options if option.lower() not in _OFFERS)  # noqa: PLW2901
+            if value and name not in _OFFERS:
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
 
     def eof_received(self) -> None:
         """Flush: the event loop closes the transport after this, not only the half that the client has closed."""
@@ -126,14 +158,17 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            self._has_offer = True
+            return
         self._is_in_head = False
         handler = self._handler
-        is_post = self.parser.get_method() == b"POST" and not self.parser.should_upgrade()
-        if is_post and handler is not None and handler.accepts(self.url, self.headers):
+        if method == b"POST" and handler is not None and handler.accepts(self.url, self.headers):
             self._open(handler)
             return
         super().on_headers_complete()
-        if self._is_draining and self.cycle is not None:
+        if self.cycle is not None and (self._is_draining or method == b"CONNECT"):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -143,6 +178,8 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._has_offer:
+            return
         self._is_in_head = self._is_between_requests = True
         self._head_bytes = 0
         if isinstance(self.cycle, DirectResponder):
@@ -183,13 +220,16 @@ class HttpProtocol(HttpToolsProtocol):
             return
         # What `on_response_complete` does, without a timer for each request.
         self.server_state.total_requests += 1
+        self._begin_idling()
+
+    def on_response_complete(self) -> None:
+        self._begin_idling()
+        super().on_response_complete()
+
+    def _begin_idling(self) -> None:
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
-
-    def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
-        super().on_response_complete()
 
     def _close_if_idle(self) -> None:
         self._idle_timer = None

@@ -66,7 +66,7 @@ class Responder(Protocol):
         """True once the whole body has arrived, or is known to be too large."""
 
     async def wait_body(self) -> None:
-        """Wait until `has_body`."""
+        """Wait until `has_body`. Raises `BodyTimeout` if the body makes no progress; the connection closes then."""
 
     def take_body(self) -> bytes:
         """Return the body, once. Raises `RequestTooLarge`."""
@@ -104,6 +104,8 @@ class RequestHandler(Protocol):
     #: Buffer that connections to clients write through.
     write_buffer: WriteBuffer
     max_body_bytes: int
+    #: Seconds that a body may make no progress.
+    body_timeout: float
 
     def accepts(self, path: bytes, headers: Headers) -> bool:
         """Return whether a `POST` to `path` is handled here and needs no middleware."""

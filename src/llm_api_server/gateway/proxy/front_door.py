@@ -16,6 +16,7 @@ from llm_api_server.config.models import Config
 from llm_api_server.gateway.engine_calls.context_length import ContextLimits
 from llm_api_server.gateway.engine_calls.template_probe import TemplateProbe
 from llm_api_server.gateway.http.asgi import AsgiResponder
+from llm_api_server.gateway.http.body_limit import BODY_TIMEOUT
 from llm_api_server.gateway.http.header_lines import CachedLines, Headers
 from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.http.responder import Responder
@@ -50,9 +51,11 @@ class EngineProxy:
         usage: UsageReporter,
         completion: RequestCompletion,
         running: RunningRequests,
+        body_timeout: float = BODY_TIMEOUT,
     ) -> None:
         self.default_lines = CachedLines()
         self.write_buffer = client.write_buffer
+        self.body_timeout = body_timeout
         self._paths = frozenset(path.encode() for path in ENDPOINTS)
         self._needs_cors = bool(config.server.cors_origins)
         trusted = config.server.trusted_proxies
@@ -108,7 +111,7 @@ class EngineProxy:
         """Handle one request behind ASGI: its middleware finishes the record and adds the common headers."""
         head = RequestHead(scope["path"], scope["headers"])
         content_length = head.headers.get(b"content-length", b"")
-        responder = AsgiResponder(receive, send, content_length, self.max_body_bytes)
+        responder = AsgiResponder(receive, send, content_length, self.max_body_bytes, self.body_timeout)
         await responder.serve(self._exchange(head, record_of(scope), responder, None))
 
     def _exchange(

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from llm_api_server.auth.access import Key
 from llm_api_server.auth.authenticator import KnownCaller
-from llm_api_server.errors import InvalidRequest, PermissionDenied
+from llm_api_server.errors import PermissionDenied
+from llm_api_server.gateway.http.body_limit import check_encoding
 from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
 from llm_api_server.gateway.wire.endpoints import ENDPOINTS, Endpoint
@@ -61,8 +62,7 @@ class HeadDecisions:
         endpoint = self.endpoint
         if not key.may(endpoint.permission):
             raise PermissionDenied(f"Your key has no permission for {endpoint.path} ('{endpoint.permission}').")
-        if head.headers.get(b"content-encoding", b"identity") != b"identity":
-            raise InvalidRequest("Compressed request bodies are not accepted; send the body uncompressed.")
+        check_encoding(head.raw)
         self.permitted = key
 
     def resolve(

@@ -11,7 +11,7 @@ from llm_api_server.auth.credentials import secret_of
 from llm_api_server.auth.keys import ANONYMOUS
 from llm_api_server.config.models import InferenceConfig
 from llm_api_server.event_loop.eager_task import ensure_task
-from llm_api_server.gateway.http.body_limit import body_too_large
+from llm_api_server.gateway.http.body_limit import body_too_large, without_bom
 from llm_api_server.gateway.http.request_head import RequestHead
 from llm_api_server.gateway.http.responder import Responder
 from llm_api_server.gateway.manager_link.leases import Leases
@@ -124,6 +124,7 @@ class Preparation:
             facts = form.read()
         else:
             by_default = inference.streaming_default and EVENT_STREAM in head.get(b"accept")
+            body = without_bom(body)
             facts = read_request(endpoint, body, stream_by_default=by_default, may_fetch=self._media.is_on)
             if facts.changes:
                 body = rewrite(body, facts.changes)

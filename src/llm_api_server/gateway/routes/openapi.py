@@ -21,6 +21,7 @@ _ERRORS = {
     401: "The key is missing or wrong.",
     403: "The key lacks the permission.",
     404: "There is no such model or key.",
+    408: "The body of the request made no progress; send the request again.",
     409: "The name is taken, or the state forbids it; the message says what to do.",
     413: "The body is too large.",
     429: "A rate limit is reached; retry after `Retry-After` seconds.",

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm_api_server.errors import RequestTimeout, RequestTooLarge
-from llm_api_server.gateway.http.body_limit import MAX_BYTES, read_small_body
+from llm_api_server.errors import BodyTimeout, InvalidRequest, RequestTooLarge
+from llm_api_server.gateway.http.body_limit import MAX_BYTES, check_encoding, read_small_body
 
 pytestmark = pytest.mark.anyio
 
@@ -53,5 +53,22 @@ async def test_a_body_that_does_not_arrive_in_time_is_refused() -> None:
         await asyncio.Event().wait()
         return {}
 
-    with pytest.raises(RequestTimeout):
-        await read_small_body(scope(), never, within=0.01)
+    for limits in ({"within": 0.01}, {"body_timeout": 0.01}):
+        with pytest.raises(BodyTimeout):
+            await read_small_body(scope(), never, **limits)
+
+
+async def test_a_byte_order_mark_is_left_out() -> None:
+    receive = await read_small_body(scope(), receive_of(part(b"\xef\xbb", more=True), part(b"\xbf{}", more=False)))
+    assert await receive() == part(b"{}", more=False)
+
+
+@pytest.mark.parametrize("value", [b"identity", b"Identity", b"IDENTITY", b"", b" ", b"identity, Identity"])
+def test_an_uncompressed_body_may_be_named_so_in_any_case(value: bytes) -> None:
+    check_encoding([(b"content-encoding", value)])
+
+
+@pytest.mark.parametrize("values", [[b"gzip"], [b"BR"], [b"identity, zstd"], [b"gzip", b"identity"]])
+def test_a_compressed_body_is_refused(values: list[bytes]) -> None:
+    with pytest.raises(InvalidRequest, match="send the body uncompressed"):
+        check_encoding([(b"content-encoding", value) for value in values])
