@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llm_api_server.config.models import ApiKeyConfig, AuthConfig, Config, ModelConfig, ModelsConfig, ServerConfig
 from llm_api_server.gateway import app as gateway_app
+from llm_api_server.gateway.http.body_limit import BODY_TIMEOUT
 from llm_api_server.gateway.http.fast_path import HttpProtocol
 from llm_api_server.gateway.manager_link.leases import Leases
 from llm_api_server.gateway.manager_link.link import ManagerLink
@@ -145,12 +146,13 @@ async def run_gateway(
     config: Config,
     http: type[HttpToolsProtocol] = HttpProtocol,
     running: RunningRequests | None = None,
+    body_timeout: float = BODY_TIMEOUT,
 ) -> AsyncIterator[Gateway]:
     manager = make_manager(run_dir, engine_socket)
     await manager.start()
     leases = Leases(ManagerLink(run_dir, start_manager=lambda _: None))
     listener = socket.create_server(("127.0.0.1", 0))
-    app = gateway_app.build_app(config, leases, HttpClient(), running=running)
+    app = gateway_app.build_app(config, leases, HttpClient(), running=running, body_timeout=body_timeout)
     server = uvicorn.Server(
         uvicorn.Config(app, http=http, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )

@@ -22,8 +22,9 @@ from llm_api_server.auth.accepted_tokens import token_issuers, token_signer
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.keys import KeyRing
 from llm_api_server.config.models import Config
-from llm_api_server.errors import ApiError, InternalError, InvalidRequest, UnknownEndpoint
+from llm_api_server.errors import ApiError, InternalError, InvalidRequest
 from llm_api_server.event_loop.gc_tuning import tune_gc
+from llm_api_server.gateway.http.body_limit import BODY_TIMEOUT
 from llm_api_server.gateway.http.responder import REQUEST_HANDLER
 from llm_api_server.gateway.manager_link.config_follower import ConfigFollower
 from llm_api_server.gateway.manager_link.key_source import KeySource
@@ -38,6 +39,7 @@ from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.middleware import (
     AuthenticationMiddleware,
     Dispatcher,
+    ErrorMiddleware,
     RequestIdMiddleware,
     method_not_allowed,
 )
@@ -56,6 +58,7 @@ from llm_api_server.gateway.routes.store_access import StoreAccess
 from llm_api_server.gateway.routes.usage import admin_usage_routes, usage_routes
 from llm_api_server.gateway.wire.endpoints import ENDPOINTS
 from llm_api_server.gateway.wire.error_response import INTERNAL_ERROR, error_response
+from llm_api_server.gateway.wire.known_paths import unknown_url
 from llm_api_server.http_client.client import HttpClient
 from llm_api_server.ipc.run_dir import RunDir
 from llm_api_server.lifecycle.config_handover import joined_config
@@ -66,6 +69,8 @@ _EXPOSED_HEADERS = [
     "x-request-id",
     "openai-processing-ms",
     "retry-after",
+    "x-should-retry",
+    "x-queue-position",
     *(f"x-ratelimit-{part}-{what}" for what in ("requests", "tokens") for part in ("limit", "remaining", "reset")),
 ]
 
@@ -96,10 +101,11 @@ def build_app(
     follow_first: Callable[[Config], None] = lambda _: None,
     *,
     running: RunningRequests | None = None,
+    body_timeout: float = BODY_TIMEOUT,
 ) -> ASGIApp:
     """Return the app around the given parts. A changed configuration goes to `follow_first` before them."""
     store = StoreAccess(config.storage_url, config.auth, config.source)
-    worker = build_worker(config, leases, client, running or RunningRequests())
+    worker = build_worker(config, leases, client, running or RunningRequests(), body_timeout)
     authenticator = worker.authenticator
 
     def follow(config: Config) -> None:
@@ -110,9 +116,12 @@ def build_app(
     ConfigFollower(config, leases.link, follow)
     # The layers, innermost first.
     app: ASGIApp = Dispatcher(
-        dict.fromkeys(ENDPOINTS, worker.proxy.serve), _routes(worker, store, _lifespan(worker, store))
+        dict.fromkeys(ENDPOINTS, worker.proxy.serve),
+        _routes(worker, store, _lifespan(worker, store)),
+        body_timeout,
     )
     app = AuthenticationMiddleware(app, authenticator=authenticator, public=PUBLIC_PATHS | CONSOLE_FILES.paths)
+    app = ErrorMiddleware(app)
     if config.server.cors_origins:
         app = CORSMiddleware(
             app,
@@ -162,7 +171,13 @@ class Worker:
         self.proxy.configure(config)
 
 
-def build_worker(config: Config, leases: Leases, client: HttpClient, running: RunningRequests) -> Worker:
+def build_worker(
+    config: Config,
+    leases: Leases,
+    client: HttpClient,
+    running: RunningRequests,
+    body_timeout: float = BODY_TIMEOUT,
+) -> Worker:
     """Return the parts of a worker, which need no app around them."""
     link = leases.link
     authenticator = _authenticator(config, link) if config.auth.enabled else None
@@ -179,6 +194,7 @@ def build_worker(config: Config, leases: Leases, client: HttpClient, running: Ru
         usage=usage,
         completion=completion,
         running=running,
+        body_timeout=body_timeout,
     )
     return Worker(leases, client, authenticator, catalog, admission, usage, completion, running, proxy)
 
@@ -257,12 +273,18 @@ def _as_api_error(error: Exception, request: Request, record: RequestRecord) -> 
     if isinstance(error, RequestValidationError):
         return _as_invalid_request(error)
     if isinstance(error, HTTPException) and error.status_code == 404:  # noqa: PLR2004
-        return UnknownEndpoint(f"Unknown request URL: {record.method} {request.url.path}. See /docs for the endpoints.")
+        return unknown_url(record.method, request.scope["path"], _known_paths(request))
     if isinstance(error, HTTPException) and error.status_code == 405:  # noqa: PLR2004
         return method_not_allowed(record.method, _allowed(request), record)
     if isinstance(error, HTTPException) and error.status_code < 500:  # noqa: PLR2004
         return InvalidRequest(str(error.detail))
     return InternalError(INTERNAL_ERROR)
+
+
+def _known_paths(request: Request) -> set[str]:
+    """Return the paths of all routes and engine endpoints that name no single thing."""
+    paths = {str(route.path) for route in iter_route_contexts(request.app.routes)}
+    return {path for path in paths if "{" not in path} | ENDPOINTS.keys()
 
 
 def _allowed(request: Request) -> str:

@@ -1,4 +1,4 @@
-"""Outer layers of the app as plain ASGI classes: request id and errors, authentication, dispatch."""
+"""Outer layers of the app as plain ASGI classes: request id, errors, authentication, dispatch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm_api_server.auth.authenticator import Authenticator
 from llm_api_server.auth.credentials import secret_of
 from llm_api_server.auth.keys import ANONYMOUS
-from llm_api_server.errors import ApiError, InternalError, MethodNotAllowed
-from llm_api_server.gateway.http.body_limit import read_small_body
+from llm_api_server.errors import ApiError, BodyTimeout, InternalError, MethodNotAllowed, RequestTooLarge
+from llm_api_server.gateway.http.body_limit import BODY_TIMEOUT, read_small_body
 from llm_api_server.gateway.http.header_lines import headers_of
 from llm_api_server.gateway.metering.admission import AdmissionClient
 from llm_api_server.gateway.metering.completion import RequestCompletion, common_header_lines
 from llm_api_server.gateway.metering.request_record import RequestRecord, attach, record_of
 from llm_api_server.gateway.wire.error_response import INTERNAL_ERROR, Response, error_response
+from llm_api_server.gateway.wire.known_paths import meant_path, unknown_url
 
 
 class RequestIdMiddleware:
-    """Gives every request its record, every response the common headers, every error a body, every record its end.
+    """Gives every request its record, every response the common headers, every record its end.
 
     Outermost, so that no response lacks a request id.
     """
@@ -41,19 +42,34 @@ class RequestIdMiddleware:
             started_at=time.monotonic(),
         )
         attach(scope, record)
-        send_with_headers = _SendWithHeaders(send, record, self._completion.admission)
         try:
-            await self._app(scope, receive, send_with_headers)
-        except ApiError as error:
-            record.error = error.kind
-            await _send_unless_started(record, send_with_headers, error_response(error, scope["path"]))
-        except Exception:  # noqa: BLE001 - the edge of a request: no detail may leak
-            logger.exception("request {} failed", record.request_id)
-            internal = InternalError(INTERNAL_ERROR)
-            record.error = internal.kind
-            await _send_unless_started(record, send_with_headers, error_response(internal, scope["path"]))
+            await self._app(scope, receive, _SendWithHeaders(send, record, self._completion.admission))
         finally:
             self._completion.finish(record)
+
+
+class ErrorMiddleware:
+    """Gives every error a body. Inside the CORS layer, so that pages of other origins can read it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = record_of(scope)
+        try:
+            await self._app(scope, receive, send)
+        except ApiError as error:
+            await _send_error(error, record, send)
+        except Exception:  # noqa: BLE001 - the edge of a request: no detail may leak
+            logger.exception("request {} failed", record.request_id)
+            await _send_error(InternalError(INTERNAL_ERROR), record, send)
+
+
+#: The rest of a body that did not arrive would be read as the next request (RFC 9110, 15.5.9).
+_CLOSE = (b"connection", b"close")
 
 
 class _SendWithHeaders:
@@ -71,7 +87,8 @@ class _SendWithHeaders:
                 record.status = message["status"]
             if record.limit_lines is None and record.key is not None:
                 record.limit_lines = await self._admission.peek(record.key)
-            message["headers"] = [*message.get("headers", ()), *headers_of(common_header_lines(record))]
+            headers = [*message.get("headers", ()), *headers_of(common_header_lines(record))]
+            message["headers"] = [*headers, _CLOSE] if message["status"] == BodyTimeout.status else headers
         await self._send(message)
 
 
@@ -99,9 +116,12 @@ class AuthenticationMiddleware:
 class Dispatcher:
     """Sends engine endpoints to the proxy, by exact path, and all other requests to the routes."""
 
-    def __init__(self, engine_endpoints: Mapping[str, ASGIApp], routes: ASGIApp) -> None:
+    def __init__(
+        self, engine_endpoints: Mapping[str, ASGIApp], routes: ASGIApp, body_timeout: float = BODY_TIMEOUT
+    ) -> None:
         self._endpoints = engine_endpoints
         self._routes = routes
+        self._body_timeout = body_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
@@ -110,7 +130,7 @@ class Dispatcher:
                 # A copy: the server reads its own scope to leave out the body of a response to HEAD.
                 scope = {**scope, "method": "GET"}
             if scope["type"] == "http" and scope["method"] not in {"GET", "HEAD"}:
-                receive = await read_small_body(scope, receive)
+                receive = await self._read_body(scope, receive)
             await self._routes(scope, receive, send)
         elif scope["method"] == "POST":
             await endpoint(scope, receive, send)
@@ -119,6 +139,15 @@ class Dispatcher:
         else:
             raise method_not_allowed(scope["method"], "POST, OPTIONS", record_of(scope))
 
+    async def _read_body(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the body for a route. One that is too large may be for an engine: a client with a wrong base URL."""
+        try:
+            return await read_small_body(scope, receive, body_timeout=self._body_timeout)
+        except RequestTooLarge:
+            if meant_path(scope["path"], self._endpoints.keys()) is None:
+                raise
+            raise unknown_url(scope["method"], scope["path"], self._endpoints.keys()) from None
+
 
 def method_not_allowed(method: str, allowed: str, record: RequestRecord) -> MethodNotAllowed:
     """Return the error, and put the `Allow` header that it requires (RFC 9110, 15.5.6) on the record."""
@@ -126,9 +155,10 @@ def method_not_allowed(method: str, allowed: str, record: RequestRecord) -> Meth
     return MethodNotAllowed(f"{method} is not allowed here; use {allowed}.")
 
 
-async def _send_unless_started(record: RequestRecord, send: Send, response: Response) -> None:
+async def _send_error(error: ApiError, record: RequestRecord, send: Send) -> None:
+    record.error = error.kind
     if record.status == 0:
-        await _send_response(send, response)
+        await _send_response(send, error_response(error, record.path))
 
 
 async def _send_response(send: Send, response: Response) -> None:

@@ -31,6 +31,12 @@ class RequestCompletion:
 
 
 def common_header_lines(record: RequestRecord) -> bytes:
-    """Return the header lines that every response gets: request id, rate limits of the key, extra headers."""
-    lines = b"x-request-id: %b\r\n%b" % (record.request_id.encode(), record.limit_lines or b"")
+    """Return the header lines that every response gets: request id, rate limits of the key, extra headers.
+
+    `nosniff`: browsers take a response for what its content type says, not for what it looks like.
+    """
+    lines = b"x-request-id: %b\r\nx-content-type-options: nosniff\r\n%b" % (
+        record.request_id.encode(),
+        record.limit_lines or b"",
+    )
     return lines + lines_of(record.extra_headers) if record.extra_headers else lines

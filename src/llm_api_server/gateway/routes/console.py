@@ -20,7 +20,6 @@ _HEADERS = {
     ),
     "cache-control": "no-cache",  # browsers revalidate by etag, so they load a new version at once
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
 }
 
 

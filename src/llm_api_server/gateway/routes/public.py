@@ -21,6 +21,7 @@ from llm_api_server.gateway.manager_link.link import ManagerLink
 from llm_api_server.gateway.metering.request_record import record_of
 from llm_api_server.gateway.metering.usage_reporter import UsageReporter
 from llm_api_server.gateway.proxy.model_catalog import Found, ModelCatalog
+from llm_api_server.gateway.wire.known_paths import unknown_url
 from llm_api_server.ipc import messages
 from llm_api_server.ipc.model_status import ModelStatus
 from llm_api_server.types import ModelState, Task
@@ -150,6 +151,8 @@ def model_routes(catalog: ModelCatalog, leases: Leases) -> APIRouter:
 
     @router.get("/v1/models/{model_id:path}", summary="Show one model or adapter, by name or alias")
     async def get_model(model_id: str, key: KeyDependency) -> ListedModel:
+        if not model_id or model_id.endswith("/"):
+            raise unknown_url("GET", f"/v1/models/{model_id}", frozenset({"/v1/models"}))
         try:
             return describe(catalog.find(model_id, key))
         except PermissionDenied as error:  # must not confirm a model that the list hides

@@ -9,13 +9,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llm_api_server.config.models import ServerConfig
-from llm_api_server.gateway.http.fast_path import MAX_HEAD_BYTES
+from llm_api_server.gateway.http.body_limit import MAX_BYTES
+from llm_api_server.gateway.http.fast_path import MAX_HEAD_BYTES, HttpProtocol
 from llm_api_server.ipc.run_dir import RunDir
-from tests.gateway_worker import KEY, Gateway, chat_body, events, make_config, run_gateway
+from tests.gateway_worker import CHAT_KEY, KEY, Gateway, both_ways, chat_body, events, make_config, run_gateway
 
 pytestmark = pytest.mark.anyio
+
+PLAIN = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize("first", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /he"])
@@ -124,9 +128,157 @@ async def test_body_limit_holds_for_announced_and_for_chunked_bodies(run_dir: Ru
     assert announced.json()["error"]["code"] == "request_too_large"
 
 
-async def test_compressed_bodies_are_refused(gateway: Gateway) -> None:
-    response = await gateway.client.post("/v1/chat/completions", content=b"x", headers={"content-encoding": "gzip"})
-    assert response.status_code == 400
+@both_ways
+async def test_compressed_bodies_are_refused_and_uncompressed_ones_are_not(gateway: Gateway) -> None:
+    body = json.dumps(chat_body("hello")).encode()
+    for path in ("/v1/chat/completions", "/v1/embeddings", "/auth/token", "/admin/api/keys"):
+        response = await gateway.client.post(path, content=b"x", headers={"content-encoding": "gzip"})
+        assert response.status_code == 400
+        assert "send the body uncompressed" in response.json()["error"]["message"]
+    for encoding in ("Identity", "IDENTITY", "", "identity"):
+        response = await gateway.client.post(
+            "/v1/chat/completions", content=body, headers={"content-encoding": encoding}
+        )
+        assert response.status_code == 200
+
+
+@both_ways
+async def test_byte_order_mark_before_a_body_is_skipped(gateway: Gateway) -> None:
+    mark = b"\xef\xbb\xbf"
+    long = json.dumps(chat_body("a" * 20_000, max_tokens=1)).encode()
+    for path, body, status in (
+        ("/v1/chat/completions", json.dumps(chat_body("hello")).encode(), 200),
+        ("/v1/chat/completions", long, 200),
+        ("/v1/messages", json.dumps(chat_body("hello", max_tokens=8)).encode(), 200),
+        ("/v1/embeddings", b'{"model": "m", "input": "a"}', 200),
+        ("/auth/token", b'{"expires_in": 60}', 400),  # tokens are off
+    ):
+        headers = {"content-type": "application/json"}
+        response = await gateway.client.post(path, content=mark + body, headers=headers)
+        plain = await gateway.client.post(path, content=body, headers=headers)
+        assert (response.status_code, plain.status_code) == (status, status), response.text
+        if status >= 400:
+            assert response.json() == plain.json()
+    assert all(mark.decode() not in line for line in gateway.engine_log())
+
+
+@both_ways
+async def test_wrong_base_urls_are_answered_with_the_right_url(gateway: Gateway) -> None:
+    url = f"{gateway.client.base_url}"
+    for method, path, right in (
+        ("POST", "//v1/chat/completions", "/v1/chat/completions"),
+        ("POST", "/v1/v1/messages", "/v1/messages"),
+        ("POST", "/chat/completions", "/v1/chat/completions"),
+        ("POST", "/v1/embeddings/", "/v1/embeddings"),
+        ("GET", "/models", "/v1/models"),
+        ("GET", "/v1/models/", "/v1/models"),
+        ("GET", "/v1/models/m/", "/v1/models/m"),
+        ("GET", "/v1/v1/models/m", "/v1/models/m"),
+        ("GET", "/health/", "/health"),
+    ):
+        response = await gateway.client.request(method, f"{url}{path}", content=b"{}" if method == "POST" else None)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (404, "unknown_url"), path
+        assert f"{method} {path}. Did you mean {right}?" in error["message"]
+    response = await gateway.client.post(f"{url}/chat/completions", content=b"x" * (MAX_BYTES + 1))
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_url")
+    assert (await gateway.client.post("/auth/token", content=b"x" * (MAX_BYTES + 1))).status_code == 413
+
+
+def unfinished(path: str, key: str, *lines: str) -> bytes:
+    """Return a request of 5,000 bytes of which one has arrived."""
+    head = [f"POST {path} HTTP/1.1", "host: x", f"authorization: Bearer {key}", *lines]
+    framing = [] if any("chunked" in line for line in lines) else ["content-length: 5000"]
+    return "\r\n".join([*head, *framing, "", "{" if framing else "5\r\n{"]).encode()
+
+
+SLOW_PATHS = ["/v1/chat/completions", "/v1/messages", "/v1/audio/transcriptions", "/auth/token", "/chat/completions"]
+
+
+@both_ways
+@pytest.mark.parametrize("path", SLOW_PATHS)
+async def test_wrong_key_is_refused_before_the_body_is_there(gateway: Gateway, path: str) -> None:
+    for first in (b"", PLAIN, raw_chat(b"{")):
+        for lines in ([], ["transfer-encoding: chunked"]):
+            reader, writer = await asyncio.open_connection(gateway.client.base_url.host, gateway.client.base_url.port)
+            writer.write(first + unfinished(path, "sk-wrong", *lines))
+            if first:
+                await reader.readuntil(b"}")
+            assert b" 401 " in await reader.readline()
+            writer.close()
+
+
+@both_ways
+async def test_connection_of_a_refused_slow_body_is_closed(gateway: Gateway) -> None:
+    """Even if its bytes keep coming; and a connection whose body comes soon after the refusal goes on."""
+    gateway.server.config.timeout_keep_alive = 0.3  # type: ignore[assignment] # whole seconds by its declaration
+    reader, writer = await asyncio.open_connection(gateway.client.base_url.host, gateway.client.base_url.port)
+    writer.write(unfinished("/v1/chat/completions", "sk-wrong"))
+    assert b" 401 " in await reader.readline()
+    await reader.readuntil(b"}}")
+    writer.write(b" " * 4999 + PLAIN)
+    assert b" 200 " in await reader.readline()
+    writer.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/auth/token"])
+async def test_connection_of_a_refused_body_that_goes_on_for_ever_is_closed(gateway: Gateway, path: str) -> None:
+    gateway.server.config.timeout_keep_alive = 0.3  # type: ignore[assignment] # whole seconds by its declaration
+    reader, writer = await asyncio.open_connection(gateway.client.base_url.host, gateway.client.base_url.port)
+    writer.write(unfinished(path, "sk-wrong"))
+    assert b" 401 " in await reader.readline()
+    end = asyncio.create_task(reader.read())
+    while not end.done():
+        writer.write(b" ")
+        await asyncio.sleep(0.02)
+    writer.close()
+
+
+@pytest.mark.parametrize("http", [HttpProtocol, HttpToolsProtocol], ids=["direct", "asgi"])
+async def test_body_without_progress_gets_408_and_a_slow_one_does_not(
+    run_dir: RunDir, engine_socket: Path, http: type[HttpToolsProtocol]
+) -> None:
+    async with run_gateway(run_dir, engine_socket, make_config(run_dir), http, body_timeout=0.3) as gateway:
+
+        async def status(path: str, *lines: str) -> bytes:
+            host, port = gateway.client.base_url.host, gateway.client.base_url.port
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(unfinished(path, KEY, *lines))
+            response = await reader.read()
+            writer.close()
+            assert b"connection: close\r\n" in response
+            assert response.count(b"connection: ") == 1
+            assert b"No more of the request body arrived within 0.3 seconds" in response
+            return response[9:12]
+
+        async def slowly() -> AsyncIterator[bytes]:
+            body = json.dumps(chat_body("hello")).encode()
+            for start in range(0, len(body), len(body) // 8):
+                yield body[start : start + len(body) // 8]
+                await asyncio.sleep(0.1)
+
+        cases = [(path, *lines) for path in SLOW_PATHS for lines in ([], ["transfer-encoding: chunked"])]
+        slow = asyncio.create_task(gateway.client.post("/v1/chat/completions", content=slowly()))
+        assert await asyncio.gather(*(status(*case) for case in cases)) == [b"408"] * len(cases)
+        assert (await slow).status_code == 200
+
+
+@both_ways
+async def test_no_response_may_be_sniffed(gateway: Gateway) -> None:
+    for method, path in (
+        ("GET", "/admin/api/models"),
+        ("GET", "/admin/api/nothing"),
+        ("POST", "/admin/api/models"),
+        ("GET", "/console"),
+        ("GET", "/docs"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/chat/completions"),
+        ("POST", "/v1/chat/completions"),
+    ):
+        for key in (KEY, "sk-wrong"):
+            headers = {"authorization": f"Bearer {key}"}
+            response = await gateway.client.request(method, path, headers=headers)
+            assert response.headers.get_list("x-content-type-options") == ["nosniff"], (path, response.status_code)
 
 
 async def test_wrong_methods_and_unknown_paths_are_named(gateway: Gateway) -> None:
@@ -163,3 +315,40 @@ async def test_cors_is_off_unless_configured(gateway: Gateway, run_dir: RunDir, 
         )
         assert response.headers["access-control-allow-origin"] == "https://ui.test"
         assert events(response.text)[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("http", [HttpProtocol, HttpToolsProtocol], ids=["direct", "asgi"])
+@pytest.mark.parametrize("allowed", ["https://ui.test", "*"])
+async def test_pages_of_other_origins_can_read_every_error(
+    run_dir: RunDir, engine_socket: Path, http: type[HttpToolsProtocol], allowed: str
+) -> None:
+    server = ServerConfig(run_dir=str(run_dir.path), cors_origins=[allowed], max_body_bytes=6000)
+    config = make_config(run_dir, server=server)
+    async with run_gateway(run_dir, engine_socket, config, http, body_timeout=0.1) as gateway:
+
+        async def check(status: int, method: str, path: str, key: str = KEY, content: bytes = b"{}") -> None:
+            headers = {"origin": "https://ui.test", "authorization": f"Bearer {key}"}
+            response = await gateway.client.request(method, path, headers=headers, content=content)
+            assert (response.status_code, response.headers["access-control-allow-origin"]) == (status, allowed), path
+            assert "x-request-id" in response.headers
+            assert "x-request-id" in response.headers["access-control-expose-headers"]
+
+        await check(401, "POST", "/v1/chat/completions", key="sk-wrong")
+        await check(401, "GET", "/v1/models", key="sk-wrong")
+        await check(403, "POST", "/v1/embeddings", key=CHAT_KEY)
+        await check(400, "POST", "/v1/chat/completions")
+        await check(404, "GET", "/models")
+        await check(404, "POST", "/v1/chat/completions", content=json.dumps({**chat_body("a"), "model": "x"}).encode())
+        await check(405, "PATCH", "/v1/chat/completions")
+        await check(405, "POST", "/v1/models")
+        await check(413, "POST", "/v1/chat/completions", content=b"x" * 8000)
+        await check(413, "POST", "/auth/token", content=b"x" * (MAX_BYTES + 1))
+        await check(503, "POST", "/v1/chat/completions", content=json.dumps(chat_body("a", model="org/gone")).encode())
+        host, port = gateway.client.base_url.host, gateway.client.base_url.port
+        for path in SLOW_PATHS:
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(unfinished(path, KEY, "origin: https://ui.test"))
+            response = await reader.read()
+            assert response.startswith(b"HTTP/1.1 408")
+            assert f"access-control-allow-origin: {allowed}\r\n".encode() in response
+            writer.close()
