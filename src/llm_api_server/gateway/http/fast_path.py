@@ -94,13 +94,16 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except HttpParserUpgrade as offer:
-            if self._has_offer:  # otherwise a `CONNECT`, which no tunnel follows
-                self._parse(self._head_without_offer() + data[offer.args[0] :])
-        except HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        while data:
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except HttpParserUpgrade as offer:
+                # Without an offer it is a `CONNECT`, which no tunnel follows.
+                data = self._head_without_offer() + data[offer.args[0] :] if self._has_offer else b""
+            except HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                data = b""
 
     def _head_without_offer(self) -> bytes:
         """Return the head that was just parsed, without what offers another protocol."""

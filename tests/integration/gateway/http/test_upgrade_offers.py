@@ -107,6 +107,7 @@ async def test_repeated_head_with_an_offer(plain: Gateway) -> None:
 async def test_get_with_an_offer(plain: Gateway) -> None:
     offered = "\r\n".join(["GET /health HTTP/1.1", "host: x", *OFFERS[0], "", ""]).encode()
     assert await statuses(plain, [offered + offered + PLAIN], 3) == [200] * 3
+    assert await statuses(plain, [offered * 1500], 1500) == [200] * 1500  # more than the depth of the stack
 
 
 async def test_connect_is_refused_and_ends_the_connection(plain: Gateway) -> None:

@@ -122,6 +122,7 @@ requests = st.one_of(
     bodies.map(request),
     bodies.map(lambda body: request(body, b"x-request-id: mine")),
     bodies.map(lambda body: request(body, b"connection: close")),
+    bodies.map(lambda body: request(body, b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c")),
     bodies.map(lambda body: request(body, path=b"/v1/completions")),
     bodies.map(lambda body: request(body).replace(b"authorization", b"x-nothing")),
     bodies.map(lambda body: request(body).replace(b"content-length: ", b"Content-Length:  ")),
