@@ -16,6 +16,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.timeout(300)
 
 MODEL = "SmolLM2"
+EMBEDDER = "SmolLM2 that embeds"
 USER = {"role": "user", "content": "Count from one to twenty."}
 CHAT = "/v1/chat/completions"
 #: Requests for at least one token, each with the name of its stop texts.
@@ -33,7 +34,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Any) -> Itera
     template = folder / "tools.jinja"
     template.write_text(TEMPLATE, encoding="utf-8")
     model = {"path": str(smollm2_gguf), "max_tokens": 1024, "engine_args": {"chat_template": str(template)}}
-    with running(folder, {"models": {"default": MODEL, "preload": [MODEL], "available": {MODEL: model}}}) as server:
+    available = {MODEL: model, EMBEDDER: {"path": str(smollm2_gguf), "task": "embed"}}
+    models = {"default": MODEL, "preload": [MODEL], "max_loaded": 2, "available": available}
+    with running(folder, {"models": models}) as server:
         wait_until(lambda: server.models()[MODEL]["state"] == "ready", timeout=120)
         yield server
 
@@ -80,6 +83,12 @@ def test_nulls_are_absent(client: httpx.Client, path: str, name: str, body: dict
     nulls = {"tools": None, "tool_choice": None, name: None, "temperature": None, "top_p": None, "stream": None,
              "metadata": None, "user": None, "seed": None, "n_predict": None, "reasoning_format": None}  # fmt: skip
     assert output_tokens(answer(client, path, {**nulls, **body})) > 0
+
+
+def test_nulls_of_an_embedding_are_absent(client: httpx.Client) -> None:
+    nulls = {"encoding_format": None, "dimensions": None, "user": None}
+    found = answer(client, "/v1/embeddings", {"model": EMBEDDER, "input": "x", **nulls})
+    assert len(found["data"][0]["embedding"]) > 100
 
 
 def test_whole_numbers_count_as_integers(client: httpx.Client) -> None:

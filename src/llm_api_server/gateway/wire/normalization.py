@@ -18,7 +18,7 @@ from llm_api_server.gateway.wire import schemas
 _MEANINGFUL_NULLS = frozenset({"content"})
 
 
-class _MessagesOnly(msgspec.Struct):
+class _DecodedMessages(msgspec.Struct):
     messages: list[dict[str, Any]]
 
 
@@ -96,7 +96,7 @@ def replayed_changes(body: bytes, messages: list[dict[str, Any]] | None) -> dict
 
     Refusals become text, and calls without arguments get `{}`. `messages` are the body's, where already decoded.
     """
-    found = msgspec.json.decode(body, type=_MessagesOnly).messages if messages is None else messages
+    found = msgspec.json.decode(body, type=_DecodedMessages).messages if messages is None else messages
     changes = [_replay(message, f"messages[{index}]") for index, message in enumerate(found)]
     return {"messages": found} if any(changes) else {}
 
