@@ -33,7 +33,11 @@ def collector() -> Iterator[Collector]:
 def upstream() -> Iterator[tuple[str, list[dict[str, str]]]]:
     """A remote server of OpenAI's API: its address, and the headers of its requests."""
     seen: list[dict[str, str]] = []
-    response = json.dumps({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}})
+    message = {"role": "assistant", "content": "Hello"}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    response = json.dumps(
+        {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
+    )
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -149,7 +149,7 @@ async def test_byte_order_mark_before_a_body_is_skipped(gateway: Gateway) -> Non
     for path, body, status in (
         ("/v1/chat/completions", json.dumps(chat_body("hello")).encode(), 200),
         ("/v1/chat/completions", long, 200),
-        ("/v1/messages", json.dumps(chat_body("hello", max_tokens=8)).encode(), 200),
+        ("/v1/completions", b'{"model": "m", "prompt": "hello"}', 200),
         ("/v1/embeddings", b'{"model": "m", "input": "a"}', 200),
         ("/auth/token", b'{"expires_in": 60}', 400),  # tokens are off
     ):
