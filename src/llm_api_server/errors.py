@@ -3,7 +3,7 @@
     ServerError
     ├── ConfigError                    the configuration is unusable; lists all problems; exit code 2
     ├── ControlError                   the manager is unreachable or refused a command
-    ├── Unreachable                    no server answers at an address; exit code 3
+    ├── Unreachable                    no server responds at an address; exit code 3
     ├── StoreError                     the database is unusable, perhaps only for now
     ├── DownloadError                  a model cannot be downloaded
     └── ApiError                       has status, type, code, message, param
@@ -69,7 +69,7 @@ class ControlError(ServerError):
 
 
 class Unreachable(ServerError):
-    """No server answers at an address."""
+    """No server responds at an address."""
 
 
 class StoreError(ServerError):

@@ -54,7 +54,7 @@ def test_full_disk_stops_no_request(server: Server) -> None:
         for process in (gateway(server), server.manager()):
             limit(process, resource.RLIMIT_FSIZE, 0)
         assert client.post(f"/admin/api/models/{MODEL}/unload").status_code == 200
-        assert statuses(client, 3) == {200}  # and the model was loaded for it
+        assert statuses(client, 3) == {200}  # the first of them loads the model again
         refused = client.post("/admin/api/keys", json={"name": "new"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
         assert client.get("/readyz").status_code == 200
@@ -100,7 +100,7 @@ def test_large_bodies_are_refused_where_small_ones_are_expected(server: Server) 
 
 
 def test_slow_clients_do_not_delay_others(server: Server) -> None:
-    """A client among hundreds of connections that sent half a head or half a body."""
+    """Hundreds of connections have sent half a head or half a body when another client sends a request."""
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n".encode()
     with ExitStack() as slow, server.client() as client:
         assert statuses(client, 1) == {200}

@@ -244,9 +244,9 @@ def test_clients_that_leave_free_their_slots(server: Server) -> None:
         thread.join()
     assert 200 in statuses
 
-    def all_places_are_free() -> bool:
+    def all_slots_are_free() -> bool:
         with server.client(secret(name)) as client:
             return client.post("/v1/completions", json=body()).status_code == 200
 
     for _ in range(CONCURRENT):
-        wait_until(all_places_are_free)
+        wait_until(all_slots_are_free)

@@ -60,7 +60,7 @@ def output_tokens(answer: Any) -> int:
 
 
 @pytest.mark.parametrize(("path", "name", "body"), GENERATING)
-def test_empty_stop_texts_do_not_end_the_answer(
+def test_empty_stop_texts_do_not_end_the_response(
     client: httpx.Client, path: str, name: str, body: dict[str, Any]
 ) -> None:
     given: list[Any] = [[""], ["", "zzz"]] if name == "stop_sequences" else ["", [""], ["", "zzz"]]

@@ -37,7 +37,7 @@ Verdict = Literal["ok", "warning", "problem"]
 
 _INTERPRETER_TIMEOUT = 60.0
 _RESPONSE_TIMEOUT = 10.0
-#: Bytes, below which a warning is given.
+#: Bytes of free RAM and of free disk space below which a check warns.
 _LOW_RAM = 1024**3
 _LOW_DISK = 1024**3
 #: Each connection takes one descriptor, and each request in flight two.

@@ -143,9 +143,10 @@ class ApiKeyConfig(LimitedConfig):
     @field_validator("key")
     @classmethod
     def _check_digest(cls, key: str) -> str:
-        if key.lower().startswith(SHA256_PREFIX):
-            key = key.lower()
-        if key.startswith(SHA256_PREFIX) and not re.fullmatch("[0-9a-fA-F]{64}", key.removeprefix(SHA256_PREFIX)):
+        if not key.lower().startswith(SHA256_PREFIX):
+            return key
+        key = key.lower()
+        if not re.fullmatch("[0-9a-f]{64}", key.removeprefix(SHA256_PREFIX)):
             raise ValueError("after sha256: there must be 64 hexadecimal digits; `llm-api-server keys new` prints them")
         return key
 
@@ -206,7 +207,6 @@ class AuthConfig(Section):
         description="Keys defined in this file.",
         examples=[[{"key": "${LLM_API_KEY}", "name": "default", "permissions": ["all"], "models": ["*"]}]],
     )
-
     issuers: list[IssuerConfig] = Field([], description="Identity providers whose tokens are accepted as well.")
 
     @property

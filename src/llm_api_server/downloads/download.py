@@ -1,4 +1,4 @@
-"""Download of one model: choose its files, check the disk, fetch, verify. Partial data is kept if it is interrupted.
+"""Download of one model: choose its files, check the disk, fetch, verify. Keeps partial data when interrupted.
 
 Blocking. The command line runs it; for the admin API, in a process of its own.
 """
@@ -199,7 +199,7 @@ class _Meter:
 
     def _send(self) -> None:
         self._sent = time.monotonic()
-        # Within the file's size, since a transfer that starts anew counts bytes twice.
+        # At most the file's size: a transfer that restarts counts bytes twice.
         here = self._complete_bytes + max(0, min(self._file_bytes, self._file_size))
         elapsed = self._sent - self._started
         speed = self._fetched / elapsed if elapsed > 1 and self._fetched else None

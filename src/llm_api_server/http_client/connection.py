@@ -27,7 +27,7 @@ MAX_IDLE_CONNECTIONS = 64
 IDLE_TIMEOUT = 4.0
 CONNECT_TIMEOUT = 10.0
 
-#: Returns the numeric address to connect to; may raise to refuse.
+#: Returns the numeric address to connect to, or raises to refuse it.
 Resolve = Callable[[Address], Awaitable[str]]
 
 
@@ -56,9 +56,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = self._pool.write_buffer.wrap(transport)
-        plain = transport.get_extra_info("socket")
-        if plain is not None and plain.family != socket.AF_UNIX:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
         receiver = self._receiver
@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
     def _read_usual(self, data: bytes, receiver: Receiver) -> bool:
         """Read a whole JSON response, or the beginning of a stream, of the usual form; return False for any other.
 
-        The receiver gets type and length only of such a response's headers.
+        Of such a response's headers the receiver gets only content type, length and transfer encoding.
         """
         end = data.find(b"\r\n\r\n")
         if end < 0:
@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Connections to one address; the one used last is used first."""
+    """Connections to one address. The most recently used one is reused first."""
 
     def __init__(
         self,

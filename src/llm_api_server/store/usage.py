@@ -86,6 +86,7 @@ class UsageLedger:
             _insert_finished(connection, batch.finished, worker)
             _insert_started(connection, batch.started, worker)
             _write_progress(connection, batch.progress)
+            # Reversed: the first end of a row counts.
             _settle(connection, {end.row: end for end in reversed(batch.ended)})
             _write_last_used(connection, [*batch.started, *batch.finished])
 
@@ -191,7 +192,7 @@ def _insert_finished(connection: Connection, rows: Sequence[FinishedRequest], wo
             for names, values in ((_COLUMNS, usual), ((*_COLUMNS, *_RARE_COLUMNS), rare)):
                 if values:
                     # Not by SQLAlchemy: to build its parameters takes several times as long as SQLite's insert.
-                    connection.exec_driver_sql(_insertion(names, "?" if is_sqlite else "%s"), values)
+                    connection.exec_driver_sql(_insert_sql(names, "?" if is_sqlite else "%s"), values)
     except IntegrityError:  # some rows were written before
         known = {row["row"] for row in _rows(connection, [row.row for row in rows], [REQUESTS.c.row])}
         _insert_finished(connection, [row for row in rows if row.row not in known], worker)
@@ -199,7 +200,7 @@ def _insert_finished(connection: Connection, rows: Sequence[FinishedRequest], wo
         _add_to_sums(connection, rows)
 
 
-def _insertion(names: Sequence[str], mark: str) -> str:
+def _insert_sql(names: Sequence[str], mark: str) -> str:
     columns = ", ".join(f'"{name}"' for name in names)
     return f"INSERT INTO requests ({columns}) VALUES ({', '.join([mark] * len(names))})"  # noqa: S608 - made of constants
 
@@ -228,7 +229,7 @@ def _name(text: str) -> str:
 def _insert_started(connection: Connection, started: Sequence[RequestStarted], worker: str) -> None:
     if not started:
         return
-    nothing = dict.fromkeys(_TOKENS, 0)
+    zeros = dict.fromkeys(_TOKENS, 0)
     rows = [
         {
             "row": start.row,
@@ -241,7 +242,7 @@ def _insert_started(connection: Connection, started: Sequence[RequestStarted], w
             "stream": start.stream,
             "prompt": start.prompt,
             "started_at": start.at,
-            **nothing,
+            **zeros,
         }
         for start in started
     ]

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 
 def run(*words: str) -> tuple[int, Any]:
-    """Exit code and JSON output."""
+    """Run a command with `--json`; return its exit code and output."""
     result = CliRunner().invoke(app, [*words, "--json"])
     return result.exit_code, json.loads(result.stdout)
 

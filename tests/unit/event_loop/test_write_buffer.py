@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Recording(asyncio.Transport):
-    """Records its calls in `log`, which several may share."""
+    """Transport that records its calls in `log`, which several may share."""
 
     def __init__(self, log: list[str], name: str = "") -> None:
         super().__init__()
@@ -76,16 +76,16 @@ async def test_a_lost_connection_does_not_keep_data_from_others() -> None:
     log: list[str] = []
     buffer = WriteBuffer()
     lost = Recording(log, "1:")
-    here, there = buffer.wrap(lost), buffer.wrap(Recording(log, "2:"))
-    here.write(b"a")
-    there.write(b"b")
+    dead, alive = buffer.wrap(lost), buffer.wrap(Recording(log, "2:"))
+    dead.write(b"a")
+    alive.write(b"b")
     lost.is_lost = True
     await end_of_iteration()
     assert log == ["2:b"]
-    assert here.is_closing()
+    assert dead.is_closing()
 
 
-async def test_in_a_long_iteration_the_first_do_not_wait_for_the_last() -> None:
+async def test_full_buffer_is_sent_before_the_end_of_the_iteration() -> None:
     log: list[str] = []
     buffer = WriteBuffer()
     for number in range(MAX_HELD + 1):
@@ -98,21 +98,21 @@ async def test_in_a_long_iteration_the_first_do_not_wait_for_the_last() -> None:
 async def test_all_other_methods_reach_the_wrapped_transport() -> None:
     left, right = socket.socketpair()
     transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=left)
-    late = WriteBuffer().wrap(transport)
+    buffered = WriteBuffer().wrap(transport)
     got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     class Reader(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:
             got.set_result(data)
 
-    late.set_protocol(Reader())
-    late.pause_reading()
+    buffered.set_protocol(Reader())
+    buffered.pause_reading()
     assert not transport.is_reading()
     right.send(b"hello")
-    late.resume_reading()
+    buffered.resume_reading()
     assert await got == b"hello"
-    assert late.get_extra_info("socket") is not None
-    assert late.get_extra_info("nothing", "else") == "else"
-    late.close()
+    assert buffered.get_extra_info("socket") is not None
+    assert buffered.get_extra_info("nothing", "else") == "else"
+    buffered.close()
     right.close()
-    assert late.is_closing()
+    assert buffered.is_closing()

@@ -73,7 +73,7 @@ def test_images_are_made_of_what_is_here(name: str) -> None:
     for word in copied:
         assert (ROOT / word).exists()
         assert f"!{word}" in allowed
-    assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE), "Kubernetes can tell only of a number that it is not root"
+    assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE), "runAsNonRoot needs a numeric user"
 
 
 def test_volumes_are_where_the_configuration_looks() -> None:

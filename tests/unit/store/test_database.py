@@ -81,12 +81,12 @@ database.open()
 database.close()
 print("alembic" in sys.modules)
 """
-    answers = []
+    outputs = []
     for _ in range(2):
         output, errors = run(program, url).communicate()
         assert not errors
-        answers.append(output.strip())
-    assert answers == ["True", "False"]
+        outputs.append(output.strip())
+    assert outputs == ["True", "False"]
 
 
 def test_processes_that_open_a_new_database_at_once_upgrade_it_once(url: str) -> None:

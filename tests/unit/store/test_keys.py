@@ -320,8 +320,8 @@ def test_changes_of_several_writers_are_committed_in_the_order_of_their_revision
 
     def write(number: int) -> None:
         own = Keys(databases[number])
-        for turn in range(20):
-            own.update(f"k{number + 1}", KeyFields(priority=turn + 2), ALICE)
+        for step in range(20):
+            own.update(f"k{number + 1}", KeyFields(priority=step + 2), ALICE)
 
     def poll() -> None:
         while True:

@@ -176,7 +176,7 @@ EVENTS = st.tuples(
 def test_any_split_and_repetition_gives_the_same_sums(
     database: Database, data: st.DataObject, requests: list[tuple[str, str, float, int, tuple[int, str | None], bool]]
 ) -> None:
-    """The messages of a request keep their order; requests mix, batches are cut anywhere and told again."""
+    """The messages of a request keep their order; requests interleave, batches are cut anywhere and sent again."""
     with database.writing() as connection:
         for table in (schema.REQUESTS, schema.HOURS, schema.DAYS):
             connection.execute(sa.delete(table))
@@ -190,9 +190,9 @@ def test_any_split_and_repetition_gives_the_same_sums(
         if finished:
             own.append(ended(row, Usage(tokens, tokens), status, error))
         # Later requests may come in anywhere, as long as their own order stays.
-        places = sorted(data.draw(st.lists(st.integers(0, len(messages)), min_size=len(own), max_size=len(own))))
-        for offset, (place, message) in enumerate(zip(places, own, strict=True)):
-            messages.insert(place + offset, message)
+        positions = sorted(data.draw(st.lists(st.integers(0, len(messages)), min_size=len(own), max_size=len(own))))
+        for offset, (position, message) in enumerate(zip(positions, own, strict=True)):
+            messages.insert(position + offset, message)
     cuts = sorted(data.draw(st.sets(st.integers(1, max(len(messages) - 1, 1)))))
     batches = [batch_of(messages[a:b]) for a, b in zip([0, *cuts], [*cuts, len(messages)], strict=True) if a < b]
     for number, batch in enumerate(batches):
@@ -207,7 +207,7 @@ def test_any_split_and_repetition_gives_the_same_sums(
 
 
 def batch_of(messages: Sequence[RequestStarted | RequestProgress | RequestEnded]) -> Batch:
-    """As a worker makes them: what begins and ends in one batch is told as a whole."""
+    """Return a batch as a worker makes it: a request that starts and ends in it is one event."""
     begun = {message.row: message for message in messages if isinstance(message, RequestStarted)}
     over = {message.row: message for message in messages if isinstance(message, RequestEnded)}
     return Batch(
@@ -280,13 +280,13 @@ def test_the_ledger_and_changes_of_keys_do_not_block_each_other(url: str, databa
     other = Database(url, lock_timeout=60)
 
     def write() -> None:
-        for turn in range(30):
-            UsageLedger(other).write(Batch([started(f"{turn}-{key}", NOON + turn, key=key) for key in ids]), "w1")
+        for number in range(30):
+            UsageLedger(other).write(Batch([started(f"{number}-{key}", NOON + number, key=key) for key in ids]), "w1")
 
     thread = threading.Thread(target=write)
     thread.start()
-    for turn in range(30):
-        keys.update(f"k{4 - turn % 5}", KeyFields(priority=turn + 2), Actor("cli:alice"))
+    for number in range(30):
+        keys.update(f"k{4 - number % 5}", KeyFields(priority=number + 2), Actor("cli:alice"))
     thread.join()
     other.close()
     assert [record.last_used_at for record in keys.list()] == [NOON + 29] * 5
@@ -311,10 +311,10 @@ while True:
 """
     database.open()
     ledger = UsageLedger(database)
-    told = 0
+    written = 0
     for wait_for in (1, 3, 7):
         process = subprocess.Popen(
-            [sys.executable, "-c", program.replace("number = 0", f"number = {told + 1000 * wait_for}"), url],
+            [sys.executable, "-c", program.replace("number = 0", f"number = {written + 1000 * wait_for}"), url],
             env={"PYTHONPATH": str(SOURCE)}, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdout is not None
@@ -323,7 +323,7 @@ while True:
         lines += process.stdout.readlines()
         process.stdout.close()
         process.wait()
-        told += len(lines)
+        written += len(lines)
         # A server finishes or rolls back on its own; this waits for it.
         with database.writing(5_021_101):
             pass
@@ -331,10 +331,10 @@ while True:
         rows = ledger.rows(limit=100_000)
         assert found is not None
         assert len(rows) % 50 == 0
-        assert len(rows) >= told * 50
+        assert len(rows) >= written * 50
         assert found.requests == found.prompt_tokens == len(rows)
         assert {usage_of(row) for row in rows} == {Usage(1, 2)}
-        told = len(rows) // 50
+        written = len(rows) // 50
 
 
 def test_spent_counts_day_and_month_in_utc_and_open_requests(ledger: UsageLedger) -> None:

@@ -27,7 +27,7 @@ export function requests(main, { api }) {
   };
   async function refresh() {
     const [{ data: running, total }, { data }] = await Promise.all([api.get("/admin/api/requests/live"), api.get(`/admin/api/requests?limit=${count}`)]);
-    fill(live, panelHead(t("In flight"), h("span", { class: "muted" }, tally(running, total))), running.length === 0 ? h("div", { class: "empty" }, h("p", {}, t("No requests in flight."))) : h("div", {}, liveTable(running)));
+    fill(live, panelHead(t("In flight"), h("span", { class: "muted" }, counts(running, total))), running.length === 0 ? h("div", { class: "empty" }, h("p", {}, t("No requests in flight."))) : h("div", {}, liveTable(running)));
     if (JSON.stringify(data) !== JSON.stringify(rows)) { rows = data; draw(); }
   }
   search.addEventListener("input", draw);
@@ -43,7 +43,7 @@ function words(row) {
   return [row.key_name, row.model, row.endpoint, row.status, row.error].join(" ").toLowerCase();
 }
 
-function tally(running, total) {
+function counts(running, total) {
   const parts = Object.entries(STATES).map(([state, [label]]) => [running.filter((one) => one.state === state).length, t(label)]).filter(([count]) => count > 0);
   return [...parts.map(([count, label]) => `${count} ${label}`), total > running.length ? `${total} ${t("in total")}` : ""].filter(Boolean).join(" · ");
 }

@@ -69,8 +69,8 @@ class ContextLimits:
             case schemas.ResponsesRequest():
                 return await self._count_messages(instance, msgspec.json.encode({"messages": _as_messages(request)}))
             case schemas.MessagesRequest():
-                answer = await self._ask(instance, "/v1/messages/count_tokens", body)
-                count = answer.get("input_tokens")
+                reply = await self._ask(instance, "/v1/messages/count_tokens", body)
+                count = reply.get("input_tokens")
                 return count if isinstance(count, int) else None
         return None
 
@@ -178,9 +178,9 @@ def _as_content(content: Any) -> str | list[dict[str, Any]]:
     ]
 
 
-def _length(answer: dict[str, Any]) -> int | None:
+def _length(reply: dict[str, Any]) -> int | None:
     """Return vLLM's `count`, or the number of tokens."""
-    count, tokens = answer.get("count"), answer.get("tokens")
+    count, tokens = reply.get("count"), reply.get("tokens")
     if isinstance(count, int):
         return count
     return len(tokens) if isinstance(tokens, list) else None

@@ -76,7 +76,7 @@ class DirectResponder:
     # From the connection.
 
     def begin_with(self, body: bytes) -> None:
-        """Begin a request whose body is complete and whose turn it is."""
+        """Begin a request whose body is complete and that is next on its connection."""
         self._has_turn = self.has_body = self._has_begun = True
         self._is_too_large = len(body) > self._handler.max_body_bytes
         self._chunks.append(body)
@@ -90,7 +90,7 @@ class DirectResponder:
         self._is_early = self._is_too_large or self.head.expects_continue
 
     def on_turn(self) -> None:
-        """Take the turn: the earlier requests of this connection have their responses."""
+        """Begin: the earlier requests of this connection have their responses."""
         if self.disconnected:
             return
         self._has_turn = True

@@ -15,7 +15,7 @@ class KeySource:
     def __init__(self, link: ManagerLink) -> None:
         self._link = link
         self._forget: Callable[[Collection[str] | None], None] = lambda _: None
-        # Changes may have been missed without a connection.
+        # Changes may have been missed while disconnected.
         link.register({KeysChanged: self._on_changed}, on_connected=lambda: self._forget(None))
 
     def when_changed(self, forget: Callable[[Collection[str] | None], None]) -> None:

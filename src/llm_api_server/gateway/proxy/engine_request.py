@@ -48,8 +48,8 @@ _CHAT = frozenset({"chat", "responses", "messages"})
 class EngineRequest:
     """Body and facts of a request, with the model that it is for. `form` is set for multipart bodies.
 
-    `row` is its name in the ledger and at the engine, set when it is admitted. `trace_lines` are the headers of the
-    trace that it belongs to. Some instances need a request adapted that `may_need_adapting`, or do not support it.
+    `row` identifies it in the ledger and at the engine, and is set when it is admitted. `trace_lines` are the headers
+    of its trace. Unless `may_need_adapting`, every instance of its model supports it unadapted.
     """
 
     __slots__ = (
@@ -71,7 +71,7 @@ class EngineRequest:
         self._head = head
         self._form = form
         request = facts.request
-        #: Whether the engine is asked for a tool call that some do not enforce.
+        #: Whether a tool call is demanded, which some engines do not enforce.
         self._is_forced = False
         self.may_need_adapting = True
         if isinstance(request, schemas.ChatRequest):
@@ -137,7 +137,7 @@ class EngineRequest:
         """Return whether the instance serves the endpoint in a format of its own."""
         return self.endpoint.task is None and tokenize_adapter.is_translated(self.facts, instance)
 
-    # The request of an instance.
+    # The request to an instance.
 
     def body_for(self, instance: InstanceInfo) -> bytes:
         """Return the body with what this instance needs changed; usually the client's own."""
@@ -186,7 +186,7 @@ class EngineRequest:
                     headers[name] = self._head.get(name.encode())
         return encode_head(instance.address, self.endpoint.path_on(instance.engine), headers)
 
-    # The response of an instance.
+    # The response from an instance.
 
     def response(self, status: int, headers: dict[str, str], instance: InstanceInfo) -> EngineResponse:
         """Return the reader for a response that begins with this head. Raises `BadEngineResponse`."""

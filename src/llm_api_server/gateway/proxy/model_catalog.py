@@ -22,9 +22,9 @@ class Found:
 
 
 class ModelCatalog:
-    """Models and adapters in the order of the configuration, as `all`.
+    """Configured models. `all` lists them, with their adapters, in the order of the configuration.
 
-    `revision` counts the configurations, `created` is when the current one was written.
+    `revision` counts the configurations; `created` is when the current one was written, in Unix seconds.
     """
 
     def __init__(self, models: ModelsConfig, created: int = 0) -> None:
@@ -32,7 +32,7 @@ class ModelCatalog:
         self.configure(models, created)
 
     def configure(self, models: ModelsConfig, created: int) -> None:
-        """Replace all models. `created` is in Unix seconds."""
+        """Replace all models."""
         self.revision += 1
         self.created = created
         self._default = models.default

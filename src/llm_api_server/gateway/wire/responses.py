@@ -35,7 +35,7 @@ STREAM_HEAD = b"content-type: text/event-stream; charset=utf-8\r\ncache-control:
 class EngineResponse(Protocol):
     """One engine response on its way to the client. `head` holds header lines.
 
-    With `is_stream` an error after the first byte becomes an event.
+    If `is_stream`, an error after the first byte is sent as an event.
     """
 
     status: int
@@ -94,13 +94,13 @@ class StreamResponse:
     def _first(self, out: bytes) -> bytes:
         failed = self.reader.failed
         if failed is not None and out == error_event(self._dialect, failed, self.reader.next_sequence_number):
-            raise failed  # vLLM reports an invalid schema so: status 200, then an error as the only event
+            raise failed  # vLLM reports an invalid schema this way: status 200, then an error as the only event
         self._is_started = bool(out)
         return out
 
 
 class PlainResponse(BodyReader):
-    """Any other body, byte for byte."""
+    """A body that is relayed byte for byte."""
 
     is_stream = False
     failed = None

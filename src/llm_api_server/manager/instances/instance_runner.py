@@ -1,4 +1,4 @@
-"""Runs the instances, each on one task from its start to its end, which alone reports the end."""
+"""Runner of the instances. One task per instance lasts from start to end, and alone reports the end."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class InstanceEvents(Protocol):
         """Handle the end of an instance, which was stopped (`is_stopping`) or ended for `reason`."""
 
     def on_slept(self, instance: Instance, from_level: int, *, is_asleep: bool) -> None:
-        """Handle the end of an attempt to put it to sleep; `is_asleep`: it sleeps and its memory is free."""
+        """Handle the end of an attempt to put an instance to sleep. `is_asleep`: it sleeps, and its memory is free."""
 
     def on_woken(self, instance: Instance, *, is_awake: bool) -> None:
-        """Handle the end of an attempt to wake it."""
+        """Handle the end of an attempt to wake an instance."""
 
 
 class InstanceRunner:
-    """Starts, adopts, stops, puts to sleep and wakes instances, and reports to `events`."""
+    """Runner that starts, adopts, stops, puts to sleep and wakes instances, and reports to `events`."""
 
     def __init__(
         self, context: InstanceContext, instances: RunningInstances, devices: DeviceWatch, events: InstanceEvents
@@ -141,7 +141,7 @@ class InstanceRunner:
         self._events.on_slept(instance, from_level, is_asleep=problem is None)
 
     async def _wake(self, instance: Instance, level: int) -> None:
-        started = time.time()
+        started = time.monotonic()
         problem = None
         try:
             async with asyncio.timeout(_SLEEP_TIMEOUT):
@@ -149,7 +149,7 @@ class InstanceRunner:
         except (SleepFailed, TimeoutError) as error:
             problem = str(error) or "it took too long"
         if problem is None:
-            logger.info("model {} awake after {:.1f} s", instance.model, time.time() - started)
+            logger.info("model {} awake after {:.1f} s", instance.model, time.monotonic() - started)
         else:
             logger.warning("model {} does not wake, so it is reloaded: {}", instance.model, problem)
         self._events.on_woken(instance, is_awake=problem is None)

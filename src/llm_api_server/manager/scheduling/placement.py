@@ -1,4 +1,4 @@
-"""Places a model: on free devices, or on those that the fewest evictions free. Pure."""
+"""Placement of a model: on free devices, or on those that the fewest evictions free. Pure."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class PlacementPass:
         self.victims: set[str] = set()
 
     def place_now(self, model: Model) -> Placement | None:
-        """Return where it can start (or wake) at once, without memory that is reserved for others."""
+        """Return where the model can start (or wake) at once, without memory that is reserved for others."""
         return self._place(model, tighter(self.current, self.projected))
 
     def place_later(self, model: Model) -> Placement | None:
-        """Return where it can start once the instances that leave anyway are gone."""
+        """Return where the model can start once the instances that are leaving are gone."""
         return self._place(model, self.projected)
 
     def must_wait(self, model: Model, placement: Placement) -> bool:

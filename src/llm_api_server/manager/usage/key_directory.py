@@ -25,7 +25,7 @@ MAX_REMEMBERED_KEYS = 100_000
 
 
 class KeyDirectory:
-    """Answers `FindKey`, sends `KeysChanged` to all workers, and knows whether the database can be used."""
+    """Replies to `FindKey`, sends `KeysChanged` to all workers, and knows whether the database can be used."""
 
     def __init__(
         self,

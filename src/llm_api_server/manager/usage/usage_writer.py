@@ -37,7 +37,7 @@ HOUSEKEEPING_INTERVAL = 3600.0
 CLOSE_TIMEOUT = 5.0
 #: Seconds between two writes of the progress of running requests.
 PROGRESS_INTERVAL = 2.0
-#: Tries to write one report to a database that answers other statements.
+#: Attempts to write one report while the database executes other statements.
 MAX_TRIES = 600
 MAX_WAITING_REPORTS = 100_000
 

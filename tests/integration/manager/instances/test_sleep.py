@@ -141,14 +141,14 @@ class World:
         self.manager.return_slots(self.client, granted.instance.id, granted.slots)
         return granted.instance.id
 
-    async def becomes(self, name: str, state: ModelState) -> None:
+    async def wait_state(self, name: str, state: ModelState) -> None:
         await until(lambda: self.status(name).state is state)
 
 
 async def test_idle_model_sleeps_and_the_next_request_wakes_it(tmp_path: Path) -> None:
     async with World(tmp_path, a="none").running(deep_sleep_timeout=0) as world:
         first = await world.use("a")
-        await world.becomes("a", ModelState.SLEEPING)
+        await world.wait_state("a", ModelState.SLEEPING)
         await until(lambda: world.status("a").devices == {"gpu0": int(1.5 * GIB), "ram": 8 * GIB})
         assert await world.use("a") == first
         assert world.calls("a")[:2] == ["/sleep?level=1", "/wake_up"]
@@ -191,7 +191,7 @@ async def test_engine_that_frees_no_memory_is_unloaded(tmp_path: Path, fault: st
 async def test_engine_that_does_not_wake_is_replaced(tmp_path: Path) -> None:
     async with World(tmp_path, a="refuses_wake").running() as world:
         first = await world.use("a")
-        await world.becomes("a", ModelState.SLEEPING)
+        await world.wait_state("a", ModelState.SLEEPING)
         assert await world.use("a") != first
 
 
@@ -209,7 +209,7 @@ async def test_sleeping_engines_of_a_killed_manager_are_not_adopted(tmp_path: Pa
     world = World(tmp_path, a="none")
     async with world.running(deep_sleep_timeout=0) as one:
         first = await one.use("a")
-        await one.becomes("a", ModelState.SLEEPING)
+        await one.wait_state("a", ModelState.SLEEPING)
         pid = one.status("a").pid
         await one.abandon()
     async with world.running(deep_sleep_timeout=0) as other:

@@ -74,8 +74,8 @@ def test_slots_equal_the_sequences_that_vllm_runs(tmp_path: Path) -> None:
             assert value_of(argv_of(engine_on(machine), model), "--max-num-seqs") == str(usual)
             assert engine_on(machine).inspect(model).slots == usual
             assert engine_on(machine, max_batch_size=9).inspect(model).slots == 9
-            told = model.model_copy(update={"engine_args": {"max_num_seqs": 3}})
-            assert engine_on(machine, max_batch_size=9).inspect(told).slots == 3
+            limited = model.model_copy(update={"engine_args": {"max_num_seqs": 3}})
+            assert engine_on(machine, max_batch_size=9).inspect(limited).slots == 3
 
 
 def test_a_cpu_plan_is_eager_with_a_cache_in_bytes(tmp_path: Path) -> None:

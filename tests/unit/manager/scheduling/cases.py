@@ -130,4 +130,4 @@ class World:
 
 
 def devices_of(placement: Placement) -> list[str]:
-    return [seat.device for seat in placement.devices]
+    return [device.device for device in placement.devices]

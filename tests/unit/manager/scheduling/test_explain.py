@@ -31,9 +31,9 @@ def test_an_explanation_has_the_arithmetic_of_each_device() -> None:
     world = World([*gpus(24), ram(64)], {"a": part(0.5), "b": part(0.9)})
     world.load("a")
     world.scheduler.update_foreign({"gpu0": 2 * GIB, "ram": 8 * GIB})
-    told = world.explain("b")
-    assert told.verdict == "after_evicting"
-    gpu, memory = told.devices
+    explanation = world.explain("b")
+    assert explanation.verdict == "after_evicting"
+    gpu, memory = explanation.devices
     assert (gpu.total, gpu.foreign, gpu.taken, gpu.free) == (24 * GIB, 2 * GIB, {"a": 12 * GIB}, 10 * GIB)
     assert (memory.foreign, memory.free) == (8 * GIB, 56 * GIB)
     world.scheduler.update_foreign({"gpu0": 20 * GIB})
