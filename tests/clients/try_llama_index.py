@@ -36,7 +36,8 @@ def main() -> None:
         "wrong_key": error_of(lambda: model(key=WRONG_KEY).chat(hello)),
         "unknown_model": error_of(lambda: model(name="nope").chat(hello)),
     }
-    chunks = model(max_tokens=4000).stream_chat([ChatMessage(role="user", content=LONG)])
+    endless = {"extra_body": {"ignore_eos": True}}  # the connection closes only when the process ends
+    chunks = model(max_tokens=4000, additional_kwargs=endless).stream_chat([ChatMessage(role="user", content=LONG)])
     next(chunks)
     chunks.close()
     report(**facts)
